@@ -1,0 +1,37 @@
+//! The container runtime contract.
+//!
+//! An agent is written against the [`Runtime`] trait and the types here; a backend implements them. Berth's own is
+//! `youki-backend`. This crate knows neither Linux nor S3 nor HTTP.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`runtime`] | the trait |
+//! | [`spec`] | [`ServiceSpec`]: what a container shall be |
+//! | [`container`] | ids, states, outcomes, details |
+//! | [`stats`], [`logs`], [`exec`], [`image`], [`volume`] | what the calls take and return |
+//! | [`error`] | [`AgentError`] |
+#![deny(missing_docs)]
+
+pub mod container;
+pub mod error;
+pub mod exec;
+pub mod image;
+pub mod logs;
+pub mod runtime;
+pub mod spec;
+pub mod stats;
+pub mod time;
+pub mod volume;
+
+pub use container::{
+    ContainerId, ContainerInspectDetails, ContainerState, ContainerSummary, HealthDetail, InvalidId,
+    NetworkAttachmentDetail, TopEntry, WaitOutcome, WaitReason,
+};
+pub use error::{AgentError, Result};
+pub use exec::{ExecEvent, ExecEventStream, ExecInput, ExecOptions};
+pub use image::{ImageInfo, PruneResult, PullPolicy, RegistryAuth, RegistryAuthType, Secret};
+pub use logs::{LogEntry, LogRecord, LogRecordStream, LogSource, LogStream, LogsOptions};
+pub use runtime::Runtime;
+pub use spec::{PortMapping, ServiceSpec};
+pub use stats::{ContainerStats, DetailedStats};
+pub use volume::VolumeStatus;

@@ -1,0 +1,452 @@
+//! [`ServiceSpec`]: what a container shall be. Read from YAML or JSON; unknown fields are errors.
+
+mod byte_size;
+pub mod duration;
+mod health;
+mod ports;
+mod storage;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::image::PullPolicy;
+pub use byte_size::{ByteSize, InvalidByteSize};
+pub use health::{HealthCheck, HealthSpec};
+pub use ports::{EndpointProtocol, EndpointSpec, PortMapping, PortProtocol};
+pub use storage::StorageSpec;
+
+/// All that is asked of a container. Only the image is required.
+///
+/// ```
+/// let spec: runtime_core::ServiceSpec = serde_yaml_ng::from_str("
+/// image: { name: docker.io/library/busybox:latest }
+/// command: { args: [sleep, infinity] }
+/// resources: { memory: 64Mi, cpu: 0.5 }
+/// storage: [{ type: named, name: data, target: /data }]
+/// ").unwrap();
+/// assert_eq!(spec.resources.memory.unwrap().as_u64(), 64 << 20);
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// The image.
+    pub image: ImageSpec,
+    /// What to run; Docker's rules for what is left out.
+    #[serde(default)]
+    pub command: CommandSpec,
+    /// Environment. `$E:VAR` is taken from the agent's environment, `$S:name` from its secrets provider.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Limits.
+    #[serde(default)]
+    pub resources: ResourcesSpec,
+    /// Mounts and volumes.
+    #[serde(default)]
+    pub storage: Vec<StorageSpec>,
+    /// Host devices to offer.
+    #[serde(default)]
+    pub devices: Vec<DeviceSpec>,
+    /// Capabilities added to the default set (`NET_ADMIN` or `CAP_NET_ADMIN`; `ALL`).
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// Capabilities taken from the default set (`ALL` takes all).
+    #[serde(default)]
+    pub drop_capabilities: Vec<String>,
+    /// All capabilities and devices, no seccomp, nothing masked.
+    #[serde(default)]
+    pub privileged: bool,
+    /// System call filter.
+    #[serde(default)]
+    pub seccomp: SeccompSpec,
+    /// Processes can gain no privilege by exec (`PR_SET_NO_NEW_PRIVS`).
+    #[serde(default)]
+    pub no_new_privileges: bool,
+    /// Which network.
+    #[serde(default)]
+    pub network: NetworkSpec,
+    /// Names for what the service offers; a host-network replica gets the first one's port as `PORT`.
+    #[serde(default)]
+    pub endpoints: Vec<EndpointSpec>,
+    /// Published ports.
+    #[serde(default)]
+    pub port_mappings: Vec<PortMapping>,
+    /// Share the host's network; the same as `network: {mode: host}`.
+    #[serde(default)]
+    pub host_network: bool,
+    /// Host name; the container's name if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Name servers; the host's if empty.
+    #[serde(default)]
+    pub dns: Vec<String>,
+    /// Search domains; the host's if empty.
+    #[serde(default)]
+    pub dns_search: Vec<String>,
+    /// Lines for `/etc/hosts`: `host:ip`, where `host-gateway` as address stands for the host's.
+    #[serde(default)]
+    pub extra_hosts: Vec<String>,
+    /// Health check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthSpec>,
+    /// What to do when the container ends by itself.
+    #[serde(default)]
+    pub restart_policy: RestartPolicy,
+    /// Where output goes, and how much is kept.
+    #[serde(default)]
+    pub logs: LogsSpec,
+    /// `name|uid[:group|gid]`; the image's if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The root filesystem is read-only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Resource limits by name (`nofile`, `core`, …).
+    #[serde(default)]
+    pub rlimits: BTreeMap<String, RlimitSpec>,
+    /// Kernel parameters of the container's own namespaces.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
+    /// Signal that asks the container to stop, by name or number; the image's, else TERM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+    /// Time between that signal and KILL, where the caller of stop names none.
+    #[serde(default, with = "duration::option", skip_serializing_if = "Option::is_none")]
+    pub stop_timeout: Option<Duration>,
+    /// Free-form labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// `os/arch[/variant]` to take from an image index; the host's if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// Run a tiny init that reaps orphans.
+    #[serde(default)]
+    pub init: bool,
+    /// Keep standard input open for `attach` or a foreground run.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Give the container a terminal.
+    #[serde(default)]
+    pub tty: bool,
+    /// Size of `/dev/shm`; 64 MiB if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_size: Option<ByteSize>,
+    /// The caller will remove the container as soon as it ends: its writable layer need not survive a power cut.
+    #[serde(default)]
+    pub remove_on_exit: bool,
+
+    /// The agent's business: parsed, kept, not acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Value>,
+    /// The agent's business: parsed, kept, not acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<Value>,
+    /// The agent's business: parsed, kept, not acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depends: Option<Value>,
+    /// The agent's business: parsed, kept, not acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errors: Option<Value>,
+    /// The agent's business: parsed, kept, not acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_mode: Option<Value>,
+    /// The agent's business: parsed, kept, not acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<Value>,
+}
+
+impl ServiceSpec {
+    /// A spec that runs `image` as it is.
+    #[must_use]
+    pub fn new(image: impl Into<String>) -> Self {
+        Self { image: ImageSpec { name: image.into(), ..ImageSpec::default() }, ..Self::default() }
+    }
+
+    /// The network asked for, `host_network` included.
+    #[must_use]
+    pub fn network_mode(&self) -> &NetworkMode {
+        if self.host_network { &NetworkMode::Host } else { &self.network.mode }
+    }
+}
+
+/// Which image, and when to ask its registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSpec {
+    /// Reference: `registry/repository:tag` or `@digest`; Docker's short forms too.
+    pub name: String,
+    /// When to ask the registry.
+    #[serde(default)]
+    pub pull_policy: PullPolicy,
+}
+
+/// What to run, by Docker's rules: an entrypoint drops the image's CMD; only args keep its ENTRYPOINT.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommandSpec {
+    /// In place of the image's ENTRYPOINT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    /// In place of the image's CMD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Vec<String>>,
+    /// In place of the image's WORKDIR; absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+}
+
+/// Limits. `None`: no limit, but for pids.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourcesSpec {
+    /// CPUs, in cores (`0.5`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<f64>,
+    /// Memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+    /// GPUs; for the agent's scheduler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Value>,
+    /// Processes and threads; 2048 if `None`, no limit if -1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<i64>,
+    /// Swap beyond the memory limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap: Option<ByteSize>,
+    /// Relative weight when CPUs are short, 2 to 262144; 1024 is usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u64>,
+    /// CPUs it may run on (`0-2,4`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpuset: Option<String>,
+    /// Block I/O.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io: Option<IoSpec>,
+}
+
+/// Block I/O limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IoSpec {
+    /// Relative weight, 10 to 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+}
+
+/// A host device offered to the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceSpec {
+    /// The device node on the host, and in the container.
+    pub path: String,
+    /// May be read.
+    #[serde(default = "yes")]
+    pub read: bool,
+    /// May be written.
+    #[serde(default = "yes")]
+    pub write: bool,
+    /// May be made by mknod.
+    #[serde(default)]
+    pub mknod: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Soft and hard resource limit; `u64::MAX` for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RlimitSpec {
+    /// What is enforced.
+    pub soft: u64,
+    /// How far the process may raise it.
+    pub hard: u64,
+}
+
+/// System call filter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SeccompSpec {
+    /// Docker's default profile.
+    #[default]
+    Default,
+    /// None.
+    Unconfined,
+    /// A profile file in Docker's format on the host.
+    File(String),
+}
+
+/// The network a container is attached to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// Which.
+    #[serde(default)]
+    pub mode: NetworkMode,
+    /// Further names of the container in it.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+}
+
+/// `bridge` (the default network), `none`, `host`, or the name of a network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", from = "String")]
+#[allow(missing_docs)] // each variant is its name
+pub enum NetworkMode {
+    #[default]
+    Bridge,
+    None,
+    Host,
+    Named(String),
+}
+
+impl From<String> for NetworkMode {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "bridge" | "" => Self::Bridge,
+            "none" => Self::None,
+            "host" => Self::Host,
+            _ => Self::Named(text),
+        }
+    }
+}
+
+impl From<NetworkMode> for String {
+    fn from(mode: NetworkMode) -> Self {
+        mode.to_string()
+    }
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bridge => "bridge",
+            Self::None => "none",
+            Self::Host => "host",
+            Self::Named(name) => name,
+        })
+    }
+}
+
+/// What to do when the container ends by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestartPolicy {
+    /// Whether.
+    #[serde(default)]
+    pub kind: RestartKind,
+    /// Give up after so many; `None`: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// Wait so long before the first; doubled each time.
+    #[serde(default, with = "duration::option", skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Duration>,
+}
+
+/// When to restart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)] // each variant is its name
+pub enum RestartKind {
+    #[default]
+    No,
+    Always,
+    UnlessStopped,
+    OnFailure,
+}
+
+impl FromStr for RestartKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "no" => Ok(Self::No),
+            "always" => Ok(Self::Always),
+            "unless-stopped" | "unless_stopped" => Ok(Self::UnlessStopped),
+            "on-failure" | "on_failure" => Ok(Self::OnFailure),
+            _ => Err(format!("{text:?} is not a restart policy: no, always, unless-stopped or on-failure")),
+        }
+    }
+}
+
+/// Where output goes, and how much of it is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsSpec {
+    /// Where it is shipped to; for the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+    /// All that a container keeps, in about ten files; the runtime's configured size if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_size_bytes: Option<u64>,
+    /// How long it is kept; for the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<String>,
+    /// What happens when the disk is slower than the container; the runtime's configured mode if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<LogMode>,
+}
+
+/// What happens when a container writes faster than its log can be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogMode {
+    /// The container waits, as with docker.
+    #[default]
+    Blocking,
+    /// Output is dropped and counted.
+    NonBlocking,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_field_is_an_error_at_every_level() {
+        for text in [
+            r#"{"image":{"name":"a"},"imagine":1}"#,
+            r#"{"image":{"name":"a","tag":"x"}}"#,
+            r#"{"image":{"name":"a"},"resources":{"memroy":"1Gi"}}"#,
+            r#"{"image":{"name":"a"},"storage":[{"type":"named","name":"a","target":"/a","src":"x"}]}"#,
+            r#"{"image":{"name":"a"},"health":{"check":{"type":"tcp","port":1,"host":"x"}}}"#,
+        ] {
+            let error = serde_json::from_str::<ServiceSpec>(text).unwrap_err().to_string();
+            assert!(error.contains("unknown field"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn yaml_and_json_round_trip() {
+        let yaml = r"
+image: { name: 'reg.example/app:1', pull_policy: if_not_present }
+command: { entrypoint: [/app], args: [serve], workdir: /srv }
+env: { A: '1', B: $E:HOME }
+resources: { cpu: 1.5, memory: 512Mi, pids: 100 }
+storage:
+  - { type: bind, source: /etc/ssl, target: /etc/ssl, readonly: true }
+  - { type: named, name: data, target: /data }
+  - { type: anonymous, target: /scratch }
+  - { type: tmpfs, target: /tmp, size: 64Mi, mode: 0o1777 }
+port_mappings: [{ container_port: 80 }, { host_port: 53, container_port: 53, protocol: udp }]
+network: { mode: front, aliases: [web] }
+health: { check: { type: http, url: 'http://127.0.0.1:80/' }, interval: 10s }
+restart_policy: { kind: on_failure, max_attempts: 3, delay: 500ms }
+stop_timeout: 1m30s
+scale: { min: 1 }
+";
+        let spec: ServiceSpec = serde_yaml_ng::from_str(yaml).unwrap();
+        assert_eq!(spec.stop_timeout, Some(Duration::from_secs(90)));
+        assert_eq!(spec.network.mode, NetworkMode::Named("front".into()));
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<ServiceSpec>(&json).unwrap(), spec);
+        let back = serde_yaml_ng::to_string(&spec).unwrap();
+        assert_eq!(serde_yaml_ng::from_str::<ServiceSpec>(&back).unwrap(), spec);
+    }
+}

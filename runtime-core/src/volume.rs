@@ -1,0 +1,28 @@
+//! Named volumes as their owner sees them.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+/// What is known of a named volume on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// The volume.
+    pub name: String,
+    /// Its tree on this host.
+    pub mountpoint: PathBuf,
+    /// The generation this host last published or restored.
+    pub generation: Option<u64>,
+    /// When the tree as it was then became durable in S3; `None` when it never did, or no bucket is configured.
+    #[serde(with = "crate::time::option")]
+    pub durable_at: Option<DateTime<Utc>>,
+    /// Bytes known to be changed here and not in S3.
+    pub bytes_at_risk: u64,
+    /// The host that holds the claim, as last seen.
+    pub owner: Option<String>,
+    /// What the last attempt to sync failed with.
+    pub last_error: Option<String>,
+    /// Bytes of its files on this host.
+    pub size_bytes: Option<u64>,
+}
