@@ -10,13 +10,17 @@
 //! | [`container`] | ids, states, outcomes, details |
 //! | [`stats`], [`logs`], [`exec`], [`image`], [`volume`] | what the calls take and return |
 //! | [`error`] | [`AgentError`] |
+//! | [`conformance`] | whether a backend keeps the contract |
+//! | [`memory`] | a minimal backend for tests of agents |
 #![deny(missing_docs)]
 
+pub mod conformance;
 pub mod container;
 pub mod error;
 pub mod exec;
 pub mod image;
 pub mod logs;
+pub mod memory;
 pub mod runtime;
 pub mod spec;
 pub mod stats;

@@ -1,0 +1,90 @@
+//! Names of containers, and unknown ones.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use super::case::{Case, Verdict, ensure, refused};
+use super::{Ability, Check, Workload, check};
+use crate::{AgentError, ContainerId, Result};
+
+pub(super) fn checks() -> Vec<Check> {
+    vec![
+        check!("ids.invalid", "an id that is not a valid name is refused and creates nothing", invalid),
+        check!("ids.unknown", "every method with an id: an unknown one is NotFound", unknown),
+    ]
+}
+
+async fn invalid(case: Case) -> Verdict {
+    let spec = case.spec(&Workload::exit(0))?;
+    let long = "a".repeat(201);
+    for service in ["", ".", "..", "../x", "a/b", "/a", "-a", "_a", "a b", "a\n", "a\0", "ä", "a-rep-1", &long] {
+        let id = ContainerId::new(service, 0);
+        let created = case.runtime().create_container(&id, &spec).await;
+        if created.is_ok() {
+            // It is no valid id, so the clean-up does not know it; what can be removed is.
+            let _ = case.runtime().remove_container(&id).await;
+        }
+        let wanted = |error: &AgentError| matches!(error, AgentError::InvalidSpec(_) | AgentError::CreateFailed { .. });
+        refused(&format!("create_container with service {service:?}"), created, wanted)?;
+        let wanted = |error: &AgentError| matches!(error, AgentError::InvalidSpec(_) | AgentError::NotFound { .. });
+        let state = case.runtime().container_state(&id).await;
+        refused(&format!("container_state with service {service:?}"), state, wanted)?;
+    }
+    Ok(())
+}
+
+async fn unknown(case: Case) -> Verdict {
+    let runtime = case.runtime();
+    let id = case.id();
+    let command = case.command(&Workload::exit(0)).unwrap_or_else(|_| vec!["true".to_owned()]);
+    let mut wrong = Vec::new();
+
+    let mut required = Answers { wrong: &mut wrong, or_default: false };
+    required.add("start_container", runtime.start_container(&id).await, |()| false);
+    required.add("stop_container", runtime.stop_container(&id, Duration::from_secs(1)).await, |()| false);
+    required.add("remove_container", runtime.remove_container(&id).await, |()| false);
+    required.add("container_state", runtime.container_state(&id).await, |_| false);
+    required.add("container_logs", runtime.container_logs(&id, 1).await, |_| false);
+    required.add("get_logs", runtime.get_logs(&id).await, |_| false);
+    required.add("exec", runtime.exec(&id, &command).await, |_| false);
+    required.add("exec_stream", runtime.exec_stream(&id, &command).await.map(|_| "a stream"), |_| false);
+    required.add("wait_container", runtime.wait_container(&id).await, |_| false);
+    required.add("wait_outcome", runtime.wait_outcome(&id).await, |_| false);
+    required.add("get_container_ip", runtime.get_container_ip(&id).await, |_| false);
+    required.or_default = case.lacks(Ability::Stats);
+    required.add("get_container_stats", runtime.get_container_stats(&id).await, |_| false);
+    required.or_default = case.lacks(Ability::Pid);
+    required.add("get_container_pid", runtime.get_container_pid(&id).await, |_| false);
+
+    // The defaults of these know no ids, and a backend may leave them as they are.
+    let mut provided = Answers { wrong: &mut wrong, or_default: true };
+    provided.add("get_container_port_override", runtime.get_container_port_override(&id).await, Option::is_none);
+    provided.add("sync_container_volumes", runtime.sync_container_volumes(&id).await, |()| true);
+    provided.add("inspect_detailed", runtime.inspect_detailed(&id).await, |details| *details == Default::default());
+    provided.add("kill_container", runtime.kill_container(&id, None).await, |()| false);
+    provided.add("logs_stream", runtime.logs_stream(&id, &Default::default()).await.map(|_| "a stream"), |_| false);
+    provided.add("stats_detailed", runtime.stats_detailed(&id).await, |_| false);
+    provided.add("top", runtime.top(&id).await, |_| false);
+    let exec = runtime.exec_with(&id, &command, &Default::default(), None).await;
+    provided.add("exec_with", exec.map(|_| "a stream"), |_| false);
+
+    ensure(wrong.is_empty(), || wrong.join("; "))
+}
+
+/// Collects the methods that do not answer NotFound.
+struct Answers<'a> {
+    wrong: &'a mut Vec<String>,
+    /// Unsupported, and whatever the caller takes for the default's answer, will do too.
+    or_default: bool,
+}
+
+impl Answers<'_> {
+    fn add<T: Debug>(&mut self, method: &str, answer: Result<T>, is_default: impl FnOnce(&T) -> bool) {
+        match &answer {
+            Err(AgentError::NotFound { .. }) => {}
+            Err(AgentError::Unsupported(_)) if self.or_default => {}
+            Ok(value) if self.or_default && is_default(value) => {}
+            _ => self.wrong.push(format!("{method} answers {answer:?}")),
+        }
+    }
+}

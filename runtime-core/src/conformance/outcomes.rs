@@ -1,0 +1,142 @@
+//! Exit codes, signals, waiting.
+
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+use futures_util::future::{join_all, try_join_all};
+
+use super::case::{Case, OrStop, SOON, Stop, Verdict, ensure, equal, within};
+use super::{Check, Workload, check};
+use crate::{ContainerId, ContainerState, WaitOutcome, WaitReason};
+
+pub(super) fn checks() -> Vec<Check> {
+    vec![
+        check!("outcome.exit_codes", "the exit code is the process's own, by every way of asking", exit_codes),
+        check!("outcome.killed", "128+N for a signal, with reason Signal and its name", killed),
+        check!("outcome.finished_at", "finished_at is the time of the end", finished_at),
+        check!("outcome.inspect", "inspect_detailed tells the exit code once there is one", inspect),
+        check!("wait.before_start", "before the first start, wait is for the end of the first attempt", before_start),
+        check!("wait.blocks", "wait does not return while the container runs, and may be dropped", blocks),
+        check!("wait.many", "any number of waiters are told", many),
+        check!("wait.after_exit", "exited earlier: at once, and again", after_exit),
+        check!("wait.fast", "containers that exit at once are all accounted for, each with its own code", fast),
+    ]
+}
+
+async fn exit_codes(case: Case) -> Verdict {
+    let codes = [0, 1, 42, 126, 127, 255];
+    join_all(codes.map(|code| exit_code(&case, code))).await.into_iter().collect()
+}
+
+async fn exit_code(case: &Case, code: u8) -> Verdict {
+    let id = case.start(&Workload::exit(code)).await?;
+    let code = i32::from(code);
+    equal("wait_container", &case.wait(&id).await?, &code)?;
+    let outcome = case.runtime().wait_outcome(&id).await.or_fail("wait_outcome")?;
+    equal("wait_outcome", &WaitOutcome { finished_at: None, ..outcome }, &WaitOutcome::exited(code))?;
+    let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
+    equal("the state", &state, &ContainerState::Exited { code })
+}
+
+async fn killed(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
+    case.runtime().kill_container(&id, None).await.or_unsupported("kill_container")?;
+    equal("the exit code", &within("wait after KILL", SOON, case.wait(&id)).await??, &137)?;
+    let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
+    equal("the state", &state, &ContainerState::Exited { code: 137 })?;
+    killed_by(&case, &id, "SIGKILL").await
+}
+
+/// Checks that `id` is on record as killed by `signal`.
+pub(super) async fn killed_by(case: &Case, id: &ContainerId, signal: &str) -> Verdict {
+    let outcome = case.runtime().wait_outcome(id).await.or_fail("wait_outcome")?;
+    if outcome == WaitOutcome::exited(outcome.exit_code) {
+        return Err(Stop::Unsupported("wait_outcome is the trait's default, which knows no reason".to_owned()));
+    }
+    equal("the reason", &outcome.reason, &WaitReason::Signal)?;
+    equal("the signal", &outcome.signal.as_deref(), &Some(signal))
+}
+
+async fn finished_at(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::idle()).await?;
+    let before = Utc::now();
+    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    let after = Utc::now();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let outcome = case.runtime().wait_outcome(&id).await.or_fail("wait_outcome")?;
+    let Some(finished_at) = outcome.finished_at else {
+        return Err(Stop::Unsupported("this backend does not record when a container ended".to_owned()));
+    };
+    let slack = TimeDelta::milliseconds(50);
+    ensure(before - slack <= finished_at && finished_at <= after + slack, || {
+        format!("it ended between {before} and {after}, not at {finished_at}")
+    })
+}
+
+async fn inspect(case: Case) -> Verdict {
+    let id = case.start(&Workload::exit(42)).await?;
+    case.wait(&id).await?;
+    match case.runtime().inspect_detailed(&id).await.or_unsupported("inspect_detailed")? {
+        details if details == Default::default() => {
+            Err(Stop::Unsupported("inspect_detailed is the trait's default, which knows nothing".to_owned()))
+        }
+        details => equal("the exit code", &details.exit_code, &Some(42)),
+    }
+}
+
+async fn before_start(case: Case) -> Verdict {
+    let id = case.create(&Workload::exit(42)).await?;
+    let waiter = tokio::spawn({
+        let (case, id) = (case.clone(), id.clone());
+        async move { case.wait(&id).await }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    ensure(!waiter.is_finished(), || "wait returned before the container was started".to_owned())?;
+    case.runtime().start_container(&id).await.or_fail("start_container")?;
+    let code = within("wait", SOON, waiter).await?.map_err(|error| Stop::Failed(error.to_string()))??;
+    equal("the exit code", &code, &42)
+}
+
+async fn blocks(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 3 }).await?;
+    let early = tokio::time::timeout(Duration::from_millis(500), case.wait(&id)).await;
+    ensure(early.is_err(), || format!("wait returned {early:?} while the container runs"))?;
+    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    equal("the exit code", &case.wait(&id).await?, &3)
+}
+
+async fn many(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 9 }).await?;
+    let waiters = async { try_join_all((0..32).map(|_| case.wait(&id))).await };
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")
+    };
+    let (codes, stopped) = within("32 waiters", SOON, async { tokio::join!(waiters, stop) }).await?;
+    stopped?;
+    equal("what 32 waiters were told", &codes?, &vec![9; 32])
+}
+
+async fn after_exit(case: Case) -> Verdict {
+    let id = case.start(&Workload::exit(42)).await?;
+    case.wait(&id).await?;
+    for _ in 0..3 {
+        let code = within("wait after the exit", Duration::from_secs(2), case.wait(&id)).await??;
+        equal("the exit code", &code, &42)?;
+    }
+    Ok(())
+}
+
+async fn fast(case: Case) -> Verdict {
+    let one = async |code: u8| -> Verdict<(u8, i32)> {
+        let id = case.start(&Workload::exit(code)).await?;
+        let told = case.wait(&id).await?;
+        case.runtime().remove_container(&id).await.or_fail("remove_container")?;
+        Ok((code, told))
+    };
+    for round in 0..4 {
+        let told = try_join_all((0..8).map(|n| one(round * 8 + n))).await?;
+        ensure(told.iter().all(|(code, told)| i32::from(*code) == *told), || format!("own and told codes: {told:?}"))?;
+    }
+    Ok(())
+}

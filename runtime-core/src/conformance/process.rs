@@ -1,0 +1,176 @@
+//! Environment, user, pid, stats, address.
+
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+
+use super::case::{Case, OrStop, SOON, Stop, Verdict, ensure, equal, refused};
+use super::{Ability, Check, Workload, check};
+use crate::spec::{ByteSize, NetworkMode};
+use crate::{AgentError, ContainerId, ContainerStats};
+
+pub(super) fn checks() -> Vec<Check> {
+    vec![
+        check!("process.env", "the spec's environment reaches the process as it is", env),
+        check!("process.workdir", "it runs in the spec's working directory", workdir),
+        check!("process.user_number", "a user and group by number, known to the image or not", user_number),
+        check!("process.user_name", "a user by name has the ids the image knows", user_name),
+        check!("process.user_unknown", "an unknown user, or a number too large, is an error, never root", user_unknown),
+        check!("process.pid", "a pid while it runs, None before and after", pid),
+        check!("process.no_network", "no address without a network", no_network),
+        check!("process.host_network", "no address of its own in the host's network", host_network),
+        check!(
+            "stats.running",
+            "cumulative CPU time, memory in use, no limit as u64::MAX, time of reading",
+            stats_running
+        ),
+        check!("stats.cpu", "CPU time grows by what is used", stats_cpu),
+        check!("stats.limit", "the memory limit is the spec's", stats_limit),
+        check!("stats.after_exit", "an exited container has its last stats", stats_after_exit),
+    ]
+}
+
+async fn env(case: Case) -> Verdict {
+    let mut spec = case.spec(&Workload::Script("printf '%s\\n' \"$A\" \"$B\" \"$C\"".to_owned()))?;
+    for (name, value) in [("A", "x=1 'two' \"three\" $HOME \\"), ("B", ""), ("C", "äöü €")] {
+        spec.env.insert(name.to_owned(), value.to_owned());
+    }
+    let (_, lines) = case.output(&spec, 3).await?;
+    equal("what the process sees", &lines, &vec![spec.env["A"].clone(), String::new(), spec.env["C"].clone()])
+}
+
+async fn workdir(case: Case) -> Verdict {
+    let mut spec = case.spec(&Workload::Script("pwd".to_owned()))?;
+    spec.command.workdir = Some("/dev".to_owned());
+    equal("the working directory", &case.output(&spec, 1).await?.1, &vec!["/dev".to_owned()])
+}
+
+async fn ids_as(case: &Case, user: &str) -> Verdict<Vec<String>> {
+    let mut spec = case.spec(&Workload::Script("id -u; id -g".to_owned()))?;
+    spec.user = Some(user.to_owned());
+    Ok(case.output(&spec, 2).await?.1)
+}
+
+async fn user_number(case: Case) -> Verdict {
+    equal("ids as 12345:23456", &ids_as(&case, "12345:23456").await?, &vec!["12345".to_owned(), "23456".to_owned()])?;
+    equal("uid as 12345", &ids_as(&case, "12345").await?.first(), &Some(&"12345".to_owned()))
+}
+
+async fn user_name(case: Case) -> Verdict {
+    let Some(user) = case.backend().user() else {
+        return Err(Stop::Unsupported("the backend names no user of its image".to_owned()));
+    };
+    equal("ids by name", &ids_as(&case, &user.name).await?, &vec![user.uid.to_string(), user.gid.to_string()])?;
+    let found = ids_as(&case, &format!("{}:7", user.name)).await?;
+    equal("ids with another group", &found, &vec![user.uid.to_string(), "7".to_owned()])
+}
+
+async fn user_unknown(case: Case) -> Verdict {
+    for user in ["no-such-user", "4294967296", "-1", "0:no-such-group", "1:4294967296", ":"] {
+        let mut spec = case.spec(&Workload::Script("id -u".to_owned()))?;
+        spec.user = Some(user.to_owned());
+        let id = case.id();
+        let ran = match case.runtime().create_container(&id, &spec).await {
+            Ok(()) => case.runtime().start_container(&id).await,
+            Err(AgentError::Unsupported(reason)) => return Err(Stop::Unsupported(reason)),
+            error => error,
+        };
+        refused(&format!("user {user:?}"), ran, |_| true)?;
+    }
+    Ok(())
+}
+
+async fn pid(case: Case) -> Verdict {
+    let id = case.create(&Workload::idle()).await?;
+    let found = case.runtime().get_container_pid(&id).await;
+    if case.lacks(Ability::Pid) {
+        return honest("get_container_pid", found);
+    }
+    equal("the pid before the start", &found.or_fail("get_container_pid")?, &None)?;
+    case.runtime().start_container(&id).await.or_fail("start_container")?;
+    let pid = async || case.runtime().get_container_pid(&id).await.or_fail("get_container_pid");
+    let running = pid().await?;
+    ensure(running.is_some_and(|pid| pid > 1), || format!("the pid while it runs is {running:?}"))?;
+    case.line(&id, "ready").await?;
+    equal("the pid a little later", &pid().await?, &running)?;
+    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    equal("the pid after the exit", &pid().await?, &None)
+}
+
+/// What a backend without an ability must answer.
+fn honest<T: std::fmt::Debug>(method: &str, answer: crate::Result<T>) -> Verdict {
+    match answer {
+        Err(AgentError::Unsupported(reason)) => Err(Stop::Unsupported(format!("{method}: {reason}"))),
+        other => Err(Stop::Failed(format!("the backend has no {method}, and answers {other:?}"))),
+    }
+}
+
+async fn no_network(case: Case) -> Verdict {
+    address(&case, NetworkMode::None).await
+}
+
+async fn host_network(case: Case) -> Verdict {
+    address(&case, NetworkMode::Host).await
+}
+
+async fn address(case: &Case, mode: NetworkMode) -> Verdict {
+    let mut spec = case.spec(&Workload::idle())?;
+    spec.network.mode = mode;
+    let id = case.start_spec(&spec).await?;
+    equal("the address", &case.runtime().get_container_ip(&id).await.or_fail("get_container_ip")?, &None)
+}
+
+async fn stats(case: &Case, id: &ContainerId) -> Verdict<ContainerStats> {
+    let answer = case.runtime().get_container_stats(id).await;
+    if case.lacks(Ability::Stats) {
+        honest("get_container_stats", answer.clone())?;
+    }
+    answer.or_fail("get_container_stats")
+}
+
+async fn stats_running(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::idle()).await?;
+    let before = Utc::now();
+    let first = stats(&case, &id).await?;
+    let after = Utc::now();
+    let slack = TimeDelta::milliseconds(50);
+    ensure(before - slack <= first.timestamp && first.timestamp <= after + slack, || {
+        format!("it was read between {before} and {after}, not at {}", first.timestamp)
+    })?;
+    equal("the limit where none is set", &first.memory_limit, &u64::MAX)?;
+    // Even a shell that does nothing has a stack, and has used some CPU time to start.
+    let plausible = (4096..1 << 33).contains(&first.memory_bytes);
+    ensure(plausible, || format!("a waiting shell uses {} bytes", first.memory_bytes))?;
+    ensure(first.cpu_usage_usec > 0, || "a shell has started with no CPU time at all".to_owned())?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let second = stats(&case, &id).await?;
+    let used = second.cpu_usage_usec.checked_sub(first.cpu_usage_usec);
+    ensure(used.is_some_and(|used| used < 500_000), || {
+        format!("waiting for a second it went from {} to {} µs", first.cpu_usage_usec, second.cpu_usage_usec)
+    })
+}
+
+async fn stats_cpu(case: Case) -> Verdict {
+    let script = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo ready; sleep 86400 & wait".to_owned();
+    let busy = case.start_ready(&Workload::Script(script)).await?;
+    let waiting = case.start_ready(&Workload::idle()).await?;
+    let (busy, waiting) = (stats(&case, &busy).await?.cpu_usage_usec, stats(&case, &waiting).await?.cpu_usage_usec);
+    ensure(busy > waiting + 20_000, || format!("a busy one used {busy} µs, a waiting one {waiting} µs"))
+}
+
+async fn stats_limit(case: Case) -> Verdict {
+    let mut spec = case.spec(&Workload::idle())?;
+    spec.resources.memory = Some(ByteSize::new(64 << 20));
+    let id = case.start_spec(&spec).await?;
+    equal("the limit", &stats(&case, &id).await?.memory_limit, &(64 << 20))
+}
+
+async fn stats_after_exit(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::idle()).await?;
+    let running = stats(&case, &id).await?;
+    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    let last = stats(&case, &id).await?;
+    ensure(last.cpu_usage_usec >= running.cpu_usage_usec, || {
+        format!("the last CPU time is {} µs, while it ran it was {} µs", last.cpu_usage_usec, running.cpu_usage_usec)
+    })
+}

@@ -1,0 +1,107 @@
+//! Stopping.
+
+use std::time::{Duration, Instant};
+
+use super::case::{Case, OrStop, SOON, Verdict, ensure, equal, within};
+use super::outcomes::killed_by;
+use super::{Check, Workload, check};
+use crate::ContainerState;
+
+/// A stop timeout long enough that a container which reacts is clearly faster.
+const PATIENT: Duration = Duration::from_secs(30);
+
+pub(super) fn checks() -> Vec<Check> {
+    vec![
+        check!("stop.handled", "a process that ends on TERM ends by itself, with its own code", handled),
+        check!("stop.ignored", "one that ignores TERM is killed after the timeout, not before", ignored),
+        check!("stop.at_once", "with timeout 0 it is killed at once", at_once),
+        check!("stop.idempotent", "stop again is Ok and changes nothing", idempotent),
+        check!("stop.together", "two stops at once are both Ok", together),
+        check!("stop.dropped", "a dropped stop can be called again and joins or redoes the work", dropped),
+        check!("stop.stopping", "the state is Stopping while it is being stopped", stopping),
+        check!("stop.signal", "the spec's stop signal is sent in place of TERM", signal),
+    ]
+}
+
+async fn handled(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 7 }).await?;
+    within("stop of a process that reacts", SOON, case.runtime().stop_container(&id, PATIENT))
+        .await?
+        .or_fail("stop_container")?;
+    let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
+    equal("the state", &state, &ContainerState::Exited { code: 7 })?;
+    equal("the exit code", &case.wait(&id).await?, &7)
+}
+
+async fn ignored(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
+    let begun = Instant::now();
+    let timeout = Duration::from_secs(1);
+    within("stop", timeout + SOON, case.runtime().stop_container(&id, timeout)).await?.or_fail("stop_container")?;
+    let took = begun.elapsed();
+    ensure(took >= timeout.mul_f32(0.9), || format!("it was killed after {took:?}, it had {timeout:?}"))?;
+    let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
+    equal("the state", &state, &ContainerState::Exited { code: 137 })?;
+    killed_by(&case, &id, "SIGKILL").await
+}
+
+async fn at_once(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
+    within("stop with timeout 0", SOON, case.runtime().stop_container(&id, Duration::ZERO))
+        .await?
+        .or_fail("stop_container")?;
+    equal("the exit code", &case.wait(&id).await?, &137)
+}
+
+async fn idempotent(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 7 }).await?;
+    for call in ["stop_container", "a second stop_container", "a third stop_container"] {
+        within(call, SOON, case.runtime().stop_container(&id, PATIENT)).await?.or_fail(call)?;
+        equal("the exit code", &case.wait(&id).await?, &7)?;
+    }
+    let exited = case.start(&Workload::exit(42)).await?;
+    case.wait(&exited).await?;
+    case.runtime().stop_container(&exited, PATIENT).await.or_fail("stop_container of an exited container")?;
+    equal("its exit code", &case.wait(&exited).await?, &42)
+}
+
+async fn together(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 7 }).await?;
+    let stop = || case.runtime().stop_container(&id, PATIENT);
+    let (one, other) = within("two stops", SOON, async { tokio::join!(stop(), stop()) }).await?;
+    one.or_fail("one stop_container")?;
+    other.or_fail("the other stop_container")?;
+    equal("the exit code", &case.wait(&id).await?, &7)
+}
+
+async fn dropped(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
+    let first = case.runtime().stop_container(&id, PATIENT);
+    let first = tokio::time::timeout(Duration::from_millis(200), first).await;
+    ensure(first.is_err(), || format!("stop returned {first:?} while the process runs"))?;
+    within("the stop called again", SOON, case.runtime().stop_container(&id, Duration::from_millis(100)))
+        .await?
+        .or_fail("stop_container")?;
+    equal("the exit code", &case.wait(&id).await?, &137)
+}
+
+async fn stopping(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
+    let stop = async { case.runtime().stop_container(&id, Duration::from_secs(2)).await.or_fail("stop_container") };
+    let look = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        case.runtime().container_state(&id).await.or_fail("container_state")
+    };
+    let (stopped, state) = tokio::join!(stop, look);
+    stopped?;
+    equal("the state while it is being stopped", &state?, &ContainerState::Stopping)
+}
+
+async fn signal(case: Case) -> Verdict {
+    let mut spec = case.spec(&Workload::ExitOn { signal: "USR1", code: 11 })?;
+    spec.stop_signal = Some("SIGUSR1".to_owned());
+    let id = case.start_spec(&spec).await?;
+    case.line(&id, "ready").await?;
+    within("stop", SOON, case.runtime().stop_container(&id, PATIENT)).await?.or_fail("stop_container")?;
+    equal("the exit code", &case.wait(&id).await?, &11)
+}

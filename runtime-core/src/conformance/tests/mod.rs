@@ -1,0 +1,189 @@
+//! The suite itself: it passes a backend that keeps the contract, and finds the one promise that another breaks.
+
+mod faulty;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Ability, Backend, EchoImage, Options, Report, Workload, run};
+use crate::memory::{Behaviour, Invocation, Launch, MemoryImage, MemoryRuntime, Reaction};
+use crate::{LogStream, Runtime};
+use faulty::{Fault, Faulty};
+
+const IMAGE: &str = "conformance-app:1";
+const SIGNALS: [&str; 5] = ["TERM", "INT", "HUP", "USR1", "USR2"];
+
+/// The in-memory backend as the suite sees it: no shell, but an image that does the simple workloads.
+struct InMemory {
+    runtime: Arc<dyn Runtime>,
+    reopened: Option<Arc<dyn Runtime>>,
+}
+
+#[async_trait::async_trait]
+impl Backend for InMemory {
+    fn name(&self) -> String {
+        "in-memory".to_owned()
+    }
+
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        self.runtime.clone()
+    }
+
+    fn image(&self) -> String {
+        IMAGE.to_owned()
+    }
+
+    fn command(&self, workload: &Workload) -> Option<Vec<String>> {
+        let words: Vec<String> = match workload {
+            Workload::Write { chunks, code } => {
+                let chunks = serde_json::to_string(chunks).unwrap();
+                vec!["write".into(), code.to_string(), chunks]
+            }
+            Workload::ExitOn { signal, code } => vec!["exit-on".into(), (*signal).into(), code.to_string()],
+            Workload::Ignore { signal } => vec!["ignore".into(), (*signal).into()],
+            Workload::ReportSignals => vec!["report".into()],
+            Workload::NotFound => vec!["nowhere".into()],
+            Workload::NotExecutable => vec!["directory".into()],
+            Workload::Script(_) => return None,
+        };
+        Some(words)
+    }
+
+    fn lacks(&self) -> &[Ability] {
+        &[Ability::Pid, Ability::Stats]
+    }
+
+    fn echo_images(&self) -> Vec<EchoImage> {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<String>>();
+        let image = |name: &str, entrypoint: &[&str], cmd: &[&str]| EchoImage {
+            reference: name.to_owned(),
+            entrypoint: words(entrypoint),
+            cmd: words(cmd),
+            program: "echo".to_owned(),
+        };
+        vec![
+            image("both:1", &["echo", "entry"], &["cmd"]),
+            image("cmd:1", &[], &["echo", "cmd"]),
+            image("entrypoint:1", &["echo", "entry"], &[]),
+            image("neither:1", &[], &[]),
+        ]
+    }
+
+    async fn reopen(&self) -> crate::Result<Option<Arc<dyn Runtime>>> {
+        Ok(self.reopened.clone())
+    }
+}
+
+fn program(invocation: &Invocation) -> Launch {
+    let words: Vec<&str> = invocation.command.iter().map(String::as_str).collect();
+    let ready = Behaviour::runs().writes(LogStream::Stdout, "ready\n");
+    Launch::Runs(match words.as_slice() {
+        ["write", code, chunks] => {
+            let chunks: Vec<(LogStream, Vec<u8>)> = serde_json::from_str(chunks).unwrap();
+            let exits = Behaviour::exits(code.parse().unwrap());
+            chunks.into_iter().fold(exits, |behaviour, (stream, bytes)| behaviour.writes(stream, bytes))
+        }
+        ["exit-on", signal, code] => ready.on(signal, Reaction::Exit(code.parse().unwrap())),
+        ["ignore", signal] => ready.on(signal, Reaction::Ignore),
+        ["report"] => SIGNALS.iter().fold(ready, |behaviour, signal| {
+            behaviour.on(signal, Reaction::Write(LogStream::Stdout, format!("got {signal}\n").into_bytes()))
+        }),
+        ["echo", words @ ..] => Behaviour::exits(0).writes(LogStream::Stdout, words.join(" ") + "\n"),
+        ["directory", ..] => return Launch::NotExecutable,
+        _ => return Launch::NotFound,
+    })
+}
+
+fn in_memory() -> MemoryRuntime {
+    let runtime = MemoryRuntime::new();
+    runtime.add_image(IMAGE, MemoryImage::new(program));
+    runtime.add_image("both:1", MemoryImage::new(program).entrypoint(&["echo", "entry"]).cmd(&["cmd"]));
+    runtime.add_image("cmd:1", MemoryImage::new(program).cmd(&["echo", "cmd"]));
+    runtime.add_image("entrypoint:1", MemoryImage::new(program).entrypoint(&["echo", "entry"]));
+    runtime.add_image("neither:1", MemoryImage::new(program));
+    runtime
+}
+
+async fn judge(fault: Fault, only: &str) -> Report {
+    let runtime: Arc<dyn Runtime> = Arc::new(Faulty { runtime: in_memory(), fault });
+    let options = Options {
+        concurrency: 16,
+        check_timeout: Duration::from_secs(15),
+        only: Some(only.to_owned()),
+        ..Options::default()
+    };
+    run(Arc::new(InMemory { runtime, reopened: None }), &options).await
+}
+
+fn failed(report: &Report) -> BTreeSet<&str> {
+    report.failed().map(|check| check.name.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_keeps_the_contract_fails_nothing_and_leaves_nothing() {
+    let runtime = in_memory();
+    let backend = InMemory { runtime: Arc::new(runtime.clone()), reopened: None };
+    let report = run(Arc::new(backend), &Options { concurrency: 16, ..Options::default() }).await;
+    assert!(report.is_ok(), "{report}");
+    // What needs a shell, a process or a restart is 25 checks at most; should more drop out, the suite judges little.
+    let (passed, unsupported) = (report.passed().count(), report.unsupported().count());
+    assert!(passed >= 55 && unsupported <= 25, "{report}");
+    assert_eq!(runtime.list_containers().await.unwrap(), []);
+    assert_eq!(runtime.list_images().await.unwrap().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_broken_promise_is_found_by_its_check() {
+    let faults: [(Fault, &[&str]); 12] = [
+        (Fault::InventsExitCodeZero, &["outcome.exit_codes", "wait.after_exit", "start.not_found", "stop.handled"]),
+        (Fault::WaitReturnsEarly, &["wait.before_start", "wait.blocks"]),
+        (Fault::NamesNoSignal, &["outcome.killed", "stop.ignored"]),
+        (Fault::ReadsLogTimesAtRead, &["logs.timestamps"]),
+        (Fault::SwapsLogStreams, &["logs.streams"]),
+        (Fault::CountsTailFromTheStart, &["logs.tail"]),
+        (Fault::ReplacesOnCreate, &["create.twice", "create.race"]),
+        (Fault::StopsUnknownContainers, &["ids.unknown"]),
+        (Fault::KillsWithoutPatience, &["stop.handled", "stop.ignored"]),
+        (Fault::InventsStats, &["stats.running"]),
+        (Fault::LeavesContainers, &["remove.running"]),
+        (Fault::SaysExitTwice, &["exec_stream.exit_last"]),
+    ];
+    for (fault, checks) in faults {
+        for check in checks {
+            let report = judge(fault, check).await;
+            assert!(failed(&report).contains(check), "{fault:?} is not found by {check}:\n{report}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_or_a_hang_fails_its_own_check_and_no_other() {
+    let report = judge(Fault::PanicsInExec, "").await;
+    assert!(report.failed().count() > 5, "{report}");
+    for check in report.failed() {
+        assert!(check.name.starts_with("exec") || check.name == "ids.unknown", "{check}");
+        assert!(check.to_string().contains("panicked: exec is broken"), "{check}");
+    }
+
+    let begun = std::time::Instant::now();
+    let runtime: Arc<dyn Runtime> = Arc::new(Faulty { runtime: in_memory(), fault: Fault::HangsInLogs });
+    let options = Options { check_timeout: Duration::from_secs(1), concurrency: 16, ..Options::default() };
+    let backend = Arc::new(InMemory { runtime, reopened: None });
+    let report = run(backend, &Options { only: Some("wait.".into()), ..options }).await;
+    let (failed, passed) = (failed(&report), report.passed().count());
+    assert!(failed.contains("wait.blocks") && passed >= 3, "{report}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_that_forgets_is_found() {
+    let runtime: Arc<dyn Runtime> = Arc::new(in_memory());
+    let options = Options { only: Some("reopen.".into()), ..Options::default() };
+    let kept = InMemory { runtime: runtime.clone(), reopened: Some(runtime.clone()) };
+    let report = run(Arc::new(kept), &options).await;
+    assert!(report.is_ok() && report.passed().count() == 4, "{report}");
+    let forgotten = InMemory { runtime, reopened: Some(Arc::new(in_memory())) };
+    let report = run(Arc::new(forgotten), &options).await;
+    assert_eq!(failed(&report), BTreeSet::from(["reopen.created", "reopen.exited", "reopen.running"]), "{report}");
+}
