@@ -1,0 +1,240 @@
+//! Records as they come.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::fmt;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use chrono::Utc;
+use futures_core::Stream;
+use runtime_core::{LogRecord, LogsOptions};
+use rustix::fs::inotify;
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::files::{self, Position};
+use super::line;
+use super::reader::LineReader;
+use super::tail;
+use crate::error::{Error, Result};
+
+/// What [`stream`] gives.
+pub(crate) type RecordStream = Pin<Box<dyn Stream<Item = Result<LogRecord>> + Send>>;
+
+/// The records that `options` asks for, in the order of the file. With `follow` it goes on, told by inotify, until
+/// `over` (the writer is done) or `until` is reached, and then to the end of what was written; else it ends at once
+/// there. Nothing polls; files are read off the runtime's workers. Without `cursor`, `tail` counts lines from the end
+/// as it is at the start, before `since` and `until` choose among them.
+///
+/// Dropping the stream ends it; the cursor of the last record goes on exactly there. A cursor whose file has been
+/// rotated away goes on with the oldest that is left.
+///
+/// # Errors
+/// As items, after which it ends: [`Error::InvalidSpec`] for a cursor that is none, [`Error::Io`].
+pub(crate) fn stream(
+    dir: &Path,
+    options: &LogsOptions,
+    over: impl Future<Output = ()> + Send + 'static,
+) -> RecordStream {
+    let state = State {
+        dir: dir.to_owned(),
+        options: options.clone(),
+        over: Box::pin(over),
+        last_round: !options.follow,
+        watch: None,
+        filter: None,
+        ready: VecDeque::new(),
+    };
+    Box::pin(futures_util::stream::unfold(Some(state), |state| async move {
+        let mut state = state?;
+        match state.next().await {
+            Ok(Some(record)) => Some((Ok(record), Some(state))),
+            Ok(None) => None,
+            Err(error) => Some((Err(error), None)),
+        }
+    }))
+}
+
+struct State {
+    dir: PathBuf,
+    options: LogsOptions,
+    over: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Nothing will be written any more: the end of the file is the end.
+    last_round: bool,
+    watch: Option<Watch>,
+    /// `None` until begun, and while a read is under way.
+    filter: Option<Filter>,
+    ready: VecDeque<LogRecord>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("dir", &self.dir).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    async fn next(&mut self) -> Result<Option<LogRecord>> {
+        loop {
+            if let Some(record) = self.ready.pop_front() {
+                return Ok(Some(record));
+            }
+            if self.options.follow && self.watch.is_none() {
+                // Before the first read, so that nothing written after it goes unnoticed.
+                self.watch = Some(Watch::new(&self.dir)?);
+            }
+            if self.read_on().await? || !self.ready.is_empty() {
+                continue;
+            }
+            if self.last_round {
+                return Ok(None);
+            }
+            self.wait().await?;
+        }
+    }
+
+    /// Reads some more; false at the end of what is there.
+    async fn read_on(&mut self) -> Result<bool> {
+        let (dir, options, filter) = (self.dir.clone(), self.options.clone(), self.filter.take());
+        let read = tokio::task::spawn_blocking(move || {
+            let mut filter = match filter {
+                Some(filter) => filter,
+                None => Filter::begin(&dir, options)?,
+            };
+            let mut records = VecDeque::new();
+            let more = filter.read(&mut records)?;
+            Ok::<_, Error>((filter, records, more))
+        });
+        let (filter, records, more) = read.await.map_err(Error::ThreadLost)??;
+        self.filter = Some(filter);
+        self.ready = records;
+        Ok(more)
+    }
+
+    /// Until there may be more, or there will be no more.
+    async fn wait(&mut self) -> Result<()> {
+        let Some(watch) = &self.watch else { return Ok(()) };
+        let left = self.options.until.map(|until| (until - Utc::now()).to_std().unwrap_or_default());
+        let until = async move {
+            match left {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = watch.changed() => self.last_round = !changed?,
+            () = &mut self.over => self.last_round = true,
+            () = until => self.last_round = true,
+        }
+        Ok(())
+    }
+}
+
+/// Reads records and keeps those that are asked for.
+#[derive(Debug)]
+struct Filter {
+    options: LogsOptions,
+    reader: LineReader,
+    /// Records of a stream (stdout, stderr) before this are not wanted.
+    from: [Option<Position>; 2],
+}
+
+impl Filter {
+    fn begin(dir: &Path, options: LogsOptions) -> Result<Self> {
+        let (start, from) = match (&options.cursor, options.tail, options.since) {
+            (Some(cursor), ..) => (cursor.parse()?, [None; 2]),
+            (None, Some(tail), _) => {
+                let found = tail::locate(dir, tail)?;
+                (found.start, found.from.map(Some))
+            }
+            (None, None, Some(since)) => (files::before(dir, since)?, [None; 2]),
+            (None, None, None) => (files::oldest(dir)?, [None; 2]),
+        };
+        Ok(Self { reader: LineReader::new(dir, start), options, from })
+    }
+
+    fn read(&mut self, into: &mut VecDeque<LogRecord>) -> Result<bool> {
+        let (mut malformed, options, from) = (0, &self.options, &self.from);
+        let more = self.reader.advance(|here, next, bytes| {
+            let Some(line) = line::parse(bytes) else {
+                malformed += 1;
+                return;
+            };
+            if from[line.stream as usize].is_some_and(|from| here < from)
+                || options.since.is_some_and(|since| line.timestamp < since)
+                || options.until.is_some_and(|until| line.timestamp >= until)
+            {
+                return;
+            }
+            into.push_back(LogRecord {
+                timestamp: line.timestamp,
+                stream: line.stream,
+                bytes: line.text.to_vec(),
+                partial: line.partial,
+                dropped_bytes: line.dropped_bytes,
+                cursor: next.to_string(),
+            });
+        })?;
+        self.reader.report_malformed(malformed);
+        Ok(more)
+    }
+}
+
+/// Tells when something in a directory changes, or it is removed.
+#[derive(Debug)]
+struct Watch {
+    events: AsyncFd<OwnedFd>,
+    /// Watch of the directory above, and the name of ours in it. An open file in a removed directory keeps that one
+    /// from reporting its own end.
+    above: Option<(i32, CString)>,
+}
+
+impl Watch {
+    fn new(dir: &Path) -> Result<Self> {
+        use inotify::{CreateFlags, WatchFlags};
+        let failed = || Error::io("watching", dir);
+        let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(|e| failed()(e.into()))?;
+        let add = |path: &Path, what: WatchFlags| {
+            inotify::add_watch(&events, path, what | WatchFlags::ONLYDIR)
+                .map_err(|e| Error::io("watching", path)(e.into()))
+        };
+        add(dir, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF)?;
+        let above = match (dir.parent(), dir.file_name().map(|name| CString::new(name.as_bytes()))) {
+            (Some(parent), Some(Ok(name))) => Some((add(parent, WatchFlags::DELETE | WatchFlags::MOVED_FROM)?, name)),
+            _ => None,
+        };
+        // SAFETY: it owns the descriptor, which stays open and the same until it is dropped.
+        let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
+        Ok(Self { events: events.map_err(|e| failed()(e.into()))?, above })
+    }
+
+    /// Waits for a change; false if the directory is gone and there will be none. Cancel-safe.
+    async fn changed(&self) -> Result<bool> {
+        let mut guard = self.events.readable().await.map_err(Error::io("watching", "log files"))?;
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut reader = inotify::Reader::new(guard.get_inner(), &mut buffer);
+        let mut there = true;
+        loop {
+            match reader.next() {
+                Ok(event) => there &= !self.tells_of_removal(&event),
+                Err(Errno::WOULDBLOCK) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(Error::io("watching", "log files")(error.into())),
+            }
+        }
+        guard.clear_ready();
+        Ok(there)
+    }
+
+    fn tells_of_removal(&self, event: &inotify::Event<'_>) -> bool {
+        match &self.above {
+            Some((watch, name)) if *watch == event.wd() => event.file_name() == Some(name.as_c_str()),
+            _ => event.events().intersects(inotify::ReadFlags::IGNORED | inotify::ReadFlags::DELETE_SELF),
+        }
+    }
+}
