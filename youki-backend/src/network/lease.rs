@@ -1,0 +1,210 @@
+//! Address leases, one empty file each.
+//!
+//! ```text
+//! <leases>/lock                    flock'ed by whoever changes anything here; holds the address given out last
+//! <leases>/10.97.0.2@web-rep-0     container web-rep-0 has 10.97.0.2
+//! ```
+//! Making and removing an empty file is atomic, so a crash at any moment leaves leases or none; the lock goes with its
+//! holder. Addresses are given out in turn: one just freed is the last to be used again, so that nobody's old
+//! connections and neighbour entries meet a new container.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::str::FromStr;
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::NetworkConfig;
+use crate::error::{Error, Result};
+use crate::layout::hex;
+
+/// What a container has in a network. Kept in its record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// Bits of the network's part of it.
+    pub prefix_len: u8,
+    /// Where its default route goes: the bridge.
+    pub gateway: Ipv4Addr,
+    /// Its interface's hardware address.
+    pub mac: Mac,
+    /// The host's end of the veth pair.
+    pub host_ifname: String,
+}
+
+/// A hardware address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Made from the address: whoever has the address next has the same, so that no neighbour's entry is ever stale.
+    /// The first byte says "locally administered, one station".
+    pub(super) fn of(ip: Ipv4Addr) -> Self {
+        let [a, b, c, d] = ip.octets();
+        Self([0x02, 0xbe, a, b, c, d])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
+
+impl FromStr for Mac {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2);
+            *byte = part
+                .and_then(|part| u8::from_str_radix(part, 16).ok())
+                .ok_or_else(|| format!("{text:?} is not a hardware address"))?;
+        }
+        if parts.next().is_some() {
+            return Err(format!("{text:?} is not a hardware address"));
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// Leases an address, `wanted` if that is free.
+pub(super) fn take(config: &NetworkConfig, id: &str, wanted: Option<Ipv4Addr>) -> Result<Lease> {
+    if id.is_empty() || id.contains(['/', '\0']) {
+        return Err(Error::invalid("id", format!("{id:?} cannot hold a lease")));
+    }
+    let lock = lock(&config.leases)?;
+    let mut taken = HashSet::new();
+    for (ip, holder) in list(&config.leases)? {
+        // One outside the subnet, which was configured anew since, is of no use to it.
+        if holder == id && config.subnet.is_host(ip) {
+            return Ok(lease(config, id, ip));
+        }
+        taken.insert(ip);
+    }
+    let free = |ip: &Ipv4Addr| config.subnet.is_host(*ip) && !taken.contains(ip);
+    let ip = match wanted.filter(free) {
+        Some(ip) => ip,
+        None => {
+            let ip = next_free(config, &lock, free)?;
+            // Only a hint, so it need not be whole after a crash.
+            let text = format!("{ip:<15}\n");
+            lock.write_at(text.as_bytes(), 0).map_err(Error::io("writing", &config.leases))?;
+            ip
+        }
+    };
+    let path = config.leases.join(format!("{ip}@{id}"));
+    File::create_new(&path).map_err(Error::io("creating", &path))?;
+    Ok(lease(config, id, ip))
+}
+
+fn next_free(config: &NetworkConfig, lock: &File, free: impl Fn(&Ipv4Addr) -> bool) -> Result<Ipv4Addr> {
+    let mut last = [0; 15];
+    let len = lock.read_at(&mut last, 0).map_err(Error::io("reading", &config.leases))?;
+    let last = std::str::from_utf8(&last[..len]).unwrap_or_default().trim().parse().ok();
+    let mut ip = last.unwrap_or(config.subnet.gateway());
+    for _ in 0..config.subnet.hosts() {
+        ip = config.subnet.next_host(ip);
+        if free(&ip) {
+            return Ok(ip);
+        }
+    }
+    Err(Error::SubnetExhausted { network: config.bridge.clone(), subnet: config.subnet.to_string() })
+}
+
+/// Frees the leases whose holder is `unwanted`; tells whose they were.
+pub(super) fn free(config: &NetworkConfig, unwanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    if !config.leases.exists() {
+        return Ok(Vec::new());
+    }
+    let _lock = lock(&config.leases)?;
+    let mut freed = Vec::new();
+    for (ip, holder) in list(&config.leases)? {
+        if unwanted(&holder) {
+            let path = config.leases.join(format!("{ip}@{holder}"));
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", path)(e)),
+                _ => freed.push(holder),
+            }
+        }
+    }
+    Ok(freed)
+}
+
+fn lease(config: &NetworkConfig, id: &str, ip: Ipv4Addr) -> Lease {
+    Lease {
+        ip,
+        prefix_len: config.subnet.prefix_len(),
+        gateway: config.subnet.gateway(),
+        mac: Mac::of(ip),
+        host_ifname: host_ifname(&config.table, id),
+    }
+}
+
+/// Of table and id, so that no other root, and no other container of this one, has the same. 48 bits of a digest:
+/// among a million names two collide with a chance of 0.2 %, and then the second create fails.
+fn host_ifname(table: &str, id: &str) -> String {
+    let digest = Sha256::new().chain_update(table).chain_update([0]).chain_update(id).finalize();
+    format!("bv{}", &hex(&digest)[..12])
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("creating", dir))?;
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(Error::io("opening", &path))?;
+    loop {
+        match flock(&file, FlockOperation::LockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Error::io("locking", path)(error.into())),
+        }
+    }
+}
+
+/// All leases. What is not one (the lock) is passed over.
+fn list(dir: &Path) -> Result<Vec<(Ipv4Addr, String)>> {
+    let mut leases = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io("listing", dir))? {
+        let name = entry.map_err(Error::io("listing", dir))?.file_name();
+        if let Some((ip, id)) = name.to_str().and_then(|name| name.split_once('@'))
+            && let Ok(ip) = ip.parse()
+        {
+            leases.push((ip, id.to_owned()));
+        }
+    }
+    Ok(leases)
+}

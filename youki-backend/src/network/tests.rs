@@ -1,0 +1,341 @@
+//! Leases on disk, and real bridges. The latter are made in a network namespace of each test's own, so that nothing of
+//! the host's is touched and nothing can be left. Without root they have nothing to check, and say so.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use super::*;
+
+fn config(dir: &tempfile::TempDir, tag: &str, subnet: &str) -> NetworkConfig {
+    NetworkConfig {
+        bridge: format!("bertht-{tag}"),
+        subnet: subnet.parse().unwrap(),
+        table: format!("berth_{tag}"),
+        leases: dir.path().join("run/leases"),
+    }
+}
+
+#[test]
+fn no_two_containers_have_one_address_whoever_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    // A Bridge each, as in processes of their own: only the lock file is between them.
+    let threads: Vec<_> = (0..8)
+        .map(|thread| {
+            let bridge = Bridge::new(config(&dir, "lease", "10.251.0.0/24")).unwrap();
+            std::thread::spawn(move || {
+                (0..25).map(|n| bridge.lease(&format!("c{thread}-{n}-rep-0")).unwrap()).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let leases: Vec<Lease> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    let distinct = |key: fn(&Lease) -> String| leases.iter().map(key).collect::<std::collections::HashSet<_>>().len();
+    assert_eq!(distinct(|lease| lease.ip.to_string()), 200);
+    assert_eq!(distinct(|lease| lease.mac.to_string()), 200);
+    assert_eq!(distinct(|lease| lease.host_ifname.clone()), 200);
+    assert!(leases.iter().all(|lease| lease.host_ifname.len() <= MAX_INTERFACE_NAME_LEN));
+}
+
+#[test]
+fn a_lease_lasts_until_it_is_freed_and_its_address_is_the_last_to_come_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let bridge = Bridge::new(config(&dir, "lease", "10.251.1.0/29")).unwrap();
+    bridge.free("never").unwrap();
+    let first = bridge.lease("a").unwrap();
+    assert_eq!(first.ip, Ipv4Addr::new(10, 251, 1, 2));
+    assert_eq!(bridge.lease("a").unwrap(), first, "asked again");
+    bridge.free("a").unwrap();
+    let next: Vec<u8> = ["b", "c", "d", "e"].iter().map(|id| bridge.lease(id).unwrap().ip.octets()[3]).collect();
+    assert_eq!(next, [3, 4, 5, 6]);
+    assert_eq!(bridge.lease("f").unwrap().ip, first.ip);
+    let error = bridge.lease("g").unwrap_err();
+    assert_eq!((error.code(), error.to_string().contains("10.251.1.0/29")), ("network.exhausted", true));
+
+    let mut gone = bridge.reconcile(&|id| id == "c").unwrap();
+    gone.sort();
+    assert_eq!(gone, ["b", "d", "e", "f"]);
+    assert_eq!(bridge.lease_again("d", &first).unwrap().ip, first.ip);
+    assert_ne!(bridge.lease_again("h", &first).unwrap().ip, first.ip);
+    let json = serde_json::to_string(&first).unwrap();
+    assert_eq!(serde_json::from_str::<Lease>(&json).unwrap(), first);
+    for id in ["", "../x", "a/b"] {
+        assert_eq!(bridge.lease(id).unwrap_err().code(), "spec.invalid", "{id:?}");
+    }
+    let longest = format!("{}-rep-4294967295", "x".repeat(200));
+    assert_eq!(bridge.lease(&longest).unwrap(), bridge.lease(&longest).unwrap());
+}
+
+#[test]
+fn a_bridge_name_the_kernel_would_refuse_is_refused_before() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["", "a/b", "..", "a b", "sixteen-letters-", "-x"] {
+        let error =
+            Bridge::new(NetworkConfig { bridge: name.into(), ..config(&dir, "x", "10.251.2.0/24") }).unwrap_err();
+        assert_eq!(error.code(), "config.invalid", "{name:?}");
+    }
+}
+
+/// Runs a test on a thread with a network namespace of its own, with `lo` up and an uplink `up0` for the default route.
+fn isolated(test: impl AsyncFnOnce() + Send + 'static) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not root: not checked");
+        return;
+    }
+    let thread = std::thread::spawn(move || {
+        // SAFETY: only the network namespace of this thread changes, on which nothing else relies.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+        let up = rtnetlink::packet_route::RouteNetlinkMessage::SetLink(bridge::up(1));
+        netlink::Netlink::open().unwrap().request([(up, 0)]).unwrap();
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A process in a network namespace of its own.
+struct Container(Child);
+
+impl Container {
+    fn new() -> Self {
+        let child = Command::new("unshare")
+            .args(["-n", "sh", "-c", "echo in; exec sleep 600"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut container = Self(child);
+        let mut line = [0; 3];
+        container.0.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        container
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Runs `work` inside.
+    fn enter<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.pid())).unwrap();
+        std::thread::spawn(move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        })
+        .join()
+        .unwrap()
+    }
+
+    fn echo_server(&self, ip: Ipv4Addr) -> SocketAddr {
+        let listener = self.enter(move || TcpListener::bind((ip, 0)).unwrap());
+        serve(listener)
+    }
+
+    fn talks_to(&self, address: SocketAddr) -> bool {
+        self.enter(move || talk(address))
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Serves one connection: a listener that stayed would hold its network namespace.
+fn serve(listener: TcpListener) -> SocketAddr {
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut connection, _) = listener.accept().unwrap();
+        drop(listener);
+        let mut bytes = [0; 5];
+        connection.read_exact(&mut bytes).unwrap();
+        connection.write_all(&bytes).unwrap();
+    });
+    address
+}
+
+fn talk(address: SocketAddr) -> bool {
+    let Ok(mut connection) = TcpStream::connect_timeout(&address, Duration::from_secs(2)) else { return false };
+    connection.write_all(b"hello").unwrap();
+    let mut bytes = [0; 5];
+    connection.read_exact(&mut bytes).is_ok() && &bytes == b"hello"
+}
+
+fn links() -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let names = text.lines().skip(2).filter_map(|line| line.split_once(':'));
+    names.map(|(name, _)| name.trim().to_owned()).filter(|name| name.starts_with('b')).collect()
+}
+
+fn tables() -> String {
+    String::from_utf8(Command::new("nft").args(["list", "tables"]).output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn containers_reach_each_other_and_the_host_and_nothing_is_left() {
+    isolated(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let bridge = Bridge::new(config(&dir, "talk", "10.251.3.0/24")).unwrap();
+        let (one, two) = (Container::new(), Container::new());
+        let (first, second) = (bridge.lease("one").unwrap(), bridge.lease("two").unwrap());
+        bridge.attach(&first, one.pid()).await.unwrap();
+        bridge.attach(&second, two.pid()).await.unwrap();
+        assert!(one.talks_to(two.echo_server(second.ip)), "container to container");
+        assert!(talk(two.echo_server(second.ip)), "host to container");
+        let on_host = serve(TcpListener::bind((first.gateway, 0)).unwrap());
+        assert!(one.talks_to(on_host), "container to host");
+        assert!(one.talks_to(one.echo_server(Ipv4Addr::LOCALHOST)), "its own loopback");
+        let (wanted, mac) = (first.mac.to_string(), "/sys/class/net/eth0/address");
+        let seen = Command::new("nsenter")
+            .args([&format!("-t{}", one.pid()), "-n", "unshare", "-m", "sh", "-c"])
+            .arg(format!("mount -t sysfs none /sys && cat {mac}"))
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8(seen.stdout).unwrap().trim(), wanted);
+        assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "1");
+
+        assert_eq!(links().len(), 3);
+        bridge.remove().await.unwrap();
+        assert_eq!(links().len(), 3, "it is in use");
+        bridge.detach(&first).await.unwrap();
+        bridge.detach(&first).await.unwrap();
+        drop(two);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while links().len() > 1 {
+            assert!(Instant::now() < deadline, "a veth goes with its namespace: {:?}", links());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        bridge.remove().await.unwrap();
+        bridge.remove().await.unwrap();
+        assert_eq!((links(), tables()), (vec![], String::new()));
+    });
+}
+
+#[test]
+fn what_leaves_the_subnet_carries_the_hosts_address_and_neighbours_stay_out() {
+    isolated(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = Bridge::new(config(&dir, "in", "10.251.4.0/24")).unwrap();
+        // Stands for the network beyond the host: it knows no route back to the containers.
+        let outside =
+            Bridge::new(NetworkConfig { leases: dir.path().join("o"), ..config(&dir, "out", "10.251.5.0/24") });
+        let outside = outside.unwrap();
+        let (container, server) = (Container::new(), Container::new());
+        let (lease, remote) = (inside.lease("c").unwrap(), outside.lease("s").unwrap());
+        inside.attach(&lease, container.pid()).await.unwrap();
+        outside.attach(&remote, server.pid()).await.unwrap();
+        // The far side of a real uplink has no rules of ours; here only the inner bridge's are to be seen.
+        firewall::remove(outside.config()).unwrap();
+        let listener = server.enter(move || TcpListener::bind((remote.ip, 0)).unwrap());
+        let address = listener.local_addr().unwrap();
+        let seen = std::thread::spawn(move || listener.accept().unwrap().1.ip());
+        container.enter(move || TcpStream::connect_timeout(&address, Duration::from_secs(3)).unwrap());
+        assert_eq!(seen.join().unwrap(), outside.config().subnet.gateway());
+        assert!(!server.talks_to(container.echo_server(lease.ip)), "what nobody published is not reached");
+    });
+}
+
+#[test]
+fn half_made_things_are_finished_and_foreign_ones_left_alone() {
+    isolated(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = config(&dir, "half", "10.251.6.0/24");
+        let bridge = Bridge::new(ours.clone()).unwrap();
+        let lease = bridge.lease("c").unwrap();
+        let mut host = netlink::Netlink::open().unwrap();
+        // A process in the host's network must not get the container's address.
+        // SAFETY: it has no preconditions.
+        let own = unsafe { libc::gettid() };
+        let error = bridge.attach(&lease, own as u32).await.unwrap_err();
+        assert_eq!((error.code(), links()), ("network.failed", vec![]));
+        let error = bridge.attach(&lease, u32::MAX >> 1).await.unwrap_err();
+        assert_eq!(error.code(), "network.failed", "{error}");
+
+        // Killed after the pair was made: the namespace is still held, so is the name.
+        let stale = Container::new();
+        bridge.attach(&lease, stale.pid()).await.unwrap();
+        let container = Container::new();
+        bridge.attach(&lease, container.pid()).await.unwrap();
+        assert!(talk(container.echo_server(lease.ip)));
+        // Whoever flushes the host's rules takes the table along.
+        assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
+        let other = Container::new();
+        bridge.attach(&bridge.lease("d").unwrap(), other.pid()).await.unwrap();
+        assert!(tables().contains("berth_half"), "{}", tables());
+
+        // Another root that was given the same bridge.
+        let thief = Bridge::new(NetworkConfig { table: "berth_other".into(), ..ours.clone() }).unwrap();
+        let error = thief.attach(&lease, other.pid()).await.unwrap_err();
+        assert_eq!(error.code(), "config.invalid", "{error}");
+        thief.remove().await.unwrap();
+        assert!(host.link(&ours.bridge).unwrap().is_some());
+
+        // A subnet configured anew takes effect once nobody is attached.
+        let moved = Bridge::new(NetworkConfig { subnet: "10.251.7.0/24".parse().unwrap(), ..ours.clone() }).unwrap();
+        let lease = moved.lease("e").unwrap();
+        let third = Container::new();
+        assert_eq!(moved.attach(&lease, third.pid()).await.unwrap_err().code(), "config.invalid");
+        drop((stale, container, other));
+        let index = host.link(&ours.bridge).unwrap().unwrap().header.index;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while host.has_ports(index).unwrap() {
+            assert!(Instant::now() < deadline, "{:?}", links());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        moved.attach(&lease, third.pid()).await.unwrap();
+        assert!(talk(third.echo_server(lease.ip)));
+    });
+}
+
+#[test]
+fn many_at_once_all_get_their_network_quickly() {
+    const MANY: usize = 24;
+    isolated(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let bridge = Bridge::new(config(&dir, "many", "10.251.8.0/24")).unwrap();
+        let containers: Vec<Container> = (0..MANY).map(|_| Container::new()).collect();
+        let leases: Vec<Lease> = (0..MANY).map(|n| bridge.lease(&n.to_string()).unwrap()).collect();
+        let all = containers.iter().zip(&leases).map(|(container, lease)| bridge.attach(lease, container.pid()));
+        for result in futures_util::future::join_all(all).await {
+            result.unwrap();
+        }
+        assert_eq!(links().len(), MANY + 1);
+        for (container, lease) in containers.iter().zip(&leases).take(3) {
+            assert!(talk(container.echo_server(lease.ip)));
+        }
+        let mut times = Vec::new();
+        for n in 0..16 {
+            let (container, lease) = (Container::new(), bridge.lease(&format!("warm-{n}")).unwrap());
+            let start = Instant::now();
+            bridge.attach(&lease, container.pid()).await.unwrap();
+            times.push(start.elapsed());
+        }
+        times.sort();
+        eprintln!("attach: median {:?}, slowest {:?}", times[times.len() / 2], times.last().unwrap());
+        assert!(times[times.len() / 2] < Duration::from_millis(20), "{times:?}");
+    });
+}
+
+#[test]
+fn without_a_network_there_is_a_loopback() {
+    isolated(async || {
+        let container = Container::new();
+        loopback_up(container.pid()).await.unwrap();
+        assert!(container.talks_to(container.echo_server(Ipv4Addr::LOCALHOST)));
+    });
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name() {
+    let mut spec = ServiceSpec::new("image");
+    check(&spec).unwrap();
+    spec.network.mode = NetworkMode::Named("front".into());
+    assert!(check(&spec).unwrap_err().to_string().contains("front"));
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_mappings = serde_json::from_str(r#"[{"container_port":80}]"#).unwrap();
+    assert_eq!(check(&spec).unwrap_err().code(), "unsupported.here");
+}
