@@ -1,1 +1,43 @@
-//! x
+//! Named volumes that follow the service.
+//!
+//! A volume is a directory on this host. With a bucket configured, each sync makes its tree a *generation*: an
+//! immutable manifest and deduplicated chunks, published as the next record of a log in S3. Claims in the same log see
+//! to it that one host at a time publishes; what another could not publish becomes a branch, and nothing is lost.
+//! [`VolumeStore`] is the way in; `FORMAT.md` describes what is in the bucket.
+
+mod attributes;
+mod chunker;
+mod claim;
+mod codec;
+mod config;
+mod entry;
+mod error;
+mod fetch;
+mod history;
+mod log;
+mod manifest;
+mod name;
+mod object_store;
+mod pack;
+mod progress;
+mod record;
+mod restore;
+mod scan;
+mod scan_record;
+mod server_check;
+mod state;
+mod store;
+mod sync;
+mod tree;
+mod uploads;
+mod volume;
+mod walk;
+
+pub use config::{S3Config, VolumesConfig};
+pub use error::{Error, Result};
+pub use history::HistoryEntry;
+pub use name::NAME_LIMIT;
+pub use progress::Progress;
+pub use record::RecordKind;
+pub use server_check::ServerCheck;
+pub use store::{AcquireOptions, Acquired, RestoreOptions, RestoreReport, VolumeStore};

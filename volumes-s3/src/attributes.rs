@@ -1,0 +1,83 @@
+//! Extended attributes, of anything and without following links.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+/// The kernel's limit for one value, and for the list of names.
+const XATTR_LIMIT: usize = 64 << 10;
+/// Mark the root of a volume's tree; the value is the volume's name. The second is for who may not set the first.
+/// They say something of this host, not of the tree: they are not taken into a generation.
+const MARKERS: [&CStr; 2] = [c"trusted.berth.volume", c"user.berth.volume"];
+
+/// All attributes of `name` in `directory`, in the order of their names. None where the filesystem has none.
+pub(crate) fn read(directory: BorrowedFd<'_>, name: &CStr) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+    let path = through_proc(directory, name);
+    let mut buffer = [0u8; 4096];
+    let mut large = Vec::new();
+    let names = match rustix::fs::llistxattr(&path, &mut buffer[..]) {
+        Ok(length) => &buffer[..length],
+        Err(Errno::OPNOTSUPP) => &[],
+        Err(Errno::RANGE) => {
+            large.resize(XATTR_LIMIT, 0);
+            let length = rustix::fs::llistxattr(&path, &mut large[..])?;
+            &large[..length]
+        }
+        Err(error) => return Err(error),
+    };
+    let mut attributes = Vec::new();
+    for name in names.split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        if MARKERS.contains(&name) {
+            continue;
+        }
+        let mut value = vec![0; XATTR_LIMIT];
+        match rustix::fs::lgetxattr(&path, name, &mut value[..]) {
+            Ok(length) => value.truncate(length),
+            Err(Errno::NODATA) => continue,
+            Err(error) => return Err(error),
+        }
+        attributes.push((name.to_bytes().to_vec(), value));
+    }
+    attributes.sort_unstable();
+    Ok(attributes)
+}
+
+/// Sets attributes of `name` in `directory`.
+pub(crate) fn write(directory: BorrowedFd<'_>, name: &CStr, attributes: &[(Vec<u8>, Vec<u8>)]) -> Result<(), Errno> {
+    if attributes.is_empty() {
+        return Ok(());
+    }
+    let path = through_proc(directory, name);
+    attributes
+        .iter()
+        .filter(|(name, _)| MARKERS.iter().all(|marker| marker.to_bytes() != name))
+        .try_for_each(|(name, value)| rustix::fs::lsetxattr(&path, name.as_slice(), value, XattrFlags::empty()))
+}
+
+/// Marks the root of a tree as the volume's.
+pub(crate) fn mark(root: impl AsFd, volume: &str) -> Result<(), Errno> {
+    let set = |marker| rustix::fs::fsetxattr(&root, marker, volume.as_bytes(), XattrFlags::empty());
+    match set(MARKERS[0]) {
+        Err(Errno::PERM | Errno::OPNOTSUPP) => set(MARKERS[1]),
+        done => done,
+    }
+}
+
+/// Whether the root of a tree bears the volume's mark.
+pub(crate) fn is_marked(root: impl AsFd, volume: &str) -> bool {
+    let mut value = [0u8; 256];
+    MARKERS.iter().any(|marker| {
+        let length = rustix::fs::fgetxattr(&root, *marker, &mut value[..]);
+        length.is_ok_and(|length| &value[..length] == volume.as_bytes())
+    })
+}
+
+/// There are no calls for attributes that take a directory and a name on kernels before 6.13.
+fn through_proc(directory: BorrowedFd<'_>, name: &CStr) -> Vec<u8> {
+    let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.to_bytes());
+    path
+}

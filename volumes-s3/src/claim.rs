@@ -1,0 +1,95 @@
+//! Who may publish: claims, their release, and what a host may do with the tree it has.
+
+use crate::error::{Error, Result};
+use crate::log::Append;
+use crate::record::{Record, RecordKind};
+use crate::volume::Volume;
+
+/// How often a number is lost to another writer's record before a claim is given up.
+const CLAIM_ATTEMPTS: u32 = 16;
+
+/// How the newest record stands to this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// No record, or released.
+    Free,
+    /// This host is the owner, and knows it.
+    Ours,
+    /// This host is the owner by an epoch that this data root does not know: it was emptied, or is a copy.
+    OursBefore,
+    /// Another host is.
+    Elsewhere { host: String, record: u64 },
+}
+
+/// Of the newest record seen.
+pub(crate) fn standing(volume: &Volume) -> Standing {
+    match &volume.state.head {
+        Some(Record { owner: Some(owner), record, .. }) => {
+            if *owner != volume.host {
+                Standing::Elsewhere { host: owner.clone(), record: *record }
+            } else if volume.owns() {
+                Standing::Ours
+            } else {
+                Standing::OursBefore
+            }
+        }
+        _ => Standing::Free,
+    }
+}
+
+/// Makes this host the owner, by the newest record that `volume` has seen. Nothing is put if it is already.
+pub(crate) async fn claim(volume: &mut Volume, take_over: bool) -> Result<()> {
+    let Some(remote) = volume.remote.clone() else { return Ok(()) };
+    for _ in 0..CLAIM_ATTEMPTS {
+        match standing(volume) {
+            Standing::Ours => return Ok(()),
+            Standing::Elsewhere { host, record } if !take_over => {
+                return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
+            }
+            _ => {}
+        }
+        let parent = volume.state.head.as_ref().and_then(|head| head.generation);
+        let mut record = volume.next_record(RecordKind::Claim);
+        record.epoch += 1;
+        record.owner = Some(volume.host.clone());
+        match remote.log.append(&record).await? {
+            Append::Won => {
+                volume.state.epoch = Some(record.epoch);
+                volume.state.pending.claim = false;
+                volume.state.head = Some(record);
+                return volume.save().await;
+            }
+            Append::Lost => {
+                let head = volume.head().await?;
+                let generation = head.and_then(|head| head.generation);
+                if let (true, Some(remote)) = (generation != parent, generation) {
+                    // What was decided about the tree here was decided about another generation.
+                    return Err(Error::Conflict { name: volume.name.clone(), local: volume.state.parent, remote });
+                }
+            }
+        }
+    }
+    Err(Error::Interrupted { operation: "claim a volume that others keep writing to" })
+}
+
+/// Gives the claim back, if this host holds it.
+pub(crate) async fn release(volume: &mut Volume) -> Result<()> {
+    let Some(remote) = volume.remote.clone() else { return Ok(()) };
+    for _ in 0..CLAIM_ATTEMPTS {
+        if !volume.owns() {
+            break;
+        }
+        let mut record = volume.next_record(RecordKind::Released);
+        record.owner = None;
+        match remote.log.append(&record).await? {
+            Append::Won => {
+                volume.state.head = Some(record);
+                break;
+            }
+            Append::Lost => drop(volume.head().await?),
+        }
+    }
+    volume.state.epoch = None;
+    volume.state.pending.release = false;
+    volume.save().await
+}

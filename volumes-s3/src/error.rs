@@ -1,0 +1,280 @@
+//! What can go wrong with a volume.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The cause below an error of the object store.
+pub type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// An error of a volume: what was tried, on what, and ([`Error::hint`]) what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name breaks the grammar.
+    #[error("{name:?} is not a name for a volume")]
+    InvalidName {
+        /// The name, cut to the longest allowed.
+        name: String,
+    },
+    /// No such volume here, nor in S3 as far as it was asked.
+    #[error("volume {name}: not found")]
+    NotFound {
+        /// The volume.
+        name: String,
+    },
+    /// The history has no such generation.
+    #[error("volume {name}: no generation {generation}")]
+    GenerationNotFound {
+        /// The volume.
+        name: String,
+        /// The number asked for.
+        generation: u64,
+    },
+    /// Containers of this host use it.
+    #[error("volume {name}: {operation} while in use by {}", users.join(", "))]
+    InUse {
+        /// The volume.
+        name: String,
+        /// What was refused.
+        operation: &'static str,
+        /// The containers.
+        users: Vec<String>,
+    },
+    /// Another host holds the claim.
+    #[error("volume {name}: in use on host {host} (record {record})")]
+    InUseElsewhere {
+        /// The volume.
+        name: String,
+        /// The host that holds the claim.
+        host: String,
+        /// The newest record of its log.
+        record: u64,
+    },
+    /// The claim was lost to another host: nothing more may be published from here.
+    #[error(
+        "volume {name}: this host no longer owns it, host {owner} does{}",
+        branch.map_or_else(String::new, |number| format!("; what was here is kept as generation {number}, a branch"))
+    )]
+    Fenced {
+        /// The volume.
+        name: String,
+        /// Who holds the claim now; `nobody` when it was released.
+        owner: String,
+        /// The generation beside the main line that holds what this host could not publish.
+        branch: Option<u64>,
+    },
+    /// The tree here and the newest generation both changed.
+    #[error("volume {name}: changed here since generation {}, and generation {remote} in S3 is newer",
+        local.map_or_else(|| "none".to_owned(), |number| number.to_string()))]
+    Conflict {
+        /// The volume.
+        name: String,
+        /// The generation the local tree descends from.
+        local: Option<u64>,
+        /// The newest generation.
+        remote: u64,
+    },
+    /// It would lose data that is nowhere else.
+    #[error("volume {name}: {bytes} bytes here are not in S3 yet")]
+    Unsynced {
+        /// The volume.
+        name: String,
+        /// Bytes of the files that changed.
+        bytes: u64,
+    },
+    /// S3 did not answer, or not in time.
+    #[error("{operation} at {location}: S3 is not reachable")]
+    S3Unreachable {
+        /// What was asked.
+        operation: String,
+        /// Endpoint and bucket.
+        location: String,
+        /// Why.
+        source: Source,
+    },
+    /// S3 answered no.
+    #[error("{operation} at {location}: refused with status {status} ({s3_code})")]
+    S3Refused {
+        /// What was asked.
+        operation: String,
+        /// Endpoint and bucket.
+        location: String,
+        /// HTTP status, 0 if the request was never sent.
+        status: u16,
+        /// S3's own code.
+        s3_code: String,
+        /// The client's error.
+        source: Source,
+    },
+    /// The bucket does not exist.
+    #[error("bucket {bucket} does not exist at {endpoint}")]
+    BucketMissing {
+        /// The bucket.
+        bucket: String,
+        /// The endpoint.
+        endpoint: String,
+    },
+    /// The server let several writers win one put-if-absent.
+    #[error(
+        "{location}: {winners} of {writers} writers won one put-if-absent; such a server cannot keep two hosts apart"
+    )]
+    RacyServer {
+        /// Endpoint and bucket.
+        location: String,
+        /// How many were told they had won.
+        winners: u32,
+        /// How many raced.
+        writers: u32,
+    },
+    /// No bucket is configured.
+    #[error("volume {name}: {operation} needs a bucket, and none is configured")]
+    NoBucket {
+        /// The volume.
+        name: String,
+        /// What was asked.
+        operation: &'static str,
+    },
+    /// Bytes from S3 or the disk are not what they were when written.
+    #[error("{what}: {detail}")]
+    Corrupt {
+        /// The object or file.
+        what: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Written by a newer version.
+    #[error("{what} has format {found}; this version reads up to {supported}")]
+    UnsupportedFormat {
+        /// The object or file.
+        what: String,
+        /// Its version.
+        found: u32,
+        /// The newest this one reads.
+        supported: u32,
+    },
+    /// The target of a restore exists.
+    #[error("restore to {}: it exists and is not an empty directory", path.display())]
+    TargetExists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The disk is full.
+    #[error("{operation} {}: no space left", path.display())]
+    DiskFull {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The system refused something.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// Not built, or not in this build.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// The option or method.
+        what: String,
+    },
+    /// A thread of ours ended before its work.
+    #[error("{operation}: the worker ended early")]
+    Interrupted {
+        /// What it was doing.
+        operation: &'static str,
+    },
+}
+
+impl Error {
+    /// A stable name, for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidName { .. } => "volume.invalid_name",
+            Self::NotFound { .. } => "volume.not_found",
+            Self::GenerationNotFound { .. } => "volume.generation_not_found",
+            Self::InUse { .. } => "volume.in_use",
+            Self::InUseElsewhere { .. } => "volume.in_use_elsewhere",
+            Self::Fenced { .. } => "volume.fenced",
+            Self::Conflict { .. } => "volume.conflict",
+            Self::Unsynced { .. } => "volume.unsynced",
+            Self::S3Unreachable { .. } => "volume.s3_unreachable",
+            Self::S3Refused { .. } => "volume.s3_refused",
+            Self::BucketMissing { .. } => "volume.bucket_missing",
+            Self::RacyServer { .. } => "volume.racy_server",
+            Self::NoBucket { .. } => "volume.no_bucket",
+            Self::Corrupt { .. } => "volume.corrupt",
+            Self::UnsupportedFormat { .. } => "volume.unsupported_format",
+            Self::TargetExists { .. } => "volume.target_exists",
+            Self::DiskFull { .. } => "volume.disk_full",
+            Self::Io { .. } => "volume.io",
+            Self::Unsupported { .. } => "volume.unsupported",
+            Self::Interrupted { .. } => "volume.interrupted",
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::InvalidName { .. } => {
+                "use letters, digits, `_`, `.` and `-`, at most 200, the first a letter or digit".into()
+            }
+            Self::NotFound { .. } => "`berth volume ls` lists the volumes of this host".into(),
+            Self::GenerationNotFound { name, .. } => format!("`berth volume history {name}` lists them"),
+            Self::InUse { .. } => "stop and remove those containers first".into(),
+            Self::InUseElsewhere { host, .. } => {
+                format!(
+                    "stop its container on {host}; if that host is dead, take the volume over by name (`take_over`)"
+                )
+            }
+            Self::Fenced { name, branch: Some(branch), .. } => {
+                format!("`berth volume restore {name} --generation {branch} --to DIR` brings the branch back")
+            }
+            Self::Fenced { .. } => "nothing was lost; use the volume on the host that owns it".into(),
+            Self::Conflict { name, .. } => format!(
+                "`berth volume restore {name} --discard-local` takes the newer generation; copy what you need from here first"
+            ),
+            Self::Unsynced { name, .. } => format!("`berth volume sync {name}` first, or say that it may be discarded"),
+            Self::S3Unreachable { .. } => "check the endpoint and the network; it is tried again by the keeper".into(),
+            Self::S3Refused { status: 403 | 401, .. } => "check the AWS credentials and the bucket's policy".into(),
+            Self::S3Refused { .. } => "see the server's own message".into(),
+            Self::BucketMissing { bucket, .. } => format!("create the bucket {bucket}, or name another one"),
+            Self::RacyServer { .. } => "use another server, or permit this one with `allow_racy_put`".into(),
+            Self::NoBucket { .. } => "configure one: `--s3-bucket`".into(),
+            Self::Corrupt { .. } => "restore an older generation".into(),
+            Self::UnsupportedFormat { .. } => "use a newer version".into(),
+            Self::TargetExists { .. } => "name a directory that does not exist yet".into(),
+            Self::DiskFull { .. } => "free some space and try again".into(),
+            Self::Io { .. } | Self::Unsupported { .. } | Self::Interrupted { .. } => return None,
+        })
+    }
+
+    /// Whether trying again later may help without anyone doing anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::S3Unreachable { .. } | Self::Interrupted { .. })
+    }
+
+    pub(crate) fn io(operation: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
+        let (path, source) = (path.as_ref().to_owned(), source.into());
+        match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => Self::DiskFull { operation, path, source },
+            _ => Self::Io { operation, path, source },
+        }
+    }
+
+    pub(crate) fn corrupt(what: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::Corrupt { what: what.into(), detail: detail.into() }
+    }
+}

@@ -1,0 +1,181 @@
+//! The log of a volume: numbered records, each put only if its number is free.
+//!
+//! Only this condition is needed of a server, and no clock is trusted. A writer that finds its number taken has lost
+//! the race for it and reads on to see what that means.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream;
+
+use crate::error::{Error, Result};
+use crate::object_store::{ObjectStore, Put};
+use crate::record::{RECORD_LIMIT, Record};
+
+/// `latest` is written with every so many records: it only spares a reader the start of a long log.
+const HINT_EVERY: u64 = 16;
+/// Keys on a full page of a listing, as S3 has it.
+const LIST_PAGE: usize = 1000;
+/// Longest `latest`: one decimal number.
+const HINT_LIMIT: usize = 32;
+/// How often the outcome of a put is asked for after its answer was lost.
+const READ_BACK_ATTEMPTS: u32 = 3;
+/// Records read at once for a history.
+const HISTORY_READS: usize = 16;
+
+/// How an append ended.
+#[derive(Debug)]
+pub(crate) enum Append {
+    /// The record is in the log.
+    Won,
+    /// Another record has the number.
+    Lost,
+}
+
+/// The log of one volume.
+#[derive(Debug, Clone)]
+pub(crate) struct Log {
+    store: Arc<dyn ObjectStore>,
+    prefix: String,
+}
+
+impl Log {
+    /// The log under `prefix`, which ends in `/` and is the volume's own.
+    pub(crate) fn new(store: Arc<dyn ObjectStore>, prefix: String) -> Self {
+        Self { store, prefix }
+    }
+
+    /// The newest record; `known` is one that was seen, and costs one request if it still is the newest. `None` if
+    /// the volume has none (and the bucket exists).
+    pub(crate) async fn head(&self, known: Option<Record>) -> Result<Option<Record>> {
+        if let Some(known) = known {
+            let page = self.page(known.record.saturating_sub(1)).await?;
+            // Not there any more: the history was deleted by hand, and what was known of it is worth nothing.
+            if page.first() == Some(&known.record) {
+                return match self.last_listed(page).await? {
+                    Some(number) if number > known.record => self.forward(self.read(number).await?).await,
+                    _ => Ok(Some(known)),
+                };
+            }
+        }
+        let hint = self.hint().await?.saturating_sub(1);
+        let mut last = self.last_listed(self.page(hint).await?).await?;
+        if last.is_none() && hint > 0 {
+            last = self.last_listed(self.page(0).await?).await?;
+        }
+        let listed = match last {
+            Some(number) => self.read(number).await?,
+            None => None,
+        };
+        let head = self.forward(listed).await?;
+        if head.is_none() {
+            self.store.check_bucket().await?;
+        }
+        Ok(head)
+    }
+
+    /// Reads on from `head` until a number is free: a listing may lag behind.
+    async fn forward(&self, mut head: Option<Record>) -> Result<Option<Record>> {
+        let mut next = head.as_ref().map_or(1, |record| record.record + 1);
+        while let Some(record) = self.read(next).await? {
+            next += 1;
+            head = Some(record);
+        }
+        Ok(head)
+    }
+
+    /// The record with this number.
+    pub(crate) async fn read(&self, number: u64) -> Result<Option<Record>> {
+        let body = self.store.get(&self.key(number), None, RECORD_LIMIT).await?;
+        body.map(|body| Record::decode(number, &body)).transpose()
+    }
+
+    /// Appends `record` under its number.
+    ///
+    /// An error means that the outcome is not known: the same record may be appended again.
+    pub(crate) async fn append(&self, record: &Record) -> Result<Append> {
+        let body = Bytes::from(record.encode()?);
+        let key = self.key(record.record);
+        let put = self.store.put_if_absent(&key, body.clone()).await;
+        if let Ok(Put::Created) = put {
+            self.leave_hint(record.record).await;
+            return Ok(Append::Won);
+        }
+        // A lost answer is not a defeat, and a 409 only says that somebody else is at it: whose record is there?
+        let mut put = put.map(drop);
+        for _ in 0..READ_BACK_ATTEMPTS {
+            match self.read(record.record).await? {
+                Some(found) if found.nonce == record.nonce => return Ok(Append::Won),
+                Some(_) => return Ok(Append::Lost),
+                None => match self.store.put_if_absent(&key, body.clone()).await {
+                    Ok(Put::Created) => return Ok(Append::Won),
+                    again => put = again.map(drop),
+                },
+            }
+        }
+        put?;
+        Err(Error::corrupt(key, "the server says that it exists, and that it does not"))
+    }
+
+    /// All records, oldest first.
+    pub(crate) async fn all(&self) -> Result<Vec<Record>> {
+        let mut numbers = Vec::new();
+        let mut after = 0;
+        loop {
+            let page = self.page(after).await?;
+            let Some(last) = page.last() else { break };
+            after = *last;
+            numbers.extend(page);
+        }
+        let mut reads = stream::iter(numbers).map(|number| self.read(number)).buffered(HISTORY_READS);
+        let mut records = Vec::new();
+        while let Some(record) = reads.next().await {
+            records.extend(record?);
+        }
+        Ok(records)
+    }
+
+    /// The numbers on one page after `after`, in order.
+    pub(crate) async fn page(&self, after: u64) -> Result<Vec<u64>> {
+        let keys = self.store.list(&format!("{}log/", self.prefix), Some(&self.key(after))).await?;
+        Ok(keys.iter().filter_map(|key| key.rsplit('/').next()?.parse().ok()).collect())
+    }
+
+    /// The key of a record.
+    pub(crate) fn key(&self, number: u64) -> String {
+        format!("{}log/{number:020}", self.prefix)
+    }
+
+    /// The key of the hint.
+    pub(crate) fn hint_key(&self) -> String {
+        format!("{}latest", self.prefix)
+    }
+
+    /// The last number from `page` on, which came after `after`.
+    async fn last_listed(&self, mut page: Vec<u64>) -> Result<Option<u64>> {
+        let mut last = None;
+        while let Some(number) = page.last().copied() {
+            last = Some(number);
+            // A page that is not full is the last one.
+            if page.len() < LIST_PAGE {
+                break;
+            }
+            page = self.page(number).await?;
+        }
+        Ok(last)
+    }
+
+    async fn hint(&self) -> Result<u64> {
+        let hint = self.store.get(&self.hint_key(), None, HINT_LIMIT).await?;
+        Ok(hint.and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok()).unwrap_or(0))
+    }
+
+    async fn leave_hint(&self, number: u64) {
+        if number.is_multiple_of(HINT_EVERY)
+            && let Err(error) = self.store.put(&self.hint_key(), Bytes::from(number.to_string())).await
+        {
+            tracing::debug!(%error, "the hint to the newest record was not written");
+        }
+    }
+}

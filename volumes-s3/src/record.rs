@@ -1,0 +1,110 @@
+//! Records of a volume's log: what each says, and how it is written.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::pack::ChunkRef;
+
+/// Version of the whole format, in each record. See `FORMAT.md`.
+pub(crate) const FORMAT: u32 = 1;
+/// Longest record read: a record is under 2 KiB, the rest is room for fields to come.
+pub(crate) const RECORD_LIMIT: usize = 64 << 10;
+
+/// What a record is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RecordKind {
+    /// A generation of the main line.
+    Data,
+    /// A generation beside it: what a fenced host could not publish.
+    Branch,
+    /// A host became the owner.
+    Claim,
+    /// The owner gave it back.
+    Released,
+    /// Names what is about to be deleted.
+    Prune,
+}
+
+/// A record of the log. The newest one alone tells the volume's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Its own number.
+    pub record: u64,
+    /// What it is for.
+    pub kind: RecordKind,
+    /// Random, the same in all records of one volume: tells it from one of the same name that was deleted.
+    pub volume: String,
+    /// How often the volume was claimed, this record included.
+    pub epoch: u64,
+    /// Who owns it after this record; null when released.
+    pub owner: Option<String>,
+    /// The host that wrote the record.
+    pub host: String,
+    /// Random, new for each record: tells a writer whose answer was lost that the record is its own.
+    pub nonce: String,
+    /// By the writer's clock. Nothing is decided by it.
+    #[serde(with = "runtime_core::time")]
+    pub created_at: DateTime<Utc>,
+    /// The newest generation of the main line, this record included; null when there is none.
+    pub generation: Option<u64>,
+    /// For data and branch: the tree.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tree: Option<TreeSummary>,
+}
+
+/// A tree as its record tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TreeSummary {
+    /// The generation it descends from.
+    pub parent: Option<u64>,
+    /// Where the root of the manifest is; its digest names the whole tree.
+    pub root: ChunkRef,
+    /// All entries.
+    pub entries: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Bytes of them, holes included.
+    pub size_bytes: u64,
+    /// Bytes that were put for it.
+    pub new_bytes: u64,
+    /// Files that were still changing after several reads.
+    #[serde(default)]
+    pub torn: u64,
+}
+
+impl Record {
+    /// The JSON that is put.
+    pub(crate) fn encode(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(|error| Error::corrupt(format!("record {}", self.record), error.to_string()))
+    }
+
+    /// Reads the record with this number. Its own number must agree: an object copied to another key is not believed.
+    pub(crate) fn decode(number: u64, bytes: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let what = || format!("record {number}");
+        let corrupt = |error: serde_json::Error| Error::corrupt(what(), error.to_string());
+        let version: Version = serde_json::from_slice(bytes).map_err(corrupt)?;
+        if version.format > FORMAT {
+            return Err(Error::UnsupportedFormat { what: what(), found: version.format, supported: FORMAT });
+        }
+        let record: Self = serde_json::from_slice(bytes).map_err(corrupt)?;
+        let has_tree = matches!(record.kind, RecordKind::Data | RecordKind::Branch);
+        if record.record != number || has_tree != record.tree.is_some() {
+            return Err(Error::corrupt(what(), "its number or kind does not fit"));
+        }
+        Ok(record)
+    }
+}
+
+/// 128 random bits in hex.
+pub(crate) fn random_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}

@@ -1,0 +1,805 @@
+//! The volumes of a host.
+//!
+//! ```text
+//! <root>/                       root:root 0700
+//!   .locks/<name>               one lock a volume; never removed
+//!   .servers/<digest>.json      whether an endpoint and bucket crown one winner
+//!   .trash/                     trees being deleted; anyone may go on with that
+//!   <name>/
+//!     state.json                what is known and owed: users, claim, generation; replaced whole, synced
+//!     data/                     the tree, marked by an attribute with the volume's name
+//!     scan                      a cache: entries of the last generation with inodes, times and chunks
+//!     scan.new, commit.json     a record about to be put, and its scan; settled before anything else is done
+//!     uploads                   packs of an unfinished sync that have arrived
+//!     restore-<random>/         a tree being restored; rubbish once nobody holds the lock
+//!     foreign-<random>/         a tree without the mark that was in the way; never deleted
+//! ```
+//!
+//! `scan`, `scan.new` and `uploads` can go without loss: files are then read, and sent, again. In the bucket, see
+//! `FORMAT.md`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use runtime_core::{PruneResult, VolumeStatus};
+use tokio::sync::OnceCell;
+
+use crate::claim::{self, Standing};
+use crate::config::{S3Config, VolumesConfig};
+use crate::error::{Error, Result};
+use crate::fetch::blocking;
+use crate::history::HistoryEntry;
+use crate::name;
+use crate::object_store::{self, ObjectStore};
+use crate::pack::Digest;
+use crate::progress::Progress;
+use crate::record::{Record, TreeSummary, random_id};
+use crate::restore::Job;
+use crate::server_check::{ServerCheck, race};
+use crate::state::{State, TreeMark, User, read_json, sync_parent, write_json};
+use crate::sync::publish;
+use crate::volume::{Paths, Remote, Volume, make_directories, set_aside_foreign, status};
+
+/// How a container wants a volume.
+#[derive(Debug, Clone, Default)]
+pub struct AcquireOptions {
+    /// It will not write: no claim is needed.
+    pub readonly: bool,
+    /// Take the claim from another host. Only who knows that the other host is dead may say so.
+    pub take_over: bool,
+    /// A limit in bytes. Not built yet: `Error::Unsupported`.
+    pub size: Option<u64>,
+    /// Text that is kept and shown.
+    pub tier: Option<String>,
+    /// Is told how a restore goes on.
+    pub progress: Progress,
+}
+
+/// A volume that can be mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acquired {
+    /// Its tree.
+    pub path: PathBuf,
+    /// It was made now, and is empty: the caller may fill it.
+    pub is_new: bool,
+    /// This host owns it. False for read-only use, without a bucket, and while S3 is away.
+    pub claimed: bool,
+}
+
+/// What to restore, and where.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreOptions {
+    /// The generation; the newest if not given.
+    pub generation: Option<u64>,
+    /// Beside the volume, into this directory, which must not exist or be empty.
+    pub to: Option<PathBuf>,
+    /// In place, over changes that are nowhere else.
+    pub discard_local: bool,
+    /// Is told how it goes on.
+    pub progress: Progress,
+}
+
+/// What was restored.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RestoreReport {
+    /// The generation.
+    pub generation: u64,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Regular files.
+    pub files: u64,
+    /// Bytes of them.
+    pub size_bytes: u64,
+}
+
+/// The volumes of a host. Clones are cheap and the same; several processes may have one each.
+///
+/// All methods may be cancelled: what was begun is completed in the background.
+#[derive(Debug, Clone)]
+pub struct VolumeStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: VolumesConfig,
+    store: OnceCell<Arc<dyn ObjectStore>>,
+}
+
+impl VolumeStore {
+    /// Opens the volumes under `config.root`. No request is made.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for options that are not built; [`Error::Io`] when the root cannot be made.
+    pub async fn open(config: VolumesConfig) -> Result<Self> {
+        if config.take_over_after.is_some() {
+            return Err(Error::Unsupported { what: "take_over_after".into() });
+        }
+        let root = config.root.clone();
+        blocking("open the volumes", move || {
+            make_directories(&root)?;
+            empty_trash(&root);
+            Ok(())
+        })
+        .await?;
+        Ok(Self { inner: Arc::new(Inner { config, store: OnceCell::new() }) })
+    }
+
+    /// Makes the volume usable by `user` (a container's id): claims it if it is to be written, restores it where this
+    /// host lacks it, and keeps the user on disk. Idempotent for the same user.
+    ///
+    /// A volume that S3 holds or may hold is never begun empty: if it is not here and S3 is away, that is an error. If
+    /// it is here and S3 is away, it is usable, unclaimed, and claimed at the first contact.
+    ///
+    /// # Errors
+    /// [`Error::InUseElsewhere`]; [`Error::Conflict`] when the tree here and the newest generation both changed;
+    /// [`Error::S3Unreachable`]; [`Error::BucketMissing`]; [`Error::RacyServer`]; [`Error::Unsupported`] for a size.
+    pub async fn acquire(&self, name: &str, user: &str, options: AcquireOptions) -> Result<Acquired> {
+        if options.size.is_some() {
+            return Err(Error::Unsupported { what: "a size limit of a volume".into() });
+        }
+        let user = user.to_owned();
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            let acquired = store.make_usable(&mut volume, &options).await;
+            if let Err(error) = acquired {
+                if volume.state.epoch.is_some() && !volume.state.has_writer() && volume.known {
+                    volume.state.pending.release = true;
+                    volume.save().await?;
+                    store.settle_release(&mut volume).await;
+                }
+                return Err(error);
+            }
+            volume.state.users.insert(user, User { readonly: options.readonly });
+            volume.state.pending.release = false;
+            if options.tier.is_some() {
+                volume.state.tier = options.tier;
+            }
+            volume.save().await?;
+            acquired
+        })
+        .await
+    }
+
+    /// Ends the use by `user`. When no writer is left, the tree is synced and the claim given back. Nothing is deleted.
+    ///
+    /// With S3 away this is Ok: it is journaled, and done by [`VolumeStore::retry_pending`].
+    ///
+    /// # Errors
+    /// Only those of the disk. What else failed stands in the status.
+    pub async fn release(&self, name: &str, user: &str) -> Result<()> {
+        let user = user.to_owned();
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            if volume.state.users.remove(&user).is_none() && !volume.state.owes() {
+                return Ok(());
+            }
+            let claims = volume.state.epoch.is_some() || volume.state.pending.claim;
+            volume.state.pending.release |= claims && !volume.state.has_writer();
+            volume.save().await?;
+            store.settle_release(&mut volume).await;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Brings the volume to S3: durable there when this is Ok. Without a bucket: Ok, and no effect.
+    ///
+    /// # Errors
+    /// [`Error::S3Unreachable`], with the volume journaled as pending and its bytes at risk counted; [`Error::Fenced`]
+    /// when another host took it over, with what is here uploaded as a branch; [`Error::NotFound`].
+    pub async fn sync(&self, name: &str) -> Result<VolumeStatus> {
+        self.detached(name, |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            if !volume.known {
+                return Err(Error::NotFound { name });
+            }
+            if volume.remote.is_none() {
+                return Ok(volume.status());
+            }
+            store.sync_locked(&mut volume).await?;
+            store.settle_release(&mut volume).await;
+            Ok(volume.status())
+        })
+        .await
+    }
+
+    /// What is known here of the volume. No request is made.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn status(&self, name: &str) -> Result<VolumeStatus> {
+        name::check(name)?;
+        let (paths, name) = (Paths::new(&self.inner.config.root, name), name.to_owned());
+        blocking("read the state", move || {
+            let state = State::load(&paths.state())?.ok_or_else(|| Error::NotFound { name: name.clone() })?;
+            let mut status = status(&name, &paths, &state);
+            if status.size_bytes.is_none() && paths.data().exists() {
+                status.size_bytes = Some(tree_size(&paths.data())?);
+            }
+            Ok(status)
+        })
+        .await
+    }
+
+    /// The volumes of this host, by name.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub async fn list(&self) -> Result<Vec<VolumeStatus>> {
+        let mut found = Vec::new();
+        for name in self.names().await? {
+            match self.status(&name).await {
+                Ok(status) => found.push(status),
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Who uses the volume on this host.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub async fn users(&self, name: &str) -> Result<Vec<String>> {
+        name::check(name)?;
+        let path = Paths::new(&self.inner.config.root, name).state();
+        let state = blocking("read the state", move || State::load(&path)).await?;
+        Ok(state.unwrap_or_default().users.into_keys().collect())
+    }
+
+    /// The records that hold a tree, oldest first; with `all` also claims, releases and prunes.
+    ///
+    /// # Errors
+    /// [`Error::NoBucket`]; [`Error::NotFound`] when neither S3 nor this host has the volume.
+    pub async fn history(&self, name: &str, all: bool) -> Result<Vec<HistoryEntry>> {
+        let remote = self.remote(name, "a history").await?;
+        let records = remote.log.all().await?;
+        if records.is_empty() {
+            remote.store.check_bucket().await?;
+            self.status(name).await?;
+        }
+        Ok(records.into_iter().filter(|record| all || record.tree.is_some()).map(HistoryEntry::from).collect())
+    }
+
+    /// Restores a generation in place, or beside.
+    ///
+    /// # Errors
+    /// In place: [`Error::InUse`]; [`Error::Unsynced`] over changes that are nowhere else, without `discard_local`.
+    /// Beside: [`Error::TargetExists`]. Both: [`Error::NotFound`], [`Error::GenerationNotFound`], [`Error::Corrupt`].
+    pub async fn restore(&self, name: &str, options: RestoreOptions) -> Result<RestoreReport> {
+        self.remote(name, "a restore").await?;
+        self.detached(name, move |store, name| async move {
+            match options.to.clone() {
+                Some(to) => store.restore_beside(&name, to, &options).await,
+                None => store.restore_in_place(&name, &options).await,
+            }
+        })
+        .await
+    }
+
+    /// Removes the local copy; with `remote` the history in S3 too.
+    ///
+    /// # Errors
+    /// [`Error::InUse`]; without `force` [`Error::Unsynced`] when data would be lost, and [`Error::InUseElsewhere`]
+    /// when the history is another host's; [`Error::NotFound`].
+    pub async fn remove(&self, name: &str, remote: bool, force: bool) -> Result<()> {
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            refuse_in_use(&volume, "removal")?;
+            if !volume.known && !remote {
+                return Err(Error::NotFound { name });
+            }
+            if volume.remote.is_some() && !remote && !force && volume.is_here()? {
+                volume.head().await?;
+                if volume.has_changes().await? {
+                    let bytes = volume.difference().await?.bytes;
+                    return Err(Error::Unsynced { name, bytes });
+                }
+            }
+            if remote {
+                store.remove_history(&mut volume, force).await?;
+            } else if volume.state.epoch.is_some()
+                && let Err(error) = claim::release(&mut volume).await
+                && !force
+            {
+                return Err(error);
+            }
+            store.remove_local(&volume).await.map(drop)
+        })
+        .await
+    }
+
+    /// Removes local copies that nobody uses and S3 holds as they are.
+    ///
+    /// # Errors
+    /// Those of the disk. A volume whose state cannot be told is kept.
+    pub async fn prune_local(&self) -> Result<PruneResult> {
+        let mut result = PruneResult::default();
+        for name in self.names().await? {
+            let pruned = self.detached(&name, |store, name| async move {
+                let mut volume = store.lock(&name).await?;
+                let idle = volume.known && volume.state.users.is_empty() && volume.state.tree.is_some();
+                if volume.remote.is_none() || !idle || !volume.is_here()? {
+                    return Ok(None);
+                }
+                volume.head().await?;
+                if volume.state.owes() || volume.has_changes().await? {
+                    return Ok(None);
+                }
+                store.remove_local(&volume).await.map(Some)
+            });
+            match pruned.await {
+                Ok(Some(bytes)) => {
+                    result.deleted.push(name);
+                    result.space_reclaimed += bytes;
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(volume = name, %error, "not pruned"),
+            }
+        }
+        Ok(result)
+    }
+
+    /// Tries once everything that is owed to S3: claims, syncs, releases. One result for each such volume.
+    ///
+    /// # Errors
+    /// Those of reading the root.
+    pub async fn retry_pending(&self) -> Result<Vec<(String, Result<VolumeStatus>)>> {
+        let mut results = Vec::new();
+        if self.inner.config.s3.is_none() {
+            return Ok(results);
+        }
+        for name in self.names().await? {
+            let path = Paths::new(&self.inner.config.root, &name).state();
+            match blocking("read the state", move || State::load(&path)).await {
+                Ok(Some(state)) if state.owes() => {}
+                Ok(_) => continue,
+                Err(error) => {
+                    results.push((name, Err(error)));
+                    continue;
+                }
+            }
+            let result = self.detached(&name, |store, name| async move {
+                let mut volume = store.lock(&name).await?;
+                if volume.state.owes() {
+                    volume.state.pending.release |= volume.state.epoch.is_some() && !volume.state.has_writer();
+                    store.sync_locked(&mut volume).await?;
+                    store.give_back(&mut volume).await?;
+                }
+                Ok(volume.status())
+            });
+            results.push((name.clone(), result.await));
+        }
+        Ok(results)
+    }
+
+    /// Races 16 writers for one key and keeps the result. The first use of a bucket does so by itself.
+    ///
+    /// # Errors
+    /// [`Error::NoBucket`], [`Error::S3Unreachable`], [`Error::BucketMissing`]. A server that crowns several is no error
+    /// here: the result says so.
+    pub async fn check_server(&self) -> Result<ServerCheck> {
+        let Some(config) = &self.inner.config.s3 else {
+            return Err(Error::NoBucket { name: "any".into(), operation: "a check of the server" });
+        };
+        let check = race(&self.client(config).await?, config).await?;
+        let (path, kept) = (self.server_file(config), check.clone());
+        blocking("keep the check", move || {
+            path.parent().map_or(Ok(()), make_directories)?;
+            write_json(&path, &kept)
+        })
+        .await?;
+        Ok(check)
+    }
+
+    async fn make_usable(&self, volume: &mut Volume, options: &AcquireOptions) -> Result<Acquired> {
+        let path = volume.paths.data();
+        let here = volume.is_here()?;
+        let acquired = |is_new, claimed| Acquired { path: path.clone(), is_new, claimed };
+        if volume.remote.is_none() {
+            if here {
+                return Ok(acquired(false, false));
+            }
+            if volume.state.tree.is_some() {
+                return Err(Error::NoBucket { name: volume.name.clone(), operation: "restoring it" });
+            }
+            volume.make_empty().await?;
+            return Ok(acquired(true, false));
+        }
+        match self.contact(volume).await {
+            Err(error) if error.is_transient() && here => {
+                tracing::warn!(volume = volume.name, %error, "S3 is away: used without a claim");
+                volume.state.pending.claim |= !options.readonly;
+                volume.state.last_error = Some(chain(&error));
+                return Ok(acquired(false, false));
+            }
+            contact => contact?,
+        }
+        if let (Standing::Elsewhere { host, record }, false) =
+            (claim::standing(volume), options.readonly || options.take_over)
+        {
+            return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
+        }
+        let newest = volume.state.head.as_ref().and_then(|head| head.generation);
+        let restore = match newest {
+            Some(_) if !here => newest,
+            Some(remote) if newest != volume.state.parent => {
+                let conflict = !volume.state.users.is_empty() || volume.has_changes().await?;
+                if conflict {
+                    let (name, local) = (volume.name.clone(), volume.state.parent);
+                    return Err(Error::Conflict { name, local, remote });
+                }
+                newest
+            }
+            _ => None,
+        };
+        if !options.readonly {
+            claim::claim(volume, options.take_over).await?;
+        }
+        if let Some(generation) = restore {
+            let record = self.tree_record(volume, generation).await?;
+            self.restore_into_place(volume, &record, &options.progress).await?;
+        } else if !here {
+            volume.make_empty().await?;
+        }
+        Ok(acquired(!here && restore.is_none(), !options.readonly))
+    }
+
+    /// Sees that the server can be trusted, and reads the newest record.
+    async fn contact(&self, volume: &mut Volume) -> Result<()> {
+        self.trust_server().await?;
+        volume.head().await.map(drop)
+    }
+
+    async fn sync_locked(&self, volume: &mut Volume) -> Result<()> {
+        if !volume.is_here()? {
+            return Err(Error::NotFound { name: volume.name.clone() });
+        }
+        let published = match self.trust_server().await {
+            Ok(()) => publish(volume).await,
+            Err(error) => Err(error),
+        };
+        match &published {
+            Ok(()) => {
+                volume.state.pending.sync = false;
+                volume.state.bytes_at_risk = 0;
+                volume.state.last_error = None;
+            }
+            Err(error) => {
+                // What is in a branch, or was not changed, is not at risk.
+                let fenced = matches!(error, Error::Fenced { .. });
+                volume.state.pending.sync = !fenced;
+                volume.state.bytes_at_risk = if fenced { 0 } else { volume.difference().await.map_or(0, |d| d.bytes) };
+                volume.state.last_error = Some(chain(error));
+                tracing::warn!(volume = volume.name, %error, "not synced");
+            }
+        }
+        volume.save().await?;
+        published
+    }
+
+    /// Syncs and gives the claim back if that is due; what fails is journaled.
+    async fn settle_release(&self, volume: &mut Volume) {
+        if !volume.state.pending.release || volume.state.has_writer() || volume.remote.is_none() {
+            return;
+        }
+        let settled = match self.sync_locked(volume).await {
+            Ok(()) => self.give_back(volume).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = settled {
+            tracing::warn!(volume = volume.name, %error, "not released yet");
+        }
+    }
+
+    async fn give_back(&self, volume: &mut Volume) -> Result<()> {
+        if volume.state.pending.release && !volume.state.has_writer() {
+            claim::release(volume).await?;
+        }
+        Ok(())
+    }
+
+    async fn restore_in_place(&self, name: &str, options: &RestoreOptions) -> Result<RestoreReport> {
+        let mut volume = self.lock(name).await?;
+        refuse_in_use(&volume, "a restore in place")?;
+        let head = volume.head().await?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
+        let Some(generation) = options.generation.or(head.generation) else {
+            return Err(Error::NotFound { name: name.to_owned() });
+        };
+        let record = self.tree_record(&volume, generation).await?;
+        if !options.discard_local && volume.is_here()? && volume.has_changes().await? {
+            let bytes = volume.difference().await?.bytes;
+            return Err(Error::Unsynced { name: name.to_owned(), bytes });
+        }
+        self.restore_into_place(&mut volume, &record, &options.progress).await?;
+        // Going back is a change like any other: the next sync publishes it after the newest generation.
+        volume.state.parent = head.generation;
+        (volume.state.pending.sync, volume.state.bytes_at_risk, volume.state.last_error) = (false, 0, None);
+        volume.save().await?;
+        report(&record, volume.paths.data())
+    }
+
+    async fn restore_beside(&self, name: &str, to: PathBuf, options: &RestoreOptions) -> Result<RestoreReport> {
+        let remote = self.remote(name, "a restore").await?;
+        let head = remote.log.head(None).await?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
+        let Some(generation) = options.generation.or(head.generation) else {
+            return Err(Error::NotFound { name: name.to_owned() });
+        };
+        let record = remote.log.read(generation).await?.filter(|record| record.tree.is_some());
+        let missing = || Error::GenerationNotFound { name: name.to_owned(), generation };
+        let record = record.ok_or_else(missing)?;
+        let to = std::path::absolute(&to).map_err(|error| Error::io("resolve", &to, error))?;
+        let temporary = to.with_file_name(format!(".restore-{}", random_id()));
+        let (target, directory) = (to.clone(), temporary.clone());
+        blocking("create", move || {
+            let empty = match std::fs::read_dir(&target) {
+                Ok(mut entries) => entries.next().is_none(),
+                Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            };
+            if empty { make_directories(&directory) } else { Err(Error::TargetExists { path: target }) }
+        })
+        .await?;
+        let scan_record = temporary.with_extension("scan");
+        let job = Job {
+            packs: remote.packs,
+            volume: name.to_owned(),
+            summary: summary(&record)?.clone(),
+            lineage: Digest::of(b""),
+            directory: temporary.clone(),
+            record: scan_record.clone(),
+            progress: options.progress.clone(),
+        };
+        let done = job.run().await;
+        let target = to.clone();
+        blocking("put into place", move || {
+            let moved = done.and_then(|()| {
+                std::fs::rename(&temporary, &target).map_err(|error| Error::io("put into place", &target, error))
+            });
+            let _ = std::fs::remove_dir_all(&temporary);
+            let _ = std::fs::remove_file(&scan_record);
+            let _ = std::fs::remove_file(scan_record.with_extension("entries"));
+            moved
+        })
+        .await?;
+        report(&record, to)
+    }
+
+    /// Replaces the tree by that of `record`, whole or not at all.
+    async fn restore_into_place(&self, volume: &mut Volume, record: &Record, progress: &Progress) -> Result<()> {
+        let Some(remote) = volume.remote.clone() else { return Ok(()) };
+        let summary = summary(record)?.clone();
+        let (paths, fresh) = (volume.paths.clone(), volume.paths.directory.join(format!("restore-{}", random_id())));
+        let directory = fresh.clone();
+        blocking("create", move || {
+            remove_leftovers(&paths.directory);
+            make_directories(&directory)
+        })
+        .await?;
+        let scan_record = volume.paths.directory.join("scan.restored");
+        let job = Job {
+            packs: remote.packs,
+            volume: volume.name.clone(),
+            summary: summary.clone(),
+            lineage: volume.state.lineage(),
+            directory: fresh.clone(),
+            record: scan_record.clone(),
+            progress: progress.clone(),
+        };
+        let done = job.run().await;
+        let (paths, hold, was_here) = (volume.paths.clone(), volume.hold(), volume.is_here()?);
+        let root = self.inner.config.root.clone();
+        blocking("put into place", move || {
+            if let Err(error) = done {
+                remove_leftovers(&paths.directory);
+                return Err(error);
+            }
+            let data = paths.data();
+            if was_here {
+                move_to_trash(&root, &data)?
+            } else {
+                set_aside_foreign(&data)?
+            }
+            // The record first: one that is of another tree is seen by its root and not used.
+            std::fs::rename(&scan_record, paths.scan()).map_err(|error| Error::io("put into place", &data, error))?;
+            std::fs::rename(&fresh, &data).map_err(|error| Error::io("put into place", &data, error))?;
+            sync_parent(&data)?;
+            empty_trash(&root);
+            drop(hold);
+            Ok(())
+        })
+        .await?;
+        volume.state.tree = Some(TreeMark {
+            record: record.record,
+            root: summary.root.digest.to_string(),
+            branch: record.kind == crate::record::RecordKind::Branch,
+            size_bytes: summary.size_bytes,
+        });
+        volume.state.parent = Some(record.record);
+        volume.state.durable_at = Some(record.created_at);
+        volume.save().await
+    }
+
+    async fn tree_record(&self, volume: &Volume, generation: u64) -> Result<Record> {
+        let missing = || Error::GenerationNotFound { name: volume.name.clone(), generation };
+        let Some(remote) = &volume.remote else { return Err(missing()) };
+        remote.log.read(generation).await?.filter(|record| record.tree.is_some()).ok_or_else(missing)
+    }
+
+    async fn remove_history(&self, volume: &mut Volume, force: bool) -> Result<()> {
+        let Some(remote) = volume.remote.clone() else {
+            return Err(Error::NoBucket { name: volume.name.clone(), operation: "removal of a history" });
+        };
+        let head = volume.head().await?;
+        if head.is_none() && !volume.known {
+            return Err(Error::NotFound { name: volume.name.clone() });
+        }
+        if let (Standing::Elsewhere { host, record }, false) = (claim::standing(volume), force) {
+            return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
+        }
+        // The log goes first, the newest record first: whatever is left of it at any time can be restored.
+        let mut numbers = Vec::new();
+        let mut after = 0;
+        while let Some(last) = remote.log.page(after).await?.last().copied() {
+            numbers.extend(remote.log.page(after).await?);
+            after = last;
+        }
+        for number in numbers.into_iter().rev() {
+            remote.store.delete(&remote.log.key(number)).await?;
+        }
+        remote.store.delete(&remote.log.hint_key()).await?;
+        loop {
+            let keys = remote.store.list(&remote.prefix, None).await?;
+            if keys.is_empty() {
+                break;
+            }
+            for key in keys {
+                remote.store.delete(&key).await?;
+            }
+        }
+        volume.state.forget_history();
+        Ok(())
+    }
+
+    async fn remove_local(&self, volume: &Volume) -> Result<u64> {
+        let (root, directory, hold) = (self.inner.config.root.clone(), volume.paths.directory.clone(), volume.hold());
+        let data = volume.paths.data();
+        blocking("remove", move || {
+            let size = if data.exists() { tree_size(&data)? } else { 0 };
+            move_to_trash(&root, &directory)?;
+            sync_parent(&directory)?;
+            empty_trash(&root);
+            drop(hold);
+            Ok(size)
+        })
+        .await
+    }
+
+    /// Refuses a server that lets several writers win; races for it if that was never done.
+    async fn trust_server(&self) -> Result<()> {
+        let Some(config) = &self.inner.config.s3 else { return Ok(()) };
+        let path = self.server_file(config);
+        let known = blocking("read the check", move || Ok(read_json::<ServerCheck>(&path).ok().flatten())).await?;
+        match known {
+            Some(check) => check.verdict(config),
+            None => self.check_server().await?.verdict(config),
+        }
+    }
+
+    fn server_file(&self, config: &S3Config) -> PathBuf {
+        let digest = Digest::of(config.location().as_bytes()).to_string();
+        self.inner.config.root.join(".servers").join(format!("{}.json", &digest[..32]))
+    }
+
+    async fn lock(&self, name: &str) -> Result<Volume> {
+        let store = match &self.inner.config.s3 {
+            Some(config) => Some(self.client(config).await?),
+            None => None,
+        };
+        Volume::lock(&self.inner.config, name, store).await
+    }
+
+    async fn client(&self, config: &S3Config) -> Result<Arc<dyn ObjectStore>> {
+        self.inner.store.get_or_try_init(|| object_store::open(config)).await.cloned()
+    }
+
+    async fn remote(&self, name: &str, operation: &'static str) -> Result<Remote> {
+        name::check(name)?;
+        let Some(config) = &self.inner.config.s3 else {
+            return Err(Error::NoBucket { name: name.to_owned(), operation });
+        };
+        Ok(Remote::new(self.client(config).await?, format!("{}{name}/", config.key_prefix())))
+    }
+
+    async fn names(&self) -> Result<Vec<String>> {
+        let root = self.inner.config.root.clone();
+        blocking("list the volumes", move || {
+            let failed = |error| Error::io("read", &root, error);
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(&root).map_err(failed)? {
+                let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+                if name::check(&name).is_ok() {
+                    names.push(name);
+                }
+            }
+            names.sort_unstable();
+            Ok(names)
+        })
+        .await
+    }
+
+    /// Runs `work` to its end even if the caller stops waiting.
+    async fn detached<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce(Self, String) -> F,
+    ) -> Result<T> {
+        name::check(name)?;
+        let task = tokio::spawn(work(self.clone(), name.to_owned()));
+        task.await.map_err(|_| Error::Interrupted { operation: "a volume's work" })?
+    }
+}
+
+fn refuse_in_use(volume: &Volume, operation: &'static str) -> Result<()> {
+    if volume.state.users.is_empty() {
+        return Ok(());
+    }
+    let users = volume.state.users.keys().cloned().collect();
+    Err(Error::InUse { name: volume.name.clone(), operation, users })
+}
+
+fn summary(record: &Record) -> Result<&TreeSummary> {
+    record.tree.as_ref().ok_or_else(|| Error::corrupt(format!("record {}", record.record), "holds no tree"))
+}
+
+fn report(record: &Record, path: PathBuf) -> Result<RestoreReport> {
+    let summary = summary(record)?;
+    Ok(RestoreReport { generation: record.record, path, files: summary.files, size_bytes: summary.size_bytes })
+}
+
+/// The message of an error and of its causes.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn tree_size(data: &Path) -> Result<u64> {
+    crate::scan::difference(data, None).map(|difference| difference.size_bytes)
+}
+
+fn move_to_trash(root: &Path, path: &Path) -> Result<()> {
+    let trash = root.join(".trash");
+    make_directories(&trash)?;
+    match std::fs::rename(path, trash.join(random_id())) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Deletes what is in the trash; what cannot be is left for the next time.
+fn empty_trash(root: &Path) {
+    remove_entries(&root.join(".trash"), "");
+}
+
+/// Deletes trees whose restore was cut off. Only with the lock.
+fn remove_leftovers(directory: &Path) {
+    remove_entries(directory, "restore-");
+}
+
+fn remove_entries(directory: &Path, prefix: &str) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(prefix)
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            tracing::debug!(path = %entry.path().display(), %error, "not deleted yet");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Publishes the tree of this host as the next generation, or as a branch when the claim is lost.
+
+use std::collections::BTreeSet;
+
+use futures_util::{StreamExt as _, stream};
+
+use crate::claim::{self, Standing};
+use crate::error::{Error, Result};
+use crate::fetch::blocking;
+use crate::log::Append;
+use crate::pack::{PackId, Packer, SealedPack};
+use crate::record::{RecordKind, TreeSummary};
+use crate::scan::{Scanned, scan};
+use crate::state::{Commit, remove_file};
+use crate::uploads::Uploads;
+use crate::volume::{Remote, Volume};
+
+/// Packs sent at once. With the one being filled and one waiting, 96 MiB.
+const UPLOADS: usize = 4;
+/// How often a number is lost to another writer's record before a sync gives up; each loss is somebody's progress.
+const APPEND_ATTEMPTS: u32 = 64;
+
+/// Brings the tree to S3. Ok: it is a generation of the main line, or unchanged since one.
+pub(crate) async fn publish(volume: &mut Volume) -> Result<()> {
+    let Some(remote) = volume.remote.clone() else { return Ok(()) };
+    volume.head().await?;
+    let believed = volume.state.epoch.is_some();
+    let mut line = line(volume);
+    if line == Line::Unclaimed {
+        if !volume.state.has_writer() && volume.state.tree.is_some() && !volume.has_changes().await? {
+            return Ok(());
+        }
+        claim::claim(volume, false).await?;
+        line = Line::Main;
+    }
+    let uploaded = upload(volume, &remote).await?;
+    let root = uploaded.scanned.root.digest.to_string();
+    let known = volume.state.tree.clone().filter(|tree| tree.root == root);
+    for _ in 0..APPEND_ATTEMPTS {
+        let kind = match (line, &known) {
+            (Line::Main, Some(tree)) if Some(tree.record) == volume.state.parent => {
+                return uploaded.keep_scan(volume).await;
+            }
+            (Line::Branch, Some(tree)) => {
+                let branch = tree.branch.then_some(tree.record);
+                uploaded.keep_scan(volume).await?;
+                return if believed || branch.is_some() { Err(fenced(volume, branch)) } else { Ok(()) };
+            }
+            (Line::Branch, None) => RecordKind::Branch,
+            (Line::Main | Line::Unclaimed, _) => RecordKind::Data,
+        };
+        match volume.commit(uploaded.commit(volume, kind)).await? {
+            Append::Won if kind == RecordKind::Data => return Ok(()),
+            Append::Won => {
+                let branch = volume.state.tree.as_ref().map(|tree| tree.record);
+                return Err(fenced(volume, branch));
+            }
+            Append::Lost => {
+                volume.head().await?;
+                line = self::line(volume);
+                if line == Line::Unclaimed {
+                    line = Line::Branch;
+                }
+            }
+        }
+    }
+    Err(Error::Interrupted { operation: "append to a log that others keep writing to" })
+}
+
+/// Where the next record of this host's tree belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    /// The claim is held, and nobody has published since.
+    Main,
+    /// The claim is lost, or never was held and somebody else holds it or has gone on.
+    Branch,
+    /// No claim was held, and none stands against this tree.
+    Unclaimed,
+}
+
+fn line(volume: &Volume) -> Line {
+    let head = volume.state.head.as_ref();
+    let follows = head.and_then(|head| head.generation) == volume.state.parent;
+    match claim::standing(volume) {
+        Standing::Ours if follows => Line::Main,
+        Standing::Free | Standing::OursBefore if follows && volume.state.epoch.is_none() => Line::Unclaimed,
+        // Released by us, or taken over and released since: nobody stands against it as long as nothing was published.
+        Standing::Free if follows => Line::Unclaimed,
+        _ => Line::Branch,
+    }
+}
+
+fn fenced(volume: &mut Volume, branch: Option<u64>) -> Error {
+    volume.state.epoch = None;
+    volume.state.pending.claim = false;
+    let head = volume.state.head.as_ref();
+    let owner = head.and_then(|head| head.owner.clone()).unwrap_or_else(|| "nobody".into());
+    Error::Fenced { name: volume.name.clone(), owner, branch }
+}
+
+/// A tree whose chunks are all in the bucket.
+struct Uploaded {
+    scanned: Scanned,
+    /// Packs that no generation reaches yet.
+    packs: BTreeSet<String>,
+}
+
+impl Uploaded {
+    /// Nothing changed: the new scan record knows it better than the old one.
+    async fn keep_scan(&self, volume: &Volume) -> Result<()> {
+        let paths = volume.paths.clone();
+        blocking("keep the scan record", move || {
+            std::fs::rename(paths.new_scan(), paths.scan())
+                .map_err(|error| Error::io("rename", paths.new_scan(), error))?;
+            remove_file(&paths.uploads())
+        })
+        .await
+    }
+
+    fn commit(&self, volume: &Volume, kind: RecordKind) -> Commit {
+        let mut record = volume.next_record(kind);
+        if kind == RecordKind::Data {
+            record.generation = Some(record.record);
+        }
+        record.tree = Some(TreeSummary {
+            parent: match &volume.state.tree {
+                Some(tree) if kind == RecordKind::Branch => Some(tree.record),
+                _ => volume.state.parent,
+            },
+            root: self.scanned.root,
+            entries: self.scanned.entries,
+            files: self.scanned.files,
+            size_bytes: self.scanned.size_bytes,
+            new_bytes: self.scanned.new_bytes,
+            torn: self.scanned.torn,
+        });
+        Commit { record, packs: self.packs.iter().cloned().collect() }
+    }
+}
+
+/// Scans, and sends what the bucket does not have. Scan, hashing and compression run beside the uploads.
+async fn upload(volume: &Volume, remote: &Remote) -> Result<Uploaded> {
+    let lineage = volume.state.lineage();
+    let path = volume.paths.uploads();
+    let (mut uploads, arrived) = blocking("read what arrived", move || Uploads::open(&path, lineage)).await?;
+    let resumed: BTreeSet<_> = arrived.iter().map(|chunk| chunk.pack.to_string()).collect();
+    let ids: Result<Vec<PackId>> = resumed.iter().map(|pack| pack.parse()).collect();
+    remote.packs.check(ids?).await?;
+
+    let epoch = volume.state.head.as_ref().map_or(0, |head| head.epoch);
+    let (data, record, old, hold) =
+        (volume.paths.data(), volume.paths.new_scan(), volume.scan_record()?, volume.hold());
+    let (sender, receiver) = tokio::sync::mpsc::channel::<SealedPack>(1);
+    let scanning = tokio::task::spawn_blocking(move || {
+        let seal = |pack| sender.blocking_send(pack).map_err(|_| Error::Interrupted { operation: "upload" });
+        let mut packer = Packer::new(epoch, seal)?;
+        arrived.into_iter().for_each(|chunk| packer.know(chunk));
+        let scanned = scan(&data, old, packer, &record, lineage);
+        drop(hold);
+        scanned
+    });
+
+    let mut packs = resumed;
+    let sent = async {
+        let sealed =
+            stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|pack| (pack, receiver)) });
+        let mut sending = std::pin::pin!(
+            sealed
+                .map(|pack| async move {
+                    remote.store.put(&remote.packs.key(pack.id), pack.bytes).await.map(|()| (pack.id, pack.chunks))
+                })
+                .buffer_unordered(UPLOADS)
+        );
+        while let Some(pack) = sending.next().await {
+            let (id, chunks) = pack?;
+            packs.insert(id.to_string());
+            uploads = blocking("note what arrived", move || uploads.add(&chunks).map(|()| uploads)).await?;
+        }
+        Ok(())
+    }
+    .await;
+    // The scan ends when nobody takes its packs any more; it is waited for, since it writes the new record.
+    let scanned = scanning.await.map_err(|_| Error::Interrupted { operation: "scan" })?;
+    sent?;
+    if let Ok(Scanned { entries, read_bytes, new_bytes, .. }) = &scanned {
+        tracing::debug!(volume = volume.name, entries, read_bytes, new_bytes, "scanned");
+    }
+    Ok(Uploaded { scanned: scanned?, packs })
+}

@@ -1,0 +1,360 @@
+//! One volume of this host, locked: its files, its state, and its log in the bucket.
+
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use runtime_core::VolumeStatus;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::attributes;
+use crate::config::VolumesConfig;
+use crate::error::{Error, Result};
+use crate::fetch::{Packs, blocking};
+use crate::log::{Append, Log};
+use crate::object_store::ObjectStore;
+use crate::pack::Packer;
+use crate::record::{FORMAT, Record, RecordKind, random_id};
+use crate::scan::{Difference, difference, scan};
+use crate::scan_record::RecordReader;
+use crate::state::{Commit, State, TreeMark, read_json, remove_file, sync_parent, write_json};
+use crate::walk::open_root;
+
+/// Where the files of a volume are.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    pub directory: PathBuf,
+}
+
+impl Paths {
+    pub(crate) fn new(root: &Path, name: &str) -> Self {
+        Self { directory: root.join(name) }
+    }
+    /// The tree.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.join("state.json")
+    }
+    /// The scan record of the tree as it was last published or restored.
+    pub(crate) fn scan(&self) -> PathBuf {
+        self.directory.join("scan")
+    }
+    /// The scan record of a sync under way, and of the commit in `commit.json`.
+    pub(crate) fn new_scan(&self) -> PathBuf {
+        self.directory.join("scan.new")
+    }
+    pub(crate) fn commit(&self) -> PathBuf {
+        self.directory.join("commit.json")
+    }
+    pub(crate) fn uploads(&self) -> PathBuf {
+        self.directory.join("uploads")
+    }
+}
+
+/// A bucket as one volume sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Remote {
+    pub store: Arc<dyn ObjectStore>,
+    /// Of the volume, with its `/`.
+    pub prefix: String,
+    pub log: Log,
+    pub packs: Packs,
+}
+
+impl Remote {
+    pub(crate) fn new(store: Arc<dyn ObjectStore>, prefix: String) -> Self {
+        let log = Log::new(store.clone(), prefix.clone());
+        let packs = Packs::new(store.clone(), prefix.clone());
+        Self { store, prefix, log, packs }
+    }
+}
+
+/// A volume that this process has the lock of.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    pub name: String,
+    pub host: String,
+    pub paths: Paths,
+    pub state: State,
+    /// There was a state on disk.
+    pub known: bool,
+    pub remote: Option<Remote>,
+    lock: Arc<File>,
+}
+
+impl Volume {
+    /// Waits for the lock of the volume and reads its state.
+    pub(crate) async fn lock(config: &VolumesConfig, name: &str, store: Option<Arc<dyn ObjectStore>>) -> Result<Self> {
+        let locks = config.root.join(".locks");
+        let path = locks.join(name);
+        let lock = blocking("wait for a lock", move || {
+            make_directories(&locks)?;
+            let failed = |error| Error::io("lock", &path, error);
+            let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+            loop {
+                match flock(&file, FlockOperation::LockExclusive) {
+                    Ok(()) => return Ok(file),
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(failed(error.into())),
+                }
+            }
+        })
+        .await?;
+        let paths = Paths::new(&config.root, name);
+        let state_path = paths.state();
+        let state = blocking("read the state", move || State::load(&state_path)).await?;
+        let known = state.is_some();
+        let mut state = state.unwrap_or_default();
+        let remote = match (&config.s3, store) {
+            (Some(s3), Some(store)) => {
+                if state.place.as_deref().is_some_and(|place| place != s3.identity()) {
+                    state.forget_history();
+                }
+                state.place = Some(s3.identity());
+                Some(Remote::new(store, format!("{}{name}/", s3.key_prefix())))
+            }
+            _ => None,
+        };
+        Ok(Self { name: name.to_owned(), host: config.host.clone(), paths, state, known, remote, lock: Arc::new(lock) })
+    }
+
+    /// Keeps the lock for as long as it lives: for threads that may outlive a future.
+    pub(crate) fn hold(&self) -> Arc<File> {
+        self.lock.clone()
+    }
+
+    /// Writes the state.
+    pub(crate) async fn save(&mut self) -> Result<()> {
+        let (directory, path, mut state) = (self.paths.directory.clone(), self.paths.state(), self.state.clone());
+        blocking("write the state", move || {
+            make_directories(&directory)?;
+            state.save(&path)
+        })
+        .await?;
+        self.known = true;
+        Ok(())
+    }
+
+    /// Whether the volume's own tree is here. One that bears no mark is somebody else's.
+    pub(crate) fn is_here(&self) -> Result<bool> {
+        match open_root(&self.paths.data()) {
+            Ok(root) => Ok(attributes::is_marked(&root, &self.name)),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes an empty tree.
+    pub(crate) async fn make_empty(&mut self) -> Result<()> {
+        let (paths, name) = (self.paths.clone(), self.name.clone());
+        blocking("create a volume", move || {
+            let data = paths.data();
+            let fresh = paths.directory.join(format!("restore-{}", random_id()));
+            make_directories(&fresh)?;
+            let failed = |error: Errno| Error::io("create", &fresh, error);
+            let root = open_root(&fresh)?;
+            rustix::fs::fchmod(&root, rustix::fs::Mode::from_raw_mode(0o755)).map_err(failed)?;
+            attributes::mark(&root, &name).map_err(failed)?;
+            set_aside_foreign(&data)?;
+            std::fs::rename(&fresh, &data).map_err(|error| Error::io("create", &data, error))?;
+            sync_parent(&data)
+        })
+        .await?;
+        remove_file(&self.paths.scan())
+    }
+
+    /// The newest record, once an earlier commit is settled. A history that is not the one this host knew is new to it.
+    pub(crate) async fn head(&mut self) -> Result<Option<Record>> {
+        self.settle_commit().await?;
+        let Some(remote) = &self.remote else { return Ok(None) };
+        let head = remote.log.head(self.state.head.clone()).await?;
+        let known = self.state.head.as_ref().map(|head| &head.volume);
+        if known.is_some() && known != head.as_ref().map(|head| &head.volume) {
+            tracing::warn!(volume = self.name, "the history this host knew is gone from S3");
+            self.state.forget_history();
+        }
+        self.state.head.clone_from(&head);
+        Ok(head)
+    }
+
+    /// The record to append next; the caller changes what its kind changes.
+    pub(crate) fn next_record(&self, kind: RecordKind) -> Record {
+        let head = self.state.head.as_ref();
+        Record {
+            format: FORMAT,
+            record: head.map_or(1, |head| head.record + 1),
+            kind,
+            volume: head.map_or_else(random_id, |head| head.volume.clone()),
+            epoch: head.map_or(0, |head| head.epoch),
+            owner: head.and_then(|head| head.owner.clone()),
+            host: self.host.clone(),
+            nonce: random_id(),
+            created_at: chrono::Utc::now(),
+            generation: head.and_then(|head| head.generation),
+            tree: None,
+        }
+    }
+
+    /// Whether the newest record seen says that this host, with this state, is the owner.
+    pub(crate) fn owns(&self) -> bool {
+        let head = self.state.head.as_ref();
+        head.is_some_and(|head| head.owner.as_ref() == Some(&self.host) && Some(head.epoch) == self.state.epoch)
+    }
+
+    /// Journals `commit`, whose packs are all there, and appends its record.
+    pub(crate) async fn commit(&mut self, commit: Commit) -> Result<Append> {
+        let (path, journaled) = (self.paths.commit(), commit.clone());
+        blocking("journal a commit", move || write_json(&path, &journaled)).await?;
+        self.finish_commit(commit).await
+    }
+
+    /// Settles the commit that an earlier process or attempt left.
+    async fn settle_commit(&mut self) -> Result<()> {
+        let path = self.paths.commit();
+        let Some(commit) = blocking("read a commit", move || read_json::<Commit>(&path)).await? else { return Ok(()) };
+        let Some(remote) = &self.remote else { return Ok(()) };
+        let checked = remote.packs.check(commit.pack_ids()?).await;
+        let other_place = self.state.head.as_ref().is_none_or(|head| head.volume != commit.record.volume);
+        match checked {
+            Err(error) if error.is_transient() => return Err(error),
+            // Without its packs, or for another history, it is no generation.
+            Err(_) => return self.drop_commit().await,
+            Ok(()) if other_place => return self.drop_commit().await,
+            Ok(()) => {}
+        }
+        self.finish_commit(commit).await.map(drop)
+    }
+
+    async fn drop_commit(&self) -> Result<()> {
+        let path = self.paths.commit();
+        blocking("drop a commit", move || remove_file(&path).and_then(|()| sync_parent(&path))).await
+    }
+
+    /// Appends the record of a journaled commit. After an error it stays journaled: its outcome is not known.
+    async fn finish_commit(&mut self, commit: Commit) -> Result<Append> {
+        let Some(remote) = &self.remote else { return Err(Error::Interrupted { operation: "commit" }) };
+        let append = remote.log.append(&commit.record).await?;
+        let (paths, record) = (self.paths.clone(), &commit.record);
+        if let (Append::Won, Some(tree)) = (&append, &record.tree) {
+            let branch = record.kind == RecordKind::Branch;
+            self.state.tree = Some(TreeMark {
+                record: record.record,
+                root: tree.root.digest.to_string(),
+                branch,
+                size_bytes: tree.size_bytes,
+            });
+            if !branch {
+                self.state.parent = Some(record.record);
+            }
+            self.state.durable_at = Some(record.created_at);
+            self.state.head = Some(record.clone());
+            let root = tree.root.digest;
+            blocking("keep the scan record", move || {
+                // A scan that was under way when a process died is not the one of this commit.
+                let of_commit =
+                    RecordReader::open(&paths.new_scan())?.is_some_and(|record| record.subject.root == root);
+                if of_commit {
+                    std::fs::rename(paths.new_scan(), paths.scan())
+                        .map_err(|error| Error::io("rename", paths.new_scan(), error))?;
+                }
+                remove_file(&paths.uploads())
+            })
+            .await?;
+            self.save().await?;
+        }
+        self.drop_commit().await?;
+        Ok(append)
+    }
+
+    /// The scan record, if it is of the tree that the state tells of.
+    pub(crate) fn scan_record(&self) -> Result<Option<RecordReader>> {
+        let lineage = self.state.lineage();
+        let root = self.state.tree.as_ref().map(|tree| tree.root.as_str());
+        let record = match RecordReader::open(&self.paths.scan()) {
+            Err(Error::Corrupt { what, detail }) => {
+                tracing::warn!(volume = self.name, %what, %detail, "scan record not usable, every file is read");
+                None
+            }
+            record => record?,
+        };
+        Ok(record.filter(|record| {
+            record.subject.lineage == lineage && Some(record.subject.root.to_string().as_str()) == root
+        }))
+    }
+
+    /// Whether the tree is another than the generation it was last published or restored as. Files that may have
+    /// changed are read; nothing is sent.
+    pub(crate) async fn has_changes(&self) -> Result<bool> {
+        let data = self.paths.data();
+        let Some(tree) = &self.state.tree else {
+            return blocking("look at the tree", move || {
+                let mut entries = std::fs::read_dir(&data).map_err(|error| Error::io("read", &data, error))?;
+                Ok(entries.next().is_some())
+            })
+            .await;
+        };
+        let (old, record, lineage) = (self.scan_record()?, self.paths.new_scan(), self.state.lineage());
+        let (epoch, root, hold) = (self.state.epoch.unwrap_or(0), tree.root.clone(), self.hold());
+        blocking("scan", move || {
+            let packer = Packer::new(epoch, |_| Ok(()))?;
+            let scanned = scan(&data, old, packer, &record, lineage)?;
+            remove_file(&record)?;
+            drop(hold);
+            Ok(scanned.root.digest.to_string() != root)
+        })
+        .await
+    }
+
+    /// How much has changed since the tree was last published, by metadata.
+    pub(crate) async fn difference(&self) -> Result<Difference> {
+        let (data, old, hold) = (self.paths.data(), self.scan_record()?, self.hold());
+        blocking("scan", move || {
+            let found = difference(&data, old);
+            drop(hold);
+            found
+        })
+        .await
+    }
+
+    /// The status as the state tells it.
+    pub(crate) fn status(&self) -> VolumeStatus {
+        status(&self.name, &self.paths, &self.state)
+    }
+}
+
+/// The status as a state tells it.
+pub(crate) fn status(name: &str, paths: &Paths, state: &State) -> VolumeStatus {
+    VolumeStatus {
+        name: name.to_owned(),
+        mountpoint: paths.data(),
+        generation: state.tree.as_ref().map(|tree| tree.record),
+        durable_at: state.durable_at,
+        bytes_at_risk: state.bytes_at_risk,
+        owner: state.head.as_ref().and_then(|head| head.owner.clone()),
+        last_error: state.last_error.clone(),
+        size_bytes: state.tree.as_ref().map(|tree| tree.size_bytes),
+    }
+}
+
+/// Moves a tree that is not the volume's out of the way: it is nobody's to delete.
+pub(crate) fn set_aside_foreign(data: &Path) -> Result<()> {
+    let aside = data.with_file_name(format!("foreign-{}", random_id()));
+    match std::fs::rename(data, &aside) {
+        Ok(()) => {
+            tracing::warn!(path = %aside.display(), "a tree without the volume's mark was moved aside");
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("move aside", data, error)),
+    }
+}
+
+/// Makes a directory and its parents, for root only.
+pub(crate) fn make_directories(path: &Path) -> Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| Error::io("create", path, error))
+}
