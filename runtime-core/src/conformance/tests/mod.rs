@@ -138,7 +138,7 @@ async fn each_broken_promise_is_found_by_its_check() {
     let faults: [(Fault, &[&str]); 12] = [
         (Fault::InventsExitCodeZero, &["outcome.exit_codes", "wait.after_exit", "start.not_found", "stop.handled"]),
         (Fault::WaitReturnsEarly, &["wait.before_start", "wait.blocks"]),
-        (Fault::NamesNoSignal, &["outcome.killed", "stop.ignored"]),
+        (Fault::NamesNoSignal, &["outcome.killed", "stop.outcome"]),
         (Fault::ReadsLogTimesAtRead, &["logs.timestamps"]),
         (Fault::SwapsLogStreams, &["logs.streams"]),
         (Fault::CountsTailFromTheStart, &["logs.tail"]),

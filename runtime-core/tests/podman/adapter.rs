@@ -1,0 +1,327 @@
+//! [`Runtime`] over the `podman` command: each call is one or two commands, nothing is kept but how a start failed.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use runtime_core::spec::NetworkMode;
+use runtime_core::{
+    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ExecEventStream, ImageInfo,
+    LogEntry, LogSource, LogStream, PullPolicy, RegistryAuth, Result, Runtime, ServiceSpec, WaitOutcome, WaitReason,
+};
+use serde_json::Value;
+
+use crate::exec;
+use crate::host::{Host, podman};
+
+/// podman loses names when two processes name one image at once.
+static NAMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+pub struct Podman {
+    directory: PathBuf,
+    failed_starts: Mutex<HashMap<ContainerId, (i32, String)>>,
+}
+
+impl Podman {
+    pub fn new(host: &Host) -> Self {
+        Self { directory: host.directory().to_owned(), failed_starts: Mutex::default() }
+    }
+
+    pub fn command(&self, args: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::from(podman(&self.directory));
+        command.args(args).kill_on_drop(true);
+        command
+    }
+
+    /// Runs podman: its output, or its message.
+    async fn podman(&self, args: &[&str]) -> std::result::Result<Vec<u8>, String> {
+        let output = self.command(args).output().await.map_err(|error| error.to_string())?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        Err(format!("podman {}: {}", args[0], String::from_utf8_lossy(&output.stderr).trim()))
+    }
+
+    /// Runs podman on a container.
+    async fn on(&self, id: &ContainerId, args: &[&str]) -> Result<Vec<u8>> {
+        self.podman(args).await.map_err(|message| error(id, message))
+    }
+
+    async fn inspect(&self, id: &ContainerId) -> Result<Value> {
+        if let Err(invalid) = id.validate() {
+            return Err(AgentError::NotFound { container: id.to_string(), reason: invalid.to_string() });
+        }
+        let output = self.on(id, &["container", "inspect", "--", &id.to_string()]).await?;
+        let mut list: Vec<Value> = serde_json::from_slice(&output).map_err(|e| AgentError::Internal(e.to_string()))?;
+        list.pop().ok_or_else(|| AgentError::Internal("podman inspect printed nothing".to_owned()))
+    }
+
+    fn failed_start(&self, id: &ContainerId) -> Option<(i32, String)> {
+        self.failed_starts.lock().unwrap().get(id).cloned()
+    }
+}
+
+fn error(id: &ContainerId, message: String) -> AgentError {
+    if message.contains("no such container") {
+        return AgentError::NotFound { container: id.to_string(), reason: message };
+    }
+    AgentError::Internal(message)
+}
+
+fn image_error(image: &str, message: String) -> AgentError {
+    if message.contains("image not known") {
+        return AgentError::NotFound { container: image.to_owned(), reason: message };
+    }
+    AgentError::Internal(message)
+}
+
+/// What `podman create` is given for `spec`.
+fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> {
+    let mut args: Vec<String> = vec!["create".into(), "--pull=never".into(), "--name".into(), id.to_string()];
+    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    let command = &spec.command;
+    if let Some(entrypoint) = &command.entrypoint {
+        option("--entrypoint", Value::from(entrypoint.clone()).to_string());
+    }
+    for (name, value) in &spec.env {
+        option("--env", format!("{name}={value}"));
+    }
+    let memory = spec.resources.memory.map(|size| size.as_u64().to_string());
+    let settings = [("--workdir", &command.workdir), ("--user", &spec.user), ("--stop-signal", &spec.stop_signal)];
+    for (name, value) in settings.into_iter().chain([("--memory", &memory)]) {
+        if let Some(value) = value {
+            option(name, value.clone());
+        }
+    }
+    if let Some(hostname) = &spec.hostname {
+        option("--hostname", hostname.clone());
+    }
+    let network = match spec.network_mode() {
+        NetworkMode::Host => "host",
+        // No bridge is set up for this podman.
+        NetworkMode::None | NetworkMode::Bridge => "none",
+        NetworkMode::Named(name) => return Err(AgentError::Unsupported(format!("network {name}"))),
+    };
+    option("--network", network.to_owned());
+    args.push(format!("--read-only={}", spec.read_only));
+    args.push(spec.image.name.clone());
+    args.extend(command.args.clone().unwrap_or_default());
+    Ok(args)
+}
+
+#[async_trait]
+impl Runtime for Podman {
+    async fn pull_image(&self, image: &str) -> Result<()> {
+        self.pull_image_with_policy(image, PullPolicy::IfNotPresent, None).await
+    }
+
+    async fn pull_image_with_policy(&self, image: &str, _: PullPolicy, _: Option<&RegistryAuth>) -> Result<()> {
+        // This podman has no registry.
+        let found = self.podman(&["image", "exists", image]).await;
+        found.map(|_| ()).map_err(|reason| AgentError::PullFailed { image: image.to_owned(), reason })
+    }
+
+    async fn create_container(&self, id: &ContainerId, spec: &ServiceSpec) -> Result<()> {
+        id.validate().map_err(|invalid| AgentError::InvalidSpec(invalid.to_string()))?;
+        let args = create_args(id, spec)?;
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        match self.podman(&args).await {
+            Ok(_) => Ok(()),
+            Err(message) if message.contains("no command or entrypoint") => Err(AgentError::InvalidSpec(message)),
+            Err(reason) => Err(AgentError::CreateFailed { id: id.to_string(), reason }),
+        }
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<()> {
+        self.failed_starts.lock().unwrap().remove(id);
+        let reason = match self.podman(&["start", &id.to_string()]).await {
+            Ok(_) => return Ok(()),
+            Err(message) if message.contains("no such container") => return Err(error(id, message)),
+            Err(message) => message,
+        };
+        let code = if reason.contains("not found") { 127 } else { 126 };
+        self.failed_starts.lock().unwrap().insert(id.clone(), (code, reason.clone()));
+        Err(AgentError::StartFailed { id: id.to_string(), reason })
+    }
+
+    async fn stop_container(&self, id: &ContainerId, timeout: Duration) -> Result<()> {
+        let seconds = timeout.as_secs_f64().ceil().to_string();
+        self.on(id, &["stop", "--time", &seconds, &id.to_string()]).await.map(drop)
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<()> {
+        // `rm --force` of an unknown one is no error for podman.
+        self.inspect(id).await?;
+        self.on(id, &["rm", "--force", "--time", "0", &id.to_string()]).await.map(drop)
+    }
+
+    async fn container_state(&self, id: &ContainerId) -> Result<ContainerState> {
+        let inspect = self.inspect(id).await?;
+        if let Some((_, reason)) = self.failed_start(id) {
+            return Ok(ContainerState::Failed { reason });
+        }
+        let state = &inspect["State"];
+        Ok(match state["Status"].as_str().unwrap_or_default() {
+            "created" | "configured" | "initialized" => ContainerState::Initializing,
+            "running" | "paused" => ContainerState::Running,
+            "stopping" => ContainerState::Stopping,
+            "exited" | "stopped" => ContainerState::Exited { code: exit_code(state)? },
+            other => ContainerState::Failed { reason: format!("podman says {other:?}") },
+        })
+    }
+
+    async fn container_logs(&self, id: &ContainerId, tail: usize) -> Result<Vec<LogEntry>> {
+        let mut logs = self.get_logs(id).await?;
+        let skip = if tail == 0 { 0 } else { logs.len().saturating_sub(tail) };
+        Ok(logs.split_off(skip))
+    }
+
+    async fn get_logs(&self, id: &ContainerId) -> Result<Vec<LogEntry>> {
+        let inspect = self.inspect(id).await?;
+        let path = inspect["HostConfig"]["LogConfig"]["Path"].as_str().unwrap_or_default();
+        match tokio::fs::read(path).await {
+            Ok(text) => Ok(entries(id, &text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(AgentError::Internal(format!("{path}: {error}"))),
+        }
+    }
+
+    async fn exec(&self, id: &ContainerId, command: &[String]) -> Result<(i32, String, String)> {
+        exec::buffered(self, id, command).await
+    }
+
+    async fn exec_stream(&self, id: &ContainerId, command: &[String]) -> Result<ExecEventStream> {
+        exec::stream(self, id, command).await
+    }
+
+    async fn get_container_stats(&self, id: &ContainerId) -> Result<ContainerStats> {
+        let limited = self.inspect(id).await?["HostConfig"]["Memory"].as_u64().filter(|limit| *limit > 0);
+        let format = "{{.ContainerStats.CPUNano}} {{.ContainerStats.MemUsage}}";
+        let output = self.on(id, &["stats", "--no-stream", "--format", format, &id.to_string()]).await?;
+        let text = String::from_utf8_lossy(&output);
+        let numbers: Vec<u64> = text.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        let [cpu_nanos, memory_bytes] = numbers[..] else {
+            return Err(AgentError::Internal(format!("podman stats printed {text:?}")));
+        };
+        Ok(ContainerStats {
+            cpu_usage_usec: cpu_nanos / 1000,
+            memory_bytes,
+            memory_limit: limited.unwrap_or(u64::MAX),
+            timestamp: Utc::now(),
+        })
+    }
+
+    async fn wait_container(&self, id: &ContainerId) -> Result<i32> {
+        if let Some((code, _)) = self.failed_start(id) {
+            return Ok(code);
+        }
+        let output = self.on(id, &["wait", &id.to_string()]).await?;
+        let text = String::from_utf8_lossy(&output);
+        text.trim().parse().map_err(|_| AgentError::Internal(format!("podman wait printed {text:?}")))
+    }
+
+    /// podman's record has the code, the time, and whether the kernel killed anything; no signal.
+    async fn wait_outcome(&self, id: &ContainerId) -> Result<WaitOutcome> {
+        let exit_code = self.wait_container(id).await?;
+        let state = &self.inspect(id).await?["State"];
+        let oom = exit_code == 137 && state["OOMKilled"] == true;
+        Ok(WaitOutcome {
+            exit_code,
+            reason: if oom { WaitReason::OomKilled } else { WaitReason::Exited },
+            signal: oom.then(|| "SIGKILL".to_owned()),
+            finished_at: state["FinishedAt"].as_str().and_then(|time| time.parse().ok()),
+        })
+    }
+
+    async fn inspect_detailed(&self, id: &ContainerId) -> Result<ContainerInspectDetails> {
+        let exit_code = match self.container_state(id).await? {
+            ContainerState::Exited { code } => Some(code),
+            _ => None,
+        };
+        Ok(ContainerInspectDetails { exit_code, ..ContainerInspectDetails::default() })
+    }
+
+    async fn get_container_pid(&self, id: &ContainerId) -> Result<Option<u32>> {
+        let pid = self.inspect(id).await?["State"]["Pid"].as_u64();
+        Ok(pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0))
+    }
+
+    async fn get_container_ip(&self, id: &ContainerId) -> Result<Option<IpAddr>> {
+        let inspect = self.inspect(id).await?;
+        Ok(inspect["NetworkSettings"]["IPAddress"].as_str().and_then(|address| address.parse().ok()))
+    }
+
+    async fn list_images(&self) -> Result<Vec<ImageInfo>> {
+        let output = self.podman(&["images", "--format", "json"]).await.map_err(AgentError::Internal)?;
+        let images: Vec<Value> = serde_json::from_slice(&output).map_err(|e| AgentError::Internal(e.to_string()))?;
+        let named = images.iter().flat_map(|image| {
+            let names = image["Names"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            names.map(|name| ImageInfo {
+                reference: name.to_owned(),
+                digest: image["Digest"].as_str().map(str::to_owned),
+                size_bytes: image["Size"].as_u64(),
+            })
+        });
+        Ok(named.collect())
+    }
+
+    async fn remove_image(&self, image: &str, force: bool) -> Result<()> {
+        // `rmi --force` of an unknown one is no error for podman, and removes the containers that use it.
+        let args: &[&str] = if force { &["untag", image, image] } else { &["rmi", image] };
+        let _alone = NAMING.lock().await;
+        self.podman(args).await.map(drop).map_err(|message| image_error(image, message))
+    }
+
+    async fn kill_container(&self, id: &ContainerId, signal: Option<&str>) -> Result<()> {
+        let signal = signal.unwrap_or("KILL");
+        let name = signal.to_uppercase();
+        if !["KILL", "TERM", "INT", "HUP", "USR1", "USR2"].contains(&name.strip_prefix("SIG").unwrap_or(&name)) {
+            return Err(AgentError::InvalidSpec(format!("no signal {signal:?}")));
+        }
+        self.on(id, &["kill", "--signal", &name, &id.to_string()]).await.map(drop)
+    }
+
+    async fn tag_image(&self, source: &str, target: &str) -> Result<()> {
+        let _alone = NAMING.lock().await;
+        self.podman(&["tag", source, target]).await.map(drop).map_err(|message| image_error(source, message))
+    }
+}
+
+fn exit_code(state: &Value) -> Result<i32> {
+    let code = state["ExitCode"].as_i64().and_then(|code| i32::try_from(code).ok());
+    code.ok_or_else(|| AgentError::Internal(format!("podman inspect has no exit code: {state}")))
+}
+
+/// conmon's k8s-file: `time stream P|F text`, a line of which is complete at `F`.
+fn entries(id: &ContainerId, log: &[u8]) -> Vec<LogEntry> {
+    const MAX_MESSAGE_BYTES: usize = 64 << 10;
+    let mut entries = Vec::new();
+    let mut unfinished: HashMap<bool, (DateTime<Utc>, Vec<u8>)> = HashMap::new();
+    let entry = |is_stdout: bool, timestamp, text: &[u8]| LogEntry {
+        timestamp,
+        stream: if is_stdout { LogStream::Stdout } else { LogStream::Stderr },
+        message: String::from_utf8_lossy(text).into_owned(),
+        source: LogSource::Container(id.to_string()),
+        service: Some(id.service.clone()),
+        deployment: None,
+    };
+    for line in log.split(|byte| *byte == b'\n') {
+        let [time, stream, tag, text] = &line.splitn(4, |byte| *byte == b' ').collect::<Vec<_>>()[..] else { continue };
+        let Ok(time) = String::from_utf8_lossy(time).parse::<DateTime<Utc>>() else { continue };
+        let is_stdout = *stream == b"stdout";
+        let (began, mut whole) = unfinished.remove(&is_stdout).unwrap_or((time, Vec::new()));
+        whole.extend_from_slice(text);
+        if *tag == b"F" || whole.len() > MAX_MESSAGE_BYTES - (8 << 10) {
+            entries.push(entry(is_stdout, began, &whole));
+        } else {
+            unfinished.insert(is_stdout, (began, whole));
+        }
+    }
+    entries.extend(unfinished.into_iter().map(|(is_stdout, (began, text))| entry(is_stdout, began, &text)));
+    entries.sort_by_key(|entry| entry.timestamp);
+    entries
+}

@@ -1,0 +1,120 @@
+//! A podman of the test's own: storage, configuration and images in a directory that is removed at the end.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+pub const IMAGE: &str = "localhost/conformance:1";
+/// Name, uid and gid of a user of the image.
+pub const USER: (&str, u32, u32) = ("app", 1000, 1001);
+/// Reference, ENTRYPOINT and CMD.
+pub const ECHO_IMAGES: [(&str, &[&str], &[&str]); 4] = [
+    ("localhost/both:1", &["/bin/echo", "entry"], &["cmd"]),
+    ("localhost/cmd:1", &[], &["/bin/echo", "cmd"]),
+    ("localhost/entrypoint:1", &["/bin/echo", "entry"], &[]),
+    ("localhost/neither:1", &[], &[]),
+];
+
+/// The host may lack CAP_SYS_RESOURCE, so no limit is raised; and it may have cgroup v1, which crun refuses.
+const CONTAINERS_CONF: &str = r#"
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+log_driver = "k8s-file"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+runtime = "runc"
+"#;
+
+#[derive(Debug)]
+pub struct Host {
+    directory: PathBuf,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let directory = std::env::temp_dir().join(format!("podman-proof-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let host = Self { directory };
+        let at = |name: &str| host.directory.join(name);
+        fs::write(at("containers.conf"), CONTAINERS_CONF).unwrap();
+        let (graph, run) = (at("graph"), at("run"));
+        // vfs: small images, no mounts to be left behind.
+        fs::write(
+            at("storage.conf"),
+            format!("[storage]\ndriver = \"vfs\"\ngraphroot = {graph:?}\nrunroot = {run:?}\n"),
+        )
+        .unwrap();
+        fs::write(at("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).unwrap();
+        let archive = host.archive();
+        host.import(&archive, IMAGE, &[], &[]);
+        for (reference, entrypoint, cmd) in ECHO_IMAGES {
+            host.import(&archive, reference, entrypoint, cmd);
+        }
+        host
+    }
+
+    /// `podman` with this host's configuration.
+    pub fn podman(&self) -> Command {
+        podman(&self.directory)
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A root filesystem that holds busybox under all its names.
+    fn archive(&self) -> PathBuf {
+        let root = self.directory.join("root");
+        for directory in ["bin", "etc", "tmp", "dev"] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+        let names = Command::new("/bin/busybox").arg("--list").output().unwrap().stdout;
+        for name in String::from_utf8(names).unwrap().lines().filter(|name| *name != "busybox") {
+            symlink("busybox", root.join("bin").join(name)).unwrap();
+        }
+        let (name, uid, gid) = USER;
+        fs::write(root.join("etc/passwd"), format!("root:x:0:0::/:/bin/sh\n{name}:x:{uid}:{gid}::/:/bin/sh\n"))
+            .unwrap();
+        fs::write(root.join("etc/group"), format!("root:x:0:\n{name}:x:{gid}:\n")).unwrap();
+        let archive = self.directory.join("root.tar");
+        succeed(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."));
+        archive
+    }
+
+    fn import(&self, archive: &Path, reference: &str, entrypoint: &[&str], cmd: &[&str]) {
+        let mut import = self.podman();
+        import.args(["import", "--quiet"]);
+        for (key, words) in [("ENTRYPOINT", entrypoint), ("CMD", cmd)] {
+            if !words.is_empty() {
+                import.arg("--change").arg(format!("{key} {}", serde_json::to_string(words).unwrap()));
+            }
+        }
+        succeed(import.arg(archive).arg(reference).stdout(Stdio::null()));
+    }
+}
+
+pub fn podman(directory: &Path) -> Command {
+    let mut command = Command::new("podman");
+    command
+        .env("CONTAINERS_CONF", directory.join("containers.conf"))
+        .env("CONTAINERS_STORAGE_CONF", directory.join("storage.conf"))
+        .stdin(Stdio::null());
+    command
+}
+
+fn succeed(command: &mut Command) {
+    let status = command.status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let removed = self.podman().args(["rm", "--all", "--force", "--time", "0"]).output();
+        if let Err(error) = removed.and_then(|_| fs::remove_dir_all(&self.directory)) {
+            eprintln!("{}: {error}", self.directory.display());
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Proves the conformance suite on a runtime that others wrote: podman, by a thin adapter over its command.
+//!
+//! Needs root, podman, runc and a static busybox, so it runs only with `--features podman-proof`.
+
+#![allow(clippy::unwrap_used)] // all of this is a test
+
+mod adapter;
+mod exec;
+mod host;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use runtime_core::conformance::{self, Backend, EchoImage, Options, User};
+use runtime_core::{Result, Runtime};
+
+use adapter::Podman;
+use host::Host;
+
+/// Where podman promises something else than the contract. Each of these checks must fail, all others must not: a check
+/// that podman passes is no longer a difference, and one that it newly fails is a fault of the suite or of podman.
+const PODMAN_DIFFERS: [(&str, &str); 7] = [
+    ("wait.before_start", "podman wait returns 0 at once for a container that never ran"),
+    ("outcome.killed", "podman records no signal, only 137"),
+    ("stop.outcome", "podman records no signal, only 137"),
+    ("exec_stream.dropped", "what podman exec started lives on when podman exec is killed"),
+    ("stats.after_exit", "podman keeps no stats of an exited container"),
+    ("images.tag_invalid", "podman tag adds :latest to a name without a tag"),
+    ("images.remove_used", "podman rmi takes one of several names away though a container was made from it"),
+];
+
+/// Where podman keeps the promise at one time and not at another.
+const PODMAN_RACES: [(&str, &str); 1] =
+    [("outcome.oom", "conmon has to read the kernel's notice of the OOM kill before that of the exit")];
+
+struct PodmanBackend {
+    host: Host,
+}
+
+#[async_trait]
+impl Backend for PodmanBackend {
+    fn name(&self) -> String {
+        "podman".to_owned()
+    }
+
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        Arc::new(Podman::new(&self.host))
+    }
+
+    fn image(&self) -> String {
+        host::IMAGE.to_owned()
+    }
+
+    fn user(&self) -> Option<User> {
+        Some(User { name: host::USER.0.to_owned(), uid: host::USER.1, gid: host::USER.2 })
+    }
+
+    fn echo_images(&self) -> Vec<EchoImage> {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let images = host::ECHO_IMAGES.iter();
+        images
+            .map(|(reference, entrypoint, cmd)| EchoImage {
+                reference: (*reference).to_owned(),
+                entrypoint: words(entrypoint),
+                cmd: words(cmd),
+                program: "/bin/echo".to_owned(),
+            })
+            .collect()
+    }
+
+    /// Every call is a process of its own, so podman is reopened all the time.
+    async fn reopen(&self) -> Result<Option<Arc<dyn Runtime>>> {
+        Ok(Some(self.runtime()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn podman_keeps_the_promises_but_for_those_it_makes_differently() {
+    let backend = Arc::new(PodmanBackend { host: Host::new() });
+    let report = conformance::run(backend, &Options::default()).await;
+    println!("{report}");
+    let found: BTreeMap<_, _> = report.failed().map(|check| (check.name.as_str(), check.to_string())).collect();
+    for (name, text) in &found {
+        let known = PODMAN_DIFFERS.iter().chain(&PODMAN_RACES).any(|(differs, _)| differs == name);
+        assert!(known, "{text}");
+    }
+    for (name, why) in PODMAN_DIFFERS {
+        assert!(found.contains_key(name), "{name} was to fail, because {why}");
+    }
+}
