@@ -10,7 +10,8 @@ use crate::LogStream::{Stderr, Stdout};
 pub(super) fn checks() -> Vec<Check> {
     vec![
         check!("exec.output", "exit code, stdout and stderr, each as it was", output),
-        check!("exec.codes", "the exit code is the process's own; 128+N for a signal", codes),
+        check!("exec.codes", "the exit code is the process's own", codes),
+        check!("exec.signal", "128+N for a signal", signal),
         check!("exec.empty", "an empty command is InvalidSpec", empty),
         check!("exec.not_found", "127 when the program does not exist", not_found),
         check!("exec.not_executable", "126 when it cannot be executed", not_executable),
@@ -37,6 +38,11 @@ async fn codes(case: Case) -> Verdict {
     for code in [0, 1, 42, 126, 127, 255] {
         equal("the exit code", &case.exec(&id, &Workload::exit(code)).await?.0, &i32::from(code))?;
     }
+    Ok(())
+}
+
+async fn signal(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::idle()).await?;
     // These two have the same number on every architecture.
     for (signal, code) in [("KILL", 137), ("TERM", 143)] {
         let (found, ..) = case.exec(&id, &Workload::Script(format!("kill -{signal} $$"))).await?;
