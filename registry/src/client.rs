@@ -1,0 +1,525 @@
+//! The distribution protocol, read side: every answer is bounded, no credential leaves its origin.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+    WWW_AUTHENTICATE,
+};
+use reqwest::{Method, Response, StatusCode, Url};
+use runtime_core::Secret;
+use serde::Deserialize;
+
+use crate::RegistryConfig;
+use crate::challenge::Challenge;
+use crate::credentials::Credentials;
+use crate::error::{Error, Result};
+use crate::limits::{Limits, MAX_REDIRECTS, MAX_RETRIES, MAX_TOKEN_BYTES};
+use crate::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use crate::reference::Reference;
+
+/// Time to a TCP connection and a TLS handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait that a `Retry-After` can ask for before the request counts as failed.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+/// First wait before a request is repeated; doubled each time.
+const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+
+/// HTTP clients of one process, made when first needed: loading the system's CA certificates takes tens of
+/// milliseconds, which a loopback registry should not cost.
+#[derive(Debug, Default)]
+pub(crate) struct HttpClients(Mutex<HashMap<ClientKind, reqwest::Client>>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ClientKind {
+    tls: bool,
+    proxied: bool,
+    ca: Option<PathBuf>,
+}
+
+impl HttpClients {
+    fn get(&self, kind: ClientKind) -> Result<reqwest::Client> {
+        let mut clients = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(client) = clients.get(&kind) {
+            return Ok(client.clone());
+        }
+        let client = kind.build()?;
+        clients.insert(kind, client.clone());
+        Ok(client)
+    }
+}
+
+impl ClientKind {
+    fn build(&self) -> Result<reqwest::Client> {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .connect_timeout(CONNECT_TIMEOUT);
+        if !self.proxied {
+            // Loopback: no proxy, and the name means this machine whatever a resolver says.
+            let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+            builder =
+                builder.no_proxy().resolve_to_addrs("localhost", &loopback.map(|address| SocketAddr::new(address, 0)));
+        }
+        if !self.tls {
+            builder = builder.tls_certs_only([]);
+        } else if let Some(path) = &self.ca {
+            let pem = std::fs::read(path).map_err(|e| Error::io("reading CA certificates from", path, e))?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+                .map_err(|e| Error::Damaged { path: path.clone(), reason: format!("no PEM certificates: {e}") })?;
+            builder = builder.tls_certs_merge(certificates);
+        }
+        builder.build().map_err(|e| Error::Unreachable { registry: "(HTTP client)".into(), source: e.into() })
+    }
+}
+
+/// One pull's dealings with one repository: scheme, credentials and token are kept between its requests.
+#[derive(Debug)]
+pub(crate) struct Session<'a> {
+    clients: &'a HttpClients,
+    config: RegistryConfig,
+    limits: Limits,
+    reference: Reference,
+    credentials: Credentials,
+    /// What the registry takes now: a Basic pair or a token, as a header value.
+    authorization: tokio::sync::RwLock<Option<HeaderValue>>,
+    scheme: &'static str,
+}
+
+impl<'a> Session<'a> {
+    pub(crate) fn new(
+        clients: &'a HttpClients,
+        config: RegistryConfig,
+        limits: Limits,
+        reference: &Reference,
+        credentials: Credentials,
+    ) -> Self {
+        let plain = config.plain_http || is_loopback(host_of(reference.endpoint()));
+        // A registry's own token needs no challenge: it is what every request carries.
+        let authorization = match &credentials {
+            Credentials::Bearer(token) => bearer(token.expose()),
+            _ => None,
+        };
+        Self {
+            clients,
+            config,
+            limits,
+            reference: reference.clone(),
+            credentials,
+            authorization: authorization.into(),
+            scheme: if plain { "http" } else { "https" },
+        }
+    }
+
+    /// The registry's name as written in the reference.
+    pub(crate) fn registry(&self) -> &str {
+        self.reference.registry()
+    }
+
+    /// How many layers may be fetched at once, where that is configured.
+    pub(crate) fn max_connections(&self) -> Option<usize> {
+        self.config.max_connections
+    }
+
+    /// The digest that the registry names for `key` (a tag or digest), by a HEAD request; `None` if it names none.
+    pub(crate) async fn head_manifest(&self, key: &str) -> Result<Option<String>> {
+        let response = self.request(Method::HEAD, &format!("manifests/{key}"), None).await?;
+        Ok(content_digest(&response))
+    }
+
+    /// The manifest or index for `key`, whole, with its `Content-Type`. Its digest is the caller's to check.
+    pub(crate) async fn manifest(&self, key: &str) -> Result<(Vec<u8>, Option<String>)> {
+        let response = self.request(Method::GET, &format!("manifests/{key}"), None).await?;
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        let content_type = content_type.map(|text| text.split(';').next().unwrap_or(text).trim().to_owned());
+        let what = format!("manifest {key}");
+        Ok((self.read_whole(response, &what, self.limits.manifest_bytes).await?, content_type))
+    }
+
+    /// A small blob, whole.
+    pub(crate) async fn small_blob(&self, digest: &str, limit: u64) -> Result<Vec<u8>> {
+        let response = self.request(Method::GET, &format!("blobs/{digest}"), None).await?;
+        self.read_whole(response, digest, limit).await
+    }
+
+    /// A blob's content from `offset` on, as a response to be read with [`next_chunk`](Self::next_chunk). The second
+    /// value says where it really begins: a server may ignore the range and begin at 0.
+    pub(crate) async fn blob(&self, digest: &str, offset: u64) -> Result<(Response, u64)> {
+        let response = self.request(Method::GET, &format!("blobs/{digest}"), (offset > 0).then_some(offset)).await?;
+        if response.status() != StatusCode::PARTIAL_CONTENT {
+            return Ok((response, 0));
+        }
+        let begins = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).and_then(range_start);
+        match begins {
+            Some(begins) if begins <= offset => Ok((response, begins)),
+            _ => {
+                let answer = "another range than was asked for".to_owned();
+                Err(Error::Registry {
+                    registry: self.registry().to_owned(),
+                    request: format!("GET blob {digest}"),
+                    answer,
+                })
+            }
+        }
+    }
+
+    /// The next piece of a body; `None` at its end.
+    pub(crate) async fn next_chunk(&self, response: &mut Response, what: &str) -> Result<Option<bytes::Bytes>> {
+        match tokio::time::timeout(self.limits.no_progress(), response.chunk()).await {
+            Ok(chunk) => chunk.map_err(|e| self.unreachable(e)),
+            Err(_) => Err(Error::NoProgress {
+                registry: self.registry().to_owned(),
+                what: what.to_owned(),
+                seconds: self.limits.no_progress_seconds,
+            }),
+        }
+    }
+
+    async fn read_whole(&self, mut response: Response, what: &str, limit: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.next_chunk(&mut response, what).await? {
+            if bytes.len() as u64 + chunk.len() as u64 > limit {
+                return Err(Error::TooLarge { what: what.to_owned(), limit, unit: "bytes" });
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
+
+    /// One request in the repository: authenticates when asked to, repeats what is worth repeating, and maps statuses.
+    async fn request(&self, method: Method, path: &str, range_from: Option<u64>) -> Result<Response> {
+        let path = format!("/v2/{}/{path}", self.reference.repository());
+        let url = self.url(&path)?;
+        let mut authenticated = false;
+        let mut attempt = 0;
+        loop {
+            let response = match self.send(&method, url.clone(), range_from).await {
+                Err(error) if attempt < MAX_RETRIES && is_passing(&error) => {
+                    attempt += 1;
+                    tracing::debug!(%url, attempt, error = %error, "request is repeated");
+                    tokio::time::sleep(FIRST_BACKOFF * 2u32.pow(attempt - 1)).await;
+                    continue;
+                }
+                other => other?,
+            };
+            let status = response.status();
+            match status {
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
+                StatusCode::UNAUTHORIZED if !authenticated => {
+                    authenticated = true;
+                    self.authenticate(&response).await?;
+                }
+                StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::INTERNAL_SERVER_ERROR
+                | StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT
+                    if attempt < MAX_RETRIES =>
+                {
+                    attempt += 1;
+                    let wait = retry_after(&response).unwrap_or(FIRST_BACKOFF * 2u32.pow(attempt));
+                    tracing::debug!(%url, %status, attempt, ?wait, "request is repeated");
+                    tokio::time::sleep(wait).await;
+                }
+                _ => return Err(self.refusal(&method, &path, response).await),
+            }
+        }
+    }
+
+    fn url(&self, path: &str) -> Result<Url> {
+        let text = format!("{}://{}{path}", self.scheme, self.reference.endpoint());
+        Url::parse(&text).map_err(|e| Error::InvalidReference {
+            reference: self.reference.to_string(),
+            reason: format!("it makes no valid address: {e}"),
+        })
+    }
+
+    /// Sends, following redirects itself: the credentials go to the registry's own origin only.
+    async fn send(&self, method: &Method, url: Url, range_from: Option<u64>) -> Result<Response> {
+        let origin = url.origin();
+        let mut url = url;
+        for _ in 0..=MAX_REDIRECTS {
+            let mut headers = HeaderMap::new();
+            for media_type in [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX] {
+                headers.append(ACCEPT, HeaderValue::from_static(media_type));
+            }
+            headers.append(ACCEPT, HeaderValue::from_static("*/*;q=0.1"));
+            if let Some(range) = range_from.and_then(|n| HeaderValue::from_str(&format!("bytes={n}-")).ok()) {
+                headers.insert(RANGE, range);
+            }
+            if url.origin() == origin
+                && let Some(authorization) = self.authorization.read().await.clone()
+            {
+                headers.insert(AUTHORIZATION, authorization);
+            }
+            let client = self.client_for(&url)?;
+            let response = self.in_time(client.request(method.clone(), url.clone()).headers(headers).send()).await?;
+            if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
+                return Ok(response);
+            }
+            let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
+            let next = location.and_then(|location| url.join(location).ok());
+            url = next.ok_or_else(|| self.unexpected(method, &url, "a redirect without a usable location"))?;
+        }
+        Err(self.unexpected(method, &url, "too many redirects"))
+    }
+
+    /// The client for an address; an address that may not be spoken to is an error.
+    fn client_for(&self, url: &Url) -> Result<reqwest::Client> {
+        let host = url.host_str().unwrap_or_default();
+        let loopback = is_loopback(host);
+        let own = host_of(self.reference.endpoint()) == host;
+        match url.scheme() {
+            "https" => {}
+            "http" if loopback || (own && self.config.plain_http) => {}
+            _ => return Err(Error::PlainHttp { url: shown(url) }),
+        }
+        let ca = if own { self.config.ca.clone() } else { None };
+        self.clients.get(ClientKind { tls: url.scheme() == "https", proxied: !loopback, ca })
+    }
+
+    async fn in_time(&self, request: impl Future<Output = reqwest::Result<Response>>) -> Result<Response> {
+        match tokio::time::timeout(self.limits.no_progress(), request).await {
+            Ok(response) => response.map_err(|e| self.unreachable(e)),
+            Err(_) => Err(Error::NoProgress {
+                registry: self.registry().to_owned(),
+                what: "an answer".into(),
+                seconds: self.limits.no_progress_seconds,
+            }),
+        }
+    }
+
+    /// Answers a 401: sets what further requests carry.
+    async fn authenticate(&self, response: &Response) -> Result<()> {
+        let refused = |reason: &str| Error::Unauthorized {
+            registry: self.registry().to_owned(),
+            what: self.reference.repository().to_owned(),
+            reason: reason.to_owned(),
+        };
+        let challenges: Vec<Challenge> = response
+            .headers()
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(Challenge::parse)
+            .collect();
+        let find = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
+        let value = if let Some(challenge) = find("bearer") {
+            if matches!(self.credentials, Credentials::Bearer(_)) {
+                return Err(refused("it does not accept the token"));
+            }
+            self.token(challenge).await?
+        } else if find("basic").is_some() {
+            match &self.credentials {
+                Credentials::Basic { username, password } => {
+                    basic(username, password.expose()).ok_or_else(|| refused("user name or password are not usable"))?
+                }
+                Credentials::Anonymous => return Err(refused("it wants a user name and a password")),
+                _ => return Err(refused("it wants a user name and a password, not a token")),
+            }
+        } else {
+            return Err(refused("it offers neither Basic nor Bearer authentication"));
+        };
+        *self.authorization.write().await = Some(value);
+        Ok(())
+    }
+
+    /// Fetches a token from the place that the registry names.
+    async fn token(&self, challenge: &Challenge) -> Result<HeaderValue> {
+        let refused = |reason: String| Error::Unauthorized {
+            registry: self.registry().to_owned(),
+            what: self.reference.repository().to_owned(),
+            reason,
+        };
+        let realm = challenge.get("realm").unwrap_or_default();
+        let mut url =
+            Url::parse(realm).map_err(|_| refused(format!("its token service {realm:.200?} is no address")))?;
+        let scope = format!("repository:{}:pull", self.reference.repository());
+        let scope = challenge.get("scope").unwrap_or(&scope);
+        let client = self.client_for(&url)?;
+        let request = match &self.credentials {
+            Credentials::Identity(token) => {
+                let service = challenge.get("service").unwrap_or_default();
+                let form = url::form_urlencoded::Serializer::new(String::new())
+                    .append_pair("grant_type", "refresh_token")
+                    .append_pair("client_id", "berth")
+                    .append_pair("service", service)
+                    .append_pair("scope", scope)
+                    .append_pair("refresh_token", token.expose())
+                    .finish();
+                client.post(url.clone()).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form)
+            }
+            credentials => {
+                if let Some(service) = challenge.get("service") {
+                    url.query_pairs_mut().append_pair("service", service);
+                }
+                url.query_pairs_mut().append_pair("scope", scope);
+                let request = client.get(url.clone());
+                match credentials {
+                    Credentials::Basic { username, password } => request.basic_auth(username, Some(password.expose())),
+                    _ => request,
+                }
+            }
+        };
+        let response = self.in_time(request.send()).await?;
+        if !response.status().is_success() {
+            return Err(refused(format!("its token service answered {}", response.status())));
+        }
+        let body = zeroize::Zeroizing::new(self.read_whole(response, "the token", MAX_TOKEN_BYTES).await?);
+        let answer: TokenAnswer =
+            serde_json::from_slice(&body).map_err(|_| refused("its token service gave no token".into()))?;
+        let token = answer.token.filter(|t| !t.is_empty()).or(answer.access_token).map(Secret::new);
+        token
+            .and_then(|token| bearer(token.expose()))
+            .ok_or_else(|| refused("its token service gave no usable token".into()))
+    }
+
+    /// The error for a final status.
+    async fn refusal(&self, method: &Method, path: &str, response: Response) -> Error {
+        let status = response.status();
+        let message = self.error_message(response).await;
+        let registry = self.registry().to_owned();
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Unauthorized {
+                registry,
+                what: self.reference.repository().to_owned(),
+                reason: message.unwrap_or_else(|| status.to_string()),
+            },
+            StatusCode::NOT_FOUND => {
+                let what = match path.rsplit_once("/manifests/") {
+                    Some(_) => self.reference.to_string(),
+                    None => format!("blob {} of {}", path.rsplit('/').next().unwrap_or(path), self.reference),
+                };
+                Error::NotFound { what, registry }
+            }
+            _ => Error::Registry {
+                registry,
+                request: format!("{method} {path}"),
+                answer: message.map_or_else(|| status.to_string(), |message| format!("{status}: {message}")),
+            },
+        }
+    }
+
+    /// The first message of an error body, if there is one that can be read.
+    async fn error_message(&self, response: Response) -> Option<String> {
+        let body = self.read_whole(response, "an error", MAX_TOKEN_BYTES).await.ok()?;
+        let answer: ErrorAnswer = serde_json::from_slice(&body).ok()?;
+        let error = answer.errors.into_iter().next()?;
+        let text = if error.message.is_empty() { error.code } else { error.message };
+        Some(text.chars().filter(|c| !c.is_control()).take(300).collect::<String>()).filter(|text| !text.is_empty())
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> Error {
+        // The address may carry a signature in its query: it is not for logs.
+        Error::Unreachable { registry: self.registry().to_owned(), source: error.without_url().into() }
+    }
+
+    fn unexpected(&self, method: &Method, url: &Url, answer: &str) -> Error {
+        Error::Registry {
+            registry: self.registry().to_owned(),
+            request: format!("{method} {}", shown(url)),
+            answer: answer.to_owned(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ErrorAnswer {
+    errors: Vec<ErrorItem>,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct ErrorItem {
+    code: String,
+    message: String,
+}
+
+/// Whether a failed request may succeed when repeated. A refused connection is an answer; a cut one is not.
+pub(crate) fn is_passing(error: &Error) -> bool {
+    match error {
+        Error::Unreachable { source, .. } => {
+            source.downcast_ref::<reqwest::Error>().is_some_and(|e| !e.is_connect() && !e.is_builder())
+        }
+        Error::NoProgress { .. } => false,
+        _ => false,
+    }
+}
+
+/// Whether a host, as in an URL, is this machine.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// The host of `host[:port]`, brackets kept.
+fn host_of(endpoint: &str) -> &str {
+    match endpoint.rfind(']') {
+        Some(end) => &endpoint[..=end],
+        None => endpoint.split(':').next().unwrap_or(endpoint),
+    }
+}
+
+/// An address without query, user and password.
+fn shown(url: &Url) -> String {
+    format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path()).chars().take(300).collect()
+}
+
+fn content_digest(response: &Response) -> Option<String> {
+    let value = response.headers().get("docker-content-digest")?.to_str().ok()?;
+    crate::reference::is_sha256(value).then(|| value.to_owned())
+}
+
+/// Where the range of `bytes 5-9/10` starts.
+fn range_start(content_range: &str) -> Option<u64> {
+    content_range.trim().strip_prefix("bytes")?.trim_start().split('-').next()?.parse().ok()
+}
+
+fn retry_after(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
+}
+
+fn bearer(token: &str) -> Option<HeaderValue> {
+    sensitive(&format!("Bearer {token}"))
+}
+
+fn basic(username: &str, password: &str) -> Option<HeaderValue> {
+    use base64::Engine as _;
+    let pair = zeroize::Zeroizing::new(format!("{username}:{password}"));
+    sensitive(&format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair.as_bytes())))
+}
+
+fn sensitive(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for host in ["127.0.0.1", "127.8.9.1", "[::1]", "::1", "localhost"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["128.0.0.1", "10.0.0.1", "[::2]", "localhost.example", "127.0.0.1.example", "0.0.0.0", ""] {
+            assert!(!is_loopback(host), "{host}");
+        }
+        assert_eq!((host_of("[::1]:5000"), host_of("a:1"), host_of("a")), ("[::1]", "a", "a"));
+    }
+}

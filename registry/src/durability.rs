@@ -1,0 +1,84 @@
+//! What survives a power cut: layers unpacked in a former boot that no sync has covered are not trusted.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+
+use crate::error::{Error, Result};
+use crate::locks::lock_file;
+use crate::place::Place;
+use crate::store::{Inner, TmpDir, read_small};
+
+/// This boot's identity.
+pub(crate) fn boot_id() -> Result<String> {
+    let text = read_small(Path::new("/proc/sys/kernel/random/boot_id"))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Notes that a layer is about to appear which no sync has covered; blocking.
+pub(crate) fn mark(store: &Inner, place: &Place) -> Result<()> {
+    let directory = store.paths.unsynced.join(&store.boot_id);
+    fs::create_dir_all(&directory).map_err(|e| Error::io("making the directory", &directory, e))?;
+    let path = directory.join(place.name());
+    fs::write(&path, b"").map_err(|e| Error::io("writing", &path, e))
+}
+
+/// Removes what a former boot left unsynced, and has what this boot left unsynced (another process, gone) synced now.
+/// Blocking.
+pub(crate) fn recover(store: &Inner) -> Result<()> {
+    let _lock = lock_file(&store.paths.locks.join("recovery"), FlockOperation::LockExclusive)?;
+    let directories =
+        fs::read_dir(&store.paths.unsynced).map_err(|e| Error::io("listing", &store.paths.unsynced, e))?;
+    for directory in directories.filter_map(std::result::Result::ok) {
+        if directory.file_name().as_encoded_bytes() == store.boot_id.as_bytes() {
+            continue;
+        }
+        let path = directory.path();
+        let doubtful = fs::read_dir(&path).map_err(|e| Error::io("listing", &path, e))?;
+        let trash = TmpDir::create(&store.paths)?;
+        for mark in doubtful.filter_map(std::result::Result::ok) {
+            if let Some(place) = mark.file_name().to_str().and_then(Place::parse) {
+                tracing::info!(layer = %place.name(), "a layer that no sync had covered is unpacked again when needed");
+                place.discard(&store.paths, &trash)?;
+            }
+        }
+        fs::remove_dir_all(&path).map_err(|e| Error::io("removing", &path, e))?;
+    }
+    start_sync(store);
+    Ok(())
+}
+
+/// Syncs in the background what this boot left unsynced, if there is anything.
+pub(crate) fn sync_in_background(store: &Arc<Inner>) {
+    start_sync(store);
+}
+
+fn start_sync(store: &Inner) {
+    let (directory, root) = (store.paths.unsynced.join(&store.boot_id), store.paths.layers.clone());
+    let marks: Vec<_> = match fs::read_dir(&directory) {
+        Ok(entries) => entries.filter_map(std::result::Result::ok).map(|entry| entry.path()).collect(),
+        Err(_) => return,
+    };
+    if marks.is_empty() {
+        return;
+    }
+    let sync = move || {
+        // The marks were listed before: what they name was complete when the sync began.
+        let synced = fs::File::open(&root).and_then(|root| rustix::fs::syncfs(root).map_err(Into::into));
+        match synced {
+            Ok(()) => {
+                for mark in marks {
+                    if let Err(error) = fs::remove_file(&mark) {
+                        tracing::debug!(path = %mark.display(), %error, "a mark is gone already");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "layers could not be synced: they are unpacked again after a reboot"),
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("berth-sync".into()).spawn(sync) {
+        tracing::warn!(%error, "no thread to sync layers: they are unpacked again after a reboot");
+    }
+}

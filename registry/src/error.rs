@@ -1,0 +1,260 @@
+//! The one error type of this crate.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Result of everything in this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What an operation on images failed with. [`code`](Error::code) is stable, [`hint`](Error::hint) says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The text is not an image reference.
+    #[error("{reference:?} is not an image reference: {reason}")]
+    InvalidReference {
+        /// The text as it was given.
+        reference: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The registry does not have it.
+    #[error("{what} does not exist on {registry}")]
+    NotFound {
+        /// Reference or digest.
+        what: String,
+        /// Host and port.
+        registry: String,
+    },
+    /// It is not in the local store, and the registry was not to be asked.
+    #[error("image {0} is not in the local store")]
+    NotPresent(String),
+    /// A hex prefix fits more than one image.
+    #[error("{prefix:?} is the beginning of several images: {}", matches.join(", "))]
+    Ambiguous {
+        /// The prefix as it was given.
+        prefix: String,
+        /// Digests that begin so.
+        matches: Vec<String>,
+    },
+    /// No answer came from the registry.
+    #[error("registry {registry} cannot be reached")]
+    Unreachable {
+        /// Host and port.
+        registry: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The registry refused the credentials, or wants some.
+    #[error("registry {registry} refuses access to {what}: {reason}")]
+    Unauthorized {
+        /// Host and port.
+        registry: String,
+        /// Repository.
+        what: String,
+        /// What it answered.
+        reason: String,
+    },
+    /// The registry answered something else than what the protocol has.
+    #[error("registry {registry} answered {answer} to {request}")]
+    Registry {
+        /// Host and port.
+        registry: String,
+        /// Method and path.
+        request: String,
+        /// Status and message.
+        answer: String,
+    },
+    /// Nothing came for too long.
+    #[error("no byte of {what} came from {registry} for {seconds} s")]
+    NoProgress {
+        /// Host and port.
+        registry: String,
+        /// What was transferred.
+        what: String,
+        /// The time allowed.
+        seconds: u64,
+    },
+    /// Plain HTTP to a host for which it is not allowed.
+    #[error("{url} is plain HTTP, which is allowed only on the loopback interface or where it is configured")]
+    PlainHttp {
+        /// The address.
+        url: String,
+    },
+    /// The content is not what its digest says.
+    #[error("{what} has the digest {found}, expected {expected}")]
+    DigestMismatch {
+        /// Manifest, config, layer.
+        what: String,
+        /// The digest asked for.
+        expected: String,
+        /// The digest of what came.
+        found: String,
+    },
+    /// The content ended early, or is longer than announced.
+    #[error("{what} has {found} bytes, expected {expected}")]
+    SizeMismatch {
+        /// Digest of the blob.
+        what: String,
+        /// The size in the manifest.
+        expected: u64,
+        /// What came.
+        found: u64,
+    },
+    /// Manifest, index or configuration are not acceptable.
+    #[error("{what} is not acceptable: {reason}")]
+    InvalidManifest {
+        /// Reference or digest.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The index has nothing for the platform.
+    #[error("{reference} has no image for {platform}; it has {}", available.join(", "))]
+    NoPlatform {
+        /// The reference.
+        reference: String,
+        /// What was asked for.
+        platform: String,
+        /// What there is.
+        available: Vec<String>,
+    },
+    /// A layer's archive is malformed, or does what no layer may.
+    #[error("layer {layer} is not acceptable: {reason}")]
+    InvalidLayer {
+        /// Digest of the layer's blob.
+        layer: String,
+        /// Which entry, and what is wrong with it.
+        reason: String,
+    },
+    /// Something is larger than allowed.
+    #[error("{what} exceeds the limit of {limit} {unit}")]
+    TooLarge {
+        /// What it is.
+        what: String,
+        /// The limit.
+        limit: u64,
+        /// Of what.
+        unit: &'static str,
+    },
+    /// A container uses it.
+    #[error("image {digest} is in use")]
+    InUse {
+        /// Digest of its manifest.
+        digest: String,
+    },
+    /// No space or no inode left.
+    #[error("the disk is full at {}", path.display())]
+    DiskFull {
+        /// Where.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The file system refused something.
+    #[error("{action} {} failed", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the store cannot be understood.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of credentials cannot be used.
+    #[error("credentials in {} cannot be used: {reason}", path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong; no secret is quoted.
+        reason: String,
+    },
+    /// This crate does not do it.
+    #[error("unsupported: {0}")]
+    Unsupported(String),
+    /// A part of the work ended without a result, as after a panic or at shutdown.
+    #[error("{0} ended without a result")]
+    Interrupted(&'static str),
+}
+
+impl Error {
+    /// An I/O error with what was tried; a full disk becomes [`Error::DiskFull`].
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
+        let (path, source) = (path.as_ref().to_path_buf(), source.into());
+        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            Self::DiskFull { path, source }
+        } else {
+            Self::Io { action, path, source }
+        }
+    }
+
+    /// A stable, dotted name of the failure.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidReference { .. } => "image.invalid_reference",
+            Self::NotFound { .. } => "image.not_found",
+            Self::NotPresent(_) => "image.not_present",
+            Self::Ambiguous { .. } => "image.ambiguous",
+            Self::Unreachable { .. } => "registry.unreachable",
+            Self::Unauthorized { .. } => "registry.unauthorized",
+            Self::Registry { .. } => "registry.unexpected_answer",
+            Self::NoProgress { .. } => "registry.no_progress",
+            Self::PlainHttp { .. } => "registry.plain_http",
+            Self::DigestMismatch { .. } => "image.digest_mismatch",
+            Self::SizeMismatch { .. } => "image.size_mismatch",
+            Self::InvalidManifest { .. } => "image.invalid_manifest",
+            Self::NoPlatform { .. } => "image.no_platform",
+            Self::InvalidLayer { .. } => "image.invalid_layer",
+            Self::TooLarge { .. } => "image.too_large",
+            Self::InUse { .. } => "image.in_use",
+            Self::DiskFull { .. } => "store.disk_full",
+            Self::Io { .. } => "store.io",
+            Self::Damaged { .. } => "store.damaged",
+            Self::Credentials { .. } => "registry.credentials",
+            Self::Unsupported(_) => "unsupported",
+            Self::Interrupted(_) => "internal",
+        }
+    }
+
+    /// What the user can do.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::InvalidReference { .. } => {
+                "write it as [HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST], the name in lower case"
+            }
+            Self::NotFound { .. } => "check name and tag",
+            Self::NotPresent(_) => "pull it first, or let the pull policy be `missing`",
+            Self::Ambiguous { .. } => "give more digits",
+            Self::Unreachable { .. } => "check the host, the network and the proxy variables; nothing was changed",
+            Self::Unauthorized { .. } => {
+                "check the name, and the credentials: --creds, or `auths` in ~/.docker/config.json"
+            }
+            Self::Registry { .. } | Self::NoProgress { .. } => "try again later; what arrived whole is kept",
+            Self::PlainHttp { .. } => "set plain_http = true for it in [registry.\"host:port\"]",
+            Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => {
+                "pull again; if it stays, the registry or something in between alters content"
+            }
+            Self::InvalidManifest { .. } | Self::InvalidLayer { .. } => "the image is broken: build it anew",
+            Self::NoPlatform { .. } => "choose one of them with --platform",
+            Self::TooLarge { .. } => "raise the limit in [limits] if you trust the image",
+            Self::InUse { .. } => "remove the containers that use it, or force",
+            Self::DiskFull { .. } => "free space (`berth prune`) and try again; nothing half-made was left behind",
+            Self::Damaged { .. } => "move the file away and pull again",
+            Self::Credentials { .. } => "log in again, or give credentials directly",
+            Self::Io { .. } | Self::Unsupported(_) | Self::Interrupted(_) => return None,
+        })
+    }
+}

@@ -1,0 +1,179 @@
+//! Removal of references, and of what nothing refers to any more. The rule stands at the top of `store.rs`.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::image::Parts;
+use crate::index::{Index, names_content};
+use crate::locks::StoreHold;
+use crate::place::Place;
+use crate::store::{Inner, Paths, TmpDir};
+
+/// How long a removal waits for creates (short) before it leaves content to the next one.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two tries for the store's lock; flock has no wait with a time limit.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// What a container needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InUse {
+    /// Digest of the manifest of its image.
+    pub digest: String,
+    /// Lower directories it is mounted from; they stay whatever happens to the image.
+    pub layers: Vec<PathBuf>,
+}
+
+/// What a removal did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// References, digests of blobs, names of layers.
+    pub deleted: Vec<String>,
+    /// Bytes on disk that were freed.
+    pub space_reclaimed: u64,
+}
+
+/// Removes by reference or digest; blocking.
+pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, in_use: &[InUse]) -> Result<Removed> {
+    let deleted = Index::update(&store.paths, |index| {
+        let entry = index.find(name)?.cloned().ok_or_else(|| Error::NotPresent(name.to_owned()))?;
+        let all = names_content(name, &entry);
+        let goes = |reference: &str, digest: &str| digest == entry.digest && (all || reference == entry.reference());
+        let stays = index.entries().iter().any(|e| e.digest == entry.digest && !goes(e.reference(), &e.digest));
+        if !stays && !force && in_use.iter().any(|user| user.digest == entry.digest) {
+            return Err(Error::InUse { digest: entry.digest });
+        }
+        let mut deleted = Vec::new();
+        index.retain(|e| {
+            let goes = goes(e.reference(), &e.digest);
+            if goes {
+                deleted.push(e.reference().to_owned());
+            }
+            !goes
+        });
+        Ok(deleted)
+    })?;
+    let mut removed = Removed { deleted, space_reclaimed: 0 };
+    let begun = Instant::now();
+    loop {
+        if let Some(_hold) = StoreHold::try_exclusive(&store.paths.store_lock)? {
+            sweep(store, in_use, &mut removed)?;
+            return Ok(removed);
+        }
+        if begun.elapsed() >= PATIENCE {
+            tracing::info!(image = name, "the store is in use: content goes with the next removal");
+            return Ok(removed);
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// Removes all that is not in use; blocking.
+pub(crate) fn prune(store: &Arc<Inner>, in_use: &[InUse]) -> Result<Removed> {
+    let _hold = StoreHold::exclusive(&store.paths.store_lock)?;
+    let mut removed = Removed::default();
+    Index::update(&store.paths, |index| {
+        index.retain(|entry| {
+            let stays = in_use.iter().any(|user| user.digest == entry.digest);
+            if !stays {
+                removed.deleted.push(entry.reference().to_owned());
+            }
+            stays
+        });
+        Ok(())
+    })?;
+    sweep(store, in_use, &mut removed)?;
+    Ok(removed)
+}
+
+/// Removes blobs and layers that no entry and no container needs. The caller holds the store exclusively.
+fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
+    let paths = &store.paths;
+    let mut blobs: BTreeSet<String> = BTreeSet::new();
+    let mut places: BTreeSet<String> = BTreeSet::new();
+    for entry in Index::read(paths)?.entries() {
+        blobs.extend([entry.digest.clone(), entry.id.clone()]);
+        blobs.extend(entry.chosen_from().map(str::to_owned));
+        match Parts::read(paths, &entry.digest)? {
+            Some(parts) => {
+                blobs.extend(parts.manifest.layers.iter().map(|layer| layer.digest.clone()));
+                places.extend(parts.ids.iter().flat_map(|id| [id.diff.name(), id.chain.name()]));
+            }
+            None => {
+                // Not knowing what an image needs, nothing that it might need may go.
+                tracing::warn!(
+                    image = entry.reference(),
+                    "an image cannot be read: nothing is removed until it is pulled again"
+                );
+                return Ok(());
+            }
+        }
+    }
+    let pinned: HashSet<&Path> = in_use.iter().flat_map(|user| &user.layers).map(PathBuf::as_path).collect();
+    let trash = TmpDir::create(paths)?;
+    for (name, path) in listed(&paths.blobs)? {
+        let digest = format!("sha256:{name}");
+        if !blobs.contains(&digest) {
+            let size = fs::metadata(&path).map_or(0, |metadata| metadata.blocks() * 512);
+            fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
+            removed.space_reclaimed += size;
+            removed.deleted.push(digest);
+        }
+    }
+    for place in places_on_disk(paths)? {
+        let path = place.path(paths);
+        let root = paths.roots.join(place.name());
+        if !places.contains(&place.name()) && !pinned.contains(path.as_path()) && !pinned.contains(root.as_path()) {
+            removed.space_reclaimed += disk_usage(&path);
+            place.discard(paths, &trash)?;
+            removed.deleted.push(place.name());
+        }
+    }
+    // Nobody holds or waits for these while the store is held exclusively.
+    for (name, path) in listed(&paths.locks)? {
+        if name.starts_with("diff-") || name.starts_with("chain-") {
+            fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
+        }
+    }
+    Ok(())
+}
+
+fn places_on_disk(paths: &Paths) -> Result<Vec<Place>> {
+    let mut places = Vec::new();
+    for kind in ["diff", "chain"] {
+        for (name, _) in listed(&paths.layers.join(kind))? {
+            places.extend(Place::parse(&format!("{kind}-{name}")));
+        }
+    }
+    Ok(places)
+}
+
+fn listed(directory: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let error = |e| Error::io("listing", directory, e);
+    fs::read_dir(directory)
+        .map_err(error)?
+        .map(|entry| entry.map(|e| (e.file_name().to_string_lossy().into_owned(), e.path())).map_err(error))
+        .collect()
+}
+
+/// Bytes that a tree takes on disk; what cannot be read counts nothing.
+fn disk_usage(root: &Path) -> u64 {
+    let mut linked: HashSet<u64> = HashSet::new();
+    let mut todo = vec![root.to_path_buf()];
+    let mut bytes = 0;
+    while let Some(path) = todo.pop() {
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        if metadata.is_dir() {
+            let children = fs::read_dir(&path).into_iter().flatten().filter_map(std::result::Result::ok);
+            todo.extend(children.map(|entry| entry.path()));
+        }
+        if metadata.is_dir() || metadata.nlink() == 1 || linked.insert(metadata.ino()) {
+            bytes += metadata.blocks() * 512;
+        }
+    }
+    bytes
+}

@@ -1,0 +1,183 @@
+//! `index.json`: which references there are. Read whole, changed under a lock, replaced by rename.
+
+use std::collections::BTreeMap;
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::locks::lock_file;
+use crate::manifest::{Manifest, OCI_INDEX};
+use crate::reference::{Reference, is_sha256};
+use crate::store::{Paths, write_whole};
+
+const REFERENCE: &str = "org.opencontainers.image.ref.name";
+const CHOSEN_FROM: &str = "dev.berth.image.index";
+/// Fewest hex digits that name an image.
+const MIN_PREFIX: usize = 4;
+/// What the layout's specification wants in `oci-layout`.
+const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Index {
+    schema_version: u32,
+    #[serde(default = "oci_index")]
+    media_type: String,
+    manifests: Vec<Entry>,
+}
+
+fn oci_index() -> String {
+    OCI_INDEX.to_owned()
+}
+
+/// One reference and the manifest it stands for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Entry {
+    media_type: String,
+    pub(crate) digest: String,
+    size: u64,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+    /// Digest of the config: the image's id, so that it is found without reading each manifest.
+    #[serde(default, rename = "dev.berth.id")]
+    pub(crate) id: String,
+}
+
+impl Entry {
+    pub(crate) fn new(reference: &str, digest: &str, size: u64, manifest: &Manifest, index: Option<&str>) -> Self {
+        let mut annotations = BTreeMap::from([(REFERENCE.to_owned(), reference.to_owned())]);
+        annotations.extend(index.map(|digest| (CHOSEN_FROM.to_owned(), digest.to_owned())));
+        Self {
+            media_type: manifest.media_type.clone(),
+            digest: digest.to_owned(),
+            size,
+            annotations,
+            id: manifest.config.digest.clone(),
+        }
+    }
+
+    /// The full reference.
+    pub(crate) fn reference(&self) -> &str {
+        self.annotations.get(REFERENCE).map_or("", String::as_str)
+    }
+
+    pub(crate) fn set_reference(&mut self, reference: &str) {
+        self.annotations.insert(REFERENCE.to_owned(), reference.to_owned());
+    }
+
+    /// The digest of the index that the manifest was chosen from.
+    pub(crate) fn chosen_from(&self) -> Option<&str> {
+        self.annotations.get(CHOSEN_FROM).map(String::as_str)
+    }
+
+    /// Whether `digest` names it: its manifest, or the index it came from.
+    fn has_digest(&self, digest: &str) -> bool {
+        self.digest == digest || self.chosen_from() == Some(digest)
+    }
+}
+
+impl Index {
+    /// Writes `oci-layout` and an empty index where there is none.
+    pub(crate) fn create_if_missing(paths: &Paths) -> Result<()> {
+        let layout = paths.images.join("oci-layout");
+        if !layout.exists() {
+            write_whole(&layout, LAYOUT)?;
+        }
+        if paths.index.exists() { Ok(()) } else { Self::update(paths, |_| Ok(())) }
+    }
+
+    /// What there is now; blocking.
+    pub(crate) fn read(paths: &Paths) -> Result<Self> {
+        let text = match std::fs::read(&paths.index) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::empty()),
+            Err(error) => return Err(Error::io("reading", &paths.index, error)),
+        };
+        let damaged = |reason: String| Error::Damaged { path: paths.index.clone(), reason };
+        let index: Self = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+        match index.manifests.iter().find(|entry| !is_sha256(&entry.digest)) {
+            Some(entry) => Err(damaged(format!("{:.100?} is no sha256 digest", entry.digest))),
+            None => Ok(index),
+        }
+    }
+
+    /// Changes it; if `change` fails it stays as it is. Blocking.
+    pub(crate) fn update<T>(paths: &Paths, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let _lock = lock_file(&paths.locks.join("index"), FlockOperation::LockExclusive)?;
+        let mut index = Self::read(paths)?;
+        let result = change(&mut index)?;
+        let text = serde_json::to_vec_pretty(&index)
+            .map_err(|e| Error::Damaged { path: paths.index.clone(), reason: e.to_string() })?;
+        write_whole(&paths.index, &text)?;
+        Ok(result)
+    }
+
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.manifests
+    }
+
+    /// Puts an entry in, in place of the one of that reference.
+    pub(crate) fn put(&mut self, entry: Entry) {
+        self.manifests.retain(|other| other.reference() != entry.reference());
+        self.manifests.push(entry);
+    }
+
+    pub(crate) fn retain(&mut self, keep: impl FnMut(&Entry) -> bool) {
+        self.manifests.retain(keep);
+    }
+
+    /// The entry of a full reference.
+    pub(crate) fn of_reference(&self, reference: &Reference) -> Option<&Entry> {
+        let text = reference.to_string();
+        if let Some(entry) = self.manifests.iter().find(|entry| entry.reference() == text) {
+            return Some(entry);
+        }
+        // name@digest is also what was pulled by tag, as long as it is that content.
+        let digest = reference.digest()?;
+        self.manifests.iter().find(|entry| {
+            entry.has_digest(digest)
+                && Reference::parse(entry.reference()).is_ok_and(|known| {
+                    (known.registry(), known.repository()) == (reference.registry(), reference.repository())
+                })
+        })
+    }
+
+    /// The entry that `name` means: a digest, a reference, or leading hex digits.
+    pub(crate) fn find(&self, name: &str) -> Result<Option<&Entry>> {
+        if is_sha256(name) {
+            return Ok(self.manifests.iter().find(|entry| entry.has_digest(name) || entry.id == name));
+        }
+        let reference = Reference::parse(name);
+        if let Some(entry) = reference.as_ref().ok().and_then(|reference| self.of_reference(reference)) {
+            return Ok(Some(entry));
+        }
+        let digits = name.strip_prefix("sha256:").unwrap_or(name);
+        let is_hex = digits.len() >= MIN_PREFIX
+            && digits.len() <= 64
+            && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if !is_hex {
+            return reference.map(|_| None);
+        }
+        let begins = |digest: &str| digest.strip_prefix("sha256:").is_some_and(|hex| hex.starts_with(digits));
+        let found: Vec<&Entry> =
+            self.manifests.iter().filter(|entry| begins(&entry.digest) || begins(&entry.id)).collect();
+        let mut digests: Vec<String> = found.iter().map(|entry| entry.digest.clone()).collect();
+        digests.sort();
+        digests.dedup();
+        if digests.len() > 1 {
+            return Err(Error::Ambiguous { prefix: name.to_owned(), matches: digests });
+        }
+        Ok(found.first().copied())
+    }
+
+    fn empty() -> Self {
+        Self { schema_version: 2, media_type: oci_index(), manifests: Vec::new() }
+    }
+}
+
+/// Whether `name` names content rather than a reference: then all its references are meant.
+pub(crate) fn names_content(name: &str, entry: &Entry) -> bool {
+    Reference::parse(name).map_or(true, |reference| reference.to_string() != entry.reference())
+}

@@ -1,0 +1,308 @@
+//! The store: what lies where, and the handle to it.
+//!
+//! ```text
+//! <root>/images/                      an OCI image layout: oci-layout, index.json, blobs/sha256/<hex>
+//!     index.json                      one entry for each reference; annotations:
+//!                                       org.opencontainers.image.ref.name   the full reference
+//!                                       dev.berth.image.index               digest of the index it was chosen from
+//! <root>/layers/
+//!     diff/<hex of diff ID>/          an unpacked layer that is the same over any layers below
+//!     chain/<hex of chain ID>/        any other: what it takes from below is in it
+//!     root/<kind>-<hex>/              an empty directory with the attributes of that layer's root, for images whose
+//!                                       topmost layer does not list its root
+//!     about/<kind>-<hex>.json         what a layer says of itself; written before the layer appears
+//!     unsynced/<boot id>/<kind>-<hex> the layer was unpacked in that boot, and no syncfs has covered it yet
+//!     locks/<name>                    flock files: index, chain-<hex>, diff-<hex>, recovery
+//!     store.lock                      shared: pulls and creates; exclusive: removal of content
+//!     tmp-<random>/                   in the making; locked by its owner, removed at open if the owner is dead
+//! ```
+//!
+//! Blobs and layers appear by rename and are never changed. Nothing is synced in the way of a pull: blobs are verified
+//! whenever they are read, and a layer that is still named under another boot's `unsynced/` is unpacked again.
+//!
+//! **Collection.** Roots are the entries of index.json. An entry keeps its manifest, its index, its config and its layer
+//! blobs; a layer directory is kept by every entry whose diff or chain IDs name it, and by the layers of containers that
+//! the caller names. Everything else goes, under the exclusive store lock, by rename into a `tmp-` directory first.
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+
+use crate::client::HttpClients;
+use crate::config::StoreConfig;
+use crate::durability;
+use crate::error::{Error, Result};
+use crate::gc::{self, InUse, Removed};
+use crate::image::{self, Image, StoredImage};
+use crate::index::Index;
+use crate::locks::{ObjectLocks, StoreHold};
+use crate::pull::{self, PullOptions};
+use crate::reference::Reference;
+
+/// Layers that are fetched or unpacked at once by all pulls of a process: each takes two threads and some MiB.
+const LAYERS_AT_ONCE: usize = 8;
+
+/// A local image store. Cheap to clone; all clones and all processes on one root work together.
+#[derive(Debug, Clone)]
+pub struct ImageStore(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) config: StoreConfig,
+    pub(crate) paths: Paths,
+    pub(crate) clients: HttpClients,
+    pub(crate) locks: ObjectLocks,
+    pub(crate) slots: tokio::sync::Semaphore,
+    pub(crate) boot_id: String,
+}
+
+impl ImageStore {
+    /// Opens the store beneath `config.root`, making what is missing, and cleans up after processes that died and after
+    /// a power cut. Blocking; short unless there is much to clean up.
+    pub fn open(config: StoreConfig) -> Result<Self> {
+        let paths = Paths::new(&config.root);
+        paths.create()?;
+        let boot_id = durability::boot_id()?;
+        let inner = Inner {
+            paths,
+            boot_id,
+            clients: HttpClients::default(),
+            locks: ObjectLocks::default(),
+            slots: tokio::sync::Semaphore::new(LAYERS_AT_ONCE),
+            config,
+        };
+        TmpDir::remove_stale(&inner.paths)?;
+        durability::recover(&inner)?;
+        Index::create_if_missing(&inner.paths)?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Makes the image `reference` present, and returns it.
+    ///
+    /// The registry is asked as the policy says: `Never` makes no network call, `IfNotPresent` none if the image is
+    /// here. Only what is missing is fetched; a layer that another pull is fetching, in this process or another, is
+    /// waited for. Everything is verified before it is used.
+    ///
+    /// Dropping the future stops the pull; layers that arrived whole stay, to be used by the next one.
+    pub async fn pull(&self, reference: &str, options: PullOptions) -> Result<Image> {
+        pull::pull(&self.0, reference, options).await
+    }
+
+    /// The local image that `image` names: a reference (Docker's short forms too), a digest of a manifest, or at least
+    /// four leading hex digits of a manifest's or a config's digest. Never asks a registry. Layers that a power cut
+    /// made doubtful are unpacked again from their blobs; an image whose blobs are gone is not there.
+    ///
+    /// Hold the store ([`hold`](Self::hold)) while the result is to stay.
+    pub async fn find(&self, image: &str) -> Result<Option<Image>> {
+        pull::find(&self.0, image).await
+    }
+
+    /// All references, sorted.
+    pub async fn list(&self) -> Result<Vec<StoredImage>> {
+        self.blocking(|store| image::list(&store.paths)).await
+    }
+
+    /// Removes a reference, or all references of a digest; then what nothing refers to any more, but for the layers that
+    /// `in_use` names. An image that would lose its last reference while a container uses it is refused with
+    /// [`Error::InUse`] unless `force`.
+    ///
+    /// While a pull or a create holds the store, only the reference goes; the content goes with the next removal or
+    /// prune. Must not be called while this task holds the store itself.
+    pub async fn remove(&self, image: &str, force: bool, in_use: &[InUse]) -> Result<Removed> {
+        let (image, in_use) = (image.to_owned(), in_use.to_vec());
+        self.blocking(move |store| gc::remove(store, &image, force, &in_use)).await
+    }
+
+    /// Gives a local image another reference. `target` must have a tag and no digest.
+    pub async fn tag(&self, source: &str, target: &str) -> Result<()> {
+        let (source, target) = (source.to_owned(), target.to_owned());
+        self.blocking(move |store| {
+            let name = Reference::parse(&target)?;
+            if name.digest().is_some() || name.tag().is_none() {
+                let reason = "a tag is needed, and no digest".to_owned();
+                return Err(Error::InvalidReference { reference: target, reason });
+            }
+            Index::update(&store.paths, |index| {
+                let mut entry = index.find(&source)?.cloned().ok_or(Error::NotPresent(source))?;
+                entry.set_reference(&name.to_string());
+                index.put(entry);
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Removes all images that `in_use` does not name, and everything that nothing refers to. Waits for pulls and
+    /// creates in flight; must not be called while this task holds the store itself.
+    pub async fn prune(&self, in_use: &[InUse]) -> Result<Removed> {
+        let in_use = in_use.to_vec();
+        self.blocking(move |store| gc::prune(store, &in_use)).await
+    }
+
+    /// Keeps everything in the store from being removed until the result is dropped: from looking an image up until the
+    /// container's record names it. Waits while something is being removed.
+    pub async fn hold(&self) -> Result<StoreHold> {
+        self.blocking(|store| StoreHold::shared(&store.paths.store_lock)).await
+    }
+
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Inner>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        blocking(&self.0, work).await
+    }
+}
+
+/// Runs blocking work where it may block. Dropping the future lets the work go on to its end.
+pub(crate) async fn blocking<T: Send + 'static>(
+    store: &Arc<Inner>,
+    work: impl FnOnce(&Arc<Inner>) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let store = Arc::clone(store);
+    tokio::task::spawn_blocking(move || work(&store)).await.map_err(|_| Error::Interrupted("work on the store"))?
+}
+
+/// The places of the layout above.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    pub(crate) images: PathBuf,
+    pub(crate) blobs: PathBuf,
+    pub(crate) index: PathBuf,
+    pub(crate) layers: PathBuf,
+    pub(crate) roots: PathBuf,
+    pub(crate) about: PathBuf,
+    pub(crate) unsynced: PathBuf,
+    pub(crate) locks: PathBuf,
+    pub(crate) store_lock: PathBuf,
+}
+
+impl Paths {
+    fn new(root: &Path) -> Self {
+        let (images, layers) = (root.join("images"), root.join("layers"));
+        Self {
+            blobs: images.join("blobs/sha256"),
+            index: images.join("index.json"),
+            images,
+            roots: layers.join("root"),
+            about: layers.join("about"),
+            unsynced: layers.join("unsynced"),
+            locks: layers.join("locks"),
+            store_lock: layers.join("store.lock"),
+            layers,
+        }
+    }
+
+    fn create(&self) -> Result<()> {
+        let (diff, chain) = (self.layers.join("diff"), self.layers.join("chain"));
+        for path in [&self.blobs, &diff, &chain, &self.roots, &self.about, &self.unsynced, &self.locks] {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+            made.map_err(|e| Error::io("making the directory", path, e))?;
+        }
+        Ok(())
+    }
+
+    /// The blob with this hex.
+    pub(crate) fn blob(&self, hex: &str) -> PathBuf {
+        self.blobs.join(hex)
+    }
+}
+
+/// A directory in the making, `layers/tmp-<random>/`. Removed on drop, and at the next open if the process dies.
+#[derive(Debug)]
+pub(crate) struct TmpDir {
+    path: PathBuf,
+    lock: Option<fs::File>,
+}
+
+impl TmpDir {
+    /// Makes one; blocking.
+    pub(crate) fn create(paths: &Paths) -> Result<Arc<Self>> {
+        loop {
+            let random = read_small(Path::new("/proc/sys/kernel/random/uuid"))?;
+            let path = paths.layers.join(format!("tmp-{}", random.trim()));
+            let made = fs::DirBuilder::new().mode(0o700).create(&path);
+            made.map_err(|e| Error::io("making the directory", &path, e))?;
+            // Between mkdir and flock another process may take it for a dead one's, and remove it.
+            let Ok(lock) = fs::File::open(&path) else { continue };
+            if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && path.exists() {
+                return Ok(Arc::new(Self { path, lock: Some(lock) }));
+            }
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes those whose owners are dead; blocking.
+    fn remove_stale(paths: &Paths) -> Result<()> {
+        let entries = fs::read_dir(&paths.layers).map_err(|e| Error::io("listing", &paths.layers, e))?;
+        for entry in entries.filter_map(std::result::Result::ok) {
+            if entry.file_name().as_encoded_bytes().starts_with(b"tmp-")
+                && let Ok(lock) = fs::File::open(entry.path())
+                && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+                && let Err(error) = remove_tree(&entry.path())
+            {
+                tracing::warn!(path = %entry.path().display(), %error, "a left-over directory cannot be removed");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TmpDir {
+    fn drop(&mut self) {
+        let (path, lock) = (std::mem::take(&mut self.path), self.lock.take());
+        let remove = move || {
+            if let Err(error) = remove_tree(&path) {
+                tracing::warn!(path = %path.display(), %error, "a temporary directory cannot be removed");
+            }
+            drop(lock);
+        };
+        // A pull that is dropped drops this on a thread of tokio's, which a large tree would block.
+        if tokio::runtime::Handle::try_current().is_ok() && !std::thread::current().name().is_some_and(is_ours) {
+            if let Err(error) = std::thread::Builder::new().name("berth-remove".into()).spawn(remove) {
+                tracing::warn!(%error, "no thread to remove a temporary directory: it goes at the next open");
+            }
+        } else {
+            remove();
+        }
+    }
+}
+
+fn is_ours(thread: &str) -> bool {
+    thread.starts_with("berth-")
+}
+
+/// Removes a directory with all in it; one that is not there is removed already.
+pub(crate) fn remove_tree(path: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Reads a small file of the kernel's or the store's.
+pub(crate) fn read_small(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    let file = fs::File::open(path).map_err(|e| Error::io("opening", path, e))?;
+    file.take(1 << 20).read_to_string(&mut text).map_err(|e| Error::io("reading", path, e))?;
+    Ok(text)
+}
+
+/// Writes a file that appears whole: beside it first, then renamed.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let random = read_small(Path::new("/proc/sys/kernel/random/uuid"))?;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".tmp-{}", random.trim()));
+    let beside = path.with_file_name(name);
+    fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, path)).map_err(|e| {
+        // Whatever there is of it is of no use; the error that counts is the first.
+        let _ = fs::remove_file(&beside);
+        Error::io("writing", path, e)
+    })
+}

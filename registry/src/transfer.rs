@@ -1,0 +1,85 @@
+//! One blob from the network into a layer's stream, going on where a cut interrupted it.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc::Sender;
+
+use crate::client::{Session, is_passing};
+use crate::error::{Error, Result};
+use crate::layer::stream::Feed;
+use crate::limits::MAX_RETRIES;
+use crate::manifest::Descriptor;
+
+/// First wait after a cut; doubled while no byte arrives in between.
+const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+
+/// Feeds the blob; `progress` hears the bytes fed so far. Ends early, without an error, if nobody takes it any more:
+/// the stream's own answer says why.
+pub(crate) async fn transfer(
+    session: &Session<'_>,
+    blob: &Descriptor,
+    feed: Sender<Feed>,
+    progress: impl Fn(u64),
+) -> Result<()> {
+    let mut done = 0u64;
+    let mut fruitless = 0;
+    loop {
+        let before = done;
+        let cut = match pass(session, blob, &feed, &mut done, &progress).await? {
+            Passed::Unwanted => return Ok(()),
+            Passed::Ended if done == blob.size => {
+                // The stream has ended by itself if nobody takes this.
+                let _ = feed.send(Feed::End).await;
+                return Ok(());
+            }
+            Passed::Ended => Error::SizeMismatch { what: blob.digest.clone(), expected: blob.size, found: done },
+            Passed::Cut(error) => error,
+        };
+        fruitless = if done > before { 1 } else { fruitless + 1 };
+        if fruitless > MAX_RETRIES {
+            return Err(cut);
+        }
+        tracing::debug!(blob = %blob.digest, done, size = blob.size, error = %cut, "a transfer was cut and goes on");
+        tokio::time::sleep(FIRST_BACKOFF * 2u32.pow(fruitless - 1)).await;
+    }
+}
+
+enum Passed {
+    Ended,
+    Cut(Error),
+    Unwanted,
+}
+
+/// One request, from `done` on.
+async fn pass(
+    session: &Session<'_>,
+    blob: &Descriptor,
+    feed: &Sender<Feed>,
+    done: &mut u64,
+    progress: &impl Fn(u64),
+) -> Result<Passed> {
+    let (mut response, begins) = session.blob(&blob.digest, *done).await?;
+    let mut skip = done.checked_sub(begins).unwrap_or_default();
+    loop {
+        let mut chunk = match session.next_chunk(&mut response, &blob.digest).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Ok(Passed::Ended),
+            Err(error) if is_passing(&error) => return Ok(Passed::Cut(error)),
+            Err(error) => return Err(error),
+        };
+        let known = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+        skip -= known as u64;
+        bytes::Buf::advance(&mut chunk, known);
+        if chunk.is_empty() {
+            continue;
+        }
+        *done += chunk.len() as u64;
+        if *done > blob.size {
+            return Err(Error::SizeMismatch { what: blob.digest.clone(), expected: blob.size, found: *done });
+        }
+        if feed.send(Feed::Data(chunk)).await.is_err() {
+            return Ok(Passed::Unwanted);
+        }
+        progress(*done);
+    }
+}
