@@ -76,6 +76,7 @@ fn enter(namespace: &File) -> io::Result<()> {
 
 /// One message makes both ends: the host's up and in the bridge, the other in the container.
 fn make_pair(config: &NetworkConfig, lease: &Lease, namespace: &File, host: &mut Netlink) -> Result<()> {
+    let _held = bridge::hold(config)?;
     let mut tries = 0;
     loop {
         tries += 1;
@@ -88,7 +89,7 @@ fn make_pair(config: &NetworkConfig, lease: &Lease, namespace: &File, host: &mut
                 delete_link(host, &lease.host_ifname)
                     .map_err(|e| failed(config, &format!("deleting {}", lease.host_ifname), e))?;
             }
-            // The bridge was removed under us.
+            // The bridge was removed under us, by hand.
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) && tries == 1 => {}
             Err(e) => return Err(failed(config, &format!("making {}", lease.host_ifname), e)),
         }

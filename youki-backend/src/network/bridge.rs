@@ -5,11 +5,11 @@ use std::io;
 
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-
+use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
 use super::netlink::{CREATE, Netlink};
-use super::{Mac, NetworkConfig, firewall};
+use super::{Mac, NetworkConfig, firewall, lease};
 use crate::error::{Error, Result};
 use crate::layout::hex;
 
@@ -41,8 +41,22 @@ pub(super) fn ensure(config: &NetworkConfig, netlink: &mut Netlink) -> Result<u3
     }
 }
 
+/// Held shared while a container is attached, exclusively while bridge and table are removed: else one could be
+/// attached, in another process, to what is just being removed.
+const LOCK: &str = "bridge.lock";
+
+/// Keeps [`remove`] of any process out while the file is open.
+pub(super) fn hold(config: &NetworkConfig) -> Result<fs::File> {
+    lease::lock(&config.leases, LOCK, FlockOperation::LockShared)
+}
+
 /// Removes bridge and table if nothing is attached.
 pub(super) fn remove(config: &NetworkConfig) -> Result<()> {
+    // Without the directory nobody has leased or attached anything.
+    let _alone = match config.leases.exists() {
+        true => Some(lease::lock(&config.leases, LOCK, FlockOperation::LockExclusive)?),
+        false => None,
+    };
     let mut netlink = Netlink::open().map_err(|e| failed(config, "opening netlink", e))?;
     match find(config, &mut netlink) {
         Ok(Found::Ready(index) | Found::Unfinished(index) | Found::Outdated(index)) => {
@@ -95,10 +109,15 @@ fn find(config: &NetworkConfig, netlink: &mut Netlink) -> Result<Found> {
     }
 }
 
+/// What it is called until it is marked.
+pub(super) fn unfinished_name(config: &NetworkConfig) -> String {
+    format!("bt{}", &hex(&Sha256::digest(&config.table))[..12])
+}
+
 /// Makes it under a name that is this root's alone, marks it, and only then gives it its own: so a bridge of that name
 /// is never ours without the mark, and never another's with it, whoever dies or is faster.
 fn create(config: &NetworkConfig, netlink: &mut Netlink) -> Result<()> {
-    let unfinished = format!("bt{}", &hex(&Sha256::digest(&config.table))[..12]);
+    let unfinished = unfinished_name(config);
     let mut bridge = LinkMessage::default();
     bridge.attributes = vec![
         LinkAttribute::IfName(unfinished.clone()),

@@ -26,6 +26,9 @@ use super::NetworkConfig;
 use crate::error::{Error, Result};
 use crate::layout::hex;
 
+/// File that is locked by whoever changes leases.
+const LOCK: &str = "lock";
+
 /// What a container has in a network. Kept in its record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
@@ -100,7 +103,7 @@ pub(super) fn take(config: &NetworkConfig, id: &str, wanted: Option<Ipv4Addr>) -
     if id.is_empty() || id.contains(['/', '\0']) {
         return Err(Error::invalid("id", format!("{id:?} cannot hold a lease")));
     }
-    let lock = lock(&config.leases)?;
+    let lock = lock(&config.leases, LOCK, FlockOperation::LockExclusive)?;
     let mut taken = HashSet::new();
     for (ip, holder) in list(&config.leases)? {
         // One outside the subnet, which was configured anew since, is of no use to it.
@@ -144,7 +147,7 @@ pub(super) fn free(config: &NetworkConfig, unwanted: impl Fn(&str) -> bool) -> R
     if !config.leases.exists() {
         return Ok(Vec::new());
     }
-    let _lock = lock(&config.leases)?;
+    let _lock = lock(&config.leases, LOCK, FlockOperation::LockExclusive)?;
     let mut freed = Vec::new();
     for (ip, holder) in list(&config.leases)? {
         if unwanted(&holder) {
@@ -175,9 +178,10 @@ fn host_ifname(table: &str, id: &str) -> String {
     format!("bv{}", &hex(&digest)[..12])
 }
 
-fn lock(dir: &Path) -> Result<File> {
+/// Takes the lock `name` in the lease directory; it is held as long as the file is open, or its holder lives.
+pub(super) fn lock(dir: &Path, name: &str, how: FlockOperation) -> Result<File> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("creating", dir))?;
-    let path = dir.join("lock");
+    let path = dir.join(name);
     let file = fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -187,7 +191,7 @@ fn lock(dir: &Path) -> Result<File> {
         .open(&path)
         .map_err(Error::io("opening", &path))?;
     loop {
-        match flock(&file, FlockOperation::LockExclusive) {
+        match flock(&file, how) {
             Ok(()) => return Ok(file),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Error::io("locking", path)(error.into())),

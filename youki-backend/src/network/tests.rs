@@ -165,6 +165,15 @@ fn talk(address: SocketAddr) -> bool {
     connection.read_exact(&mut bytes).is_ok() && &bytes == b"hello"
 }
 
+fn make_bridge(name: &str) {
+    use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+    let mut link = LinkMessage::default();
+    link.attributes =
+        vec![LinkAttribute::IfName(name.into()), LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)])];
+    let message = rtnetlink::packet_route::RouteNetlinkMessage::NewLink(link);
+    netlink::Netlink::open().unwrap().request([(message, netlink::CREATE)]).unwrap();
+}
+
 fn links() -> Vec<String> {
     let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
     let names = text.lines().skip(2).filter_map(|line| line.split_once(':'));
@@ -236,6 +245,8 @@ fn what_leaves_the_subnet_carries_the_hosts_address_and_neighbours_stay_out() {
         container.enter(move || TcpStream::connect_timeout(&address, Duration::from_secs(3)).unwrap());
         assert_eq!(seen.join().unwrap(), outside.config().subnet.gateway());
         assert!(!server.talks_to(container.echo_server(lease.ip)), "what nobody published is not reached");
+        firewall::remove(inside.config()).unwrap();
+        assert!(server.talks_to(container.echo_server(lease.ip)), "and it is the table that keeps it out");
     });
 }
 
@@ -255,6 +266,10 @@ fn half_made_things_are_finished_and_foreign_ones_left_alone() {
         let error = bridge.attach(&lease, u32::MAX >> 1).await.unwrap_err();
         assert_eq!(error.code(), "network.failed", "{error}");
 
+        assert!(host.link(&ours.bridge).unwrap().is_none(), "nothing is made for a process that is not there");
+
+        // Killed before the bridge had its name.
+        make_bridge(&bridge::unfinished_name(&ours));
         // Killed after the pair was made: the namespace is still held, so is the name.
         let stale = Container::new();
         bridge.attach(&lease, stale.pid()).await.unwrap();
@@ -273,6 +288,14 @@ fn half_made_things_are_finished_and_foreign_ones_left_alone() {
         assert_eq!(error.code(), "config.invalid", "{error}");
         thief.remove().await.unwrap();
         assert!(host.link(&ours.bridge).unwrap().is_some());
+
+        // And one that nobody of us made.
+        make_bridge("bertht-foreign");
+        let theirs = NetworkConfig { bridge: "bertht-foreign".into(), table: "berth_foreign".into(), ..ours.clone() };
+        let theirs = Bridge::new(theirs).unwrap();
+        assert_eq!(theirs.attach(&lease, other.pid()).await.unwrap_err().code(), "config.invalid");
+        theirs.remove().await.unwrap();
+        assert!(host.link("bertht-foreign").unwrap().is_some());
 
         // A subnet configured anew takes effect once nobody is attached.
         let moved = Bridge::new(NetworkConfig { subnet: "10.251.7.0/24".parse().unwrap(), ..ours.clone() }).unwrap();
