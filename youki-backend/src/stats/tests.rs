@@ -78,3 +78,45 @@ fn the_network_is_that_of_the_process() {
     assert!(!interfaces.contains_key("lo"));
     assert_eq!(read(&cgroup, Some(u32::MAX)).network, None);
 }
+
+/// cgroup v2 as Linux 6.1 shows it; a directory stands for the mount.
+#[test]
+fn every_v2_file_is_read_and_one_that_is_missing_is_unknown() {
+    let dir = tempfile::tempdir().unwrap();
+    let cgroup = CgroupPaths { path: "/x".into(), dirs: Dirs::V2(dir.path().to_owned()) };
+    for (file, text) in [
+        (
+            "cpu.stat",
+            "usage_usec 300\nuser_usec 200\nsystem_usec 100\nnr_periods 0\nnr_throttled 0\nthrottled_usec 7\n",
+        ),
+        ("memory.current", "1000\n"),
+        ("memory.stat", "anon 400\nfile 600\nkernel 0\ninactive_anon 1\ninactive_file 250\nactive_file 350\n"),
+        ("memory.max", "max\n"),
+        ("memory.swap.current", "0\n"),
+        ("memory.events", "low 0\nhigh 0\nmax 5\noom 4\noom_kill 2\noom_group_kill 0\n"),
+        ("pids.current", "3\n"),
+        ("pids.max", "2048\n"),
+        ("io.stat", "254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n"),
+        (
+            "cpu.pressure",
+            "some avg10=0.50 avg60=0.00 avg300=0.00 total=9\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
+        ),
+    ] {
+        std::fs::write(dir.path().join(file), text).unwrap();
+    }
+    let stats = read(&cgroup, None);
+    assert_eq!((stats.cpu.usage_usec, stats.cpu.user_usec), (Some(300), Some(200)));
+    assert_eq!((stats.cpu.system_usec, stats.cpu.throttled_usec), (Some(100), Some(7)));
+    let memory = &stats.memory;
+    assert_eq!((memory.usage_bytes, memory.working_set_bytes, memory.cache_bytes), (Some(1000), Some(750), Some(600)));
+    assert_eq!((memory.peak_bytes, memory.limit_bytes, memory.swap_bytes), (None, None, Some(0)));
+    assert_eq!((memory.oom_kills, cgroup.oom_kill_count()), (Some(2), Some(2)));
+    assert_eq!((stats.pids.current, stats.pids.limit), (Some(3), Some(2048)));
+    assert_eq!((stats.io.read_bytes, stats.io.write_ops), (Some(4096), Some(2)));
+    assert_eq!(stats.pressure.cpu.map(|pressure| pressure.some_total_usec), Some(9));
+    assert_eq!((stats.pressure.memory, stats.pressure.io), (None, None));
+    let few = basic(&cgroup).unwrap();
+    assert_eq!((few.cpu_usage_usec, few.memory_bytes, few.memory_limit), (300, 1000, u64::MAX));
+    std::fs::remove_file(dir.path().join("memory.current")).unwrap();
+    assert_eq!(basic(&cgroup).unwrap_err().code(), "unsupported.here");
+}
