@@ -1,6 +1,7 @@
 //! What is run: Docker's rules for entrypoint and command, environment and working directory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use oci_spec::image::ImageConfiguration;
 use runtime_core::ServiceSpec;
@@ -33,7 +34,7 @@ pub(super) fn args(image: &ImageConfiguration, spec: &ServiceSpec) -> Result<Vec
 }
 
 /// Where it starts: the spec's working directory, else the image's, else `/`.
-pub(super) fn workdir(image: &ImageConfiguration, spec: &ServiceSpec) -> Result<String> {
+pub(crate) fn workdir(image: &ImageConfiguration, spec: &ServiceSpec) -> Result<String> {
     if let Some(workdir) = spec.command.workdir.as_deref().filter(|text| !text.is_empty()) {
         return match workdir {
             _ if !workdir.starts_with('/') => {
@@ -53,16 +54,21 @@ pub(super) fn workdir(image: &ImageConfiguration, spec: &ServiceSpec) -> Result<
 
 /// The environment: PATH, HOSTNAME and (with a terminal) TERM, then the image's, then the spec's; the later wins, each
 /// name stands once.
-pub(super) fn environment(
+pub(crate) fn environment(
     image: &ImageConfiguration,
     env: &BTreeMap<String, String>,
     hostname: &str,
     tty: bool,
 ) -> Result<Vec<String>> {
-    let mut lines: Vec<(String, String)> = Vec::new();
-    let mut set = |name: &str, value: &str| match lines.iter_mut().find(|(known, _)| known == name) {
-        Some((_, old)) => value.clone_into(old),
-        None => lines.push((name.to_owned(), value.to_owned())),
+    let mut lines: Vec<String> = Vec::new();
+    // By name: an image may have very many lines.
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut set = |name: &str, value: &str| match places.entry(name.to_owned()) {
+        Entry::Occupied(place) => lines[*place.get()] = format!("{name}={value}"),
+        Entry::Vacant(place) => {
+            place.insert(lines.len());
+            lines.push(format!("{name}={value}"));
+        }
     };
     set("PATH", DEFAULT_PATH);
     set("HOSTNAME", hostname);
@@ -84,7 +90,7 @@ pub(super) fn environment(
         }
         set(name, value);
     }
-    Ok(lines.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
+    Ok(lines)
 }
 
 /// The image's VOLUMEs that no mount of the spec covers: each wants an anonymous volume. Sorted, each once; paths that

@@ -59,6 +59,7 @@ pub(super) fn mounts(
         if !seen.insert(target.clone()) {
             return Err(Error::invalid(field_of(spec, &volume.target), format!("{target} is mounted twice")));
         }
+        require(spec, volume)?;
         user.push((target, bind(&volume.source, &volume.target, volume.readonly)?));
     }
     let mut all: Vec<Mount> = Vec::new();
@@ -138,6 +139,18 @@ fn target_of(spec: &ServiceSpec, target: &str) -> Result<String> {
     let normal = normal_target(target).map_err(invalid)?;
     refuse_own(&normal).map_err(invalid)?;
     Ok(normal)
+}
+
+/// A bind's source must exist: unlike docker, Berth makes no directory on the host by a typing error.
+fn require(spec: &ServiceSpec, volume: &VolumeMount) -> Result<()> {
+    let bind = |storage: &StorageSpec| matches!(storage, StorageSpec::Bind { target, .. } if *target == volume.target);
+    let Some(index) = spec.storage.iter().position(bind) else { return Ok(()) };
+    let invalid = |reason: String| Error::invalid(format!("storage[{index}].source"), reason);
+    if !volume.source.is_absolute() {
+        return Err(invalid(format!("{} is not absolute", volume.source.display())));
+    }
+    let found = std::fs::metadata(&volume.source);
+    found.map(drop).map_err(|error| invalid(format!("{}: {error}", volume.source.display())))
 }
 
 /// Names where a target came from.
@@ -297,6 +310,19 @@ mod tests {
             );
         }
         assert!(check(&spec(vec![anonymous("/proc/cpuinfo"), anonymous("/sys/kernel/x")])).is_ok());
+    }
+
+    #[test]
+    fn the_source_of_a_bind_must_exist() {
+        for (source, accepted) in [("/etc", true), ("/no/such/source", false), ("etc", false)] {
+            let bind = StorageSpec::Bind { source: source.into(), target: "/b".into(), readonly: false };
+            let volumes = [VolumeMount { source: source.into(), target: "/b".into(), readonly: false }];
+            let result = built(&spec(vec![bind]), &volumes, false);
+            assert_eq!(result.is_ok(), accepted, "{source}");
+            if let Err(error) = result {
+                assert!(error.to_string().starts_with("storage[0].source: "), "{error}");
+            }
+        }
     }
 
     #[test]

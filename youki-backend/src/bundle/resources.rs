@@ -64,7 +64,10 @@ impl CgroupLimits {
             -1 => "max".to_owned(),
             pids @ 1.. => pids.to_string(),
             pids => {
-                return Err(Error::invalid("resources.pids", format!("{pids} is neither a number of processes nor -1")));
+                return Err(Error::invalid(
+                    "resources.pids",
+                    format!("{pids} is neither a number of processes nor -1"),
+                ));
             }
         };
         writes.add("pids", &["pids.max"], pids, "resources.pids");
