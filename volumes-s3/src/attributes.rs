@@ -12,8 +12,11 @@ const XATTR_LIMIT: usize = 64 << 10;
 /// They say something of this host, not of the tree: they are not taken into a generation.
 const MARKERS: [&CStr; 2] = [c"trusted.berth.volume", c"user.berth.volume"];
 
+/// Names and values.
+pub(crate) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// All attributes of `name` in `directory`, in the order of their names. None where the filesystem has none.
-pub(crate) fn read(directory: BorrowedFd<'_>, name: &CStr) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(crate) fn read(directory: BorrowedFd<'_>, name: &CStr) -> Result<Attributes, Errno> {
     let path = through_proc(directory, name);
     let mut buffer = [0u8; 4096];
     let mut large = Vec::new();

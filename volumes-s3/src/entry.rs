@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::attributes::Attributes;
 use crate::codec::{Reader, put_bytes, put_int, put_uint};
 use crate::error::Result;
 use crate::pack::{ChunkRef, Codec, Digest, PackId};
@@ -22,7 +23,7 @@ pub(crate) struct Entry {
     pub gid: u32,
     pub mtime: Time,
     /// In the order of their names.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Attributes,
     pub node: Node,
 }
 

@@ -28,6 +28,8 @@ mod server_check;
 mod state;
 mod store;
 mod sync;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod uploads;
 mod volume;

@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, openat, readlinkat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::attributes;
+use crate::attributes::{self, Attributes};
 use crate::chunker::Chunker;
 use crate::codec::Reader;
 use crate::entry::{Entry, Lists, Node, PackTable, Part, Time, decode_parts, encode_parts, tree_order};
@@ -433,7 +433,7 @@ fn hard_link(found: &Found<'_>, first: Vec<u8>) -> Entry {
     Entry { path: found.path.to_vec(), mode: 0, uid: 0, gid: 0, mtime: Time::default(), xattrs: Vec::new(), node }
 }
 
-fn entry_of(path: &[u8], stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>, node: Node) -> Entry {
+fn entry_of(path: &[u8], stat: &Stat, xattrs: Attributes, node: Node) -> Entry {
     let mode = stat.st_mode & 0o7777;
     Entry { path: path.to_vec(), mode, uid: stat.st_uid, gid: stat.st_gid, mtime: mtime(stat), xattrs, node }
 }

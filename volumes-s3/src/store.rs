@@ -394,6 +394,19 @@ impl VolumeStore {
         Ok(check)
     }
 
+    /// Over another object store than the configured one.
+    #[cfg(test)]
+    pub(crate) async fn open_with(config: VolumesConfig, store: Arc<dyn ObjectStore>) -> Result<Self> {
+        let opened = Self::open(config).await?;
+        opened.inner.store.get_or_init(|| async { store }).await;
+        Ok(opened)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn inner_root(&self) -> &Path {
+        &self.inner.config.root
+    }
+
     async fn make_usable(&self, volume: &mut Volume, options: &AcquireOptions) -> Result<Acquired> {
         let path = volume.paths.data();
         let here = volume.is_here()?;

@@ -1,0 +1,485 @@
+//! Whole volumes over an object store in this process, which can be away, and lose answers. The suite against a real
+//! server is youki-backend's.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use crate::error::{Error, Result};
+use crate::log::Log;
+use crate::object_store::{ObjectStore, Put};
+use crate::record::{Record, RecordKind};
+use crate::{AcquireOptions, RestoreOptions, S3Config, VolumeStore, VolumesConfig};
+
+/// Objects in memory.
+#[derive(Debug, Default)]
+struct Memory {
+    objects: std::sync::Mutex<BTreeMap<String, Bytes>>,
+    away: AtomicBool,
+    /// The next put-if-absent happens, and its answer is lost.
+    lose_answer: AtomicBool,
+    puts: AtomicUsize,
+    put_bytes: AtomicUsize,
+}
+
+impl Memory {
+    fn reach(&self) -> Result<()> {
+        if self.away.load(Ordering::SeqCst) { Err(unreachable_error()) } else { Ok(()) }
+    }
+
+    fn count(&self, body: &Bytes) {
+        self.puts.fetch_add(1, Ordering::SeqCst);
+        self.put_bytes.fetch_add(body.len(), Ordering::SeqCst);
+    }
+}
+
+fn unreachable_error() -> Error {
+    Error::S3Unreachable {
+        operation: "test".into(),
+        location: "memory".into(),
+        source: Box::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)),
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Memory {
+    async fn put(&self, key: &str, body: Bytes) -> Result<()> {
+        self.reach()?;
+        self.count(&body);
+        self.objects.lock().unwrap().insert(key.into(), body);
+        Ok(())
+    }
+
+    async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<Put> {
+        self.reach()?;
+        let mut objects = self.objects.lock().unwrap();
+        if objects.contains_key(key) {
+            return Ok(Put::Exists);
+        }
+        self.count(&body);
+        objects.insert(key.into(), body);
+        if self.lose_answer.swap(false, Ordering::SeqCst) { Err(unreachable_error()) } else { Ok(Put::Created) }
+    }
+
+    async fn get(&self, key: &str, range: Option<Range<u64>>, _limit: usize) -> Result<Option<Bytes>> {
+        self.reach()?;
+        let object = self.objects.lock().unwrap().get(key).cloned();
+        Ok(object.map(|object| match range {
+            Some(range) => object.slice(range.start as usize..(range.end as usize).min(object.len())),
+            None => object,
+        }))
+    }
+
+    async fn size(&self, key: &str) -> Result<Option<u64>> {
+        self.reach()?;
+        Ok(self.objects.lock().unwrap().get(key).map(|object| object.len() as u64))
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>> {
+        self.reach()?;
+        let objects = self.objects.lock().unwrap();
+        let wanted = |key: &&String| key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after);
+        Ok(objects.keys().filter(wanted).take(1000).cloned().collect())
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        self.reach()?;
+        self.objects.lock().unwrap().remove(key);
+        Ok(())
+    }
+
+    async fn check_bucket(&self) -> Result<()> {
+        self.reach()
+    }
+}
+
+/// A data root with a runtime of its own name.
+struct Host {
+    store: VolumeStore,
+    _root: TempDir,
+}
+
+impl Host {
+    async fn new(name: &str, memory: &Arc<Memory>) -> Self {
+        // In memory: every sync also syncs the filesystem, and a busy disk makes that slow.
+        let root = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
+        let s3 = S3Config { bucket: "test".into(), prefix: Some("p".into()), ..S3Config::default() };
+        let config = VolumesConfig {
+            root: root.path().join("volumes"),
+            run_dir: root.path().join("run"),
+            host: name.into(),
+            s3: Some(s3),
+            take_over_after: None,
+        };
+        let store = VolumeStore::open_with(config, memory.clone()).await.unwrap();
+        Self { store, _root: root }
+    }
+
+    async fn acquire(&self) -> Result<crate::Acquired> {
+        self.store.acquire("v", "web", AcquireOptions::default()).await
+    }
+
+    async fn take_over(&self) -> Result<crate::Acquired> {
+        self.store.acquire("v", "web", AcquireOptions { take_over: true, ..Default::default() }).await
+    }
+
+    async fn data(&self) -> std::path::PathBuf {
+        self.store.status("v").await.unwrap().mountpoint
+    }
+
+    async fn write(&self, text: &str) {
+        fs::write(self.data().await.join("file"), text).unwrap();
+    }
+
+    async fn read(&self) -> String {
+        fs::read_to_string(self.data().await.join("file")).unwrap()
+    }
+}
+
+fn code<T>(result: Result<T>) -> &'static str {
+    result.err().map_or("ok", |error| error.code())
+}
+
+/// Everything about a tree that a restore must bring back.
+fn describe(root: &Path) -> BTreeMap<std::path::PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut queue = vec![root.to_owned()];
+    while let Some(path) = queue.pop() {
+        let stat = fs::symlink_metadata(&path).unwrap();
+        let content = match stat.file_type() {
+            kind if kind.is_file() => blake3::hash(&fs::read(&path).unwrap()).to_hex().to_string(),
+            kind if kind.is_symlink() => format!("{:?}", fs::read_link(&path).unwrap()),
+            _ => String::new(),
+        };
+        let mut value = [0; 100];
+        let xattr = rustix::fs::lgetxattr(&path, c"user.test", &mut value[..]).map_or(0, |length| length);
+        if stat.is_dir() {
+            queue.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let links = if stat.is_dir() { 0 } else { stat.nlink() };
+        let size = if stat.is_dir() { 0 } else { stat.size() };
+        let line = format!(
+            "{:o} {}:{} {} {}.{} dev {} links {links} {content} {:?}",
+            stat.mode(),
+            stat.uid(),
+            stat.gid(),
+            size,
+            stat.mtime(),
+            stat.mtime_nsec(),
+            stat.rdev(),
+            &value[..xattr]
+        );
+        found.insert(path.strip_prefix(root).unwrap().to_owned(), line);
+    }
+    found
+}
+
+fn fill(root: &Path) {
+    use std::ffi::{CString, OsStr};
+    use std::os::unix::ffi::OsStrExt as _;
+    fs::create_dir_all(root.join("a/b/empty")).unwrap();
+    fs::write(root.join("a/x"), "x").unwrap();
+    fs::write(root.join("a-b"), "sorts between").unwrap();
+    fs::write(root.join("nothing"), "").unwrap();
+    fs::write(root.join(OsStr::from_bytes(b"not-utf8-\xff\xfe")), "bytes").unwrap();
+    fs::hard_link(root.join("a/x"), root.join("z-link")).unwrap();
+    symlink("../outside", root.join("a/link")).unwrap();
+    let noise: Vec<u8> = (0..3_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    fs::write(root.join("large"), &noise).unwrap();
+    let sparse = fs::File::create(root.join("sparse")).unwrap();
+    sparse.set_len(50 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"middle", 20 << 20).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, root.join("fifo"), rustix::fs::Mode::RUSR).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap());
+    fs::set_permissions(root.join("a/x"), fs::Permissions::from_mode(0o4751)).unwrap();
+    fs::set_permissions(root.join("a/b"), fs::Permissions::from_mode(0o1777)).unwrap();
+    // Not every filesystem takes it; where it does, it must come back.
+    let flags = rustix::fs::XattrFlags::empty();
+    let _ = rustix::fs::lsetxattr(root.join("a/x"), c"user.test", b"v\0\xff", flags);
+    let _ = rustix::fs::lsetxattr(root.join("a"), c"user.test", b"d", flags);
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::lchown(root.join("a/link"), Some(1234), Some(70_000)).unwrap();
+        std::os::unix::fs::chown(root.join("large"), Some(99), Some(98)).unwrap();
+        let path = CString::new(root.join("null").as_os_str().as_bytes()).unwrap();
+        let device = rustix::fs::makedev(1, 3);
+        let kind = rustix::fs::FileType::CharacterDevice;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, rustix::fs::Mode::RUSR, device).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn every_attribute_comes_back_on_another_host() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    let acquired = one.acquire().await.unwrap();
+    assert!(acquired.is_new && acquired.claimed);
+    fill(&acquired.path);
+    let before = describe(&acquired.path);
+    one.store.release("v", "web").await.unwrap();
+    let moved = two.acquire().await.unwrap();
+    assert!(!moved.is_new && moved.claimed);
+    pretty(&before, &describe(&moved.path));
+    let blocks = fs::metadata(moved.path.join("sparse")).unwrap().blocks();
+    assert!(blocks * 512 < 5 << 20, "{blocks} blocks: the holes were filled");
+    assert_eq!(two.store.status("v").await.unwrap().owner.as_deref(), Some("two"));
+    // What was restored is known: nothing is read or sent again.
+    let puts = memory.puts.load(Ordering::SeqCst);
+    let generation = two.store.sync("v").await.unwrap().generation;
+    assert_eq!((memory.puts.load(Ordering::SeqCst), generation), (puts, Some(2)));
+}
+
+fn pretty(before: &BTreeMap<std::path::PathBuf, String>, after: &BTreeMap<std::path::PathBuf, String>) {
+    for (path, line) in before {
+        assert_eq!(Some(line), after.get(path), "{}", path.display());
+    }
+    assert_eq!(before.len(), after.len());
+}
+
+#[tokio::test]
+async fn a_small_change_sends_little_and_a_copy_nothing() {
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    let data = host.acquire().await.unwrap().path;
+    fill(&data);
+    host.store.sync("v").await.unwrap();
+    let first = memory.put_bytes.swap(0, Ordering::SeqCst);
+    assert!(first > 10_000_000, "{first}");
+    fs::write(data.join("a-b"), "changed").unwrap();
+    fs::copy(data.join("large"), data.join("copy")).unwrap();
+    host.store.sync("v").await.unwrap();
+    let second = memory.put_bytes.swap(0, Ordering::SeqCst);
+    assert!(second < 20_000, "{second} bytes for a small change and a copy");
+}
+
+#[tokio::test]
+async fn one_host_at_a_time_and_the_loser_keeps_a_branch() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    one.acquire().await.unwrap();
+    one.write("first").await;
+    one.store.sync("v").await.unwrap();
+    assert_eq!(code(two.acquire().await), "volume.in_use_elsewhere");
+    one.write("never published").await;
+    two.take_over().await.unwrap();
+    assert_eq!(two.read().await, "first");
+    two.write("second").await;
+    two.store.sync("v").await.unwrap();
+    let Err(Error::Fenced { owner, branch: Some(branch), .. }) = one.store.sync("v").await else {
+        panic!("not fenced")
+    };
+    assert_eq!(owner, "two");
+    let to = one._root.path().join("beside");
+    let options = RestoreOptions { generation: Some(branch), to: Some(to.clone()), ..Default::default() };
+    one.store.restore("v", options).await.unwrap();
+    assert_eq!(fs::read_to_string(to.join("file")).unwrap(), "never published");
+    // The owner is not disturbed by the branch.
+    two.write("third").await;
+    two.store.sync("v").await.unwrap();
+    two.store.release("v", "web").await.unwrap();
+    one.store.release("v", "web").await.unwrap();
+    one.acquire().await.unwrap();
+    assert_eq!(one.read().await, "third");
+}
+
+#[tokio::test]
+async fn with_s3_away_what_is_here_starts_and_what_is_not_is_refused() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    one.acquire().await.unwrap();
+    one.write("first").await;
+    one.store.release("v", "web").await.unwrap();
+    memory.away.store(true, Ordering::SeqCst);
+    assert_eq!(code(two.acquire().await), "volume.s3_unreachable");
+    assert!(!one.acquire().await.unwrap().claimed);
+    one.write("second").await;
+    assert_eq!(code(one.store.sync("v").await), "volume.s3_unreachable");
+    let status = one.store.status("v").await.unwrap();
+    assert_eq!((status.bytes_at_risk, status.last_error.is_some()), (6, true));
+    one.store.release("v", "web").await.unwrap();
+    assert_eq!(code(one.store.remove("v", false, false).await), "volume.s3_unreachable");
+    memory.away.store(false, Ordering::SeqCst);
+    let retried = one.store.retry_pending().await.unwrap();
+    assert_eq!((retried.len(), retried[0].1.as_ref().unwrap().bytes_at_risk), (1, 0));
+    assert!(one.store.retry_pending().await.unwrap().is_empty());
+    two.acquire().await.unwrap();
+    assert_eq!(two.read().await, "second");
+}
+
+#[tokio::test]
+async fn two_changes_of_one_generation_are_a_conflict() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    one.acquire().await.unwrap();
+    one.write("first").await;
+    one.store.release("v", "web").await.unwrap();
+    two.acquire().await.unwrap();
+    two.write("second").await;
+    two.store.release("v", "web").await.unwrap();
+    one.write("by hand").await;
+    assert_eq!(code(one.acquire().await), "volume.conflict");
+    assert_eq!(code(one.store.restore("v", RestoreOptions::default()).await), "volume.unsynced");
+    assert_eq!(one.read().await, "by hand");
+    let options = RestoreOptions { discard_local: true, ..Default::default() };
+    one.store.restore("v", options).await.unwrap();
+    one.acquire().await.unwrap();
+    assert_eq!(one.read().await, "second");
+}
+
+#[tokio::test]
+async fn an_older_generation_is_restored_and_published_anew() {
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    host.acquire().await.unwrap();
+    host.write("old").await;
+    let old = host.store.sync("v").await.unwrap().generation;
+    host.write("new").await;
+    host.store.release("v", "web").await.unwrap();
+    let options = RestoreOptions { generation: old, ..Default::default() };
+    host.store.restore("v", options).await.unwrap();
+    host.acquire().await.unwrap();
+    assert_eq!(host.read().await, "old");
+    let generation = host.store.sync("v").await.unwrap().generation;
+    assert!(generation > old);
+    assert_eq!(code(host.store.remove("v", false, true).await), "volume.in_use");
+    host.store.release("v", "web").await.unwrap();
+    assert_eq!(host.store.prune_local().await.unwrap().deleted, ["v"]);
+    host.acquire().await.unwrap();
+    assert_eq!(host.read().await, "old");
+    host.store.release("v", "web").await.unwrap();
+    host.store.remove("v", true, false).await.unwrap();
+    assert!(!memory.objects.lock().unwrap().keys().any(|key| key.starts_with("p/v/")));
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_a_pack_leaves_nothing_restored() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    let data = one.acquire().await.unwrap().path;
+    fill(&data);
+    one.store.release("v", "web").await.unwrap();
+    {
+        let mut objects = memory.objects.lock().unwrap();
+        let pack = objects.iter_mut().find(|(key, _)| key.contains("/packs/")).unwrap().1;
+        let mut bytes = pack.to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        *pack = bytes.into();
+    }
+    assert_eq!(code(two.acquire().await), "volume.corrupt");
+    assert!(!two.store.inner_root().join("v/data").exists());
+    let left: Vec<_> =
+        fs::read_dir(two.store.inner_root().join("v")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("restore-")), "{left:?}");
+}
+
+/// What may happen to one volume on three hosts.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Acquire(usize),
+    TakeOver(usize),
+    Write(usize),
+    Sync(usize),
+    Release(usize),
+    Away,
+    Back,
+    LoseAnswer,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        3 => (0..3usize).prop_map(Step::Acquire),
+        2 => (0..3usize).prop_map(Step::TakeOver),
+        4 => (0..3usize).prop_map(Step::Write),
+        4 => (0..3usize).prop_map(Step::Sync),
+        3 => (0..3usize).prop_map(Step::Release),
+        1 => Just(Step::Away),
+        2 => Just(Step::Back),
+        2 => Just(Step::LoseAnswer),
+    ];
+    prop::collection::vec(step, 1..30)
+}
+
+/// No two owners, no gap, no generation by who is not the owner.
+fn check_log(records: &[Record]) {
+    let mut before: Option<&Record> = None;
+    for record in records {
+        assert_eq!(record.record, before.map_or(1, |before| before.record + 1));
+        let owner = before.and_then(|before| before.owner.clone());
+        let epoch = before.map_or(0, |before| before.epoch);
+        match record.kind {
+            RecordKind::Claim => assert_eq!((record.epoch, record.owner.as_ref()), (epoch + 1, Some(&record.host))),
+            RecordKind::Data => {
+                assert_eq!((owner.as_ref(), record.epoch), (Some(&record.host), epoch));
+                assert_eq!(record.tree.as_ref().unwrap().parent, before.unwrap().generation);
+                assert_eq!(record.generation, Some(record.record));
+            }
+            RecordKind::Released => assert_eq!((owner.as_ref(), &record.owner), (Some(&record.host), &None)),
+            _ => assert_eq!((record.epoch, &record.owner), (epoch, &owner)),
+        }
+        before = Some(record);
+    }
+}
+
+async fn run(steps: Vec<Step>) {
+    let memory = Arc::new(Memory::default());
+    let hosts = [Host::new("a", &memory).await, Host::new("b", &memory).await, Host::new("c", &memory).await];
+    let log = Log::new(memory.clone(), "p/v/".into());
+    let mut written = 0;
+    for step in steps {
+        match step {
+            Step::Acquire(host) => drop(hosts[host].acquire().await),
+            Step::TakeOver(host) => drop(hosts[host].take_over().await),
+            Step::Release(host) => hosts[host].store.release("v", "web").await.unwrap(),
+            Step::Write(host) => {
+                // Only what uses a volume writes to it.
+                if !hosts[host].store.users("v").await.unwrap().is_empty() {
+                    written += 1;
+                    hosts[host].write(&format!("{written} by {host}")).await;
+                }
+            }
+            Step::Sync(host) => {
+                let synced = hosts[host].store.sync("v").await;
+                let away = memory.away.swap(false, Ordering::SeqCst);
+                let saved = match &synced {
+                    Ok(status) => status.generation,
+                    Err(Error::Fenced { branch, .. }) => *branch,
+                    Err(_) => None,
+                };
+                if let Some(saved) = saved {
+                    let to = hosts[host]._root.path().join(format!("check-{written}-{saved}"));
+                    let options =
+                        RestoreOptions { generation: Some(saved), to: Some(to.clone()), ..Default::default() };
+                    if !to.exists() {
+                        hosts[host].store.restore("v", options).await.unwrap();
+                    }
+                    pretty(&describe(&hosts[host].data().await), &describe(&to));
+                }
+                memory.away.store(away, Ordering::SeqCst);
+            }
+            Step::Away => memory.away.store(true, Ordering::SeqCst),
+            Step::Back => memory.away.store(false, Ordering::SeqCst),
+            Step::LoseAnswer => memory.lose_answer.store(true, Ordering::SeqCst),
+        }
+        let away = memory.away.swap(false, Ordering::SeqCst);
+        check_log(&log.all().await.unwrap());
+        memory.away.store(away, Ordering::SeqCst);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_happens_the_log_has_one_owner_and_holds_what_was_promised(steps in steps()) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        runtime.block_on(run(steps));
+    }
+}
