@@ -76,7 +76,7 @@ const MKNOD: u8 = 27;
 pub(super) const SYS_RESOURCE: u8 = 24;
 
 /// The five sets of a process, as bit masks over capability numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CapabilitySets {
     /// What no process of the container can ever exceed.
     pub bounding: u64,
