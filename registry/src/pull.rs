@@ -323,7 +323,8 @@ async fn layers(
     let at_once = session.and_then(Session::max_connections).map_or(at_once, |most| most.clamp(1, at_once));
     let blobs = &parts.manifest.layers;
     // Concurrent, but in this task: dropping the pull drops all of it.
-    let work = parts.ids.iter().zip(blobs).map(|(id, blob)| obtain(store, id, blob, session, events));
+    // Collected: a lazy iterator of futures that borrow is not seen to be Send for every lifetime (rust-lang/rust#89976).
+    let work: Vec<_> = parts.ids.iter().zip(blobs).map(|(id, blob)| obtain(store, id, blob, session, events)).collect();
     let mut obtained = std::pin::pin!(futures_util::stream::iter(work).buffered(at_once));
     let mut settled: Vec<(Place, About)> = Vec::with_capacity(blobs.len());
     let mut ready = VecDeque::new();

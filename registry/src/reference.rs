@@ -6,6 +6,9 @@ use crate::error::{Error, Result};
 
 /// Where Docker Hub's registry really is; `docker.io` answers no registry requests.
 const DOCKER_HUB_ENDPOINT: &str = "registry-1.docker.io";
+const DOCKER_HUB: &str = "docker.io";
+/// Longest name of a repository, as in Docker.
+const MAX_REPOSITORY_BYTES: usize = 255;
 
 /// A complete reference: registry, repository, and a tag or a digest or both.
 ///
@@ -27,20 +30,40 @@ impl Reference {
     /// Parses `text`, completing Docker's short forms. Digests other than sha256 are refused.
     pub fn parse(text: &str) -> Result<Self> {
         let invalid = |reason: &str| Error::InvalidReference { reference: shortened(text), reason: reason.to_owned() };
-        let (text, ipv6) = ipv6_host(text);
-        let parsed: oci_client::Reference =
-            text.parse().map_err(|e: oci_client::ParseError| invalid(&e.to_string()))?;
-        let digest = parsed.digest().map(str::to_owned);
-        if digest.as_deref().is_some_and(|digest| !is_sha256(digest)) {
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => (name, Some(digest)),
+            None => (text, None),
+        };
+        if digest.is_some_and(|digest| !is_sha256(digest)) {
             return Err(invalid("the digest is not sha256: with 64 lower-case hex digits"));
         }
-        // A digest alone names the content: no tag is made up beside it.
-        let tag = match (parsed.tag(), &digest) {
-            (None, None) => Some("latest".to_owned()),
-            (tag, _) => tag.map(str::to_owned),
+        // A colon behind the last slash begins the tag; one before it is a port's.
+        let (name, tag) = match name.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+            _ => (name, None),
         };
-        let registry = ipv6.unwrap_or_else(|| parsed.registry().to_owned());
-        Ok(Self { registry, repository: parsed.repository().to_owned(), tag, digest })
+        if tag.is_some_and(|tag| !is_tag(tag)) {
+            return Err(invalid("a tag has letters, digits, `_`, `.` and `-`, 128 at most"));
+        }
+        let (registry, path) = match name.split_once('/') {
+            Some((host, path)) if host == "localhost" || host.contains(['.', ':']) || host.starts_with('[') => {
+                (host, path)
+            }
+            _ => (DOCKER_HUB, name),
+        };
+        let registry = if registry == "index.docker.io" { DOCKER_HUB } else { registry };
+        if !is_host(registry) {
+            return Err(invalid("the registry is no HOST[:PORT]"));
+        }
+        let official = registry == DOCKER_HUB && !path.contains('/');
+        let repository = if official { format!("library/{path}") } else { path.to_owned() };
+        if repository.len() > MAX_REPOSITORY_BYTES || !repository.split('/').all(is_component) {
+            return Err(invalid("the name has lower-case letters and digits, with `.`, `_`, `__` or `-` between them"));
+        }
+        // A digest alone names the content: no tag is made up beside it.
+        let tag = tag.or(if digest.is_none() { Some("latest") } else { None });
+        let owned = |part: Option<&str>| part.map(str::to_owned);
+        Ok(Self { registry: registry.to_owned(), repository, tag: owned(tag), digest: owned(digest) })
     }
 
     /// Host and port as written; `docker.io` for Docker Hub. Credentials and configuration go by this name.
@@ -69,7 +92,7 @@ impl Reference {
 
     /// Host and port that are connected to.
     pub(crate) fn endpoint(&self) -> &str {
-        if self.registry == "docker.io" { DOCKER_HUB_ENDPOINT } else { &self.registry }
+        if self.registry == DOCKER_HUB { DOCKER_HUB_ENDPOINT } else { &self.registry }
     }
 
     /// What is asked for in a manifest request: the digest where there is one.
@@ -91,6 +114,18 @@ impl fmt::Display for Reference {
     }
 }
 
+/// For `oci-client`, whose own parser costs a regular expression of several MiB.
+impl From<&Reference> for oci_client::Reference {
+    fn from(reference: &Reference) -> Self {
+        let (registry, repository) = (reference.registry.clone(), reference.repository.clone());
+        match (reference.tag.clone(), reference.digest.clone()) {
+            (Some(tag), Some(digest)) => Self::with_tag_and_digest(registry, repository, tag, digest),
+            (None, Some(digest)) => Self::with_digest(registry, repository, digest),
+            (tag, None) => Self::with_tag(registry, repository, tag.unwrap_or_else(|| "latest".to_owned())),
+        }
+    }
+}
+
 /// Whether `text` is `sha256:` and 64 lower-case hex digits: safe as a file name, too.
 pub(crate) fn is_sha256(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(is_hex64)
@@ -100,16 +135,34 @@ fn is_hex64(hex: &str) -> bool {
     hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The grammar of the parser has no `[::1]:5000`: such a host is set aside and put back.
-fn ipv6_host(text: &str) -> (String, Option<String>) {
-    let split = text.starts_with('[').then(|| text.split_once('/')).flatten();
-    let Some((host, rest)) = split else { return (text.to_owned(), None) };
-    let address = host.strip_prefix('[').and_then(|host| host.split_once(']'));
-    let valid = address.is_some_and(|(address, port)| {
-        address.parse::<std::net::Ipv6Addr>().is_ok()
-            && (port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok()))
-    });
-    if valid { (format!("ipv6.invalid/{rest}"), Some(host.to_owned())) } else { (text.to_owned(), None) }
+fn is_tag(tag: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    tag.len() <= 128 && tag.bytes().next().is_some_and(word) && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
+}
+
+/// Words of lower-case letters and digits, separated by one `.`, one or two `_`, or any number of `-`.
+fn is_component(component: &str) -> bool {
+    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let mut separators = component.split(word).filter(|separator| !separator.is_empty());
+    component.starts_with(word)
+        && component.ends_with(word)
+        && separators.all(|s| matches!(s, "." | "_" | "__") || s.bytes().all(|b| b == b'-'))
+}
+
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => ("", port),
+        Some(_) => return false,
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    let port = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    port && (host.is_empty() && text.starts_with('[') || text.len() <= 255 && host.split('.').all(label))
 }
 
 /// Enough of a text for a message: a hostile one may be megabytes long.
@@ -185,6 +238,37 @@ mod tests {
             let error = Reference::parse(text).expect_err(&shortened(text));
             assert_eq!(error.code(), "image.invalid_reference", "{}", shortened(text));
             assert!(error.to_string().len() < 3_000);
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_that_of_oci_client() {
+        for text in [
+            "busybox",
+            "a/b:c",
+            "localhost/x",
+            "localhost:5000/x:y",
+            "a.b:1/c/d:e",
+            "a__b/c",
+            "a___b",
+            "a..b/c",
+            "a--b",
+            "a.b-/c",
+            "x:-t",
+            "x:_t",
+            "-a.b/c",
+            "a.b",
+            "a.b:5/",
+            "docker.io/a",
+            "a_/b",
+            "9/9",
+            "x:y.z",
+        ] {
+            let ours = Reference::parse(text);
+            match text.parse::<oci_client::Reference>() {
+                Ok(theirs) => assert_eq!(oci_client::Reference::from(&ours.expect(text)), theirs, "{text}"),
+                Err(_) => assert!(ours.is_err(), "{text}"),
+            }
         }
     }
 

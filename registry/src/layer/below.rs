@@ -91,7 +91,7 @@ impl Below {
                     todo.push(path);
                 } else if stat.st_ino == found.stat.st_ino {
                     paths.push(path);
-                    if paths.len() as u64 >= found.stat.st_nlink as u64 {
+                    if usize::try_from(found.stat.st_nlink).is_ok_and(|links| paths.len() >= links) {
                         return Ok(paths);
                     }
                 }

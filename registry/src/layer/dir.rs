@@ -103,7 +103,7 @@ pub(crate) fn is_whiteout(stat: &Stat) -> bool {
 }
 
 pub(crate) fn mtime_of(stat: &Stat) -> Time {
-    Time { seconds: stat.st_mtime as i64, nanoseconds: stat.st_mtime_nsec as u32 }
+    Time { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 }
 }
 
 /// Both times of an inode: images carry one, and access times mean nothing in them.

@@ -243,7 +243,7 @@ impl<R: BufRead> TarReader<R> {
         let real_size_pax = pax("GNU.sparse.realsize").or(pax("GNU.sparse.size")).map(|text| decimal(text));
         let map_01 = pax("GNU.sparse.map").cloned();
         let is_10 = pax("GNU.sparse.major").is_some_and(|major| major.as_slice() == b"1");
-        let gnu = (header.0[156] == b'S').then(|| *header.0);
+        let gnu = (header.0[156] == b'S').then_some(*header.0);
 
         self.data_left = stored;
         self.padding = (BLOCK as u64 - stored % BLOCK as u64) % BLOCK as u64;
@@ -560,4 +560,4 @@ fn check_map(segments: &[Segment], size: u64, stored: u64, name: &str) -> Result
 
 #[cfg(test)]
 #[path = "tar_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -310,6 +310,8 @@ impl Unpacker<'_> {
             Err(Errno::EXIST) => {
                 self.remove(parent, name, real)?;
                 make().on(real)?;
+                // What stood there between had already replaced a directory below.
+                self.whiteouts.insert(real.to_vec());
             }
             Err(error) => return Err(error).on(real),
         }
@@ -641,3 +643,7 @@ fn write_data<R: BufRead>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "stack_tests.rs"]
+mod tests;
