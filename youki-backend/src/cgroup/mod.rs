@@ -11,6 +11,7 @@ mod mounts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -204,8 +205,13 @@ fn collect_pids(dir: &Path, into: &mut BTreeSet<u32>, depth: usize) -> Result<()
 
 /// The cgroups directly beneath one.
 fn children(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
+    let entries = match fs::metadata(dir).and_then(|metadata| match metadata.nlink() {
+        // Itself and its name above: the kernel counts the directories beneath, and there are none.
+        2 => Ok(None),
+        _ => fs::read_dir(dir).map(Some),
+    }) {
+        Ok(Some(entries)) => entries,
+        Ok(None) => return Ok(Vec::new()),
         Err(e) if gone(&e) => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
