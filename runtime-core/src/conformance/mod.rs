@@ -44,6 +44,7 @@
 //! | `logs` | what a container wrote |
 //! | `exec`, `exec_stream` | further processes |
 //! | `process` | environment, user, pid, stats, address |
+//! | `storage` | mounts |
 //! | `command` | Docker's rules for ENTRYPOINT and CMD |
 //! | `images` | pull, list, tag, remove |
 //! | `reopen` | what a restart of the agent must not lose |
@@ -63,6 +64,7 @@ mod reopen;
 mod report;
 mod signals;
 mod stop;
+mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -149,6 +151,7 @@ fn all_checks() -> Vec<Check> {
     checks.extend(exec::checks());
     checks.extend(exec_stream::checks());
     checks.extend(process::checks());
+    checks.extend(storage::checks());
     checks.extend(command::checks());
     checks.extend(images::checks());
     checks.extend(reopen::checks());

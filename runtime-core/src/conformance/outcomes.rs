@@ -123,7 +123,7 @@ async fn before_start(case: Case) -> Verdict {
         let (case, id) = (case.clone(), id.clone());
         async move { case.wait(&id).await }
     });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     ensure(!waiter.is_finished(), || "wait returned before the container was started".to_owned())?;
     case.runtime().start_container(&id).await.or_fail("start_container")?;
     let code = within("wait", SOON, waiter).await?.map_err(|error| Stop::Failed(error.to_string()))??;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use runtime_core::spec::NetworkMode;
+use runtime_core::spec::{NetworkMode, StorageSpec};
 use runtime_core::{
     AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ExecEventStream, ImageInfo,
     LogEntry, LogSource, LogStream, PullPolicy, RegistryAuth, Result, Runtime, ServiceSpec, WaitOutcome, WaitReason,
@@ -99,6 +99,16 @@ fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> {
     }
     if let Some(hostname) = &spec.hostname {
         option("--hostname", hostname.clone());
+    }
+    for storage in &spec.storage {
+        match storage {
+            StorageSpec::Tmpfs { target, size, mode: None } => {
+                let size = size.map(|size| format!(":size={}", size.as_u64())).unwrap_or_default();
+                option("--tmpfs", format!("{target}{size}"));
+            }
+            StorageSpec::Anonymous { target } => option("--volume", target.clone()),
+            other => return Err(AgentError::Unsupported(format!("storage {other:?}"))),
+        }
     }
     let network = match spec.network_mode() {
         NetworkMode::Host => "host",
