@@ -109,6 +109,16 @@ pub enum Error {
         /// The client's error.
         source: Source,
     },
+    /// No credentials were found for S3.
+    #[error("{operation} at {location}: no credentials")]
+    S3Credentials {
+        /// What was asked.
+        operation: String,
+        /// Endpoint and bucket.
+        location: String,
+        /// What the chain of providers said.
+        source: Source,
+    },
     /// The bucket does not exist.
     #[error("bucket {bucket} does not exist at {endpoint}")]
     BucketMissing {
@@ -210,6 +220,7 @@ impl Error {
             Self::Unsynced { .. } => "volume.unsynced",
             Self::S3Unreachable { .. } => "volume.s3_unreachable",
             Self::S3Refused { .. } => "volume.s3_refused",
+            Self::S3Credentials { .. } => "volume.s3_credentials",
             Self::BucketMissing { .. } => "volume.bucket_missing",
             Self::RacyServer { .. } => "volume.racy_server",
             Self::NoBucket { .. } => "volume.no_bucket",
@@ -249,6 +260,7 @@ impl Error {
             Self::S3Unreachable { .. } => "check the endpoint and the network; it is tried again by the keeper".into(),
             Self::S3Refused { status: 403 | 401, .. } => "check the AWS credentials and the bucket's policy".into(),
             Self::S3Refused { .. } => "see the server's own message".into(),
+            Self::S3Credentials { .. } => "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile".into(),
             Self::BucketMissing { bucket, .. } => format!("create the bucket {bucket}, or name another one"),
             Self::RacyServer { .. } => "use another server, or permit this one with `allow_racy_put`".into(),
             Self::NoBucket { .. } => "configure one: `--s3-bucket`".into(),

@@ -150,8 +150,11 @@ mod s3 {
                 (Some(500.. | 408 | 429), _) | (None, SdkError::TimeoutError(_)) => {
                     Error::S3Unreachable { operation, location, source: Box::new(error) }
                 }
-                // The request was cut off, or its answer was no HTTP.
-                (_, SdkError::DispatchFailure(failure)) if !failure.is_user() && !failure.is_other() => {
+                (_, SdkError::DispatchFailure(_)) if lacks_credentials(&error) => {
+                    Error::S3Credentials { operation, location, source: Box::new(error) }
+                }
+                // The request was cut off, or never left.
+                (_, SdkError::DispatchFailure(failure)) if !failure.is_user() => {
                     Error::S3Unreachable { operation, location, source: Box::new(error) }
                 }
                 (Some(200..300), SdkError::ResponseError(_)) => {
@@ -206,6 +209,18 @@ mod s3 {
     fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
         let status = error.raw_response().map(|response| response.status().as_u16());
         status == Some(404) && error.code() != Some("NoSuchBucket")
+    }
+
+    /// The SDK tells a failed credential provider from a broken connection only in the text of the causes.
+    fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            if error.to_string().contains("credential") {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
     }
 
     /// Repeats `request` while its error may pass.

@@ -36,7 +36,7 @@ use crate::progress::Progress;
 use crate::record::{Record, TreeSummary, random_id};
 use crate::restore::Job;
 use crate::server_check::{ServerCheck, race};
-use crate::state::{State, TreeMark, User, read_json, sync_parent, write_json};
+use crate::state::{Pending, State, TreeMark, User, read_json, sync_parent, write_json};
 use crate::sync::publish;
 use crate::volume::{Paths, Remote, Volume, make_directories, set_aside_foreign, status};
 
@@ -365,8 +365,7 @@ impl VolumeStore {
                 let mut volume = store.lock(&name).await?;
                 if volume.state.owes() {
                     volume.state.pending.release |= volume.state.epoch.is_some() && !volume.state.has_writer();
-                    store.sync_locked(&mut volume).await?;
-                    store.give_back(&mut volume).await?;
+                    store.settle(&mut volume).await?;
                 }
                 Ok(volume.status())
             });
@@ -483,7 +482,11 @@ impl VolumeStore {
             Err(error) => {
                 // What is in a branch, or was not changed, is not at risk.
                 let fenced = matches!(error, Error::Fenced { .. });
-                volume.state.pending.sync = !fenced;
+                if fenced {
+                    volume.state.pending = Pending::default();
+                } else {
+                    volume.state.pending.sync = true;
+                }
                 volume.state.bytes_at_risk = if fenced { 0 } else { volume.difference().await.map_or(0, |d| d.bytes) };
                 volume.state.last_error = Some(chain(error));
                 tracing::warn!(volume = volume.name, %error, "not synced");
@@ -495,19 +498,23 @@ impl VolumeStore {
 
     /// Syncs and gives the claim back if that is due; what fails is journaled.
     async fn settle_release(&self, volume: &mut Volume) {
-        if !volume.state.pending.release || volume.state.has_writer() || volume.remote.is_none() {
-            return;
-        }
-        let settled = match self.sync_locked(volume).await {
-            Ok(()) => self.give_back(volume).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = settled {
+        if volume.state.pending.release
+            && !volume.state.has_writer()
+            && volume.remote.is_some()
+            && let Err(error) = self.settle(volume).await
+        {
             tracing::warn!(volume = volume.name, %error, "not released yet");
         }
     }
 
-    async fn give_back(&self, volume: &mut Volume) -> Result<()> {
+    /// Does what is owed to S3.
+    async fn settle(&self, volume: &mut Volume) -> Result<()> {
+        if volume.is_here()? {
+            self.sync_locked(volume).await?;
+        } else {
+            // Claimed, and never restored: there is nothing to sync.
+            volume.head().await?;
+        }
         if volume.state.pending.release && !volume.state.has_writer() {
             claim::release(volume).await?;
         }

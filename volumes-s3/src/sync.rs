@@ -15,8 +15,8 @@ use crate::state::{Commit, remove_file};
 use crate::uploads::Uploads;
 use crate::volume::{Remote, Volume};
 
-/// Packs sent at once. With the one being filled and one waiting, 96 MiB.
-const UPLOADS: usize = 4;
+/// Packs sent at once. With the one being filled and one waiting, 80 MiB.
+const UPLOADS: usize = 3;
 /// How often a number is lost to another writer's record before a sync gives up; each loss is somebody's progress.
 const APPEND_ATTEMPTS: u32 = 64;
 

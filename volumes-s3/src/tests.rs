@@ -281,6 +281,8 @@ async fn one_host_at_a_time_and_the_loser_keeps_a_branch() {
     let options = RestoreOptions { generation: Some(branch), to: Some(to.clone()), ..Default::default() };
     one.store.restore("v", options).await.unwrap();
     assert_eq!(fs::read_to_string(to.join("file")).unwrap(), "never published");
+    // Nothing is owed for what is in a branch.
+    assert!(one.store.retry_pending().await.unwrap().is_empty());
     // The owner is not disturbed by the branch.
     two.write("third").await;
     two.store.sync("v").await.unwrap();
@@ -375,6 +377,8 @@ async fn a_flipped_bit_in_a_pack_leaves_nothing_restored() {
         *pack = bytes.into();
     }
     assert_eq!(code(two.acquire().await), "volume.corrupt");
+    // The claim that was made for it is given back.
+    assert!(one.acquire().await.unwrap().claimed);
     assert!(!two.store.inner_root().join("v/data").exists());
     let left: Vec<_> =
         fs::read_dir(two.store.inner_root().join("v")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
