@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use proptest::prelude::*;
-use runtime_core::{LogRecord, LogStream, LogsOptions};
+use runtime_core::{LogStream, LogsOptions};
 
 use super::*;
 
