@@ -44,6 +44,7 @@ pub(crate) fn recover(store: &Inner) -> Result<()> {
                 place.discard(&store.paths, &trash)?;
             }
         }
+        trash.remove_now();
         fs::remove_dir_all(&path).map_err(|e| Error::io("removing", &path, e))?;
     }
     start_sync(store);

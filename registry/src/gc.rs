@@ -133,6 +133,7 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
             removed.deleted.push(place.name());
         }
     }
+    trash.remove_now();
     // Nobody holds or waits for these while the store is held exclusively.
     for (name, path) in listed(&paths.locks)? {
         if name.starts_with("diff-") || name.starts_with("chain-") {

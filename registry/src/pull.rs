@@ -400,7 +400,7 @@ async fn unpack(
     chain: ObjectLock,
 ) -> Result<Obtained> {
     let diff = store.locks.lock(&store.paths.locks, &id.diff.name()).await?;
-    let _slot = store.slots.acquire().await.map_err(|_| Error::Interrupted("waiting for other layers"))?;
+    let slot = store.slots.acquire().await.map_err(|_| Error::Interrupted("waiting for other layers"))?;
     let hex = blob.hex().to_owned();
     let (tmp, stored) = blocking(store, move |store| {
         let tmp = TmpDir::create(&store.paths)?;
@@ -409,17 +409,29 @@ async fn unpack(
         Ok((tmp, File::open(store.paths.blob(&hex)).ok()))
     })
     .await?;
-    let (unpacked, fetched) = match (stored, session) {
-        (Some(file), _) => match run(store, id, blob, &tmp, Input::Stored(file), events).await {
-            Err(Error::DigestMismatch { .. }) if session.is_some() => {
+    let is_stored = stored.is_some();
+    let ran = match (stored, session) {
+        (Some(file), _) => run(store, id, blob, &tmp, Input::Stored(file), events).await,
+        (None, Some(session)) => run(store, id, blob, &tmp, Input::Network(session), events).await,
+        (None, None) => Err(Error::NotPresent(format!("layer {}", blob.digest))),
+    };
+    let unpacked = match ran {
+        Ok(unpacked) => unpacked,
+        Err(error) => {
+            blocking(store, move |_| {
+                tmp.remove_now();
+                Ok(())
+            })
+            .await?;
+            if is_stored && session.is_some() && matches!(error, Error::DigestMismatch { .. }) {
                 // A damaged blob: the registry has it whole.
+                drop(slot);
                 return Box::pin(refetch(store, id, blob, session, events, chain, diff)).await;
             }
-            other => (other?, false),
-        },
-        (None, Some(session)) => (run(store, id, blob, &tmp, Input::Network(session), events).await?, true),
-        (None, None) => return Err(Error::NotPresent(format!("layer {}", blob.digest))),
+            return Err(error);
+        }
     };
+    let fetched = !is_stored;
     let self_contained = finalise::is_self_contained(&unpacked) && unpacked.whiteouts.is_empty();
     let (place, hex) = (id.diff.clone(), blob.hex().to_owned());
     let unpacked = blocking(store, {
@@ -432,6 +444,7 @@ async fn unpack(
             if self_contained {
                 durability::mark(store, &place)?;
                 place.settle(&store.paths, &unpacked, &tmp, &tmp.path().join("root"))?;
+                tmp.remove_now();
             }
             Ok(unpacked)
         }
@@ -500,7 +513,11 @@ async fn run(
             events.inspect(|events| events.layer(blob, LayerPhase::Downloading, bytes));
         };
         report(0);
-        transfer(session, blob, feed, report).await?;
+        if let Err(error) = transfer(session, blob, feed, report).await {
+            // The threads end now that nothing feeds them; until then they still write.
+            let _ = answer.await;
+            return Err(error);
+        }
     }
     answer.await.map_err(|_| Error::Interrupted("unpacking a layer"))?
 }
@@ -567,6 +584,7 @@ fn finish(
     let place = if self_contained && unpacked.whiteouts.len() == whiteouts { &id.diff } else { &id.chain };
     durability::mark(store, place)?;
     let about = place.settle(&store.paths, &unpacked, &tmp, &root)?;
+    tmp.remove_now();
     Ok((place.clone(), about))
 }
 
@@ -593,3 +611,7 @@ impl Events {
         self.send(PullEvent::Done { digest: digest.to_owned() });
     }
 }
+
+#[cfg(test)]
+#[path = "pull_tests.rs"]
+mod tests;

@@ -238,6 +238,13 @@ impl TmpDir {
         &self.path
     }
 
+    /// Removes it now, rather than on drop; blocking.
+    pub(crate) fn remove_now(&self) {
+        if let Err(error) = remove_tree(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "a temporary directory cannot be removed");
+        }
+    }
+
     /// Removes those whose owners are dead; blocking.
     fn remove_stale(paths: &Paths) -> Result<()> {
         let entries = fs::read_dir(&paths.layers).map_err(|e| Error::io("listing", &paths.layers, e))?;
@@ -256,6 +263,9 @@ impl TmpDir {
 
 impl Drop for TmpDir {
     fn drop(&mut self) {
+        if !self.path.exists() {
+            return;
+        }
         let (path, lock) = (std::mem::take(&mut self.path), self.lock.take());
         let remove = move || {
             if let Err(error) = remove_tree(&path) {

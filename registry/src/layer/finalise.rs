@@ -3,6 +3,10 @@
 //! The result is that of applying the layers one after the other: a directory that the layer only implies keeps the
 //! attributes it has below; one that is a symbolic link below is not hidden, but what lies in it goes where the link
 //! points; a hard link to a file below shares that file with all its names.
+//!
+//! One thing is not kept: the order between two entries of one layer that reach the same path by two ways, directly and
+//! through a link of a layer below. The one through the link wins, or the layer is refused. Likewise a layer that puts
+//! something else in the place of such a link takes along what it had put behind it before.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -78,13 +82,23 @@ enum Effective {
 }
 
 impl Finaliser<'_> {
-    /// Whether the layers below show through at `path`: no directory above it is opaque.
-    fn shows(&self, path: &[u8]) -> bool {
-        !dir::ancestors(path).any(|ancestor| self.out.opaque.contains(ancestor))
+    /// Whether the layers below show through at `path`: nothing above it is opaque, or no directory here.
+    fn shows(&self, path: &[u8]) -> Result<bool> {
+        for ancestor in dir::ancestors(path) {
+            if self.out.opaque.contains(ancestor) {
+                return Ok(false);
+            }
+            match dir::stat_path(self.root.as_fd(), ancestor)? {
+                Some(stat) if !dir::is_dir(&stat) => return Ok(false),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        Ok(true)
     }
 
     fn lookup_below(&self, path: &[u8]) -> Result<Option<Found>> {
-        if self.shows(path) && !self.out.replaced.contains(path) { Ok(self.below.lookup(path)?) } else { Ok(None) }
+        if !self.out.replaced.contains(path) && self.shows(path)? { Ok(self.below.lookup(path)?) } else { Ok(None) }
     }
 
     /// Moves what lies in implied directories that are symbolic links below, until there are none.
@@ -207,9 +221,7 @@ impl Finaliser<'_> {
                     }
                     todo.extend(parts_reversed(&target));
                 }
-                Effective::Other if !todo.is_empty() => {
-                    return Err(FinaliseError::Invalid(format!("{}: is no directory", shown(&next))));
-                }
+                // A file on the way: `make_directory` says whether a directory may take its place.
                 _ => real = next,
             }
         }
@@ -323,8 +335,7 @@ impl Finaliser<'_> {
             };
             if !self.is_here(&real_target)? {
                 // A link's target that is removed by the same layer is still what the link names.
-                let found = if self.shows(&real_target) { self.below.lookup(&real_target)? } else { None };
-                let found = found.ok_or_else(missing)?;
+                let found = self.below.lookup(&real_target)?.ok_or_else(missing)?;
                 if dir::is_dir(&found.stat) {
                     return Err(FinaliseError::Invalid(format!("{}: a hard link to a directory", shown(&name))));
                 }
@@ -345,6 +356,9 @@ impl Finaliser<'_> {
     /// Copies a file from below to `name`, and lets every name it has below, where nothing hides it, be the same file.
     fn bring_up(&mut self, found: &Found, path: &[u8], name: &[u8]) -> Result<()> {
         self.make_directory(dir::split(name).0)?;
+        if dir::stat_path(self.root.as_fd(), name)?.is_some() {
+            self.remove_here(name)?;
+        }
         self.copy_file(found, path, name)?;
         let mut names = self.below.links_of(found)?;
         if !names.iter().any(|other| other == path) {
@@ -367,6 +381,13 @@ impl Finaliser<'_> {
         let ((from_parent, from_name), (to_parent, to_name)) = (dir::split(from), dir::split(to));
         let from_parent = dir::open_dir(self.root.as_fd(), from_parent)?;
         let to_parent = dir::open_dir(self.root.as_fd(), to_parent)?;
+        if let Some(standing) = dir::stat(to_parent.as_fd(), to_name)? {
+            // It came up with another name of its file.
+            if dir::stat(from_parent.as_fd(), from_name)?.is_some_and(|stat| stat.st_ino == standing.st_ino) {
+                return Ok(());
+            }
+            self.remove_here(to)?;
+        }
         let (from_name, to_name) = (dir::c(from_name)?, dir::c(to_name)?);
         Ok(dir::keeping_times(to_parent.as_fd(), || {
             rustix::fs::linkat(&from_parent, from_name.as_c_str(), &to_parent, to_name.as_c_str(), AtFlags::empty())

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
+use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -78,6 +79,7 @@ pub(crate) fn unpack<R: BufRead>(reader: &mut TarReader<R>, root: OwnedFd, limit
         handles: BTreeMap::new(),
         directories: BTreeMap::new(),
         whiteouts: BTreeSet::new(),
+        links: BTreeMap::new(),
         is_root: rustix::process::geteuid().is_root() && rustix::process::getegid().is_root(),
         out: Unpacked::default(),
     };
@@ -104,6 +106,8 @@ struct Unpacker<'a> {
     directories: BTreeMap<Vec<u8>, Completion>,
     /// Paths that are removed from the layers below.
     whiteouts: BTreeSet<Vec<u8>>,
+    /// Hard links to what is not here, by name: their place in the archive, and the target.
+    links: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
     /// Whether this process creates files as 0:0.
     is_root: bool,
     out: Unpacked,
@@ -145,8 +149,9 @@ impl Unpacker<'_> {
             return Err(UnpackError::Invalid(format!("{}: its real path is too long", shown(&path))));
         }
         let at = handle.as_fd();
-        if !self.out.links.is_empty() {
-            self.out.links.retain(|(link, _)| *link != real);
+        if self.links.remove(&real).is_some() {
+            // The link had already replaced what is below.
+            self.whiteouts.insert(real.clone());
         }
         match entry.kind {
             Kind::Directory => self.directory(at, name, &real, &entry),
@@ -254,6 +259,9 @@ impl Unpacker<'_> {
         let mut at: Vec<u8> = Vec::new();
         for name in real.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
             at = dir::join(&at, name);
+            if self.links.contains_key(&at) {
+                return Err(UnpackError::Invalid(format!("{}: is no directory, but has entries beneath", shown(&at))));
+            }
             let c_name = dir::c(name).on(&at)?;
             match rustix::fs::mkdirat(current.as_fd(), c_name.as_c_str(), Mode::from_raw_mode(0o755)) {
                 Ok(()) => _ = self.out.implied.insert(at.clone()),
@@ -289,12 +297,16 @@ impl Unpacker<'_> {
     fn remove(&mut self, parent: BorrowedFd<'_>, name: &[u8], real: &[u8]) -> Result<()> {
         dir::remove(parent, name).on(real)?;
         // What is known of paths there is known no more.
-        let gone = |path: &[u8]| path == real || dir::is_beneath(path, real);
         self.handles.clear();
-        self.directories.retain(|path, _| !gone(path));
-        self.out.implied.retain(|path| !gone(path));
-        self.out.opaque.retain(|path| !gone(path));
-        self.out.links.retain(|(link, _)| !gone(link));
+        forget(&mut self.directories, real);
+        forget(&mut self.links, real);
+        for set in [&mut self.out.implied, &mut self.out.opaque] {
+            let range = (Bound::Included(real.to_vec()), Bound::Unbounded);
+            let gone: Vec<Vec<u8>> = set.range(range).take_while(|path| path.starts_with(real)).cloned().collect();
+            for path in gone.iter().filter(|path| *path == real || dir::is_beneath(path, real)) {
+                set.remove(path);
+            }
+        }
         Ok(())
     }
 
@@ -455,7 +467,7 @@ impl Unpacker<'_> {
         if dir::stat(parent, name).on(real)?.is_some() {
             self.remove(parent, name, real)?;
         }
-        self.out.links.push((real.to_vec(), real_target));
+        self.links.insert(real.to_vec(), (self.out.entries, real_target));
         Ok(())
     }
 
@@ -463,6 +475,9 @@ impl Unpacker<'_> {
     fn finish(mut self) -> Result<Unpacked> {
         self.handles.clear();
         let root = Rc::clone(&self.root);
+        let mut links: Vec<_> = std::mem::take(&mut self.links).into_iter().collect();
+        links.sort_unstable_by_key(|(_, (entry, _))| *entry);
+        self.out.links = links.into_iter().map(|(name, (_, target))| (name, target)).collect();
         for path in std::mem::take(&mut self.whiteouts) {
             match dir::stat_path(root.as_fd(), &path).on(&path)? {
                 Some(stat) if dir::is_dir(&stat) => {
@@ -520,6 +535,16 @@ impl Unpacker<'_> {
             rustix::fs::futimens(&handle, &dir::timestamps(completion.mtime)).on(path)?;
         }
         Ok(self.out)
+    }
+}
+
+/// Takes `real` and all beneath it out of a map.
+fn forget<V>(map: &mut BTreeMap<Vec<u8>, V>, real: &[u8]) {
+    let range = (Bound::Included(real.to_vec()), Bound::Unbounded);
+    let near = map.range(range).map(|(path, _)| path).take_while(|path| path.starts_with(real));
+    let gone: Vec<Vec<u8>> = near.filter(|path| *path == real || dir::is_beneath(path, real)).cloned().collect();
+    for path in gone {
+        map.remove(&path);
     }
 }
 

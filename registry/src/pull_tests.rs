@@ -1,0 +1,289 @@
+//! Pulls from a loopback registry that misbehaves as told.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use runtime_core::{PullPolicy, RegistryAuth, RegistryAuthType};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::image::digest_of;
+use crate::layer::tar::tests::{header, with_data};
+use crate::{Error, ImageStore, InUse, PullOptions, StoreConfig};
+
+/// What the registry does besides answering.
+#[derive(Debug, Clone, Default)]
+struct Manners {
+    /// Layer bodies end after so many bytes of each answer, though more are announced.
+    cut_after: Option<usize>,
+    ignore_range: bool,
+    /// Layers are somebody else's: a redirect there.
+    redirect_to: Option<String>,
+    wants_basic: bool,
+    /// Other bytes than the digest says.
+    lie: bool,
+}
+
+struct Registry {
+    address: String,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Registry {
+    fn count(&self, part: &str) -> usize {
+        self.seen.lock().unwrap().iter().filter(|request| request.contains(part)).count()
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Two layers: one that lists all it has, one that needs the one below.
+fn image() -> (HashMap<String, Vec<u8>>, Vec<String>) {
+    let mut state = 1u64;
+    let mut random = || {
+        (state ^= state << 13, state ^= state >> 7, state ^= state << 17);
+        state as u8
+    };
+    let data: Vec<u8> = (0..200_000).map(|_| random()).collect();
+    let bottom = [
+        header(b"./", b'5', 0, |_| {}),
+        header(b"d/", b'5', 0, |_| {}),
+        with_data(header(b"d/f", b'0', data.len() as u64, |_| {}), &data),
+    ];
+    let top = [header(b"d/.wh.f", b'0', 0, |_| {}), with_data(header(b"d/g", b'0', 1, |_| {}), b"g")];
+    let tars = [bottom.concat(), top.concat()];
+    let blobs: Vec<Vec<u8>> = tars.iter().map(|tar| gzip(tar)).collect();
+    let diff_ids: Vec<String> = tars.iter().map(|tar| format!("\"{}\"", digest_of(tar))).collect();
+    let config = format!(
+        r#"{{"architecture":"{}","os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+        crate::platform::Platform::host().architecture,
+        diff_ids.join(",")
+    );
+    let descriptor = |kind: &str, blob: &[u8]| {
+        format!(
+            r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"{}","size":{}}}"#,
+            digest_of(blob),
+            blob.len()
+        )
+    };
+    let layers: Vec<String> = blobs.iter().map(|blob| descriptor("layer.v1.tar+gzip", blob)).collect();
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","config":{},"layers":[{}]}}"#,
+        crate::manifest::OCI_MANIFEST,
+        descriptor("config.v1+json", config.as_bytes()),
+        layers.join(",")
+    );
+    let layer_digests = blobs.iter().map(|blob| digest_of(blob)).collect();
+    let mut content: HashMap<String, Vec<u8>> = blobs
+        .into_iter()
+        .chain([config.into_bytes()])
+        .map(|blob| (format!("/v2/x/blobs/{}", digest_of(&blob)), blob))
+        .collect();
+    content.insert("/v2/x/manifests/latest".into(), manifest.into_bytes());
+    (content, layer_digests)
+}
+
+async fn serve(manners: Manners) -> Registry {
+    let (content, layers) = image();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let record = Arc::clone(&seen);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let (content, layers, manners, record) =
+                (content.clone(), layers.clone(), manners.clone(), Arc::clone(&record));
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    match socket.read_u8().await {
+                        Ok(byte) => request.push(byte),
+                        Err(_) => return,
+                    }
+                }
+                let request = String::from_utf8(request).unwrap().to_lowercase();
+                record.lock().unwrap().push(request.clone());
+                let answer = answer(&request, &content, &layers, &manners);
+                let _ = socket.write_all(&answer).await;
+            });
+        }
+    });
+    Registry { address, seen }
+}
+
+fn answer(request: &str, content: &HashMap<String, Vec<u8>>, layers: &[String], manners: &Manners) -> Vec<u8> {
+    let path = request.split(' ').nth(1).unwrap_or_default();
+    let plain = |status: &str, more: &str| {
+        format!("HTTP/1.1 {status}\r\n{more}content-length: 0\r\nconnection: close\r\n\r\n").into_bytes()
+    };
+    if manners.wants_basic && !request.contains("authorization: basic yjpz") {
+        return plain("401 Unauthorized", "www-authenticate: Basic realm=\"x\"\r\n");
+    }
+    let Some(body) = content.get(path) else { return plain("404 Not Found", "") };
+    let is_layer = layers.iter().any(|digest| path.ends_with(digest.as_str()));
+    if let Some(target) = manners.redirect_to.as_ref().filter(|_| is_layer) {
+        return plain("307 Temporary Redirect", &format!("location: http://{target}{path}\r\n"));
+    }
+    let mut body = body.clone();
+    if manners.lie && is_layer {
+        let middle = body.len() / 2;
+        body[middle] ^= 1;
+    }
+    let start = request.split("range: bytes=").nth(1).and_then(|rest| rest.split('-').next()?.parse::<usize>().ok());
+    let start = start.filter(|_| !manners.ignore_range);
+    let body = &body[start.unwrap_or(0)..];
+    let status = match start {
+        Some(start) => format!("206 Partial Content\r\ncontent-range: bytes {start}-{}/*", start + body.len()),
+        None => "200 OK".into(),
+    };
+    let mut answer =
+        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len()).into_bytes();
+    if !request.starts_with("head") {
+        let length = manners.cut_after.filter(|_| is_layer).map_or(body.len(), |most| most.min(body.len()));
+        answer.extend_from_slice(&body[..length]);
+    }
+    answer
+}
+
+struct Root(tempfile::TempDir);
+
+impl Root {
+    fn new() -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not root: skipped");
+            return None;
+        }
+        Some(Self(tempfile::tempdir().unwrap()))
+    }
+
+    fn store(&self) -> ImageStore {
+        ImageStore::open(StoreConfig::new(self.0.path().into())).unwrap()
+    }
+
+    /// Everything in the store but its fixed directories and locks.
+    fn left(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for directory in ["images/blobs/sha256", "layers/diff", "layers/chain", "layers/root", "layers/about", "layers"]
+        {
+            for entry in std::fs::read_dir(self.0.path().join(directory)).unwrap() {
+                left.push(format!("{directory}/{}", entry.unwrap().file_name().to_string_lossy()));
+            }
+        }
+        left.retain(|path| {
+            !["diff", "chain", "root", "about", "unsynced", "locks", "store.lock"]
+                .iter()
+                .any(|fixed| *path == format!("layers/{fixed}"))
+        });
+        left
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_pulled_once_found_shared_and_removed_whole() {
+    let Some(root) = Root::new() else { return };
+    let registry = serve(Manners::default()).await;
+    let store = root.store();
+    let reference = format!("{}/x", registry.address);
+    let never = PullOptions { policy: PullPolicy::Never, ..PullOptions::default() };
+    assert_eq!(store.pull(&reference, never.clone()).await.unwrap_err().code(), "image.not_present");
+    assert_eq!(registry.count(""), 0, "`never` made a network call");
+
+    let other = root.store();
+    let (one, two) =
+        tokio::join!(store.pull(&reference, PullOptions::default()), other.pull(&reference, PullOptions::default()));
+    let (image, two) = (one.unwrap(), two.unwrap());
+    assert_eq!((&image.layers, &image.digest), (&two.layers, &two.digest));
+    for layer in image.config.rootfs().diff_ids() {
+        assert!(!layer.is_empty());
+    }
+    let fetched = registry.count("/blobs/");
+    assert!(fetched <= 4, "layers were fetched twice: {fetched} blob requests for two layers and a config by two");
+    assert_eq!(std::fs::read(image.layers[1].join("d/g")).unwrap(), b"g");
+
+    let before = registry.count("");
+    assert_eq!(store.pull(&reference, never).await.unwrap().digest, image.digest);
+    assert_eq!(store.find(&image.id[7..19]).await.unwrap().unwrap().digest, image.digest);
+    assert_eq!(registry.count(""), before);
+
+    store.tag(&reference, "localhost/y:z").await.unwrap();
+    assert_eq!(store.list().await.unwrap().len(), 2);
+    let in_use = [InUse { digest: image.digest.clone(), layers: image.layers.clone() }];
+    store.remove(&reference, false, &in_use).await.unwrap();
+    assert!(matches!(store.remove("localhost/y:z", false, &in_use).await, Err(Error::InUse { .. })));
+    store.remove("localhost/y:z", true, &in_use).await.unwrap();
+    assert!(image.layers.iter().all(|layer| layer.is_dir()), "layers of a running container were removed");
+    let removed = store.prune(&[]).await.unwrap();
+    assert!(removed.space_reclaimed > 200_000);
+    assert_eq!(root.left(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_transfer_goes_on_where_it_stopped() {
+    let Some(root) = Root::new() else { return };
+    for ignore_range in [false, true] {
+        let cut_after = Some(if ignore_range { 150_000 } else { 50_000 });
+        let registry = serve(Manners { cut_after, ignore_range, ..Manners::default() }).await;
+        let result = root.store().pull(&format!("{}/x", registry.address), PullOptions::default()).await;
+        if ignore_range {
+            // Each answer ends at the same place: no progress, and nothing left behind.
+            assert!(result.is_err());
+        } else {
+            assert!(registry.count("range: bytes=") >= 3, "{result:?}");
+            result.unwrap();
+        }
+        root.store().prune(&[]).await.unwrap();
+        assert_eq!(root.left(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_content_is_a_digest_mismatch_and_leaves_nothing() {
+    let Some(root) = Root::new() else { return };
+    let registry = serve(Manners { lie: true, ..Manners::default() }).await;
+    let store = root.store();
+    let error = store.pull(&format!("{}/x", registry.address), PullOptions::default()).await.unwrap_err();
+    assert_eq!(error.code(), "image.digest_mismatch", "{error}");
+    assert!(store.list().await.unwrap().is_empty());
+    assert!(!root.left().iter().any(|path| path.starts_with("layers/diff") || path.starts_with("layers/chain")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_do_not_follow_a_redirect_to_another_origin() {
+    let Some(root) = Root::new() else { return };
+    let elsewhere = serve(Manners::default()).await;
+    let registry =
+        serve(Manners { wants_basic: true, redirect_to: Some(elsewhere.address.clone()), ..Manners::default() }).await;
+    let reference = format!("{}/x", registry.address);
+    let auth = |password: &str| {
+        Some(RegistryAuth { username: "b".into(), password: password.into(), auth_type: RegistryAuthType::Basic })
+    };
+    let wrong = PullOptions { auth: auth("x"), ..PullOptions::default() };
+    assert_eq!(root.store().pull(&reference, wrong).await.unwrap_err().code(), "registry.unauthorized");
+    let right = PullOptions { auth: auth("s3cret"), ..PullOptions::default() };
+    root.store().pull(&reference, right).await.unwrap();
+    assert_eq!(elsewhere.count("/blobs/"), 2);
+    assert_eq!(elsewhere.count("authorization"), 0, "the redirect's target was shown the credentials");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_no_sync_covered_before_a_reboot_is_unpacked_again() {
+    let Some(root) = Root::new() else { return };
+    let registry = serve(Manners::default()).await;
+    let reference = format!("{}/x", registry.address);
+    let image = root.store().pull(&reference, PullOptions::default()).await.unwrap();
+    // As after a power cut: the mark of another boot, and a layer whose data never reached the disk.
+    let hex = image.layers[0].file_name().unwrap().to_str().unwrap().to_owned();
+    let marks = root.0.path().join("layers/unsynced/00000000-0000-0000-0000-000000000000");
+    std::fs::create_dir_all(&marks).unwrap();
+    std::fs::write(marks.join(format!("diff-{hex}")), b"").unwrap();
+    std::fs::write(image.layers[0].join("d/f"), b"").unwrap();
+    let before = registry.count("");
+    let found = root.store().find(&reference).await.unwrap().unwrap();
+    assert_eq!(std::fs::metadata(found.layers[0].join("d/f")).unwrap().len(), 200_000);
+    assert_eq!(registry.count(""), before, "the blob was here");
+}
