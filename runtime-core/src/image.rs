@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 /// A local image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,38 +91,15 @@ impl Drop for RegistryAuth {
     }
 }
 
-/// A text that is wiped from memory on drop and not shown by Debug.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Zeroizing<String>);
-
-impl Secret {
-    /// Wraps `value`.
-    #[must_use]
-    pub fn new(value: String) -> Self {
-        Self(Zeroizing::new(value))
-    }
-
-    /// The text itself.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(***)")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn debug_shows_no_secret() {
+        let secret = crate::Secret::new("hunter2".into());
         let auth =
             RegistryAuth { username: "u".into(), password: "hunter2".into(), auth_type: RegistryAuthType::Basic };
-        assert!(!format!("{auth:?} {:?}", Secret::new("hunter2".into())).contains("hunter2"));
+        assert!(!format!("{auth:?} {secret:?}").contains("hunter2"));
     }
 }

@@ -1,1 +1,34 @@
-//! x
+//! Berth's runtime: containers in Linux namespaces, one small supervisor each.
+//!
+//! ```no_run
+//! # async fn agent() -> Result<(), youki_backend::Error> {
+//! let config = youki_backend::Config::load(None)?;
+//! let runtime = youki_backend::YoukiRuntime::open(config).await?;
+//! let runtime: std::sync::Arc<dyn runtime_core::Runtime> = std::sync::Arc::new(runtime);
+//! # Ok(()) }
+//! ```
+#![deny(missing_docs)]
+
+mod bundle;
+mod cgroup;
+pub mod config;
+mod container;
+mod error;
+mod keeper;
+mod layout;
+mod lock;
+mod logs;
+mod network;
+mod record;
+mod recovery;
+mod runtime;
+mod stats;
+pub mod supervisor;
+
+pub use config::Config;
+pub use container::{
+    CreateOptions, DEFAULT_STOP_TIMEOUT, ExecRequest, Inspect, InspectMount, InspectNetwork, RunningExec,
+    TIMEOUT_EXIT_CODE,
+};
+pub use error::{Error, Result};
+pub use runtime::YoukiRuntime;

@@ -1,0 +1,307 @@
+//! [`Config`]: where everything lies and how it behaves. Read from file and environment, or built in code.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime_core::SecretsProvider;
+use runtime_core::spec::LogMode;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// Root of a configuration that names none.
+pub const DEFAULT_ROOT: &str = "/var/lib/berth";
+/// Run directory of the default root.
+pub const DEFAULT_RUN_DIR: &str = "/run/berth";
+/// The configuration file that is read if it exists and none is named.
+pub const DEFAULT_FILE: &str = "/etc/berth/config.toml";
+/// All that a container's log keeps, unless its spec says otherwise.
+pub const DEFAULT_LOG_MAX_BYTES: u64 = 100 << 20;
+/// Time that a stop gives to the sync of the container's volumes.
+pub const DEFAULT_SYNC_ON_STOP: Duration = Duration::from_secs(60);
+
+/// How a runtime is set up. Every field may be set; [`Config::new`] has the defaults for a root.
+#[derive(Clone)]
+pub struct Config {
+    /// Where everything lies that survives a reboot.
+    pub root: PathBuf,
+    /// Where everything lies that does not; on a tmpfs.
+    pub run_dir: PathBuf,
+    /// Containers live in the cgroup `/<cgroup_parent>/<id>`. Two roots on one host need two.
+    pub cgroup_parent: String,
+    /// What the command logs.
+    pub log_level: String,
+    /// Whether this process syncs volumes of containers that exit by themselves and retries what S3 refused.
+    pub keeper: bool,
+    /// The default network.
+    pub network: NetworkConfig,
+    /// Where named volumes are synced to; `None`: nowhere.
+    pub s3: Option<volumes_s3::S3Config>,
+    /// Named volumes.
+    pub volumes: VolumesConfig,
+    /// Logs of containers.
+    pub logs: LogsConfig,
+    /// Registries, by `host:port`.
+    pub registries: BTreeMap<String, registry::RegistryConfig>,
+    /// The directory of `berth-supervisor` and `berth-create`; `None`: beside the current executable.
+    pub helper_dir: Option<PathBuf>,
+    /// Gives the values of `$S:name`.
+    pub secrets: Option<Arc<dyn SecretsProvider>>,
+}
+
+/// The default network.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// Name of its bridge.
+    pub bridge: String,
+    /// Its addresses.
+    pub subnet: String,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self { bridge: "berth0".to_owned(), subnet: "10.97.0.0/16".to_owned() }
+    }
+}
+
+/// Named volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VolumesConfig {
+    /// Time that a stop gives to the sync of the container's volumes.
+    #[serde(with = "runtime_core::spec::duration")]
+    pub sync_on_stop: Duration,
+    /// A claim not renewed for so long may be taken over; `None`: never by time.
+    #[serde(with = "runtime_core::spec::duration::option")]
+    pub take_over_after: Option<Duration>,
+}
+
+impl Default for VolumesConfig {
+    fn default() -> Self {
+        Self { sync_on_stop: DEFAULT_SYNC_ON_STOP, take_over_after: None }
+    }
+}
+
+/// Logs of containers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogsConfig {
+    /// All that a container's log keeps, in about ten files.
+    pub max_size_bytes: u64,
+    /// What happens when a container writes faster than its log can be.
+    pub mode: LogMode,
+}
+
+impl Default for LogsConfig {
+    fn default() -> Self {
+        Self { max_size_bytes: DEFAULT_LOG_MAX_BYTES, mode: LogMode::Blocking }
+    }
+}
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileConfig {
+    root: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    cgroup_parent: Option<String>,
+    log_level: Option<String>,
+    keeper: Option<bool>,
+    network: NetworkConfig,
+    s3: Option<volumes_s3::S3Config>,
+    volumes: VolumesConfig,
+    logs: LogsConfig,
+    registry: BTreeMap<String, registry::RegistryConfig>,
+}
+
+impl Config {
+    /// The defaults for `root`. One that is not the default root gets a run directory of its own.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        let root = root.into();
+        Self {
+            run_dir: default_run_dir(&root),
+            root,
+            cgroup_parent: "berth".to_owned(),
+            log_level: "warn".to_owned(),
+            keeper: true,
+            network: NetworkConfig::default(),
+            s3: None,
+            volumes: VolumesConfig::default(),
+            logs: LogsConfig::default(),
+            registries: BTreeMap::new(),
+            helper_dir: None,
+            secrets: None,
+        }
+    }
+
+    /// Reads `file`, or [`DEFAULT_FILE`] if there is one, then the environment (`BERTH_ROOT`, `BERTH_S3_BUCKET`, …),
+    /// which wins.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] naming the file and what is wrong in it; a named file must exist.
+    pub fn load(file: Option<&Path>) -> Result<Self> {
+        Self::load_from(file, |name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    /// [`Config::load`] with another source of the variables, for a caller whose own flags win over the environment.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_from(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let FileConfig { root, run_dir, cgroup_parent, log_level, keeper, network, s3, volumes, logs, registry } =
+            read_file(file)?;
+        let root = env("BERTH_ROOT").map(PathBuf::from).or(root).unwrap_or_else(|| DEFAULT_ROOT.into());
+        let mut config = Self { network, s3, volumes, logs, registries: registry, ..Self::new(root) };
+        if let Some(run_dir) = env("BERTH_RUN_DIR").map(PathBuf::from).or(run_dir) {
+            config.run_dir = run_dir;
+        }
+        let set = |field: &mut String, name: &str, from_file: Option<String>| {
+            if let Some(value) = env(name).or(from_file) {
+                *field = value;
+            }
+        };
+        set(&mut config.cgroup_parent, "BERTH_CGROUP_PARENT", cgroup_parent);
+        set(&mut config.log_level, "BERTH_LOG", log_level);
+        set(&mut config.network.bridge, "BERTH_BRIDGE", None);
+        set(&mut config.network.subnet, "BERTH_SUBNET", None);
+        config.keeper = keeper.unwrap_or(config.keeper);
+        config.set_s3(
+            env("BERTH_S3_BUCKET"),
+            env("BERTH_S3_ENDPOINT"),
+            env("BERTH_S3_PREFIX"),
+            env("BERTH_S3_REGION"),
+        )?;
+        Ok(config)
+    }
+
+    /// Overrides parts of the S3 configuration. A bucket turns it on; the rest without one is an error.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`].
+    pub fn set_s3(
+        &mut self,
+        bucket: Option<String>,
+        endpoint: Option<String>,
+        prefix: Option<String>,
+        region: Option<String>,
+    ) -> Result<()> {
+        if let Some(bucket) = bucket {
+            self.s3.get_or_insert_default().bucket = bucket;
+        }
+        let given = endpoint.is_some() || prefix.is_some() || region.is_some();
+        match &mut self.s3 {
+            Some(s3) => {
+                s3.endpoint = endpoint.or(s3.endpoint.take());
+                s3.prefix = prefix.or(s3.prefix.take());
+                s3.region = region.or(s3.region.take());
+                Ok(())
+            }
+            None if given => Err(Error::Configuration {
+                what: "s3".to_owned(),
+                reason: "an endpoint, prefix or region without a bucket: name one by --s3-bucket".to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("root", &self.root)
+            .field("run_dir", &self.run_dir)
+            .field("cgroup_parent", &self.cgroup_parent)
+            .field("keeper", &self.keeper)
+            .field("network", &self.network)
+            .field("s3", &self.s3)
+            .field("volumes", &self.volumes)
+            .field("logs", &self.logs)
+            .field("registries", &self.registries)
+            .field("helper_dir", &self.helper_dir)
+            .field("secrets", &self.secrets.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// `/run/berth` for the default root, else a directory beneath it that is the root's own.
+#[must_use]
+pub fn default_run_dir(root: &Path) -> PathBuf {
+    if root == Path::new(DEFAULT_ROOT) {
+        return DEFAULT_RUN_DIR.into();
+    }
+    Path::new(DEFAULT_RUN_DIR).join("roots").join(root_tag(root))
+}
+
+/// The first 12 hexadecimal digits of the SHA-256 of a root's canonical path: tells the roots of one host apart.
+pub(crate) fn root_tag(root: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    // One that does not exist yet is named as it will be.
+    let canonical =
+        std::fs::canonicalize(root).or_else(|_| std::path::absolute(root)).unwrap_or_else(|_| root.to_owned());
+    crate::layout::hex(&Sha256::digest(canonical.as_os_str().as_bytes()))[..12].to_owned()
+}
+
+fn read_file(file: Option<&Path>) -> Result<FileConfig> {
+    let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(FileConfig::default());
+        }
+        Err(error) => return Err(Error::io("reading", path)(error)),
+    };
+    toml::from_str(&text).map_err(|error| Error::Configuration {
+        what: path.display().to_string(),
+        reason: error.to_string().trim_end().to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn load(text: &str, env: &[(&str, &str)]) -> Result<Config> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let env = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        Config::load_from(Some(file.path()), env)
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
+        let text = "root = '/a'\ncgroup_parent = 'x'\n[s3]\nbucket = 'b'\nendpoint = 'http://e'\n[volumes]\nsync_on_stop = '5s'\n\
+                    [registry.'localhost:5000']\nplain_http = true\n";
+        let config = load(text, &[("BERTH_ROOT", "/b"), ("BERTH_S3_BUCKET", "c")]).unwrap();
+        assert_eq!(config.root, Path::new("/b"));
+        assert_eq!(config.cgroup_parent, "x");
+        assert_eq!(config.volumes.sync_on_stop, Duration::from_secs(5));
+        let s3 = config.s3.unwrap();
+        assert_eq!((s3.bucket.as_str(), s3.endpoint.as_deref()), ("c", Some("http://e")));
+        assert!(config.run_dir.starts_with("/run/berth/roots"));
+        assert!(config.registries["localhost:5000"].plain_http);
+    }
+
+    #[test]
+    fn an_unknown_key_and_an_endpoint_without_a_bucket_are_errors() {
+        for (text, env) in [
+            ("rooot = '/a'", &[][..]),
+            ("[s3]\nbukket = 'b'", &[]),
+            ("[network]\nsubnets = 'x'", &[]),
+            ("", &[("BERTH_S3_ENDPOINT", "http://e")]),
+        ] {
+            assert_eq!(load(text, env).unwrap_err().code(), "config.invalid", "{text}");
+        }
+    }
+
+    #[test]
+    fn only_the_default_root_has_the_default_run_directory() {
+        assert_eq!(default_run_dir(Path::new(DEFAULT_ROOT)), Path::new(DEFAULT_RUN_DIR));
+        assert_ne!(default_run_dir(Path::new("/a")), default_run_dir(Path::new("/b")));
+    }
+}

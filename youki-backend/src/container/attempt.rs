@@ -1,0 +1,187 @@
+//! Launching an attempt: what a create and a second start have in common.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use super::Container;
+use crate::bundle::{self, BundleInput, EtcFiles, VolumeMount, resources::CgroupLimits, seccomp};
+use crate::cgroup::Hierarchy;
+use crate::error::{Error, Result};
+use crate::layout::ContainerPaths;
+use crate::network;
+use crate::record::{self, ContainerRecord, NetworkRecord};
+use crate::runtime::Inner;
+use crate::supervisor::client::Connection;
+use crate::supervisor::wire::{Reply, Request};
+use crate::supervisor::{CreatePlan, FillPlan, ResidentConfig};
+
+/// Files that a container's log is kept in.
+const LOG_FILES: u64 = 10;
+/// Bounds of what supervisor and helpers write about themselves.
+const MAX_SUPERVISOR_LOG_BYTES: u64 = 1 << 20;
+
+impl Inner {
+    /// Starts a supervisor that builds the container up to an init that waits. The record must be written; it gets
+    /// what only the bundle knows. On an error the supervisor is gone or going.
+    pub(super) async fn launch(&self, container: &mut Container, fill: Vec<FillPlan>) -> Result<Connection> {
+        let env = self.resolve_env(&container.record).await?;
+        let (plan, log) = self.plan(container, &env, fill)?;
+        let payload = serde_json::to_vec(&plan)
+            .map_err(|error| Error::Corrupt { path: plan.bundle.clone(), reason: error.to_string() })?;
+        let (mut connection, supervisor_pid) = self.spawner.spawn(log)?;
+        let id = container.record.id.to_string();
+        let sent = async {
+            connection.send_raw(&(payload.len() as u32).to_le_bytes()).await?;
+            connection.send_raw(&payload).await
+        };
+        // A stage that failed early has said why before it closed.
+        let _ = sent.await;
+
+        let mut attaching = None;
+        let outcome = loop {
+            match connection.receive().await? {
+                Some(Reply::NamespacesReady) => {
+                    if let NetworkRecord::Bridge(lease) = &container.record.network {
+                        let (bridge, lease) = (self.bridge.clone(), lease.clone());
+                        attaching = Some(tokio::spawn(async move { bridge.attach(&lease, supervisor_pid).await }));
+                    }
+                }
+                Some(Reply::Created { .. }) => break Ok(()),
+                Some(Reply::Error(reason)) => break Err(Error::CreateFailed { id, reason }),
+                Some(_) => {}
+                None => break Err(Error::CreateFailed { id, reason: "the supervisor ended".to_owned() }),
+            }
+        };
+        let attached = match attaching {
+            Some(task) => task.await.map_err(Error::ThreadLost).and_then(|attached| attached),
+            None => Ok(()),
+        };
+        if let Err(error) = outcome.and(attached) {
+            let _ = connection.ask(&Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 }).await;
+            return Err(error);
+        }
+        Ok(connection)
+    }
+
+    fn plan(
+        &self,
+        container: &mut Container,
+        env: &BTreeMap<String, String>,
+        fill: Vec<FillPlan>,
+    ) -> Result<(CreatePlan, fs::File)> {
+        let Container { paths, record } = container;
+        let etc = [paths.etc("hosts"), paths.etc("hostname"), paths.etc("resolv.conf")];
+        write_etc(&etc, record)?;
+        let mounts: Vec<VolumeMount> = record
+            .mounts
+            .iter()
+            .map(|mount| VolumeMount {
+                source: mount.source.clone(),
+                target: mount.target.clone(),
+                readonly: mount.readonly,
+            })
+            .collect();
+        let cgroup_v2 = matches!(self.hierarchy, Hierarchy::V2 { .. });
+        let rootfs = paths.rootfs();
+        let bundle = bundle::build(&BundleInput {
+            id: &record.id,
+            spec: &record.spec,
+            image: &record.image.config,
+            env,
+            rootfs: &rootfs,
+            cgroup_path: &record.cgroup_path,
+            mounts: &mounts,
+            etc: EtcFiles { hosts: &etc[0], hostname: &etc[1], resolv_conf: &etc[2] },
+            cgroup_v2,
+        })?;
+        let filter = match &bundle.process.seccomp {
+            Some(plan) => {
+                Some(seccomp::filter(&self.layout.seccomp_cache(), plan, bundle.process.capabilities.bounding)?)
+            }
+            None => None,
+        };
+        record.args = bundle.args;
+        record.stop_signal = bundle.stop_signal;
+        record.process = Some(bundle.process.clone());
+        record::write(&paths.record(), record)?;
+        for dir in [&paths.run, &paths.state()] {
+            fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
+        }
+        let max_log_bytes = record.spec.logs.max_size_bytes.unwrap_or(self.config.logs.max_size_bytes);
+        let plan = CreatePlan {
+            resident: ResidentConfig {
+                container_dir: paths.dir.clone(),
+                state_dir: paths.state().join(crate::supervisor::LIBCONTAINER_ID),
+                socket: paths.socket.clone(),
+                cgroup_path: record.cgroup_path.clone(),
+                attempt: record.attempt,
+                helper_pid: 0,
+                stdin: record.spec.stdin,
+                log_file_max_bytes: (max_log_bytes / LOG_FILES).max(4096),
+                log_files: LOG_FILES as usize,
+            },
+            resident_executable: self.spawner.resident().to_owned(),
+            bundle: paths.bundle(),
+            rootfs,
+            layers: record.image.layers.clone(),
+            upper: paths.upper(),
+            work: paths.work(),
+            volatile: record.spec.remove_on_exit,
+            own_network: record.network != NetworkRecord::Host,
+            supervisors_cgroup_path: format!("/{}/supervisors", self.config.cgroup_parent),
+            limits: CgroupLimits::new(&record.spec.resources, cgroup_v2)?,
+            device_rules: bundle::device_rules(&record.spec)?,
+            oci: bundle.oci,
+            process: bundle.process,
+            filter,
+            fill,
+        };
+        Ok((plan, supervisor_log(paths)?))
+    }
+
+    /// The spec's environment with `$E:VAR` and `$S:name` replaced.
+    async fn resolve_env(&self, record: &ContainerRecord) -> Result<BTreeMap<String, String>> {
+        let mut env = BTreeMap::new();
+        for (name, value) in &record.spec.env {
+            let value = if let Some(variable) = value.strip_prefix("$E:") {
+                std::env::var(variable)
+                    .map_err(|error| Error::invalid(format!("env.{name}"), format!("{variable}: {error}")))?
+            } else if let Some(secret) = value.strip_prefix("$S:") {
+                let provider =
+                    self.config.secrets.as_ref().ok_or_else(|| Error::NoSecretsProvider { name: secret.to_owned() })?;
+                let secret = provider
+                    .secret(secret)
+                    .await
+                    .map_err(|error| Error::invalid(format!("env.{name}"), error.to_string()))?;
+                secret.expose().to_owned()
+            } else {
+                value.clone()
+            };
+            env.insert(name.clone(), value);
+        }
+        Ok(env)
+    }
+}
+
+fn write_etc([hosts, hostname, resolv_conf]: &[std::path::PathBuf; 3], record: &ContainerRecord) -> Result<()> {
+    let name = bundle::hostname(&record.id, &record.spec)?;
+    let lease = match &record.network {
+        NetworkRecord::Bridge(lease) => Some(lease),
+        NetworkRecord::Host | NetworkRecord::None => None,
+    };
+    let write = |path: &Path, text: String| fs::write(path, text).map_err(Error::io("writing", path));
+    write(hosts, network::hosts_file(&record.spec, &name, lease)?)?;
+    write(hostname, format!("{name}\n"))?;
+    write(resolv_conf, network::resolv_conf(&record.spec)?)
+}
+
+/// Appended to by the supervisor and its helpers; begun anew once it is full.
+fn supervisor_log(paths: &ContainerPaths) -> Result<fs::File> {
+    let path = paths.supervisor_log();
+    let full = fs::metadata(&path).is_ok_and(|metadata| metadata.len() > MAX_SUPERVISOR_LOG_BYTES);
+    if full {
+        let _ = fs::remove_file(&path);
+    }
+    fs::OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("opening", path))
+}

@@ -1,0 +1,213 @@
+//! Creating: from a spec to an init that waits to be started. Every step has its undo; what fails leaves nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chrono::Utc;
+use registry::{Image, PullEvent, PullOptions};
+use runtime_core::spec::{LogMode, NetworkMode, RestartKind, StorageSpec};
+use runtime_core::{ContainerId, RegistryAuth, ServiceSpec};
+use tokio::sync::mpsc::UnboundedSender;
+use volumes_s3::AcquireOptions;
+
+use super::Container;
+use crate::bundle;
+use crate::error::{Error, Result};
+use crate::lock::ContainerLock;
+use crate::network;
+use crate::record::{self, ContainerRecord, ImageRecord, MountKind, MountRecord, NetworkRecord};
+use crate::runtime::Inner;
+use crate::supervisor::FillPlan;
+
+/// What a create may be given beside the spec.
+#[derive(Debug, Clone, Default)]
+pub struct CreateOptions {
+    /// Credentials for the pull.
+    pub auth: Option<RegistryAuth>,
+    /// Is told how the pull goes.
+    pub progress: Option<UnboundedSender<PullEvent>>,
+}
+
+impl Inner {
+    /// Creates `id`. Goes on to its end, or to its undoing, when the future is dropped.
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        spec: &ServiceSpec,
+        options: CreateOptions,
+    ) -> Result<()> {
+        let (inner, id, spec) = (self.clone(), id.clone(), spec.clone());
+        tokio::spawn(async move { inner.create_to_the_end(&id, &spec, options).await })
+            .await
+            .map_err(Error::ThreadLost)?
+    }
+
+    async fn create_to_the_end(&self, id: &ContainerId, spec: &ServiceSpec, options: CreateOptions) -> Result<()> {
+        id.validate()?;
+        check(spec)?;
+        let paths = self.layout.container(id);
+        let lock = ContainerLock::acquire(paths.lock.clone()).await?;
+        if paths.record().exists() {
+            return Err(Error::ContainerExists { id: id.to_string() });
+        }
+        // Until the record names them, prune must not take the layers away.
+        let hold = self.images.hold().await?;
+        let pull = PullOptions {
+            policy: spec.image.pull_policy,
+            auth: options.auth,
+            platform: spec.platform.clone(),
+            progress: options.progress,
+        };
+        let image = match self.images.pull(&spec.image.name, pull).await {
+            Ok(image) => image,
+            Err(error) => {
+                lock.remove();
+                return Err(error.into());
+            }
+        };
+        let record = self.new_record(id, spec, image);
+        let mut container = Container { paths, record };
+        let created = self.make(&mut container, hold).await;
+        if let Err(error) = created {
+            if let Err(also) = self.discard(&container).await {
+                tracing::warn!(container = %id, error = also.chain(), "undoing a failed create");
+            }
+            lock.remove();
+            return Err(error);
+        }
+        self.keep_watch(&container);
+        Ok(())
+    }
+
+    fn new_record(&self, id: &ContainerId, spec: &ServiceSpec, image: Image) -> ContainerRecord {
+        ContainerRecord {
+            id: id.clone(),
+            spec: spec.clone(),
+            image: ImageRecord {
+                reference: image.reference,
+                digest: image.digest,
+                layers: image.layers,
+                config: image.config,
+            },
+            created_at: Utc::now(),
+            attempt: 1,
+            boot_id: self.boot_id.clone(),
+            cgroup_path: format!("/{}/{id}", self.config.cgroup_parent),
+            args: Vec::new(),
+            mounts: Vec::new(),
+            stop_signal: libc::SIGTERM,
+            network: NetworkRecord::None,
+            process: None,
+        }
+    }
+
+    /// Everything that must be undone if a later step fails.
+    async fn make(&self, container: &mut Container, hold: registry::StoreHold) -> Result<()> {
+        let paths = container.paths.clone();
+        for dir in [paths.dir.join("etc"), paths.logs(), paths.run.clone()] {
+            fs::create_dir_all(&dir).map_err(Error::io("creating", &dir))?;
+        }
+        container.record.network = self.lease_network(container)?;
+        let fill = self.resolve_mounts(container).await?;
+        // The record makes the container: from here on it is found again, whatever dies.
+        record::write(&paths.record(), &container.record)?;
+        drop(hold);
+        self.launch(container, fill).await.map(drop)
+    }
+
+    fn lease_network(&self, container: &Container) -> Result<NetworkRecord> {
+        Ok(match container.record.spec.network_mode() {
+            NetworkMode::Host => NetworkRecord::Host,
+            NetworkMode::None => NetworkRecord::None,
+            NetworkMode::Bridge => NetworkRecord::Bridge(self.bridge.lease(&container.record.id.to_string())?),
+            NetworkMode::Named(name) => return Err(Error::Unsupported { what: format!("the network {name:?}") }),
+        })
+    }
+
+    /// Finds or makes the source of each mount. Tells which of them are to be filled from the image.
+    async fn resolve_mounts(&self, container: &mut Container) -> Result<Vec<FillPlan>> {
+        let record = &container.record;
+        let mut mounts = Vec::new();
+        let mut fill = Vec::new();
+        let mut anonymous = 0;
+        let image_volumes = bundle::image_volumes(&record.image.config, &record.spec);
+        let implied = image_volumes.into_iter().map(|target| StorageSpec::Anonymous { target });
+        for (index, storage) in record.spec.storage.iter().cloned().chain(implied).enumerate() {
+            let (kind, source, target, readonly, name) = match storage {
+                StorageSpec::Bind { source, target, readonly } => {
+                    (MountKind::Bind, existing(&source, index)?, target, readonly, None)
+                }
+                StorageSpec::Named { name, target, readonly, .. } => {
+                    let acquired = self.acquire_volume(record, &name).await?;
+                    if acquired.is_new {
+                        fill.push(FillPlan { source: acquired.path.clone(), target: target.clone() });
+                    }
+                    (MountKind::Named, acquired.path, target, readonly, Some(name))
+                }
+                StorageSpec::Anonymous { target } => {
+                    let source = container.paths.anonymous_volume(anonymous);
+                    anonymous += 1;
+                    fs::create_dir_all(&source).map_err(Error::io("creating", &source))?;
+                    fill.push(FillPlan { source: source.clone(), target: target.clone() });
+                    (MountKind::Anonymous, source, target, false, None)
+                }
+                StorageSpec::Tmpfs { .. } | StorageSpec::S3 { .. } => continue,
+            };
+            mounts.push(MountRecord { kind, source, target, readonly, name });
+        }
+        container.record.mounts = mounts;
+        Ok(fill)
+    }
+
+    /// Makes the volume `name` this container's, as its spec asks.
+    pub(super) async fn acquire_volume(&self, record: &ContainerRecord, name: &str) -> Result<volumes_s3::Acquired> {
+        let options = record.spec.storage.iter().find_map(|storage| match storage {
+            StorageSpec::Named { name: other, readonly, tier, size, take_over, .. } if other == name => {
+                Some(AcquireOptions {
+                    readonly: *readonly,
+                    take_over: *take_over,
+                    size: size.map(|size| size.as_u64()),
+                    tier: tier.clone(),
+                    ..AcquireOptions::default()
+                })
+            }
+            _ => None,
+        });
+        Ok(self.volumes.acquire(name, &record.id.to_string(), options.unwrap_or_default()).await?)
+    }
+}
+
+/// Refuses what is not built, or cannot be, before anything is made.
+fn check(spec: &ServiceSpec) -> Result<()> {
+    let unsupported = |what: &str| Err(Error::Unsupported { what: what.to_owned() });
+    network::check(spec)?;
+    bundle::check_storage(spec)?;
+    if spec.restart_policy.kind != RestartKind::No {
+        return unsupported("restart_policy");
+    }
+    if spec.health.is_some() {
+        return unsupported("health");
+    }
+    if spec.init {
+        return unsupported("init");
+    }
+    if spec.tty {
+        return unsupported("tty");
+    }
+    if spec.logs.mode == Some(LogMode::NonBlocking) {
+        return unsupported("logs.mode non_blocking");
+    }
+    if spec.image.name.trim().is_empty() {
+        return Err(Error::invalid("image.name", "it is empty"));
+    }
+    Ok(())
+}
+
+fn existing(source: &str, index: usize) -> Result<PathBuf> {
+    let field = format!("storage[{index}].source");
+    if !Path::new(source).is_absolute() {
+        return Err(Error::invalid(field, format!("{source:?} is not absolute")));
+    }
+    fs::canonicalize(source).map_err(|error| Error::invalid(field, format!("{source}: {error}")))
+}

@@ -1,0 +1,399 @@
+//! Running a further process in a container.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use futures_util::StreamExt;
+use runtime_core::{ContainerId, ExecEvent, ExecEventStream, ExecInput, ExecOptions};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::time::Instant;
+
+use super::{Container, Observed};
+use crate::bundle::{self, seccomp, users};
+use crate::error::{Error, Result};
+use crate::runtime::Inner;
+use crate::supervisor::client::Connection;
+use crate::supervisor::wire::{self, Reply, Request};
+
+/// What a buffered exec keeps of each stream; the rest is counted and said.
+const MAX_BUFFERED_BYTES: usize = 16 << 20;
+/// Exit code of an exec whose time ran out, as timeout(1)'s.
+pub const TIMEOUT_EXIT_CODE: i32 = 124;
+/// Longest environment block of an init that is read.
+const MAX_ENVIRON_BYTES: u64 = 4 << 20;
+
+/// A process to run in a container, with its own ends of the standard streams.
+#[derive(Debug)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// How it differs from the container's own process.
+    pub options: ExecOptions,
+    /// Its standard input, output and error.
+    pub stdio: [OwnedFd; 3],
+}
+
+/// A running exec. Dropping it kills the process and all that it started.
+#[derive(Debug)]
+pub struct RunningExec {
+    connection: Connection,
+    container: String,
+    deadline: Option<Instant>,
+    pid: u32,
+}
+
+impl RunningExec {
+    /// Its process id in the agent's PID namespace.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits for its end: its exit code, 128+N after signal N, [`TIMEOUT_EXIT_CODE`] when its time ran out. Cancel-safe
+    /// in that dropping the future, and with it the exec, kills it.
+    ///
+    /// # Errors
+    /// [`Error::Supervisor`] when that is gone, and the process with it.
+    pub async fn wait(mut self) -> Result<i32> {
+        let reply = match self.deadline {
+            Some(deadline) => match tokio::time::timeout_at(deadline, self.connection.receive()).await {
+                Ok(reply) => reply,
+                Err(_) => return Ok(TIMEOUT_EXIT_CODE),
+            },
+            None => self.connection.receive().await,
+        };
+        match reply? {
+            Some(Reply::ExecExited { code }) => Ok(code),
+            _ => Err(Error::Supervisor {
+                id: self.container,
+                what: "ended before the exec did".to_owned(),
+                source: None,
+            }),
+        }
+    }
+}
+
+impl Inner {
+    /// Starts `request` in `id`; an error if its program could not be executed.
+    pub(crate) async fn exec(&self, id: &ContainerId, request: ExecRequest) -> Result<RunningExec> {
+        if request.command.first().is_none_or(String::is_empty) {
+            return Err(Error::invalid("command", "it is empty"));
+        }
+        let container = self.container(id)?;
+        let observed = self.observe(&container).await?;
+        let not_running = |state| Error::NotRunning { id: id.to_string(), state };
+        let (Some(init), Observed::Supervised(status)) = (observed.pid(), &observed) else {
+            return Err(not_running(observed.state().word()));
+        };
+        if !matches!(status.phase, wire::Phase::Running | wire::Phase::Stopping) {
+            return Err(not_running(observed.state().word()));
+        }
+        let (exec, filter) = self.exec_request(&container, init, &request)?;
+        let mut connection = self.supervisor(&container).await?.ok_or_else(|| not_running("exited"))?;
+        let [stdin, stdout, stderr] = &request.stdio;
+        let mut descriptors = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        descriptors.extend(filter.as_ref().map(AsFd::as_fd));
+        connection.send_with(&Request::Exec(Box::new(exec)), &descriptors).await?;
+        // Ours must be closed, or their readers never see the end.
+        drop(request.stdio);
+        let deadline = request.options.timeout.map(|timeout| Instant::now() + timeout);
+        match connection.receive().await? {
+            Some(Reply::ExecStarted { pid }) => {
+                let pid = u32::try_from(pid).unwrap_or(0);
+                Ok(RunningExec { connection, container: id.to_string(), deadline, pid })
+            }
+            Some(Reply::ExecFailed { errno }) => Err(Error::ExecFailed {
+                program: request.command[0].clone(),
+                source: io::Error::from_raw_os_error(errno),
+            }),
+            Some(Reply::Error(what)) => Err(Error::Supervisor { id: id.to_string(), what, source: None }),
+            _ => Err(not_running("exited")),
+        }
+    }
+
+    fn exec_request(
+        &self,
+        container: &Container,
+        init: u32,
+        request: &ExecRequest,
+    ) -> Result<(wire::ExecRequest, Option<File>)> {
+        let record = &container.record;
+        let corrupt = || Error::Corrupt { path: container.paths.record(), reason: "it has no process".to_owned() };
+        let process = record.process.as_ref().ok_or_else(corrupt)?;
+        let root = format!("/proc/{init}/root");
+        let root = openat(CWD, &root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| Error::io("opening", root)(error.into()))?;
+        let user = request.options.user.as_deref().or(process.user.as_deref());
+        let identity = users::resolve(root.as_fd(), user)?;
+        let mut env = self.exec_env(container, init)?;
+        for (name, value) in &request.options.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(Error::invalid("env", format!("{name:?} is not a variable")));
+            }
+            env.retain(|entry| entry.split_once('=').is_none_or(|(known, _)| known != name));
+            env.push(format!("{name}={value}"));
+        }
+        if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+            env.push(format!("HOME={}", users::home(&identity)));
+        }
+        let workdir = match &request.options.workdir {
+            Some(workdir) if !workdir.starts_with('/') => {
+                return Err(Error::invalid("workdir", format!("{workdir:?} is not absolute")));
+            }
+            Some(workdir) => workdir.clone(),
+            None => bundle::working_directory(&record.image.config, &record.spec)?,
+        };
+        let filter = match &process.seccomp {
+            Some(plan) => {
+                let path = seccomp::filter(&self.layout.seccomp_cache(), plan, process.capabilities.bounding)?;
+                Some(File::open(&path).map_err(Error::io("opening", path))?)
+            }
+            None => None,
+        };
+        let sets = process.capabilities.for_uid(identity.uid);
+        let bytes = |texts: Vec<String>| texts.into_iter().map(String::into_bytes).collect();
+        Ok((
+            wire::ExecRequest {
+                args: bytes(request.command.clone()),
+                env: bytes(env),
+                cwd: workdir.into_bytes(),
+                uid: identity.uid,
+                gid: identity.gid,
+                groups: identity.groups,
+                capabilities: [sets.bounding, sets.effective, sets.permitted, sets.inheritable, sets.ambient],
+                no_new_privileges: process.no_new_privileges,
+                has_filter: filter.is_some(),
+                rlimits: process.rlimits.iter().map(|limit| (limit.resource, limit.soft, limit.hard)).collect(),
+                oom_score_adj: process.oom_score_adj.unwrap_or(0),
+            },
+            filter,
+        ))
+    }
+
+    /// The container's environment. What came from the agent's environment or its secrets is stored nowhere: it is
+    /// taken from the init's own.
+    fn exec_env(&self, container: &Container, init: u32) -> Result<Vec<String>> {
+        let record = &container.record;
+        let resolved = |value: &str| value.starts_with("$E:") || value.starts_with("$S:");
+        let mut env: BTreeMap<String, String> = record.spec.env.clone();
+        if env.values().any(|value| resolved(value)) {
+            let current = read_environ(init)?;
+            env.retain(|name, value| {
+                if resolved(value) {
+                    match current.get(name) {
+                        Some(own) => value.clone_from(own),
+                        None => return false,
+                    }
+                }
+                true
+            });
+        }
+        let hostname = bundle::hostname(&record.id, &record.spec)?;
+        bundle::environment(&record.image.config, &env, &hostname, false)
+    }
+
+    /// Runs `command` to its end: exit code and output. What cannot be executed is 127 or 126, as with a shell.
+    pub(crate) async fn exec_buffered(&self, id: &ContainerId, command: &[String]) -> Result<(i32, String, String)> {
+        let ours = Pipes::new()?;
+        let request = ExecRequest { command: command.to_vec(), options: ExecOptions::default(), stdio: ours.stdio };
+        let exec = match self.exec(id, request).await {
+            Err(Error::ExecFailed { program, source }) => {
+                let code = crate::supervisor::exec_failure_code(source.raw_os_error().unwrap_or(0));
+                return Ok((code, String::new(), format!("{program}: {source}\n")));
+            }
+            other => other?,
+        };
+        let mut exit = std::pin::pin!(exec.wait());
+        let mut reading = std::pin::pin!(async { tokio::join!(buffer(ours.stdout), buffer(ours.stderr)) });
+        // Its output ends with it, unless it left something running that holds the pipes.
+        let (code, (stdout, stderr)) = tokio::select! {
+            output = &mut reading => (exit.await?, output),
+            code = &mut exit => (code?, reading.await),
+        };
+        Ok((code, stdout?, stderr?))
+    }
+
+    /// Starts `command` and gives what it produces as events. `input` goes to its standard input, whose end is the
+    /// input's; nothing at all if `None`.
+    pub(crate) async fn exec_events(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        options: &ExecOptions,
+        input: Option<ExecInput>,
+    ) -> Result<ExecEventStream> {
+        let mut ours = Pipes::new()?;
+        if let Some(input) = input {
+            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+                .map_err(|error| Error::io("making", "a pipe")(error.into()))?;
+            ours.stdio[0] = reader;
+            let sender = pipe::Sender::from_owned_fd(writer).map_err(Error::io("making", "a pipe"))?;
+            tokio::spawn(feed(input, sender));
+        }
+        let request = ExecRequest { command: command.to_vec(), options: options.clone(), stdio: ours.stdio };
+        let exec = self.exec(id, request).await?;
+        let id = id.clone();
+        let (events, receiver) = tokio::sync::mpsc::channel(16);
+        tokio::spawn(async move {
+            let (stdout, stderr) = (events.clone(), events.clone());
+            let run = async {
+                let mut exit = std::pin::pin!(exec.wait());
+                let mut reading = std::pin::pin!(async {
+                    tokio::join!(
+                        forward(ours.stdout, ExecEvent::Stdout, stdout),
+                        forward(ours.stderr, ExecEvent::Stderr, stderr)
+                    )
+                });
+                let code = tokio::select! {
+                    _ = &mut reading => exit.await,
+                    code = &mut exit => {
+                        reading.await;
+                        code
+                    }
+                };
+                match code {
+                    Ok(code) => drop(events.send(ExecEvent::Exit(code)).await),
+                    Err(error) => tracing::warn!(container = %id, error = error.chain(), "an exec's end is not known"),
+                }
+            };
+            tokio::select! {
+                () = run => {}
+                // Dropping the exec kills it.
+                () = events.closed() => {}
+            }
+        });
+        Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver)))
+    }
+}
+
+/// The process's ends of its streams, and ours of its output.
+struct Pipes {
+    stdio: [OwnedFd; 3],
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+}
+
+impl Pipes {
+    fn new() -> Result<Self> {
+        let failed = || Error::io("making", "a pipe");
+        let make = || -> Result<(OwnedFd, pipe::Receiver)> {
+            let (reader, writer) =
+                rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| failed()(error.into()))?;
+            Ok((writer, pipe::Receiver::from_owned_fd(reader).map_err(failed())?))
+        };
+        let ((out, stdout), (err, stderr)) = (make()?, make()?);
+        let null = File::open("/dev/null").map_err(Error::io("opening", "/dev/null"))?;
+        Ok(Self { stdio: [null.into(), out, err], stdout, stderr })
+    }
+}
+
+async fn buffer(mut pipe: pipe::Receiver) -> Result<String> {
+    let mut bytes = Vec::new();
+    let mut surplus = 0usize;
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        let count = pipe.read(&mut chunk).await.map_err(Error::io("reading", "an exec's output"))?;
+        if count == 0 {
+            break;
+        }
+        let taken = count.min(MAX_BUFFERED_BYTES - bytes.len());
+        bytes.extend_from_slice(&chunk[..taken]);
+        surplus += count - taken;
+    }
+    let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    if surplus > 0 {
+        text.push_str(&format!("\n[{surplus} bytes more were cut off]\n"));
+    }
+    Ok(text)
+}
+
+/// Sends what comes as text. A character whose bytes have not all come waits for them.
+async fn forward(
+    mut pipe: pipe::Receiver,
+    event: fn(String) -> ExecEvent,
+    events: tokio::sync::mpsc::Sender<ExecEvent>,
+) {
+    let mut chunk = vec![0; 32 << 10];
+    let mut held = 0;
+    loop {
+        let count = match pipe.read(&mut chunk[held..]).await {
+            Ok(count) if count > 0 => held + count,
+            _ => break,
+        };
+        let whole = count - unfinished(&chunk[..count]);
+        if whole > 0 && events.send(event(String::from_utf8_lossy(&chunk[..whole]).into_owned())).await.is_err() {
+            return;
+        }
+        chunk.copy_within(whole..count, 0);
+        held = count - whole;
+    }
+    if held > 0 {
+        drop(events.send(event(String::from_utf8_lossy(&chunk[..held]).into_owned())).await);
+    }
+}
+
+/// How many bytes at the end are the beginning of a character.
+fn unfinished(bytes: &[u8]) -> usize {
+    match std::str::from_utf8(&bytes[bytes.len().saturating_sub(4)..]) {
+        Ok(_) => 0,
+        Err(_) => (1..=bytes.len().min(3))
+            .find(|back| match bytes[bytes.len() - back] {
+                0xc2..=0xdf => *back < 2,
+                0xe0..=0xef => *back < 3,
+                0xf0..=0xf4 => *back < 4,
+                _ => false,
+            })
+            .unwrap_or(0),
+    }
+}
+
+async fn feed(mut input: ExecInput, mut pipe: pipe::Sender) {
+    while let Some(bytes) = input.next().await {
+        // A process that no longer reads is no error.
+        if pipe.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn read_environ(pid: u32) -> Result<BTreeMap<String, String>> {
+    let path = Path::new("/proc").join(pid.to_string()).join("environ");
+    let file = fs::File::open(&path).map_err(Error::io("opening", &path))?;
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_ENVIRON_BYTES), &mut bytes)
+        .map_err(Error::io("reading", &path))?;
+    Ok(bytes
+        .split(|byte| *byte == 0)
+        .filter_map(|entry| {
+            let (name, value) = std::str::from_utf8(entry).ok()?.split_once('=')?;
+            Some((name.to_owned(), value.to_owned()))
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_beginning_of_a_character_is_held_back() {
+        for (bytes, held) in [
+            (&b""[..], 0),
+            (b"abc", 0),
+            ("aé".as_bytes(), 0),
+            (b"a\xc3", 1),
+            (b"\xe2\x82", 2),
+            (b"\xf0\x9f\x98", 3),
+            ("😀".as_bytes(), 0),
+            (b"\xff\xfe", 0),
+            (b"a\x80\x80\x80", 0),
+        ] {
+            assert_eq!(unfinished(bytes), held, "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Everything that is known of a container, in the names of the interface.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use runtime_core::{
+    ContainerId, ContainerInspectDetails, ContainerState, ContainerSummary, DetailedStats, HealthDetail,
+    NetworkAttachmentDetail, PortMapping, ServiceSpec, WaitOutcome,
+};
+use serde::Serialize;
+
+use super::{Container, Observed};
+use crate::error::{Error, Result};
+use crate::record::{MountKind, NetworkRecord};
+use crate::runtime::Inner;
+
+/// What `berth inspect` and `berth ps` show. Unknown is `null`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspect {
+    /// `web-rep-0`.
+    pub id: String,
+    /// `web` for replica 0, else as `id`.
+    pub name: String,
+    /// One lower-case word.
+    pub state: &'static str,
+    /// Exit code of the last attempt, when it is over.
+    pub exit_code: Option<i32>,
+    /// Why it failed, when it did.
+    pub reason: Option<String>,
+    /// Its init, while it runs.
+    pub pid: Option<u32>,
+    /// The reference it was created from.
+    pub image: String,
+    /// The manifest's digest.
+    pub image_digest: String,
+    /// When it was created.
+    #[serde(with = "runtime_core::time")]
+    pub created_at: DateTime<Utc>,
+    /// When the program of the current attempt was started.
+    #[serde(with = "runtime_core::time::option")]
+    pub started_at: Option<DateTime<Utc>>,
+    /// When the current attempt ended.
+    #[serde(with = "runtime_core::time::option")]
+    pub finished_at: Option<DateTime<Utc>>,
+    /// The current attempt's number, from 1.
+    pub attempt: u32,
+    /// How it ended.
+    pub outcome: Option<WaitOutcome>,
+    /// What was asked for.
+    pub spec: ServiceSpec,
+    /// Volumes and binds as they were resolved.
+    pub mounts: Vec<InspectMount>,
+    /// Networks.
+    pub networks: Vec<InspectNetwork>,
+    /// Published ports.
+    pub ports: Vec<PortMapping>,
+    /// Health, when a check is configured.
+    pub health: Option<HealthDetail>,
+    /// Its cgroup, beneath each hierarchy's mount.
+    pub cgroup_path: String,
+    /// What it had used at its end.
+    pub last_stats: Option<DetailedStats>,
+}
+
+/// A mount as it was resolved.
+#[derive(Debug, Clone, Serialize)]
+pub struct InspectMount {
+    /// `bind`, `named` or `anonymous`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The name of a named volume.
+    pub name: Option<String>,
+    /// Path on the host.
+    pub source: PathBuf,
+    /// Path in the container.
+    pub target: String,
+    /// Whether it is read-only.
+    pub readonly: bool,
+}
+
+/// A network it is attached to.
+#[derive(Debug, Clone, Serialize)]
+pub struct InspectNetwork {
+    /// The network's name.
+    pub network: String,
+    /// Further names in it.
+    pub aliases: Vec<String>,
+    /// Its address.
+    pub ipv4: Option<String>,
+    /// Its IPv6 address.
+    pub ipv6: Option<String>,
+    /// Its hardware address.
+    pub mac: Option<String>,
+}
+
+impl Inner {
+    /// Everything known of `id`.
+    pub(crate) async fn inspect(&self, id: &ContainerId) -> Result<Inspect> {
+        let container = self.container(id)?;
+        let observed = self.observe(&container).await?;
+        Ok(inspect(&container, &observed))
+    }
+
+    /// The same for all containers, by id. One that is removed meanwhile is left out.
+    pub(crate) async fn inspect_all(&self) -> Result<Vec<Inspect>> {
+        let mut all = Vec::new();
+        for id in self.container_ids()? {
+            match self.inspect(&id).await {
+                Err(Error::NoSuchContainer { .. }) => {}
+                other => all.push(other?),
+            }
+        }
+        Ok(all)
+    }
+
+    /// What the contract's `inspect_detailed` tells.
+    pub(crate) async fn details(&self, id: &ContainerId) -> Result<ContainerInspectDetails> {
+        let all = self.inspect(id).await?;
+        let networks: Vec<NetworkAttachmentDetail> = all
+            .networks
+            .into_iter()
+            .map(|InspectNetwork { network, aliases, ipv4, .. }| NetworkAttachmentDetail { network, aliases, ipv4 })
+            .collect();
+        Ok(ContainerInspectDetails {
+            ports: all.ports,
+            ipv4: networks.iter().find_map(|network| network.ipv4.clone()),
+            networks,
+            health: all.health,
+            exit_code: all.exit_code,
+        })
+    }
+
+    /// A line of a listing for each container.
+    pub(crate) async fn summaries(&self) -> Result<Vec<ContainerSummary>> {
+        let mut all = Vec::new();
+        for id in self.container_ids()? {
+            let container = match self.container(&id) {
+                Err(Error::NoSuchContainer { .. }) => continue,
+                other => other?,
+            };
+            let observed = self.observe(&container).await?;
+            all.push(ContainerSummary {
+                id,
+                state: observed.state(),
+                pid: observed.pid(),
+                image: container.record.image.reference.clone(),
+                created_at: container.record.created_at,
+            });
+        }
+        Ok(all)
+    }
+}
+
+fn inspect(container: &Container, observed: &Observed) -> Inspect {
+    let record = &container.record;
+    let state = observed.state();
+    let ended = match observed {
+        Observed::Ended(ended) => Some(ended),
+        _ => None,
+    };
+    let started_at = match observed {
+        Observed::Supervised(status) if status.started_at_nanos != 0 => {
+            Some(DateTime::from_timestamp_nanos(status.started_at_nanos))
+        }
+        _ => ended.and_then(|ended| ended.started_at),
+    };
+    let mounts = record.mounts.iter().map(|mount| InspectMount {
+        kind: match mount.kind {
+            MountKind::Bind => "bind",
+            MountKind::Named => "named",
+            MountKind::Anonymous => "anonymous",
+        },
+        name: mount.name.clone(),
+        source: mount.source.clone(),
+        target: mount.target.clone(),
+        readonly: mount.readonly,
+    });
+    let networks = match &record.network {
+        NetworkRecord::Bridge(lease) => vec![InspectNetwork {
+            network: record.spec.network_mode().to_string(),
+            aliases: record.spec.network.aliases.clone(),
+            ipv4: Some(lease.ip.to_string()),
+            ipv6: None,
+            mac: Some(lease.mac.to_string()),
+        }],
+        NetworkRecord::Host | NetworkRecord::None => Vec::new(),
+    };
+    Inspect {
+        id: record.id.to_string(),
+        name: if record.id.replica == 0 { record.id.service.clone() } else { record.id.to_string() },
+        state: state.word(),
+        exit_code: ended.map(|ended| ended.outcome.exit_code),
+        reason: match state {
+            ContainerState::Failed { reason } => Some(reason),
+            _ => None,
+        },
+        pid: observed.pid(),
+        image: record.image.reference.clone(),
+        image_digest: record.image.digest.clone(),
+        created_at: record.created_at,
+        started_at,
+        finished_at: ended.and_then(|ended| ended.outcome.finished_at),
+        attempt: record.attempt,
+        outcome: ended.map(|ended| ended.outcome.clone()),
+        spec: record.spec.clone(),
+        mounts: mounts.collect(),
+        networks,
+        ports: record.spec.port_mappings.clone(),
+        health: None,
+        cgroup_path: record.cgroup_path.clone(),
+        last_stats: ended.and_then(|ended| ended.stats.clone()),
+    }
+}

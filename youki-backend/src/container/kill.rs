@@ -1,0 +1,44 @@
+//! Sending a signal to the init.
+
+use runtime_core::ContainerId;
+
+use crate::bundle::signal;
+use crate::error::{Error, Result};
+use crate::runtime::Inner;
+use crate::supervisor::wire::{Reply, Request};
+
+use super::Observed;
+
+/// What may be sent; a stop signal may be any.
+const ALLOWED: [i32; 6] = [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
+
+impl Inner {
+    /// Sends `signal` (KILL if `None`) to the init of `id`.
+    pub(crate) async fn kill(&self, id: &ContainerId, signal: Option<&str>) -> Result<()> {
+        let container = self.container(id)?;
+        let number = match signal {
+            None => libc::SIGKILL,
+            Some(text) => signal::parse(text)
+                .filter(|number| ALLOWED.contains(number) && !text.bytes().all(|byte| byte.is_ascii_digit()))
+                .ok_or_else(|| {
+                    Error::invalid("signal", format!("{text:?} is none of KILL, TERM, INT, HUP, USR1 and USR2"))
+                })?,
+        };
+        self.send_signal(&container, number).await
+    }
+
+    /// Sends any signal; for a foreground run, which passes on what it gets.
+    pub(crate) async fn send_signal(&self, container: &super::Container, number: i32) -> Result<()> {
+        let observed = self.observe(container).await?;
+        let not_running = || Error::NotRunning { id: container.record.id.to_string(), state: observed.state().word() };
+        let Observed::Supervised(_) = observed else { return Err(not_running()) };
+        let Some(mut connection) = self.supervisor(container).await? else { return Err(not_running()) };
+        match connection.ask(&Request::Signal(number)).await? {
+            Some(Reply::Error(what)) => {
+                Err(Error::Supervisor { id: container.record.id.to_string(), what, source: None })
+            }
+            Some(_) => Ok(()),
+            None => Err(not_running()),
+        }
+    }
+}

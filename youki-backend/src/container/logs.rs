@@ -1,0 +1,39 @@
+//! Reading a container's log.
+
+use futures_util::FutureExt;
+use runtime_core::{ContainerId, LogEntry, LogsOptions};
+
+use super::Observed;
+use crate::error::{Error, Result};
+use crate::logs::{self, RecordStream};
+use crate::runtime::Inner;
+
+impl Inner {
+    /// The last `tail` entries of `id`, 0 for all.
+    pub(crate) async fn logs(&self, id: &ContainerId, tail: usize) -> Result<Vec<LogEntry>> {
+        let container = self.container(id)?;
+        let (dir, id) = (container.paths.logs(), id.clone());
+        tokio::task::spawn_blocking(move || logs::read(&dir, &id.service, &id.to_string(), tail))
+            .await
+            .map_err(Error::ThreadLost)?
+    }
+
+    /// Records of the log of `id`, with `follow` until its current attempt is over.
+    pub(crate) async fn logs_stream(
+        self: &std::sync::Arc<Self>,
+        id: &ContainerId,
+        options: &LogsOptions,
+    ) -> Result<RecordStream> {
+        let container = self.container(id)?;
+        let over = match self.observe(&container).await? {
+            Observed::Ended(_) => std::future::ready(()).left_future(),
+            _ if !options.follow => std::future::ready(()).left_future(),
+            _ => {
+                let (inner, container) = (self.clone(), container.clone());
+                // Whatever ends the wait, nothing more is written.
+                async move { drop(inner.wait_for_end(&container).await) }.boxed().right_future()
+            }
+        };
+        Ok(logs::stream(&container.paths.logs(), options, over))
+    }
+}

@@ -1,0 +1,73 @@
+//! Containers on disk and what is done with them: one verb per file.
+
+mod attach;
+mod attempt;
+mod create;
+mod exec;
+mod exit;
+mod inspect;
+mod kill;
+mod logs;
+mod remove;
+mod start;
+mod state;
+mod stats;
+mod stop;
+mod wait;
+
+use std::fs;
+use std::io;
+
+use runtime_core::ContainerId;
+
+use crate::error::{Error, Result};
+use crate::layout::ContainerPaths;
+use crate::record::{self, ContainerRecord};
+use crate::runtime::Inner;
+
+pub use create::CreateOptions;
+pub use exec::{ExecRequest, RunningExec, TIMEOUT_EXIT_CODE};
+pub use inspect::{Inspect, InspectMount, InspectNetwork};
+pub(crate) use remove::remove_dir;
+pub(crate) use state::Observed;
+pub use stop::DEFAULT_STOP_TIMEOUT;
+
+/// A container as its record says.
+#[derive(Debug, Clone)]
+pub(crate) struct Container {
+    pub paths: ContainerPaths,
+    pub record: ContainerRecord,
+}
+
+impl Inner {
+    /// The container `id`.
+    pub(crate) fn container(&self, id: &ContainerId) -> Result<Container> {
+        let missing = || Error::NoSuchContainer { id: id.to_string() };
+        // A name that is none cannot be a container's.
+        id.validate().map_err(|_| missing())?;
+        let paths = self.layout.container(id);
+        let record: ContainerRecord = record::read(&paths.record())?.ok_or_else(missing)?;
+        Ok(Container { paths, record })
+    }
+
+    /// The ids of all containers that have a record, sorted.
+    pub(crate) fn container_ids(&self) -> Result<Vec<ContainerId>> {
+        let dir = self.layout.containers();
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(Error::io("listing", &dir))? {
+            let name = match entry {
+                Ok(entry) => entry.file_name(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io("listing", &dir)(error)),
+            };
+            if let Some(id) = name.to_str().and_then(|name| name.parse::<ContainerId>().ok())
+                && name.to_str() == Some(&id.to_string())
+                && self.layout.container(&id).record().exists()
+            {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+}

@@ -1,0 +1,114 @@
+//! Starting: the first attempt, or one more.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+use runtime_core::ContainerId;
+
+use super::{Container, Observed};
+use crate::error::{Error, Result};
+use crate::lock::ContainerLock;
+use crate::record::{self, MountKind, NetworkRecord};
+use crate::runtime::Inner;
+use crate::supervisor::client::Connection;
+use crate::supervisor::wire::{Phase, Reply, Request};
+
+impl Inner {
+    /// Starts `id`; Ok at once if it runs. Goes on to its end when the future is dropped.
+    pub(crate) async fn start(self: &Arc<Self>, id: &ContainerId) -> Result<()> {
+        let (inner, id) = (self.clone(), id.clone());
+        tokio::spawn(async move { inner.start_to_the_end(&id).await }).await.map_err(Error::ThreadLost)?
+    }
+
+    async fn start_to_the_end(&self, id: &ContainerId) -> Result<()> {
+        let container = self.container(id)?;
+        let lock = ContainerLock::acquire(container.paths.lock.clone()).await?;
+        // Whoever held the lock may have started or removed it.
+        let mut container = match self.container(id) {
+            Ok(container) => container,
+            Err(error) => {
+                lock.remove();
+                return Err(error);
+            }
+        };
+        let ended = match self.exit_record(&container)? {
+            Some(record) => Some(record),
+            None => match self.supervisor(&container).await? {
+                Some(mut connection) => match connection.ask(&Request::Status).await? {
+                    Some(Reply::Status(status)) if status.phase == Phase::Running => return Ok(()),
+                    Some(Reply::Status(status)) if status.phase == Phase::Created => {
+                        return self.tell_to_start(&container, connection).await;
+                    }
+                    // It is stopping: the next attempt begins after this one's end.
+                    _ => {
+                        drop(connection);
+                        Some(self.wait_for_end(&container).await?)
+                    }
+                },
+                None => Some(self.declare_lost(&container, &lock).await?),
+            },
+        };
+        if let Some(ended) = &ended {
+            self.wait_for_supervisor(&container, ended.supervisor_pid).await?;
+        }
+        let connection = self.begin_attempt(&mut container).await?;
+        self.keep_watch(&container);
+        self.tell_to_start(&container, connection).await
+    }
+
+    /// Builds the container anew for one more attempt: same root, address and logs.
+    async fn begin_attempt(&self, container: &mut Container) -> Result<Connection> {
+        for index in 0..container.record.mounts.len() {
+            let mount = &container.record.mounts[index];
+            if let (MountKind::Named, Some(name)) = (mount.kind, mount.name.clone()) {
+                let acquired = self.acquire_volume(&container.record, &name).await?;
+                container.record.mounts[index].source = acquired.path;
+            }
+        }
+        if let NetworkRecord::Bridge(earlier) = &container.record.network {
+            let lease = self.bridge.lease_again(&container.record.id.to_string(), earlier)?;
+            container.record.network = NetworkRecord::Bridge(lease);
+        }
+        container.record.attempt += 1;
+        container.record.boot_id.clone_from(&self.boot_id);
+        // From here on the earlier exit record is out of date.
+        record::write(&container.paths.record(), &container.record)?;
+        clear_dir(&container.paths.run)?;
+        self.launch(container, Vec::new()).await
+    }
+
+    async fn tell_to_start(&self, container: &Container, mut connection: Connection) -> Result<()> {
+        let id = container.record.id.to_string();
+        match connection.ask(&Request::Start).await? {
+            Some(Reply::Ok) => Ok(()),
+            Some(Reply::ExecFailed { errno }) => {
+                // Its end is on record before anybody is told why.
+                self.wait_for_end(container).await?;
+                self.settle_volumes(container).await;
+                Err(Error::ExecFailed {
+                    program: container.record.args.first().cloned().unwrap_or_default(),
+                    source: io::Error::from_raw_os_error(errno),
+                })
+            }
+            Some(Reply::Error(what)) => Err(Error::Supervisor { id, what, source: None }),
+            // It ended in the same breath: that it was started is true.
+            _ => match self.observe(container).await? {
+                Observed::Ended(record) if record.started_at.is_some() => Ok(()),
+                _ => Err(Error::Supervisor {
+                    id,
+                    what: "ended before the program was executed".to_owned(),
+                    source: None,
+                }),
+            },
+        }
+    }
+}
+
+/// Empties what an earlier attempt left in the run directory.
+fn clear_dir(dir: &std::path::Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("clearing", dir)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,141 @@
+//! What a container is doing: its exit record if there is one, else its supervisor's word, else it is lost.
+
+use std::io;
+
+use runtime_core::{ContainerId, ContainerState};
+
+use super::Container;
+use crate::error::{Error, Result};
+use crate::lock::ContainerLock;
+use crate::record::{self, ExitRecord};
+use crate::runtime::Inner;
+use crate::supervisor::client::Connection;
+use crate::supervisor::wire::{Phase, Reply, Request, Status};
+
+/// What is known of a container now.
+#[derive(Debug)]
+pub(crate) enum Observed {
+    /// It is being created by whoever holds its lock.
+    Pending,
+    /// It has a supervisor.
+    Supervised(Status),
+    /// Its current attempt is over.
+    Ended(Box<ExitRecord>),
+}
+
+impl Observed {
+    /// The contract's word for it.
+    pub fn state(&self) -> ContainerState {
+        match self {
+            Self::Pending => ContainerState::Pending,
+            Self::Supervised(status) => match status.phase {
+                Phase::Creating => ContainerState::Pending,
+                Phase::Created => ContainerState::Initializing,
+                Phase::Running => ContainerState::Running,
+                Phase::Stopping | Phase::Exited => ContainerState::Stopping,
+            },
+            Self::Ended(record) => match &record.failure {
+                Some(reason) => ContainerState::Failed { reason: reason.clone() },
+                None => ContainerState::Exited { code: record.outcome.exit_code },
+            },
+        }
+    }
+
+    /// The init's process id, while there is one.
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Supervised(status) => u32::try_from(status.pid).ok().filter(|pid| *pid != 0),
+            _ => None,
+        }
+    }
+}
+
+impl Inner {
+    /// What `id` is doing.
+    pub(crate) async fn container_state(&self, id: &ContainerId) -> Result<ContainerState> {
+        let container = self.container(id)?;
+        Ok(self.observe(&container).await?.state())
+    }
+
+    /// What `container` is doing. One whose supervisor is gone without a record is killed, and gets one that says so.
+    pub(crate) async fn observe(&self, container: &Container) -> Result<Observed> {
+        if let Some(record) = self.exit_record(container)? {
+            return Ok(Observed::Ended(Box::new(record)));
+        }
+        if let Some(mut connection) = self.supervisor(container).await?
+            && let Some(Reply::Status(status)) = connection.ask(&Request::Status).await?
+        {
+            return Ok(Observed::Supervised(status));
+        }
+        // It may have ended between the two looks.
+        if let Some(record) = self.exit_record(container)? {
+            return Ok(Observed::Ended(Box::new(record)));
+        }
+        self.find_lost(container).await
+    }
+
+    /// How the current attempt of `container` ended, if it is over.
+    pub(crate) fn exit_record(&self, container: &Container) -> Result<Option<ExitRecord>> {
+        let record: Option<ExitRecord> = record::read(&container.paths.exit_record())?;
+        Ok(record.filter(|record| record.attempt == container.record.attempt))
+    }
+
+    /// A connection to the supervisor, or `None` if there is none.
+    pub(crate) async fn supervisor(&self, container: &Container) -> Result<Option<Connection>> {
+        match Connection::open(&container.paths.socket).await {
+            Ok(connection) => Ok(Some(connection)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
+                Ok(None)
+            }
+            Err(error) => Err(Error::Supervisor {
+                id: container.record.id.to_string(),
+                what: "cannot be reached".to_owned(),
+                source: Some(error),
+            }),
+        }
+    }
+
+    /// No supervisor and no exit record: somebody is creating or starting it right now, or it is lost.
+    async fn find_lost(&self, container: &Container) -> Result<Observed> {
+        let Some(lock) = ContainerLock::try_acquire(&container.paths.lock)? else { return Ok(Observed::Pending) };
+        // Whoever held the lock a moment ago may have changed all of it.
+        let container = self.container(&container.record.id)?;
+        if let Some(record) = self.exit_record(&container)? {
+            return Ok(Observed::Ended(Box::new(record)));
+        }
+        if let Some(mut connection) = self.supervisor(&container).await?
+            && let Some(Reply::Status(status)) = connection.ask(&Request::Status).await?
+        {
+            return Ok(Observed::Supervised(status));
+        }
+        let record = self.declare_lost(&container, &lock).await?;
+        Ok(Observed::Ended(Box::new(record)))
+    }
+
+    /// Kills what is left of an attempt whose supervisor is gone, and puts its end on record.
+    pub(crate) async fn declare_lost(&self, container: &Container, _lock: &ContainerLock) -> Result<ExitRecord> {
+        let rebooted = container.record.boot_id != self.boot_id;
+        let why = if rebooted { "lost: host rebooted" } else { "lost: its supervisor is gone" };
+        tracing::warn!(container = %container.record.id, "{why}");
+        if !rebooted {
+            self.clear_cgroup(container).await?;
+        }
+        let record = ExitRecord::lost(container.record.attempt, why.to_owned());
+        record::write(&container.paths.exit_record(), &record)?;
+        Ok(record)
+    }
+
+    /// Kills all in the container's cgroup and removes it.
+    pub(crate) async fn clear_cgroup(&self, container: &Container) -> Result<()> {
+        let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
+        tokio::task::spawn_blocking(move || {
+            if !cgroup.exists() {
+                return Ok(());
+            }
+            cgroup.kill_all(super::stop::KILL_PATIENCE)?;
+            cgroup.remove()
+        })
+        .await
+        .map_err(Error::ThreadLost)?
+    }
+}

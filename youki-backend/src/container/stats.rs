@@ -1,0 +1,66 @@
+//! What a container uses, and its processes.
+
+use runtime_core::{ContainerId, ContainerStats, DetailedStats, TopEntry};
+
+use super::{Container, Observed};
+use crate::error::{Error, Result};
+use crate::record::NetworkRecord;
+use crate::runtime::Inner;
+use crate::stats;
+
+impl Inner {
+    /// The few numbers; for an ended container its last.
+    pub(crate) async fn stats(&self, id: &ContainerId) -> Result<ContainerStats> {
+        let container = self.container(id)?;
+        match self.observe(&container).await? {
+            Observed::Ended(record) => {
+                let last = record.stats.as_ref().and_then(stats::summary);
+                let timestamp = record.outcome.finished_at;
+                last.map(|last| ContainerStats { timestamp: timestamp.unwrap_or(last.timestamp), ..last })
+                    .ok_or_else(|| not_running(&container, "ended without last stats"))
+            }
+            _ => {
+                let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
+                blocking(move || stats::basic(&cgroup)).await
+            }
+        }
+    }
+
+    /// All numbers; for an ended container its last.
+    pub(crate) async fn stats_detailed(&self, id: &ContainerId) -> Result<DetailedStats> {
+        let container = self.container(id)?;
+        let observed = self.observe(&container).await?;
+        let (upper, logs) = (container.paths.upper(), container.paths.logs());
+        let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
+        let own_network = container.record.network != NetworkRecord::Host;
+        blocking(move || {
+            let mut all = match &observed {
+                Observed::Ended(record) => record.stats.clone().unwrap_or_default(),
+                _ => stats::read(&cgroup, observed.pid().filter(|_| own_network)),
+            };
+            all.disk.writable_bytes = stats::disk_usage(&upper);
+            all.disk.log_bytes = stats::disk_usage(&logs);
+            Ok(all)
+        })
+        .await
+    }
+
+    /// The processes of `id`.
+    pub(crate) async fn top(&self, id: &ContainerId) -> Result<Vec<TopEntry>> {
+        let container = self.container(id)?;
+        let observed = self.observe(&container).await?;
+        if observed.pid().is_none() {
+            return Err(not_running(&container, observed.state().word()));
+        }
+        let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
+        blocking(move || Ok(stats::top(&cgroup.pids()?))).await
+    }
+}
+
+fn not_running(container: &Container, state: &'static str) -> Error {
+    Error::NotRunning { id: container.record.id.to_string(), state }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::ThreadLost)?
+}

@@ -1,0 +1,57 @@
+//! Stopping: the signal, the wait, the kill, the record, the volumes.
+
+use std::time::Duration;
+
+use runtime_core::ContainerId;
+
+use super::{Container, Observed};
+use crate::error::{Error, Result};
+use crate::runtime::Inner;
+use crate::supervisor::wire::{Reply, Request};
+
+/// Time a container may take to react to its stop signal when nobody names one. Docker and podman use the same.
+pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for processes to end after SIGKILL before that is an error.
+pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Inner {
+    /// Stops `id`, and tries to make its volumes durable. `timeout`: the spec's or the default if `None`. Cancel-safe:
+    /// the supervisor goes on, and calling it again joins it.
+    pub(crate) async fn stop(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<()> {
+        let container = self.container(id)?;
+        let timeout = timeout.or(container.record.spec.stop_timeout).unwrap_or(DEFAULT_STOP_TIMEOUT);
+        self.end(&container, container.record.stop_signal, timeout).await?;
+        self.settle_volumes(&container).await;
+        Ok(())
+    }
+
+    /// Sends `signal`, waits `timeout`, kills, and returns when the end is on record. Ok at once if it is.
+    pub(crate) async fn end(&self, container: &Container, signal: i32, timeout: Duration) -> Result<()> {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        loop {
+            match self.observe(container).await? {
+                Observed::Ended(_) => return Ok(()),
+                Observed::Pending => drop(crate::lock::ContainerLock::acquire(container.paths.lock.clone()).await?),
+                Observed::Supervised(_) => {}
+            }
+            let Some(mut connection) = self.supervisor(container).await? else { continue };
+            match connection.ask(&Request::Stop { signal, timeout_ms }).await? {
+                Some(Reply::Exited(_)) => return Ok(()),
+                Some(Reply::Error(what)) if what.starts_with("processes ") => {
+                    let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
+                    return Err(Error::StopTimedOut {
+                        id: container.record.id.to_string(),
+                        pids: cgroup.pids().unwrap_or_default(),
+                        waited: KILL_PATIENCE,
+                    });
+                }
+                Some(Reply::Error(what)) => {
+                    return Err(Error::Supervisor { id: container.record.id.to_string(), what, source: None });
+                }
+                // It ended in between: the record tells.
+                _ => {}
+            }
+        }
+    }
+}

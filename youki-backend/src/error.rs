@@ -1,0 +1,330 @@
+//! [`Error`]: what a runtime operation failed with, in the words the command prints.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use runtime_core::AgentError;
+
+/// Result of the inherent methods of [`YoukiRuntime`](crate::YoukiRuntime).
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What failed, on what, and (by [`Error::hint`]) what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An id is not one.
+    #[error(transparent)]
+    InvalidId(#[from] runtime_core::InvalidId),
+    /// No container of that name.
+    #[error("{id}: no such container")]
+    NoSuchContainer {
+        /// The name.
+        id: String,
+    },
+    /// A container of that name exists.
+    #[error("{id}: a container of this name exists")]
+    ContainerExists {
+        /// The name.
+        id: String,
+    },
+    /// The container must run for this.
+    #[error("{id}: not running (it is {state})")]
+    NotRunning {
+        /// The container.
+        id: String,
+        /// What it is instead.
+        state: &'static str,
+    },
+    /// The container must not run for this.
+    #[error("{id}: still running")]
+    StillRunning {
+        /// The container.
+        id: String,
+    },
+    /// The program could not be executed.
+    #[error("{program}: {source}")]
+    ExecFailed {
+        /// The program as it was named.
+        program: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Something in the spec is not acceptable.
+    #[error("{field}: {reason}")]
+    InvalidSpec {
+        /// The field, as the spec names it.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Not built, or not possible here.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+    },
+    /// Building the container failed in its helper process.
+    #[error("{id}: creating the container failed: {reason}")]
+    CreateFailed {
+        /// The container.
+        id: String,
+        /// The helper's message.
+        reason: String,
+    },
+    /// The supervisor cannot be reached, or answered nonsense.
+    #[error("{id}: the supervisor {what}")]
+    Supervisor {
+        /// The container.
+        id: String,
+        /// What it did.
+        what: String,
+        /// Why, where the kernel told.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// Processes survived SIGKILL.
+    #[error("{id}: processes {pids:?} survived SIGKILL for {waited:?}")]
+    StopTimedOut {
+        /// The container.
+        id: String,
+        /// The processes, in the agent's PID namespace.
+        pids: Vec<u32>,
+        /// How long they were waited for.
+        waited: Duration,
+    },
+    /// A helper binary is missing.
+    #[error("{name} was not found beside {beside}")]
+    HelperMissing {
+        /// Its file name.
+        name: &'static str,
+        /// The executable beside which it was looked for.
+        beside: PathBuf,
+    },
+    /// A secret was asked for, and there is nobody to ask.
+    #[error("{name}: this process has no secrets provider")]
+    NoSecretsProvider {
+        /// The secret.
+        name: String,
+    },
+    /// The configuration is wrong.
+    #[error("{what}: {reason}")]
+    Configuration {
+        /// File, key, variable or flag.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The root was written by something newer.
+    #[error("{root}: has the unknown feature {flag:?}")]
+    IncompatibleRoot {
+        /// The root.
+        root: PathBuf,
+        /// The flag.
+        flag: String,
+    },
+    /// A file on disk cannot be read as what it should be.
+    #[error("{path}: {reason}")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A network could not be set up, or torn down.
+    #[error("network {network}: {what}")]
+    Network {
+        /// The network, bridge or interface.
+        network: String,
+        /// What failed.
+        what: String,
+        /// Why.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// All addresses are leased.
+    #[error("network {network}: {subnet} has no free address")]
+    SubnetExhausted {
+        /// The network.
+        network: String,
+        /// Its subnet.
+        subnet: String,
+    },
+    /// The system call filter could not be compiled or loaded.
+    #[error("seccomp: {what}")]
+    Seccomp {
+        /// What failed.
+        what: String,
+        /// Why.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// A system call on a path failed.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was tried, as `reading`.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Several things failed while tearing down; it was finished all the same.
+    #[error("{}", join(.0))]
+    Several(Vec<Error>),
+    /// The image store.
+    #[error(transparent)]
+    Image(#[from] registry::Error),
+    /// The volume store.
+    #[error(transparent)]
+    Volume(#[from] volumes_s3::Error),
+    /// A thread of ours ended before its work.
+    #[error("a background thread ended early")]
+    ThreadLost(#[source] tokio::task::JoinError),
+}
+
+fn join(errors: &[Error]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl Error {
+    /// An [`Error::Io`], for `map_err`.
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// An [`Error::InvalidSpec`].
+    pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::InvalidSpec { field: field.into(), reason: reason.into() }
+    }
+
+    /// A stable, dotted name of the failure.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidId(_) => "container.invalid_id",
+            Self::NoSuchContainer { .. } => "container.not_found",
+            Self::ContainerExists { .. } => "container.exists",
+            Self::NotRunning { .. } => "container.not_running",
+            Self::StillRunning { .. } => "container.running",
+            Self::ExecFailed { source, .. } if source.raw_os_error() == Some(libc::ENOENT) => "exec.not_found",
+            Self::ExecFailed { .. } => "exec.not_executable",
+            Self::InvalidSpec { .. } => "spec.invalid",
+            Self::Unsupported { .. } => "unsupported.here",
+            Self::CreateFailed { .. } => "container.create_failed",
+            Self::Supervisor { .. } => "supervisor.unreachable",
+            Self::StopTimedOut { .. } => "container.stop_timed_out",
+            Self::HelperMissing { .. } => "install.helper_missing",
+            Self::NoSecretsProvider { .. } => "secret.no_provider",
+            Self::Configuration { .. } => "config.invalid",
+            Self::IncompatibleRoot { .. } => "root.incompatible",
+            Self::Corrupt { .. } => "root.corrupt",
+            Self::Network { .. } => "network.failed",
+            Self::SubnetExhausted { .. } => "network.exhausted",
+            Self::Seccomp { .. } => "seccomp.failed",
+            Self::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => "disk.full",
+            Self::Io { .. } => "io.failed",
+            Self::Several(errors) => errors.first().map_or("internal.failed", Self::code),
+            Self::Image(error) => error.code(),
+            Self::Volume(error) => error.code(),
+            Self::ThreadLost(_) => "internal.failed",
+        }
+    }
+
+    /// What to do about it, where there is something to say.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NoSuchContainer { .. } => "`berth ps -a` lists the containers of this root".to_owned(),
+            Self::ContainerExists { .. } => "choose another --name, or remove it first: `berth rm`".to_owned(),
+            Self::NotRunning { .. } => "start it first: `berth start`".to_owned(),
+            Self::StillRunning { .. } => "stop it first, or use `berth rm -f`".to_owned(),
+            Self::ExecFailed { .. } => "check the command, and that the image has it".to_owned(),
+            Self::Unsupported { .. } => "the README's table says what is built".to_owned(),
+            Self::Supervisor { .. } | Self::CreateFailed { .. } => {
+                "its messages are in containers/<id>/supervisor.log beneath the root".to_owned()
+            }
+            Self::HelperMissing { .. } => "install berth-supervisor and berth-create beside the agent, or call \
+                 youki_backend::supervisor::run_if_invoked() first thing in its main"
+                .to_owned(),
+            Self::NoSecretsProvider { .. } => "start the container from the agent that holds the secrets".to_owned(),
+            Self::IncompatibleRoot { .. } => "use the Berth that wrote it, or a newer one".to_owned(),
+            Self::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
+                "free space on that filesystem: `berth prune`, `berth volume prune`".to_owned()
+            }
+            Self::SubnetExhausted { .. } => "remove containers, or configure a larger --subnet".to_owned(),
+            Self::Several(errors) => return errors.first().and_then(Self::hint),
+            Self::Image(error) => return error.hint().map(str::to_owned),
+            Self::Volume(error) => return error.hint(),
+            _ => return None,
+        })
+    }
+
+    /// The message and its causes, joined by `: `, each said once.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let message = error.to_string();
+            if !text.contains(&message) {
+                text.push_str(": ");
+                text.push_str(&message);
+            }
+            cause = error.source();
+        }
+        text
+    }
+
+    /// The chain and the code, as `AgentError`'s `reason` carries them.
+    fn reason(&self) -> String {
+        format!("{} [{}]", self.chain(), self.code())
+    }
+
+    /// As the error of a create.
+    pub(crate) fn into_create(self, id: &str, image: &str) -> AgentError {
+        match self {
+            Self::InvalidSpec { .. } | Self::InvalidId(_) | Self::Unsupported { .. } | Self::NoSuchContainer { .. } => {
+                self.into()
+            }
+            Self::Image(_) => self.into_pull(image),
+            _ => AgentError::CreateFailed { id: id.to_owned(), reason: self.reason() },
+        }
+    }
+
+    /// As the error of a start.
+    pub(crate) fn into_start(self, id: &str) -> AgentError {
+        match self {
+            Self::NoSuchContainer { .. } | Self::InvalidId(_) => self.into(),
+            _ => AgentError::StartFailed { id: id.to_owned(), reason: self.reason() },
+        }
+    }
+
+    /// As the error of a pull.
+    pub(crate) fn into_pull(self, image: &str) -> AgentError {
+        AgentError::PullFailed { image: image.to_owned(), reason: self.reason() }
+    }
+}
+
+impl From<Error> for AgentError {
+    fn from(error: Error) -> Self {
+        let reason = error.reason();
+        match error {
+            Error::NoSuchContainer { id } => Self::NotFound { container: id, reason },
+            Error::Image(ref e) if e.code() == "image.not_found" || e.code() == "image.not_present" => {
+                Self::NotFound { container: String::new(), reason }
+            }
+            Error::Volume(ref e) if e.code() == "volume.not_found" => {
+                Self::NotFound { container: String::new(), reason }
+            }
+            Error::InvalidId(_) | Error::InvalidSpec { .. } => Self::InvalidSpec(reason),
+            Error::Unsupported { .. } => Self::Unsupported(reason),
+            Error::Configuration { .. } | Error::IncompatibleRoot { .. } | Error::HelperMissing { .. } => {
+                Self::Configuration(reason)
+            }
+            Error::Network { .. } | Error::SubnetExhausted { .. } => Self::Network(reason),
+            _ => Self::Internal(reason),
+        }
+    }
+}

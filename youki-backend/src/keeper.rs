@@ -1,0 +1,76 @@
+//! The keeper: one process of those on a root follows containers that end by themselves, so that their volumes are
+//! synced, and retries what S3 refused.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::runtime::Inner;
+
+/// First pause after a failed retry; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause between retries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Becomes the keeper as soon as no other process is.
+pub(crate) fn start(inner: &Arc<Inner>) {
+    let weak = Arc::downgrade(inner);
+    let path = inner.layout.run.join("keeper.lock");
+    tokio::spawn(async move {
+        let Ok(file) = OpenOptions::new().create(true).truncate(false).write(true).open(&path) else {
+            tracing::error!(path = %path.display(), "the keeper's lock cannot be opened: volumes are not retried");
+            return;
+        };
+        let Some(lock) = acquire(file).await else { return };
+        keep(weak, lock).await;
+    });
+}
+
+/// The lock, once nobody else has it. The wait is a thread of its own: it may last as long as the other process.
+async fn acquire(file: File) -> Option<File> {
+    match file.try_lock() {
+        Ok(()) => return Some(file),
+        Err(TryLockError::WouldBlock) => {}
+        Err(TryLockError::Error(_)) => return None,
+    }
+    let (answer, locked) = tokio::sync::oneshot::channel();
+    let waiter = std::thread::Builder::new().name("berth-keeper".to_owned()).spawn(move || {
+        if file.lock().is_ok() {
+            // Nobody waits any more if the runtime is gone; the lock goes with the file.
+            let _ = answer.send(file);
+        }
+    });
+    waiter.ok()?;
+    locked.await.ok()
+}
+
+/// Keeps until the runtime is dropped.
+async fn keep(weak: Weak<Inner>, _lock: File) {
+    // Containers that ended while nobody kept.
+    if let Some(inner) = weak.upgrade() {
+        match inner.container_ids() {
+            Ok(ids) => {
+                for id in ids {
+                    if let Ok(container) = inner.container(&id) {
+                        inner.keep_watch(&container);
+                    }
+                }
+            }
+            Err(error) => tracing::error!(error = error.chain(), "containers cannot be listed"),
+        }
+    }
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let Some(inner) = weak.upgrade() else { return };
+        let failed = match inner.volumes.retry_pending().await {
+            Ok(results) => results.iter().any(|(_, result)| result.is_err()),
+            Err(error) => {
+                tracing::warn!(%error, "volumes cannot be retried");
+                true
+            }
+        };
+        drop(inner);
+        pause = if failed { (pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+        tokio::time::sleep(pause).await;
+    }
+}

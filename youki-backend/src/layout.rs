@@ -1,0 +1,137 @@
+//! Where everything lies.
+//!
+//! ```text
+//! <root>/                             0700; survives a reboot
+//!   berth-root.json                   format version and feature flags
+//!   images/ layers/                   the registry crate's
+//!   volumes/                          the volumes-s3 crate's
+//!   containers/<id>/
+//!     container.json                  the record: spec, image, network, volumes. Its appearance makes the container
+//!     exit.json                       how the last attempt ended; absent while one is current
+//!     upper/ work/                    overlay's writable layer
+//!     rootfs/                         mount point of the root filesystem, in the supervisor's mount namespace only
+//!     etc/{hosts,hostname,resolv.conf}
+//!     volumes/<n>/                    anonymous volumes
+//!     logs/                           CRI log files
+//!     created                         the init was built once; without it, what there is was abandoned
+//!     supervisor.log                  messages of supervisor and helpers, bounded
+//!   trash/                            removed containers, until their files are deleted
+//! <run>/                              a tmpfs; gone at reboot
+//!   containers/<id>/bundle/           config.json for libcontainer; removed once the init has read it
+//!   containers/<id>/state/            libcontainer's state
+//!   locks/<id>                        one per container, held by whoever changes it
+//!   sockets/<16 hex>.sock             the supervisor's
+//!   seccomp/<hex>.bpf                 compiled filters
+//!   leases/                           the network's addresses
+//! ```
+
+use std::path::PathBuf;
+
+use runtime_core::ContainerId;
+use sha2::{Digest, Sha256};
+
+/// The directories of one root.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    pub root: PathBuf,
+    pub run: PathBuf,
+}
+
+impl Layout {
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    pub fn container(&self, id: &ContainerId) -> ContainerPaths {
+        let name = id.to_string();
+        ContainerPaths {
+            dir: self.containers().join(&name),
+            run: self.run.join("containers").join(&name),
+            lock: self.run.join("locks").join(&name),
+            socket: self.run.join("sockets").join(format!("{}.sock", &hex(&Sha256::digest(&name))[..16])),
+        }
+    }
+
+    /// Where removed containers go in one step, before their files are deleted.
+    pub fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    pub fn seccomp_cache(&self) -> PathBuf {
+        self.run.join("seccomp")
+    }
+
+    pub fn leases(&self) -> PathBuf {
+        self.run.join("leases")
+    }
+}
+
+/// The files of one container.
+#[derive(Debug, Clone)]
+pub(crate) struct ContainerPaths {
+    /// `<root>/containers/<id>`.
+    pub dir: PathBuf,
+    /// `<run>/containers/<id>`.
+    pub run: PathBuf,
+    /// Its lock.
+    pub lock: PathBuf,
+    /// Its supervisor's socket: a short hashed name, since `sun_path` holds 108 bytes.
+    pub socket: PathBuf,
+}
+
+impl ContainerPaths {
+    pub fn record(&self) -> PathBuf {
+        self.dir.join("container.json")
+    }
+
+    pub fn exit_record(&self) -> PathBuf {
+        self.dir.join("exit.json")
+    }
+
+    pub fn upper(&self) -> PathBuf {
+        self.dir.join("upper")
+    }
+
+    pub fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    pub fn rootfs(&self) -> PathBuf {
+        self.dir.join("rootfs")
+    }
+
+    /// Files that are bound over the image's: `hosts`, `hostname`, `resolv.conf`.
+    pub fn etc(&self, name: &str) -> PathBuf {
+        self.dir.join("etc").join(name)
+    }
+
+    pub fn anonymous_volume(&self, index: usize) -> PathBuf {
+        self.dir.join("volumes").join(index.to_string())
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.dir.join("logs")
+    }
+
+    pub fn supervisor_log(&self) -> PathBuf {
+        self.dir.join("supervisor.log")
+    }
+
+    pub fn bundle(&self) -> PathBuf {
+        self.run.join("bundle")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.run.join("state")
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

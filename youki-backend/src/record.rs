@@ -1,0 +1,189 @@
+//! What is written down of a container: its record, and how its last attempt ended.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use oci_spec::image::ImageConfiguration;
+use runtime_core::{ContainerId, DetailedStats, ServiceSpec, WaitOutcome, WaitReason};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::ProcessPlan;
+use crate::error::{Error, Result};
+
+/// Longest record that is read: a spec of many thousand environment variables is well below.
+const MAX_RECORD_BYTES: u64 = 16 << 20;
+
+/// Exit code of a container whose end nobody saw.
+pub(crate) const LOST_EXIT_CODE: i32 = 137;
+
+/// `container.json`: all that is needed to start the container again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ContainerRecord {
+    pub id: ContainerId,
+    pub spec: ServiceSpec,
+    pub image: ImageRecord,
+    #[serde(with = "runtime_core::time")]
+    pub created_at: DateTime<Utc>,
+    /// The current attempt, from 1. An exit record of an earlier one is out of date.
+    pub attempt: u32,
+    /// The boot in which that attempt was begun.
+    pub boot_id: String,
+    pub cgroup_path: String,
+    pub args: Vec<String>,
+    pub mounts: Vec<MountRecord>,
+    pub stop_signal: i32,
+    /// Its own network namespace, with an address where it is attached to a network.
+    pub network: NetworkRecord,
+    /// What an exec takes on; unknown until the bundle is built.
+    pub process: Option<ProcessPlan>,
+}
+
+/// The image a container was created from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ImageRecord {
+    pub reference: String,
+    pub digest: String,
+    /// Overlay lower directories, bottom first.
+    pub layers: Vec<PathBuf>,
+    /// Kept here: the image may be gone when the container is started again.
+    pub config: ImageConfiguration,
+}
+
+/// A volume or bind mount as it was resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MountRecord {
+    #[serde(rename = "type")]
+    pub kind: MountKind,
+    pub source: PathBuf,
+    pub target: String,
+    pub readonly: bool,
+    /// The name of a named volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// What a mount's source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum MountKind {
+    Bind,
+    Named,
+    Anonymous,
+}
+
+/// The network as it was set up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum NetworkRecord {
+    Host,
+    None,
+    Bridge(crate::network::Lease),
+}
+
+/// `exit.json`: how an attempt ended. Written by the supervisor before it tells anyone, or by whoever finds it lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExitRecord {
+    pub attempt: u32,
+    /// Who wrote it; gone a moment later, with the mounts. 0 if it was lost.
+    pub supervisor_pid: i32,
+    pub outcome: WaitOutcome,
+    /// When the program was started; `None` if it never was.
+    #[serde(with = "runtime_core::time::option")]
+    pub started_at: Option<DateTime<Utc>>,
+    /// Why the container counts as failed, not exited.
+    pub failure: Option<String>,
+    /// Processes the kernel killed for want of memory during the attempt.
+    pub oom_kills: u64,
+    /// What it had used at its end.
+    pub stats: Option<DetailedStats>,
+}
+
+impl ExitRecord {
+    /// For an attempt whose end nobody saw.
+    pub fn lost(attempt: u32, failure: String) -> Self {
+        let outcome = WaitOutcome {
+            exit_code: LOST_EXIT_CODE,
+            reason: WaitReason::RuntimeError,
+            signal: None,
+            finished_at: Some(Utc::now()),
+        };
+        Self {
+            attempt,
+            supervisor_pid: 0,
+            outcome,
+            started_at: None,
+            failure: Some(failure),
+            oom_kills: 0,
+            stats: None,
+        }
+    }
+}
+
+/// Reads a record, or `None` if there is no such file.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(Error::io("opening", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_RECORD_BYTES), &mut bytes)
+        .map_err(Error::io("reading", path))?;
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })
+}
+
+/// Writes a record so that a reader sees the old or the new one, whole. It is not synced: a batched sync covers a power
+/// cut, and the death of any process loses nothing.
+pub(crate) fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
+    let mut bytes = serde_json::to_vec(record)
+        .map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })?;
+    bytes.push(b'\n');
+    write_bytes(path, &bytes)
+}
+
+/// The same for bytes as they are.
+pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
+    let written = fs::File::create(&temporary).and_then(|mut file| file.write_all(bytes));
+    let result = written
+        .map_err(Error::io("writing", &temporary))
+        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io("renaming to", path)));
+    if result.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_record_is_an_error_that_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("exit.json");
+        assert_eq!(read::<ExitRecord>(&path).unwrap(), None);
+        fs::write(&path, b"{\"attempt\":1").unwrap();
+        let error = read::<ExitRecord>(&path).unwrap_err();
+        assert_eq!(error.code(), "root.corrupt");
+        assert!(error.to_string().contains("exit.json"));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_leaves_the_old_one_and_no_rubbish() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("exit.json");
+        let record = ExitRecord::lost(1, "x".into());
+        write(&path, &record).unwrap();
+        assert!(write(&dir.path().join("missing/exit.json"), &record).is_err());
+        assert_eq!(read::<ExitRecord>(&path).unwrap(), Some(record));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

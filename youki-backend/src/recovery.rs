@@ -1,0 +1,252 @@
+//! Opening a root: what is on record is brought in line with what runs.
+//!
+//! Nothing of a container lives in the agent, so that is all there is to an agent's restart: containers whose
+//! supervisor is gone are killed and put on record as lost, what a killed create left is removed, leases of containers
+//! that are no more are freed.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use registry::{ImageStore, StoreConfig};
+use runtime_core::ContainerId;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+use volumes_s3::VolumeStore;
+
+use crate::cgroup::Hierarchy;
+use crate::config::{self, Config};
+use crate::container::remove_dir;
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::lock::ContainerLock;
+use crate::network::{Bridge, NetworkConfig, Subnet};
+use crate::record;
+use crate::runtime::{Inner, YoukiRuntime};
+use crate::supervisor::spawn::Spawner;
+
+/// The layout that this code writes.
+const ROOT_FORMAT: u32 = 1;
+/// Containers looked at side by side.
+const CONCURRENT_LOOKS: usize = 32;
+/// What the overlay cannot be made on (fs/overlayfs, NFS): no whiteouts, no xattrs, or no upper at all.
+const UNSUITABLE_FILESYSTEMS: [(u64, &str); 2] = [(0x794c_7630, "overlayfs"), (0x6969, "NFS")];
+
+/// `berth-root.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct RootVersion {
+    format: u32,
+    /// What an older Berth may ignore.
+    compatible: Vec<String>,
+    /// What it may not.
+    incompatible: Vec<String>,
+}
+
+pub(crate) async fn open(mut config: Config) -> Result<YoukiRuntime> {
+    make_private(&config.root)?;
+    config.root = fs::canonicalize(&config.root).map_err(Error::io("resolving", &config.root))?;
+    refuse_unsuitable(&config.root)?;
+    check_version(&config.root)?;
+    let layout = Layout { root: config.root.clone(), run: config.run_dir.clone() };
+    make_private(&layout.run)?;
+    for dir in [layout.containers(), layout.trash(), layout.run.join("sockets"), layout.run.join("locks")] {
+        make_private(&dir)?;
+    }
+    claim_cgroup_parent(&config)?;
+    let hierarchy = Hierarchy::detect()?;
+    hierarchy.container_dirs(&format!("/{}/supervisors", config.cgroup_parent)).create()?;
+
+    let tag = config::root_tag(&config.root);
+    let subnet: Subnet = config.network.subnet.parse()?;
+    let bridge = Bridge::new(NetworkConfig {
+        bridge: config.network.bridge.clone(),
+        subnet,
+        table: format!("berth_{tag}"),
+        leases: layout.leases(),
+    })?;
+    let images = ImageStore::open(StoreConfig {
+        registries: config.registries.clone(),
+        ..StoreConfig::new(config.root.clone())
+    })?;
+    let volumes = VolumeStore::open(volumes_s3::VolumesConfig {
+        root: config.root.join("volumes"),
+        run_dir: layout.run.clone(),
+        host: host_name(&tag),
+        s3: config.s3.clone(),
+        take_over_after: config.volumes.take_over_after,
+    })
+    .await?;
+    let spawner = Spawner::locate(config.helper_dir.as_deref())?;
+    spawner.start_reaping()?;
+    let boot_id = read_line("/proc/sys/kernel/random/boot_id")?;
+
+    let inner = Arc::new_cyclic(|weak| Inner {
+        config,
+        layout,
+        images,
+        volumes,
+        bridge,
+        hierarchy,
+        spawner,
+        boot_id,
+        weak: weak.clone(),
+    });
+    inner.reconcile().await?;
+    if inner.config.keeper {
+        crate::keeper::start(&inner);
+    }
+    Ok(YoukiRuntime(inner))
+}
+
+impl Inner {
+    /// Looks at every container once; what is lost or abandoned is dealt with on the way.
+    async fn reconcile(self: &Arc<Self>) -> Result<()> {
+        let trash = self.layout.trash();
+        tokio::task::spawn_blocking(move || empty(&trash)).await.map_err(Error::ThreadLost)??;
+        let mut names = Vec::new();
+        let dir = self.layout.containers();
+        for entry in fs::read_dir(&dir).map_err(Error::io("listing", &dir))? {
+            let name = entry.map_err(Error::io("listing", &dir))?.file_name();
+            names.extend(name.to_str().and_then(|name| name.parse::<ContainerId>().ok()));
+        }
+        let mut looks = JoinSet::new();
+        for id in names {
+            if looks.len() >= CONCURRENT_LOOKS {
+                looks.join_next().await;
+            }
+            let inner = self.clone();
+            looks.spawn(async move {
+                if let Err(error) = inner.reconcile_one(&id).await {
+                    tracing::error!(container = %id, error = error.chain(), "its state is not known");
+                }
+            });
+        }
+        while looks.join_next().await.is_some() {}
+        let (layout, bridge) = (self.layout.clone(), self.bridge.clone());
+        tokio::task::spawn_blocking(move || {
+            // One that is being created has its lock, and maybe no record yet.
+            bridge.reconcile(&|id| layout.containers().join(id).exists() || layout.run.join("locks").join(id).exists())
+        })
+        .await
+        .map_err(Error::ThreadLost)??;
+        Ok(())
+    }
+
+    async fn reconcile_one(self: &Arc<Self>, id: &ContainerId) -> Result<()> {
+        let paths = self.layout.container(id);
+        // Whoever creates, starts or removes it holds the lock, and will see to it.
+        let Some(lock) = ContainerLock::try_acquire(&paths.lock)? else { return Ok(()) };
+        match self.container(id) {
+            Ok(container) if paths.dir.join("created").exists() => {
+                drop(lock);
+                self.observe(&container).await?;
+                self.keep_watch(&container);
+                Ok(())
+            }
+            Ok(container) => {
+                tracing::warn!(container = %id, "its creation was cut off; what there is of it is removed");
+                // Its supervisor, if there is one, sees that its agent is gone and ends by itself.
+                let freed = self.discard(&container).await;
+                lock.remove();
+                freed
+            }
+            Err(Error::NoSuchContainer { .. }) => {
+                let removed = remove_dir(&paths.dir).and_then(|()| remove_dir(&paths.run));
+                lock.remove();
+                removed
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn make_private(dir: &Path) -> Result<()> {
+    if !dir.exists() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("creating", dir))?;
+    }
+    let metadata = fs::metadata(dir).map_err(Error::io("reading", dir))?;
+    if metadata.permissions().mode() & 0o077 != 0 {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(Error::io("closing to others", dir))?;
+    }
+    Ok(())
+}
+
+fn refuse_unsuitable(root: &Path) -> Result<()> {
+    let magic = rustix::fs::statfs(root).map_err(|error| Error::io("reading", root)(error.into()))?.f_type as u64;
+    match UNSUITABLE_FILESYSTEMS.iter().find(|(known, _)| *known == magic) {
+        Some((_, name)) => Err(Error::Configuration {
+            what: format!("root {}", root.display()),
+            reason: format!("it lies on {name}, which cannot hold an overlay's writable layer"),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn check_version(root: &Path) -> Result<()> {
+    let path = root.join("berth-root.json");
+    match record::read::<RootVersion>(&path)? {
+        None => record::write(&path, &RootVersion { format: ROOT_FORMAT, ..RootVersion::default() }),
+        Some(version) if version.format != ROOT_FORMAT => {
+            Err(Error::IncompatibleRoot { root: root.to_owned(), flag: format!("format {}", version.format) })
+        }
+        Some(RootVersion { incompatible, .. }) => match incompatible.into_iter().next() {
+            Some(flag) => Err(Error::IncompatibleRoot { root: root.to_owned(), flag }),
+            None => Ok(()),
+        },
+    }
+}
+
+/// One parent cgroup is one root's: two would kill each other's containers.
+fn claim_cgroup_parent(config: &Config) -> Result<()> {
+    let name = &config.cgroup_parent;
+    let plain = !name.is_empty()
+        && name.split('/').all(|part| {
+            !part.is_empty()
+                && part != "."
+                && part != ".."
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        });
+    let refuse = |reason: String| Error::Configuration { what: format!("cgroup parent {name:?}"), reason };
+    if !plain {
+        return Err(refuse("only letters, digits, '_', '.', '-' and '/' between names are allowed".to_owned()));
+    }
+    let dir = Path::new(config::DEFAULT_RUN_DIR).join("cgroup-parents");
+    fs::create_dir_all(&dir).map_err(Error::io("creating", &dir))?;
+    let path = dir.join(name.replace('/', "~"));
+    let root = config.root.display().to_string();
+    match fs::read_to_string(&path) {
+        Ok(owner) if owner.trim_end() == root => Ok(()),
+        // A root that is gone owns nothing.
+        Ok(owner) if Path::new(owner.trim_end()).join("berth-root.json").exists() => {
+            Err(refuse(format!("it is used by the root {}; name another by --cgroup-parent", owner.trim_end())))
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("reading", path)(error)),
+        _ => record::write_bytes(&path, root.as_bytes()),
+    }
+}
+
+/// What this host, with this root, is called in the claims of volumes: the same over reboots, and nobody else's.
+fn host_name(root_tag: &str) -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let machine: String = machine.trim().chars().take(8).collect();
+    [name.as_str(), machine.as_str(), root_tag]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("-")
+}
+
+fn read_line(path: &str) -> Result<String> {
+    Ok(fs::read_to_string(path).map_err(Error::io("reading", path))?.trim_end().to_owned())
+}
+
+fn empty(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io("listing", dir))? {
+        let path = entry.map_err(Error::io("listing", dir))?.path();
+        remove_dir(&path)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,412 @@
+//! [`YoukiRuntime`]: its inherent methods with rich errors, and the [`Runtime`] trait over them.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use registry::{ImageStore, InUse, PullOptions};
+use runtime_core::{
+    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, DetailedStats,
+    ExecEventStream, ExecInput, ExecOptions, ImageInfo, LogEntry, LogRecordStream, LogsOptions, PruneResult,
+    PullPolicy, RegistryAuth, Runtime, ServiceSpec, TopEntry, VolumeStatus, WaitOutcome,
+};
+use volumes_s3::VolumeStore;
+
+use crate::cgroup::Hierarchy;
+use crate::config::Config;
+use crate::container::{CreateOptions, ExecRequest, Inspect, RunningExec};
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::logs::RecordStream;
+use crate::network::Bridge;
+use crate::record::NetworkRecord;
+use crate::supervisor::spawn::Spawner;
+
+/// Berth's runtime on one root. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct YoukiRuntime(pub(crate) Arc<Inner>);
+
+/// What all of the runtime's rooms share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub config: Config,
+    pub layout: Layout,
+    pub images: ImageStore,
+    pub volumes: VolumeStore,
+    pub bridge: Bridge,
+    pub hierarchy: Hierarchy,
+    pub spawner: Spawner,
+    pub boot_id: String,
+    pub weak: Weak<Inner>,
+}
+
+impl YoukiRuntime {
+    /// Opens the root of `config`, which is made if it is not there, and brings what is on record in line with what
+    /// runs: when this returns, every state is true. Must be called within a multi-threaded tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`], [`Error::IncompatibleRoot`], [`Error::HelperMissing`], [`Error::Io`].
+    pub async fn open(config: Config) -> Result<Self> {
+        crate::recovery::open(config).await
+    }
+
+    /// How it is configured.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Its images.
+    #[must_use]
+    pub fn images(&self) -> &ImageStore {
+        &self.0.images
+    }
+
+    /// Its named volumes.
+    #[must_use]
+    pub fn volumes(&self) -> &VolumeStore {
+        &self.0.volumes
+    }
+
+    /// [`Runtime::create_container`].
+    ///
+    /// # Errors
+    /// [`Error::ContainerExists`], [`Error::InvalidSpec`], [`Error::Image`], [`Error::Volume`], [`Error::CreateFailed`].
+    pub async fn create(&self, id: &ContainerId, spec: &ServiceSpec, options: CreateOptions) -> Result<()> {
+        self.0.create(id, spec, options).await
+    }
+
+    /// [`Runtime::start_container`].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::ExecFailed`] when its program cannot be executed.
+    pub async fn start(&self, id: &ContainerId) -> Result<()> {
+        self.0.start(id).await
+    }
+
+    /// [`Runtime::stop_container`]; the spec's or the default time-out if `None`.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::StopTimedOut`].
+    pub async fn stop(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<()> {
+        self.0.stop(id, timeout).await
+    }
+
+    /// [`Runtime::kill_container`].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NotRunning`], [`Error::InvalidSpec`].
+    pub async fn kill(&self, id: &ContainerId, signal: Option<&str>) -> Result<()> {
+        self.0.kill(id, signal).await
+    }
+
+    /// Sends any signal by number; for a foreground run, which passes on what it gets.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NotRunning`].
+    pub async fn forward_signal(&self, id: &ContainerId, number: i32) -> Result<()> {
+        let container = self.0.container(id)?;
+        self.0.send_signal(&container, number).await
+    }
+
+    /// [`Runtime::remove_container`]; without `force`, one that runs is refused.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::StillRunning`], and what failed while all the rest was freed.
+    pub async fn remove(&self, id: &ContainerId, force: bool) -> Result<()> {
+        if !force {
+            let container = self.0.container(id)?;
+            if !self.0.is_ended(&container).await? {
+                return Err(Error::StillRunning { id: id.to_string() });
+            }
+        }
+        self.0.remove(id).await
+    }
+
+    /// [`Runtime::wait_outcome`].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`].
+    pub async fn wait(&self, id: &ContainerId) -> Result<WaitOutcome> {
+        self.0.wait(id).await
+    }
+
+    /// Everything known of a container.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`].
+    pub async fn inspect(&self, id: &ContainerId) -> Result<Inspect> {
+        self.0.inspect(id).await
+    }
+
+    /// The same for all, by id.
+    ///
+    /// # Errors
+    /// Those of reading the root.
+    pub async fn inspect_all(&self) -> Result<Vec<Inspect>> {
+        self.0.inspect_all().await
+    }
+
+    /// [`Runtime::get_container_stats`].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`].
+    pub async fn stats(&self, id: &ContainerId) -> Result<ContainerStats> {
+        self.0.stats(id).await
+    }
+
+    /// [`Runtime::stats_detailed`].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`].
+    pub async fn detailed_stats(&self, id: &ContainerId) -> Result<DetailedStats> {
+        self.0.stats_detailed(id).await
+    }
+
+    /// [`Runtime::top`].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NotRunning`].
+    pub async fn processes(&self, id: &ContainerId) -> Result<Vec<TopEntry>> {
+        self.0.top(id).await
+    }
+
+    /// [`Runtime::logs_stream`].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`].
+    pub async fn log_records(&self, id: &ContainerId, options: &LogsOptions) -> Result<RecordStream> {
+        self.0.logs_stream(id, options).await
+    }
+
+    /// Starts a further process, with descriptors of the caller's as its standard streams.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NotRunning`], [`Error::ExecFailed`].
+    pub async fn start_exec(&self, id: &ContainerId, request: ExecRequest) -> Result<RunningExec> {
+        self.0.exec(id, request).await
+    }
+
+    /// Copies the container's output, from now on, to two pipes or sockets, which are made non-blocking. A reader that
+    /// is slow holds the container back. Returns the write end of its standard input, where that is open and nobody
+    /// has it yet; dropping it is the input's end.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NotRunning`].
+    pub async fn attach(&self, id: &ContainerId, stdout: OwnedFd, stderr: OwnedFd) -> Result<Option<OwnedFd>> {
+        self.0.attach(id, stdout, stderr).await
+    }
+
+    /// Syncs the named volumes of an ended container and gives them back, as a stop does. Tells which of them are not
+    /// durable yet, and why.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`].
+    pub async fn settle_volumes(&self, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
+        let container = self.0.container(id)?;
+        Ok(self.0.settle_volumes(&container).await)
+    }
+
+    /// [`Runtime::sync_container_volumes`].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::Volume`].
+    pub async fn sync_volumes(&self, id: &ContainerId) -> Result<()> {
+        self.0.sync_volumes(id).await
+    }
+
+    /// What containers use of the images: for removing and pruning them.
+    ///
+    /// # Errors
+    /// Those of reading the root.
+    pub fn images_in_use(&self) -> Result<Vec<InUse>> {
+        self.0.images_in_use()
+    }
+}
+
+impl Inner {
+    pub(crate) fn images_in_use(&self) -> Result<Vec<InUse>> {
+        let mut used = Vec::new();
+        for id in self.container_ids()? {
+            match self.container(&id) {
+                Ok(container) => {
+                    let image = container.record.image;
+                    used.push(InUse { digest: image.digest, layers: image.layers });
+                }
+                Err(Error::NoSuchContainer { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(used)
+    }
+
+    async fn sync_volumes(&self, id: &ContainerId) -> Result<()> {
+        let container = self.container(id)?;
+        for mount in container.record.mounts.iter().filter(|mount| !mount.readonly) {
+            if let Some(name) = &mount.name {
+                self.volumes.sync(name).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Runtime for YoukiRuntime {
+    async fn pull_image(&self, image: &str) -> runtime_core::Result<()> {
+        self.pull_image_with_policy(image, PullPolicy::IfNotPresent, None).await
+    }
+
+    async fn pull_image_with_policy(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        auth: Option<&RegistryAuth>,
+    ) -> runtime_core::Result<()> {
+        let options = PullOptions { policy, auth: auth.cloned(), ..PullOptions::default() };
+        let pulled = self.0.images.pull(image, options).await;
+        pulled.map(drop).map_err(|error| Error::from(error).into_pull(image))
+    }
+
+    async fn create_container(&self, id: &ContainerId, spec: &ServiceSpec) -> runtime_core::Result<()> {
+        let created = self.create(id, spec, CreateOptions::default()).await;
+        created.map_err(|error| error.into_create(&id.to_string(), &spec.image.name))
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> runtime_core::Result<()> {
+        self.start(id).await.map_err(|error| error.into_start(&id.to_string()))
+    }
+
+    async fn stop_container(&self, id: &ContainerId, timeout: Duration) -> runtime_core::Result<()> {
+        Ok(self.stop(id, Some(timeout)).await?)
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> runtime_core::Result<()> {
+        Ok(self.remove(id, true).await?)
+    }
+
+    async fn container_state(&self, id: &ContainerId) -> runtime_core::Result<ContainerState> {
+        Ok(self.0.container_state(id).await?)
+    }
+
+    async fn container_logs(&self, id: &ContainerId, tail: usize) -> runtime_core::Result<Vec<LogEntry>> {
+        Ok(self.0.logs(id, tail).await?)
+    }
+
+    async fn get_logs(&self, id: &ContainerId) -> runtime_core::Result<Vec<LogEntry>> {
+        Ok(self.0.logs(id, 0).await?)
+    }
+
+    async fn exec(&self, id: &ContainerId, command: &[String]) -> runtime_core::Result<(i32, String, String)> {
+        Ok(self.0.exec_buffered(id, command).await?)
+    }
+
+    async fn exec_stream(&self, id: &ContainerId, command: &[String]) -> runtime_core::Result<ExecEventStream> {
+        self.exec_with(id, command, &ExecOptions::default(), None).await
+    }
+
+    async fn get_container_stats(&self, id: &ContainerId) -> runtime_core::Result<ContainerStats> {
+        Ok(self.stats(id).await?)
+    }
+
+    async fn wait_container(&self, id: &ContainerId) -> runtime_core::Result<i32> {
+        Ok(self.wait(id).await?.exit_code)
+    }
+
+    async fn wait_outcome(&self, id: &ContainerId) -> runtime_core::Result<WaitOutcome> {
+        Ok(self.wait(id).await?)
+    }
+
+    async fn get_container_pid(&self, id: &ContainerId) -> runtime_core::Result<Option<u32>> {
+        let container = self.0.container(id)?;
+        Ok(self.0.observe(&container).await?.pid())
+    }
+
+    async fn get_container_ip(&self, id: &ContainerId) -> runtime_core::Result<Option<IpAddr>> {
+        Ok(match self.0.container(id)?.record.network {
+            NetworkRecord::Bridge(lease) => Some(lease.ip.into()),
+            NetworkRecord::Host | NetworkRecord::None => None,
+        })
+    }
+
+    async fn get_container_port_override(&self, id: &ContainerId) -> runtime_core::Result<Option<u16>> {
+        self.0.container(id)?;
+        Ok(None)
+    }
+
+    async fn sync_container_volumes(&self, id: &ContainerId) -> runtime_core::Result<()> {
+        Ok(self.sync_volumes(id).await?)
+    }
+
+    async fn list_images(&self) -> runtime_core::Result<Vec<ImageInfo>> {
+        let images = self.0.images.list().await.map_err(Error::from)?;
+        let info = |image: registry::StoredImage| ImageInfo {
+            reference: image.reference,
+            digest: Some(image.digest),
+            size_bytes: Some(image.size_bytes),
+        };
+        Ok(images.into_iter().map(info).collect())
+    }
+
+    async fn remove_image(&self, image: &str, force: bool) -> runtime_core::Result<()> {
+        let used = self.images_in_use()?;
+        self.0.images.remove(image, force, &used).await.map_err(Error::from)?;
+        Ok(())
+    }
+
+    async fn prune_images(&self) -> runtime_core::Result<PruneResult> {
+        let used = self.images_in_use()?;
+        let removed = self.0.images.prune(&used).await.map_err(Error::from)?;
+        Ok(PruneResult { deleted: removed.deleted, space_reclaimed: removed.space_reclaimed })
+    }
+
+    async fn kill_container(&self, id: &ContainerId, signal: Option<&str>) -> runtime_core::Result<()> {
+        Ok(self.kill(id, signal).await?)
+    }
+
+    async fn tag_image(&self, source: &str, target: &str) -> runtime_core::Result<()> {
+        Ok(self.0.images.tag(source, target).await.map_err(Error::from)?)
+    }
+
+    async fn inspect_detailed(&self, id: &ContainerId) -> runtime_core::Result<ContainerInspectDetails> {
+        Ok(self.0.details(id).await?)
+    }
+
+    async fn list_containers(&self) -> runtime_core::Result<Vec<ContainerSummary>> {
+        Ok(self.0.summaries().await?)
+    }
+
+    async fn logs_stream(&self, id: &ContainerId, options: &LogsOptions) -> runtime_core::Result<LogRecordStream> {
+        let records = self.log_records(id, options).await?;
+        Ok(Box::pin(records.map(|record| record.map_err(AgentError::from))))
+    }
+
+    async fn stats_detailed(&self, id: &ContainerId) -> runtime_core::Result<DetailedStats> {
+        Ok(self.detailed_stats(id).await?)
+    }
+
+    async fn exec_with(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        options: &ExecOptions,
+        input: Option<ExecInput>,
+    ) -> runtime_core::Result<ExecEventStream> {
+        Ok(self.0.exec_events(id, command, options, input).await?)
+    }
+
+    async fn top(&self, id: &ContainerId) -> runtime_core::Result<Vec<TopEntry>> {
+        Ok(self.processes(id).await?)
+    }
+
+    async fn list_volumes(&self) -> runtime_core::Result<Vec<VolumeStatus>> {
+        Ok(self.0.volumes.list().await.map_err(Error::from)?)
+    }
+
+    async fn volume_status(&self, name: &str) -> runtime_core::Result<VolumeStatus> {
+        Ok(self.0.volumes.status(name).await.map_err(Error::from)?)
+    }
+}

@@ -1,0 +1,122 @@
+//! The agent's side of a supervisor's socket.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+
+use super::wire::{self, Reply, Request};
+
+/// A connection to one supervisor.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: UnixStream,
+    received: Vec<u8>,
+    /// The last descriptor that came along.
+    descriptor: Option<OwnedFd>,
+}
+
+impl Connection {
+    /// Connects. `ConnectionRefused` and `NotFound` mean that there is no supervisor.
+    pub async fn open(socket: &Path) -> io::Result<Self> {
+        // By the directory's descriptor: the path may be longer than a socket address holds.
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let (dir, name) = (socket.parent().ok_or_else(missing)?, socket.file_name().ok_or_else(missing)?);
+        let dir = std::fs::File::open(dir)?;
+        let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+        UnixStream::connect(path).await.map(Self::from_stream)
+    }
+
+    pub fn from_stream(stream: UnixStream) -> Self {
+        Self { stream, received: Vec::new(), descriptor: None }
+    }
+
+    /// Sends bytes that are not a frame.
+    pub async fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
+    pub async fn send(&mut self, request: &Request) -> io::Result<()> {
+        self.stream.write_all(&request.encode()).await
+    }
+
+    /// Sends a request with descriptors beside it.
+    pub async fn send_with(&mut self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let frame = request.encode();
+        let sent = self
+            .stream
+            .async_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                control.push(SendAncillaryMessage::ScmRights(descriptors));
+                let bytes = [IoSlice::new(&frame)];
+                Ok(rustix::net::sendmsg(self.stream.as_fd(), &bytes, &mut control, SendFlags::NOSIGNAL)?)
+            })
+            .await?;
+        self.stream.write_all(&frame[sent..]).await
+    }
+
+    /// The next reply; `None` when the supervisor is gone.
+    pub async fn receive(&mut self) -> io::Result<Option<Reply>> {
+        loop {
+            if let Some(len) = wire::frame_len(&self.received).map_err(io::Error::other)?
+                && self.received.len() >= len
+            {
+                let reply = Reply::decode(&self.received[..len]).map_err(io::Error::other);
+                self.received.drain(..len);
+                return reply.map(Some);
+            }
+            let mut chunk = [0; 4096];
+            let (count, descriptor) =
+                match self.stream.async_io(Interest::READABLE, || receive_once(&self.stream, &mut chunk)).await {
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (0, None),
+                    other => other?,
+                };
+            if descriptor.is_some() {
+                self.descriptor = descriptor;
+            }
+            if count == 0 {
+                return Ok(None);
+            }
+            self.received.extend_from_slice(&chunk[..count]);
+        }
+    }
+
+    /// Asks, and waits for the answer.
+    pub async fn ask(&mut self, request: &Request) -> io::Result<Option<Reply>> {
+        match self.send(request).await {
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                return Ok(None);
+            }
+            other => other?,
+        }
+        self.receive().await
+    }
+
+    /// The descriptor that came with the last replies.
+    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptor.take()
+    }
+}
+
+fn receive_once(stream: &UnixStream, chunk: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [io::IoSliceMut::new(chunk)];
+    let message = rustix::net::recvmsg(stream.as_fd(), &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let descriptor = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten()
+        .last();
+    Ok((message.bytes, descriptor))
+}

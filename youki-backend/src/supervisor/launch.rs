@@ -1,0 +1,257 @@
+//! The last steps of a process that becomes a user's program, for an init and for an exec alike.
+//!
+//! They run between fork and `execve` in a single-threaded process. [`Launch::prepare`] does all that allocates;
+//! [`Launch::run`] only makes system calls.
+
+use std::ffi::{CString, c_char};
+use std::io;
+
+use crate::bundle::seccomp::load;
+use crate::bundle::{CapabilitySets, Rlimit};
+
+/// What is to be executed, and as what.
+#[derive(Debug)]
+pub(crate) struct Program<'a> {
+    pub args: &'a [Vec<u8>],
+    /// `NAME=value` each.
+    pub env: &'a [Vec<u8>],
+    /// As they shall be afterwards.
+    pub capabilities: CapabilitySets,
+    pub no_new_privileges: bool,
+    /// A compiled system call filter.
+    pub filter: Option<Vec<u8>>,
+    pub rlimits: Vec<Rlimit>,
+}
+
+/// A program ready to be executed.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    /// Where `execvp` would look, in order.
+    candidates: Vec<CString>,
+    args: Vec<CString>,
+    env: Vec<CString>,
+    capabilities: CapabilitySets,
+    no_new_privileges: bool,
+    filter: Option<Vec<u8>>,
+    rlimits: Vec<Rlimit>,
+}
+
+impl Launch {
+    /// Copies everything into the form the kernel takes. An empty command, or a NUL byte in any text, is `EINVAL`.
+    pub fn prepare(program: Program<'_>) -> io::Result<Self> {
+        let Program { args, env, capabilities, no_new_privileges, filter, rlimits } = program;
+        let name = args.first().filter(|name| !name.is_empty()).ok_or(invalid())?;
+        let path = env.iter().find_map(|entry| entry.strip_prefix(b"PATH="));
+        Ok(Self {
+            candidates: candidates(name, path.unwrap_or(b""))?,
+            args: strings(args)?,
+            env: strings(env)?,
+            capabilities,
+            no_new_privileges,
+            filter,
+            rlimits,
+        })
+    }
+
+    /// Takes on the filter and the capabilities, resets signals, and executes. Returns only with the reason why not.
+    ///
+    /// The filter comes first: without `no_new_privs` loading it takes CAP_SYS_ADMIN.
+    pub fn run(&self) -> io::Error {
+        match self.take_on() {
+            Ok(()) => self.execute(),
+            Err(error) => error,
+        }
+    }
+
+    fn take_on(&self) -> io::Result<()> {
+        for Rlimit { resource, soft, hard } in &self.rlimits {
+            let limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
+            // SAFETY: the struct is live; no old limit is asked for.
+            let result = unsafe { libc::prlimit64(0, *resource, &raw const limit, std::ptr::null_mut()) };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        if self.no_new_privileges {
+            prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0)?;
+        }
+        // With a filter loaded, every call below must be one that it allows; Docker's allows them all. So that a
+        // stricter one works as well, only what must come after is left for after.
+        for capability in 0..64 {
+            if self.capabilities.bounding & (1 << capability) == 0 {
+                match prctl(libc::PR_CAPBSET_DROP, capability, 0) {
+                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+                    other => other?,
+                }
+            }
+        }
+        reset_signals();
+        die_with_parent()?;
+        if let Some(filter) = &self.filter {
+            load::load(filter)?;
+        }
+        set_capabilities(&self.capabilities)?;
+        for capability in 0..64 {
+            if self.capabilities.ambient & (1 << capability) != 0 {
+                prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, capability)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `execvp` with an environment of its own and no fallback to a shell.
+    fn execute(&self) -> io::Error {
+        let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+            strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        let (args, env) = (pointers(&self.args), pointers(&self.env));
+        let mut reason = io::Error::from_raw_os_error(libc::ENOENT);
+        for candidate in &self.candidates {
+            // SAFETY: all three are NUL-terminated, the two arrays NULL-terminated, and they outlive the call.
+            unsafe { libc::execve(candidate.as_ptr(), args.as_ptr(), env.as_ptr()) };
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR) => {}
+                // As execvp: the search goes on, but if nothing else is found, this is the answer.
+                Some(libc::EACCES) => reason = error,
+                _ => return error,
+            }
+        }
+        reason
+    }
+}
+
+/// Joins a process's own death to its parent's. Must follow the last change of user id, which clears it.
+pub(crate) fn die_with_parent() -> io::Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0)
+}
+
+/// Makes all permitted capabilities effective again, which a change of user id took away: loading a filter without
+/// `no_new_privs` needs CAP_SYS_ADMIN. [`Launch::run`] then leaves only what the program shall have.
+pub(crate) fn raise_effective() -> io::Result<()> {
+    let all = current_capabilities()?;
+    set_capabilities(&CapabilitySets { effective: all.permitted, ..all })
+}
+
+/// Sets every signal to its default and unblocks all: Rust ignores SIGPIPE and glibc's posix_spawn leaves 32 and 33
+/// ignored, and a program would inherit that.
+pub(crate) fn reset_signals() {
+    /// The kernel's own struct: glibc's wrapper refuses 32 and 33.
+    #[repr(C)]
+    struct KernelSigaction {
+        handler: usize,
+        flags: u64,
+        restorer: usize,
+        mask: u64,
+    }
+    let default = KernelSigaction { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+    for signal in 1..=64 {
+        // SAFETY: the struct has the kernel's layout and outlives the call; no old action is asked for.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, std::ptr::null::<KernelSigaction>(), 8);
+        }
+    }
+    let empty: u64 = 0;
+    // SAFETY: a mask of 8 bytes that outlives the call.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const empty, std::ptr::null::<u64>(), 8);
+    }
+}
+
+/// `struct __user_cap_header_struct`.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// `struct __user_cap_data_struct`: the low halves in the first of two, the high ones in the second.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3`, of this process.
+static CAPABILITIES_OF_SELF: CapabilityHeader = CapabilityHeader { version: 0x2008_0522, pid: 0 };
+
+fn set_capabilities(capabilities: &CapabilitySets) -> io::Result<()> {
+    let half = |shift: u32| CapabilityData {
+        effective: (capabilities.effective >> shift) as u32,
+        permitted: (capabilities.permitted >> shift) as u32,
+        inheritable: (capabilities.inheritable >> shift) as u32,
+    };
+    let data = [half(0), half(32)];
+    // SAFETY: version 3 takes exactly two data elements; both structs have the kernel's layout.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const CAPABILITIES_OF_SELF, data.as_ptr()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The effective, permitted and inheritable sets of this process.
+fn current_capabilities() -> io::Result<CapabilitySets> {
+    let mut data = [CapabilityData::default(); 2];
+    // SAFETY: version 3 fills exactly two data elements; both structs have the kernel's layout.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw const CAPABILITIES_OF_SELF, data.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let whole = |part: fn(&CapabilityData) -> u32| u64::from(part(&data[0])) | u64::from(part(&data[1])) << 32;
+    Ok(CapabilitySets {
+        effective: whole(|data| data.effective),
+        permitted: whole(|data| data.permitted),
+        inheritable: whole(|data| data.inheritable),
+        ..CapabilitySets::default()
+    })
+}
+
+pub(crate) fn prctl(option: i32, a: u64, b: u64) -> io::Result<()> {
+    // SAFETY: the options used here take integers only.
+    let result = unsafe { libc::prctl(option, a, b, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The paths to try for `program`: itself if it holds a slash, else one in each directory of `path`.
+fn candidates(program: &[u8], path: &[u8]) -> io::Result<Vec<CString>> {
+    if program.contains(&b'/') {
+        return Ok(vec![CString::new(program).map_err(|_| invalid())?]);
+    }
+    path.split(|byte| *byte == b':')
+        .map(|dir| {
+            let dir = if dir.is_empty() { b"." } else { dir };
+            CString::new([dir, b"/", program].concat()).map_err(|_| invalid())
+        })
+        .collect()
+}
+
+fn strings(texts: &[Vec<u8>]) -> io::Result<Vec<CString>> {
+    texts.iter().map(|text| CString::new(text.as_slice()).map_err(|_| invalid())).collect()
+}
+
+fn invalid() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_looked_for_as_execvp_does() {
+        let found = candidates(b"sh", b"/bin::/usr/bin").unwrap();
+        assert_eq!(found, [c"/bin/sh".to_owned(), c"./sh".to_owned(), c"/usr/bin/sh".to_owned()]);
+        assert_eq!(candidates(b"./a", b"/bin").unwrap(), [c"./a".to_owned()]);
+    }
+
+    #[test]
+    fn an_empty_command_or_a_nul_byte_is_refused() {
+        let prepare = |args: &[Vec<u8>]| {
+            let (capabilities, no_new_privileges) = (CapabilitySets::default(), false);
+            Launch::prepare(Program { args, env: &[], capabilities, no_new_privileges, filter: None, rlimits: vec![] })
+        };
+        assert!(prepare(&[]).is_err());
+        assert!(prepare(&[vec![]]).is_err());
+        assert!(prepare(&[b"a\0b".to_vec()]).is_err());
+    }
+}

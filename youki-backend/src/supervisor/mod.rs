@@ -1,0 +1,48 @@
+//! Supervisors: one small process per container, and the ways to start one and to talk to it.
+//!
+//! ```text
+//! agent ── spawns ──► stage (berth-create) ── forks ──► helper ── libcontainer ──► init, a child of the supervisor
+//!                       └─ becomes ──► resident (berth-supervisor) ◄── socket ── agents
+//! ```
+
+pub(crate) mod client;
+pub(crate) mod launch;
+mod resident;
+mod sealed;
+pub(crate) mod spawn;
+mod stage;
+pub(crate) mod wire;
+
+pub(crate) use resident::{ResidentConfig, exec_failure_code};
+pub(crate) use stage::{CreatePlan, FillPlan, LIBCONTAINER_ID};
+
+/// Tells a process that it is to be the stage.
+pub(crate) const STAGE_ARGUMENT: &str = "--berth-create";
+
+/// Turns this process into a supervisor if it was started as one; else returns at once.
+///
+/// An agent that ships as a single file calls this first thing in `main`, before any thread is started: Berth then
+/// starts the agent's own executable where it would start `berth-create` and `berth-supervisor`. Each supervisor costs
+/// the memory of that executable's relocations then; the small executables beside the agent are cheaper.
+pub fn run_if_invoked() {
+    spawn::SELF_IS_HELPER.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut args = std::env::args_os().skip(1);
+    let Some(first) = args.next() else { return };
+    if first == STAGE_ARGUMENT {
+        create_main();
+    }
+    if first.as_encoded_bytes() == stage::RESIDENT_ARGUMENT.to_bytes() {
+        resident_main();
+    }
+}
+
+/// `main` of `berth-create`: sets up a container on behalf of the agent at standard input.
+pub fn create_main() -> ! {
+    std::process::exit(stage::main())
+}
+
+/// `main` of `berth-supervisor`.
+pub fn resident_main() -> ! {
+    let argument = std::env::args().nth(2);
+    std::process::exit(resident::main(argument.as_deref()))
+}

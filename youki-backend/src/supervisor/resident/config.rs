@@ -1,0 +1,43 @@
+//! What a resident supervisor is told when it is executed, and the descriptors it finds.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The connection to the agent that creates the container.
+pub(crate) const CONTROL_FD: i32 = 0;
+/// Listens for further connections.
+pub(crate) const LISTENER_FD: i32 = 3;
+/// The helper's result: lines `build`, `pid N`, `done`, or `error TEXT`.
+pub(crate) const RESULT_FD: i32 = 4;
+/// The init's errno when its `execve` fails; the end of file when it succeeds.
+pub(crate) const ERRNO_FD: i32 = 5;
+/// Read ends of the container's output.
+pub(crate) const OUTPUT_FDS: [i32; 2] = [6, 7];
+/// Write end of the container's standard input, when it is kept open.
+pub(crate) const STDIN_FD: i32 = 8;
+/// Everything from here on is closed.
+pub(crate) const FIRST_UNUSED_FD: i32 = 9;
+
+/// Passed as one JSON argument.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ResidentConfig {
+    /// `<root>/containers/<id>`.
+    pub container_dir: PathBuf,
+    /// libcontainer's directory of this container, which holds its notify socket.
+    pub state_dir: PathBuf,
+    /// Our socket, unlinked at the end.
+    pub socket: PathBuf,
+    /// The container's cgroup, as `/berth/web-rep-0`.
+    pub cgroup_path: String,
+    /// Which attempt this is.
+    pub attempt: u32,
+    /// The helper that builds the container.
+    pub helper_pid: i32,
+    /// The container's standard input is kept open.
+    pub stdin: bool,
+    /// Size at which a log file is followed by the next.
+    pub log_file_max_bytes: u64,
+    /// How many are kept.
+    pub log_files: usize,
+}

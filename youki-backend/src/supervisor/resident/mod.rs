@@ -1,0 +1,40 @@
+//! The resident supervisor: a small, single-threaded process that a container has for its parent.
+//!
+//! It takes over from the stage (see [`super::stage`]) by exec, with the descriptors of [`config`]. It waits on one
+//! epoll for the helper that builds the container, the init's start, its output, agents' requests, deadlines and its
+//! children's ends. When the init ends it writes the exit record, answers who waits, frees the cgroup, and ends; with
+//! it go its mount namespace (the overlay) and the container's network namespace.
+
+mod attempt;
+mod config;
+mod connection;
+mod events;
+mod exec;
+mod output;
+
+pub(crate) use attempt::exec_failure_code;
+pub(crate) use config::{
+    CONTROL_FD, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, RESULT_FD, ResidentConfig, STDIN_FD,
+};
+pub(crate) use exec::check;
+pub(crate) use output::PIPE_BYTES;
+
+use attempt::Attempt;
+
+/// Runs the supervisor described by the first argument. Its exit code only says whether it could take over at all.
+pub(crate) fn main(argument: Option<&str>) -> i32 {
+    let config = match argument.map(serde_json::from_str::<ResidentConfig>) {
+        Some(Ok(config)) => config,
+        Some(Err(error)) => return refuse(&format!("its argument is not a configuration: {error}")),
+        None => return refuse("it is started by Berth, with a configuration"),
+    };
+    match Attempt::take_over(config) {
+        Ok(attempt) => attempt.run(),
+        Err(error) => refuse(&format!("taking over failed: {error}")),
+    }
+}
+
+fn refuse(why: &str) -> i32 {
+    eprintln!("berth-supervisor: {why}");
+    1
+}

@@ -1,0 +1,107 @@
+//! Starting supervisors, and reaping those that end while their agent lives.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::client::Connection;
+use super::{STAGE_ARGUMENT, sealed};
+use crate::error::{Error, Result};
+
+const STAGE_NAME: &str = "berth-create";
+const RESIDENT_NAME: &str = "berth-supervisor";
+
+/// Set when the agent's own executable can be its supervisors' too.
+pub(super) static SELF_IS_HELPER: AtomicBool = AtomicBool::new(false);
+
+/// Starts supervisors.
+#[derive(Debug)]
+pub(crate) struct Spawner {
+    stage: PathBuf,
+    resident: PathBuf,
+    children: Arc<Children>,
+}
+
+/// The supervisors started by this process that have not been reaped.
+#[derive(Debug, Default)]
+struct Children(Mutex<Vec<Child>>);
+
+impl Spawner {
+    /// Finds the executables: in `dir`, else beside the current one (for tests and examples, which cargo puts a folder
+    /// deeper, one above), else the current one itself.
+    pub fn locate(dir: Option<&Path>) -> Result<Self> {
+        let own = std::env::current_exe().map_err(Error::io("reading", "/proc/self/exe"))?;
+        let beside = own.parent().unwrap_or(Path::new("/")).to_owned();
+        let mut places = vec![dir.map_or(beside.clone(), Path::to_owned)];
+        if dir.is_none() && beside.file_name().is_some_and(|name| name == "deps" || name == "examples") {
+            places.extend(beside.parent().map(Path::to_owned));
+        }
+        let find = |name: &'static str| match places.iter().map(|place| place.join(name)).find(|path| path.is_file()) {
+            Some(path) => Ok(path),
+            None if SELF_IS_HELPER.load(Ordering::Relaxed) => Ok(own.clone()),
+            None => Err(Error::HelperMissing { name, beside: places[0].clone() }),
+        };
+        Ok(Self { stage: find(STAGE_NAME)?, resident: find(RESIDENT_NAME)?, children: Arc::default() })
+    }
+
+    /// The executable that a stage becomes.
+    pub fn resident(&self) -> &Path {
+        &self.resident
+    }
+
+    /// Begins to reap. Ends with the spawner. Must be called within a tokio runtime.
+    pub fn start_reaping(&self) -> Result<()> {
+        let mut ended = signal(SignalKind::child()).map_err(Error::io("listening for", "SIGCHLD"))?;
+        let children: Weak<Children> = Arc::downgrade(&self.children);
+        tokio::spawn(async move {
+            while ended.recv().await.is_some() {
+                match children.upgrade() {
+                    Some(children) => children.reap(),
+                    None => return,
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Starts a stage that waits for its plan on the connection. Blocks for the time of a fork. Nothing is inherited
+    /// but the connection and `log`; nothing of ours runs between fork and exec.
+    pub fn spawn(&self, log: File) -> Result<(Connection, u32)> {
+        let executable: OwnedFd = sealed::open(&self.stage)?;
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(Error::io("making", "a socket pair"))?;
+        ours.set_nonblocking(true).map_err(Error::io("making", "a socket pair"))?;
+        let stream = UnixStream::from_std(ours).map_err(Error::io("making", "a socket pair"))?;
+        let child = Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()))
+            .arg(STAGE_ARGUMENT)
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(log))
+            .spawn()
+            .map_err(Error::io("starting", &self.stage))?;
+        let pid = child.id();
+        self.children.0.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+        Ok((Connection::from_stream(stream), pid))
+    }
+}
+
+impl Children {
+    fn reap(&self) {
+        let mut children = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // An error means that somebody else reaped it, which is as well.
+        children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(source: io::Error) -> Self {
+        Self::Io { action: "talking to", path: PathBuf::from("the supervisor"), source }
+    }
+}

@@ -1,0 +1,214 @@
+//! The helper: makes the cgroup, finishes the bundle, and lets libcontainer build the container as its sibling, so
+//! that the init becomes the supervisor's child. It blocks, can be killed, and ends when that is done.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::executor::Init;
+use super::fill;
+use super::{CreatePlan, Descriptors};
+use crate::bundle::cgroup_view::CgroupView;
+use crate::bundle::resources::{CgroupLimits, CgroupWrite};
+use crate::bundle::{users, workdir};
+use crate::cgroup::{CgroupPaths, Dirs};
+use crate::error::{Error, Result};
+use crate::supervisor::launch::{Launch, Program};
+
+/// libcontainer's name for the container, in a directory that is its alone.
+pub(crate) const LIBCONTAINER_ID: &str = "c";
+
+const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+
+/// Builds, reports, and ends.
+pub(super) fn main(plan: CreatePlan, descriptors: Descriptors) -> ! {
+    let Descriptors { listener, result, errno, stdout, stderr, stdin } = descriptors;
+    // So that each pipe has one reader and ends when it should.
+    drop((listener, result.0, errno.0, stdout.0, stderr.0, stdin.1));
+    let mut report = fs::File::from(result.1);
+    let streams = Streams { stdin: stdin.0, stdout: stdout.1, stderr: stderr.1, errno: errno.1 };
+    let code = match build(plan, streams, &mut report) {
+        Ok(()) => 0,
+        Err(error) => {
+            let text = error.chain().replace('\n', "; ");
+            let _ = writeln!(report, "error {text}");
+            1
+        }
+    };
+    // SAFETY: ends this process without running anything of its parent's.
+    unsafe { libc::_exit(code) }
+}
+
+struct Streams {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    errno: OwnedFd,
+}
+
+fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Result<()> {
+    let say = |report: &mut fs::File, line: &str| {
+        writeln!(report, "{line}").map_err(Error::io("answering", "the supervisor"))
+    };
+    crate::bundle::apply_sysctls(&plan.process.net_sysctls)?;
+    let root = openat(CWD, &plan.rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| Error::io("opening", &plan.rootfs)(error.into()))?;
+    for volume in &plan.fill {
+        fill::fill(&root, &volume.target, &volume.source)?;
+    }
+    let launch = finish_bundle(&mut plan, &root)?;
+    drop(root);
+    say(report, "build")?;
+
+    let cgroup = plan.cgroup()?;
+    cgroup.create()?;
+    write_device_rules(&cgroup, &plan.device_rules)?;
+    let view = cgroup_view(&cgroup, plan.process.cgroup_view_writable)?;
+    let controllers = open_controllers(&cgroup, &plan.limits)?;
+    cgroup.join()?;
+    fs::write("/proc/self/oom_score_adj", plan.process.oom_score_adj.unwrap_or(0).to_string())
+        .or_else(|error| if error.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { Err(error) })
+        .map_err(Error::io("writing", "/proc/self/oom_score_adj"))?;
+    if view.is_some() {
+        hide_cgroups()?;
+    }
+
+    let executor = Init { launch: Rc::new(launch), cgroup_view: view.map(Rc::new), errno: streams.errno.as_raw_fd() };
+    let state_root = plan.resident.state_dir.parent().unwrap_or(Path::new("/")).to_owned();
+    let failed = |error: libcontainer::error::LibcontainerError| Error::CreateFailed {
+        id: plan.resident.container_dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        reason: chain(&error),
+    };
+    let container = ContainerBuilder::new(LIBCONTAINER_ID.to_owned(), SyscallType::default())
+        .with_executor(executor)
+        .with_root_path(state_root)
+        .map_err(failed)?
+        .with_stdin(streams.stdin)
+        .with_stdout(streams.stdout)
+        .with_stderr(streams.stderr)
+        .as_init(&plan.bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .as_sibling(true)
+        .build()
+        .map_err(failed)?;
+    let pid = container.pid().map_or(0, |pid| pid.as_raw());
+    say(report, &format!("pid {pid}"))?;
+    drop(streams.errno);
+    // Its environment may hold secrets.
+    fs::remove_dir_all(&plan.bundle).map_err(Error::io("removing", &plan.bundle))?;
+    write_limits(&controllers, &plan.limits)?;
+    say(report, "done")
+}
+
+/// Resolves the user in the merged root, writes config.json, and prepares what the init does last.
+fn finish_bundle(plan: &mut CreatePlan, root: &OwnedFd) -> Result<Launch> {
+    use std::os::fd::AsFd;
+    let identity = users::resolve(root.as_fd(), plan.process.user.as_deref())?;
+    let process = plan.oci.process_mut().get_or_insert_default();
+    workdir::ensure(root.as_fd(), &process.cwd().to_string_lossy())?;
+    let user = process.user_mut();
+    user.set_uid(identity.uid);
+    user.set_gid(identity.gid);
+    user.set_additional_gids(Some(identity.groups.clone()));
+    let env = process.env_mut().get_or_insert_default();
+    if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+        env.push(format!("HOME={}", users::home(&identity)));
+    }
+    let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect::<Vec<_>>();
+    let filter = plan.filter.as_ref().map(|path| fs::read(path).map_err(Error::io("reading", path))).transpose()?;
+    let launch = Launch::prepare(Program {
+        args: &bytes(process.args().as_deref().unwrap_or_default()),
+        env: &bytes(process.env().as_deref().unwrap_or_default()),
+        capabilities: plan.process.capabilities.for_uid(identity.uid),
+        no_new_privileges: plan.process.no_new_privileges,
+        filter,
+        rlimits: plan.process.rlimits.clone(),
+    })
+    .map_err(|error| Error::invalid("command", error.to_string()))?;
+    fs::create_dir_all(&plan.bundle).map_err(Error::io("creating", &plan.bundle))?;
+    let path = plan.bundle.join("config.json");
+    let config = serde_json::to_vec(&plan.oci).map_err(|error| Error::io("writing", &path)(error.into()))?;
+    fs::write(&path, config).map_err(Error::io("writing", &path))?;
+    Ok(launch)
+}
+
+fn write_device_rules(cgroup: &CgroupPaths, rules: &[String]) -> Result<()> {
+    // v2 has no device files: its filter is a program, and until that is built nobody there may make devices.
+    let Dirs::V1(dirs) = &cgroup.dirs else { return Ok(()) };
+    let Some(dir) = dirs.get("devices") else { return Ok(()) };
+    let write = |name: &str, rule: &str| {
+        let file = dir.join(name);
+        fs::write(&file, rule).map_err(Error::io("writing", file))
+    };
+    write("devices.deny", "a")?;
+    rules.iter().try_for_each(|rule| write("devices.allow", rule))
+}
+
+fn cgroup_view(cgroup: &CgroupPaths, writable: bool) -> Result<Option<CgroupView>> {
+    let Dirs::V1(dirs) = &cgroup.dirs else { return Ok(None) };
+    let named: Vec<(&str, &Path)> = dirs.iter().map(|(name, dir)| (name.as_str(), dir.as_path())).collect();
+    CgroupView::prepare(&named, writable).map(Some).map_err(Error::io("preparing the view of", CGROUP_MOUNT))
+}
+
+/// So that libcontainer finds no controller: it would join each by `cgroup.procs`, which waits for a grace period.
+fn hide_cgroups() -> Result<()> {
+    // SAFETY: this process is single-threaded and holds nothing that depends on its mount namespace.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
+        .map_err(|error| Error::io("leaving", "the supervisor's mount table")(error.into()))?;
+    unmount(CGROUP_MOUNT, UnmountFlags::DETACH).map_err(|error| Error::io("detaching", CGROUP_MOUNT)(error.into()))?;
+    mount("tmpfs", CGROUP_MOUNT, "tmpfs", MountFlags::empty(), None)
+        .map_err(|error| Error::io("hiding", CGROUP_MOUNT)(error.into()))
+}
+
+/// The directories that limits are written to, opened while they can be seen.
+fn open_controllers(cgroup: &CgroupPaths, limits: &CgroupLimits) -> Result<BTreeMap<String, OwnedFd>> {
+    let mut controllers = BTreeMap::new();
+    for write in &limits.writes {
+        if let (Some(dir), false) = (cgroup.dir(&write.controller), controllers.contains_key(&write.controller)) {
+            let fd = openat(CWD, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|error| Error::io("opening", dir)(error.into()))?;
+            controllers.insert(write.controller.clone(), fd);
+        }
+    }
+    Ok(controllers)
+}
+
+fn write_limits(controllers: &BTreeMap<String, OwnedFd>, limits: &CgroupLimits) -> Result<()> {
+    for CgroupWrite { controller, files, value, field, optional } in &limits.writes {
+        let open = |name: &String| {
+            let dir = controllers.get(controller)?;
+            openat(dir, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+        };
+        match files.iter().find_map(open) {
+            Some(file) => fs::File::from(file)
+                .write_all(value.as_bytes())
+                .map_err(|error| Error::invalid(field, format!("{value} was refused by {controller}: {error}")))?,
+            None if *optional => {}
+            None => {
+                return Err(Error::Unsupported { what: format!("{field} (this host has no {controller} controller)") });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,194 @@
+//! The first of a supervisor's life, linked with libcontainer: from spawn to the exec of the resident.
+//!
+//! It reads the plan from the agent, leaves the agent's cgroup, takes namespaces of its own, mounts the root
+//! filesystem, opens the pipes and the socket, forks the helper that builds the container ([`build`]), and becomes the
+//! resident by exec while that works. Process id, children and their pending ends survive the exec; so one exec is
+//! on the way, and nothing that is linked with libcontainer stays in memory.
+
+mod build;
+mod executor;
+mod fill;
+mod plan;
+mod rootfs;
+
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::resident::{self, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, PIPE_BYTES, RESULT_FD, STDIN_FD};
+use super::wire::{MAX_FRAME_BYTES, Reply};
+use crate::error::{Error, Result};
+pub(crate) use build::LIBCONTAINER_ID;
+pub(crate) use plan::{CreatePlan, FillPlan, RESIDENT_ARGUMENT};
+
+/// What the kernel should take before a supervisor, where we may say so: its container's processes.
+const SUPERVISOR_OOM_SCORE_ADJ: &str = "-998";
+
+/// The pipes and the socket, all close-on-exec until they are put in their places.
+#[derive(Debug)]
+struct Descriptors {
+    listener: OwnedFd,
+    result: (OwnedFd, OwnedFd),
+    errno: (OwnedFd, OwnedFd),
+    stdout: (OwnedFd, OwnedFd),
+    stderr: (OwnedFd, OwnedFd),
+    /// The read end, and the write end where it is kept open.
+    stdin: (OwnedFd, Option<OwnedFd>),
+}
+
+/// Runs the stage on the connection at standard input. Returns only if it failed.
+pub(crate) fn main() -> i32 {
+    let outcome = read_plan().map_err(|error| Error::io("reading", "the plan")(error)).and_then(set_up);
+    let Err(error) = outcome;
+    let text = error.chain();
+    eprintln!("berth-create: {text}");
+    // SAFETY: standard input is the connection, open for as long as this process lives.
+    let mut connection = std::mem::ManuallyDrop::new(unsafe { fs::File::from_raw_fd(resident::CONTROL_FD) });
+    let _ = connection.write_all(&Reply::Error(text).encode());
+    1
+}
+
+/// The plan: a length and JSON, the only thing on the connection that is not a frame.
+fn read_plan() -> io::Result<CreatePlan> {
+    // SAFETY: standard input is the connection, open for as long as this process lives.
+    let mut connection = std::mem::ManuallyDrop::new(unsafe { fs::File::from_raw_fd(resident::CONTROL_FD) });
+    let mut length = [0; 4];
+    connection.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MAX_FRAME_BYTES {
+        return Err(io::Error::other("it is too long"));
+    }
+    let mut bytes = vec![0; length];
+    connection.read_exact(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+fn set_up(mut plan: CreatePlan) -> Result<std::convert::Infallible> {
+    rustix::process::setsid().map_err(|error| Error::io("leaving", "the agent's session")(error.into()))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    std::env::set_current_dir("/").map_err(Error::io("entering", "/"))?;
+    for name in std::env::vars_os().map(|(name, _)| name).collect::<Vec<_>>() {
+        // SAFETY: this process is single-threaded.
+        unsafe { std::env::remove_var(name) };
+    }
+    // The agent's service may be stopped or killed as a whole; this process is not part of it.
+    plan.supervisors_cgroup()?.join()?;
+    // Without CAP_SYS_RESOURCE it stays as it is.
+    let _ = fs::write("/proc/self/oom_score_adj", SUPERVISOR_OOM_SCORE_ADJ);
+    let own_network = if plan.own_network { UnshareFlags::NEWNET } else { UnshareFlags::empty() };
+    // SAFETY: this process is single-threaded and holds nothing that depends on its namespaces.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | own_network) }
+        .map_err(|error| Error::io("leaving", "the host's namespaces")(error.into()))?;
+    if plan.own_network {
+        raise_loopback().map_err(Error::io("raising", "the loopback interface"))?;
+        say(&Reply::NamespacesReady)?;
+    }
+    // Unmounts of the host reach us, so that we keep no device busy; our mounts stay ours.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .map_err(|error| Error::io("privatising", "the mount table")(error.into()))?;
+    rootfs::mount(&plan)?;
+
+    let descriptors = open_descriptors(&plan)?;
+    // SAFETY: this process is single-threaded, so the child may do whatever it could.
+    let helper = unsafe { libc::fork() };
+    match helper {
+        0 => build::main(plan, descriptors),
+        -1 => Err(Error::io("forking", "the helper")(io::Error::last_os_error())),
+        pid => {
+            plan.resident.helper_pid = pid;
+            become_resident(&plan, descriptors)
+        }
+    }
+}
+
+/// `ip link set lo up` in this process's network namespace: all that network `none` has.
+fn raise_loopback() -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: an all-zero ifreq is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, which is live.
+    super::resident::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
+}
+
+fn open_descriptors(plan: &CreatePlan) -> Result<Descriptors> {
+    let pipe = || resident_pipe().map_err(Error::io("making", "a pipe"));
+    let socket = &plan.resident.socket;
+    let _ = fs::remove_file(socket);
+    let listener = bind(socket).map_err(Error::io("binding", socket))?;
+    let (stdout, stderr) = (pipe()?, pipe()?);
+    for (_, end) in [&stdout, &stderr] {
+        // Beyond the user's share of pipe memory it stays at 64 KiB, which is only slower.
+        let _ = rustix::pipe::fcntl_setpipe_size(end, PIPE_BYTES as usize);
+    }
+    let stdin = if plan.resident.stdin {
+        let (read, write) = pipe()?;
+        (read, Some(write))
+    } else {
+        (fs::File::open("/dev/null").map_err(Error::io("opening", "/dev/null"))?.into(), None)
+    };
+    Ok(Descriptors { listener: listener.into(), result: pipe()?, errno: pipe()?, stdout, stderr, stdin })
+}
+
+/// From within the directory: the path may be longer than a socket address holds.
+fn bind(socket: &std::path::Path) -> io::Result<UnixListener> {
+    let missing = || io::Error::from(io::ErrorKind::NotFound);
+    std::env::set_current_dir(socket.parent().ok_or_else(missing)?)?;
+    let listener = UnixListener::bind(socket.file_name().ok_or_else(missing)?);
+    std::env::set_current_dir("/")?;
+    listener
+}
+
+fn resident_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+}
+
+fn become_resident(plan: &CreatePlan, descriptors: Descriptors) -> Result<std::convert::Infallible> {
+    let executable = super::sealed::open(&plan.resident_executable)?;
+    let config = serde_json::to_string(&plan.resident)
+        .map_err(|error| Error::io("writing", "the configuration")(error.into()))?;
+    let Descriptors { listener, result, errno, stdout, stderr, stdin } = descriptors;
+    // Out of the way of the places first, so that none is overwritten before it is copied.
+    let mut kept: Vec<(OwnedFd, RawFd)> = vec![
+        (listener, LISTENER_FD),
+        (result.0, RESULT_FD),
+        (errno.0, ERRNO_FD),
+        (stdout.0, OUTPUT_FDS[0]),
+        (stderr.0, OUTPUT_FDS[1]),
+    ];
+    kept.extend(stdin.1.map(|stdin| (stdin, STDIN_FD)));
+    let executable = above_places(&executable)?;
+    for (fd, _) in &mut kept {
+        *fd = above_places(fd)?;
+    }
+    for (fd, place) in &kept {
+        // SAFETY: `place` is none of the descriptors still needed: those all lie above.
+        super::resident::check(unsafe { libc::dup2(fd.as_raw_fd(), *place) })
+            .map_err(Error::io("placing", "a descriptor"))?;
+    }
+    let path = CString::new(format!("/proc/self/fd/{}", executable.as_raw_fd())).unwrap_or_default();
+    let config = CString::new(config).map_err(|error| Error::io("writing", "the configuration")(error.into()))?;
+    let argv = [c"berth-supervisor".as_ptr(), RESIDENT_ARGUMENT.as_ptr(), config.as_ptr(), std::ptr::null()];
+    let env: [*const libc::c_char; 1] = [std::ptr::null()];
+    // SAFETY: the path and all of argv are C strings that outlive the call; both arrays end in NULL.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    Err(Error::io("executing", &plan.resident_executable)(io::Error::last_os_error()))
+}
+
+fn above_places(fd: &OwnedFd) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, FIRST_UNUSED_FD)
+        .map_err(|error| Error::io("placing", "a descriptor")(error.into()))
+}
+
+fn say(reply: &Reply) -> Result<()> {
+    // SAFETY: standard input is the connection, open for as long as this process lives.
+    let mut connection = std::mem::ManuallyDrop::new(unsafe { fs::File::from_raw_fd(resident::CONTROL_FD) });
+    connection.write_all(&reply.encode()).map_err(Error::io("answering", "the agent"))
+}

@@ -1,0 +1,71 @@
+//! What the agent asks the stage to make. It may hold secrets (the environment): it travels on a socket, never on disk.
+
+use std::ffi::CStr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::ProcessPlan;
+use crate::bundle::resources::CgroupLimits;
+use crate::cgroup::{CgroupPaths, Hierarchy};
+use crate::error::Result;
+use crate::supervisor::resident::ResidentConfig;
+
+/// Tells a process that it is to be the resident supervisor.
+pub(crate) const RESIDENT_ARGUMENT: &CStr = c"--berth-supervisor";
+
+/// A container to be created.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct CreatePlan {
+    /// For the resident.
+    pub resident: ResidentConfig,
+    /// The executable to become.
+    pub resident_executable: PathBuf,
+    /// Where config.json goes; removed once the init has read it.
+    pub bundle: PathBuf,
+    /// Mount point of the root filesystem.
+    pub rootfs: PathBuf,
+    /// Overlay lower directories, bottom first.
+    pub layers: Vec<PathBuf>,
+    /// Overlay's writable layer.
+    pub upper: PathBuf,
+    /// Overlay's work directory.
+    pub work: PathBuf,
+    /// The writable layer need not survive a power cut.
+    pub volatile: bool,
+    /// A network namespace of its own.
+    pub own_network: bool,
+    /// `/berth/supervisors`.
+    pub supervisors_cgroup_path: String,
+    /// Written once the container is built.
+    pub limits: CgroupLimits,
+    /// Device rules for cgroup v1, before anything else is allowed.
+    pub device_rules: Vec<String>,
+    /// For libcontainer; the user is resolved here.
+    pub oci: oci_spec::runtime::Spec,
+    /// What is applied by ourselves.
+    pub process: ProcessPlan,
+    /// The compiled system call filter.
+    pub filter: Option<PathBuf>,
+    /// New volumes to be filled from the image.
+    pub fill: Vec<FillPlan>,
+}
+
+/// A new volume: it takes on what the image has at its target.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct FillPlan {
+    /// The empty directory on the host.
+    pub source: PathBuf,
+    /// The directory in the image.
+    pub target: String,
+}
+
+impl CreatePlan {
+    pub fn supervisors_cgroup(&self) -> Result<CgroupPaths> {
+        Ok(Hierarchy::detect()?.container_dirs(&self.supervisors_cgroup_path))
+    }
+
+    pub fn cgroup(&self) -> Result<CgroupPaths> {
+        Ok(Hierarchy::detect()?.container_dirs(&self.resident.cgroup_path))
+    }
+}

@@ -1,0 +1,503 @@
+//! The protocol between agents and a supervisor: version 1.
+//!
+//! A frame is a `u32` length (little endian, of what follows, at most [`MAX_FRAME_BYTES`]), a version byte, a kind byte
+//! and the payload. Payloads are integers (little endian) and byte strings (`u32` length, bytes) in a fixed order. A
+//! reader ignores what follows the fields it knows, so fields can be added at the end; a kind it does not know is
+//! answered by [`Reply::Error`]. File descriptors travel beside the first byte of a frame (`SCM_RIGHTS`).
+//!
+//! Everything here is plain data on byte slices; nothing allocates more than the frame is long.
+
+use std::fmt;
+
+/// The version written by this side; a supervisor answers any request that has it.
+pub const VERSION: u8 = 1;
+
+/// Longest frame: an exec's arguments and environment are at most `ARG_MAX`-sized, 2 MiB on Linux.
+pub const MAX_FRAME_BYTES: usize = 4 << 20;
+
+/// What an agent asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// How is it? → [`Reply::Status`].
+    Status,
+    /// Let the init execute its program. → `Ok`, `ExecFailed` or `Error`.
+    Start,
+    /// Send a signal to the init. → `Ok` or `Error`.
+    Signal(i32),
+    /// Stop signal, time-out, kill. → `Exited` once the exit record is written.
+    Stop {
+        /// The first signal.
+        signal: i32,
+        /// Time until SIGKILL.
+        timeout_ms: u64,
+    },
+    /// → `Exited` when the attempt is over.
+    Wait,
+    /// Run a process in the container. Comes with descriptors: stdin, stdout, stderr and, where a system call filter
+    /// is to be loaded, one it can be read from. → `ExecStarted` then `ExecExited`; or `ExecFailed`, `Error`.
+    Exec(Box<ExecRequest>),
+    /// Copy output, as it comes, to two descriptors that come along. → `Ok`, with the write end of the container's
+    /// standard input where it is open.
+    Attach,
+}
+
+/// A process to run beside the init.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub args: Vec<Vec<u8>>,
+    /// `NAME=value` each.
+    pub env: Vec<Vec<u8>>,
+    /// Working directory in the container.
+    pub cwd: Vec<u8>,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Bounding, effective, permitted, inheritable and ambient capabilities.
+    pub capabilities: [u64; 5],
+    /// Set `no_new_privs`.
+    pub no_new_privileges: bool,
+    /// A filter's descriptor comes along.
+    pub has_filter: bool,
+    /// Resource limits: kernel number, soft, hard.
+    pub rlimits: Vec<(u32, u64, u64)>,
+    /// Value for `oom_score_adj`.
+    pub oom_score_adj: i32,
+}
+
+/// What a supervisor answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Done.
+    Ok,
+    /// It could not be done.
+    Error(String),
+    /// The namespaces exist: the network may be attached.
+    NamespacesReady,
+    /// The init waits to be started.
+    Created {
+        /// Its process id.
+        pid: i32,
+    },
+    /// See [`Status`].
+    Status(Status),
+    /// The attempt is over and on record.
+    Exited(Exit),
+    /// The exec runs.
+    ExecStarted {
+        /// Its process id.
+        pid: i32,
+    },
+    /// The program could not be executed.
+    ExecFailed {
+        /// The kernel's reason.
+        errno: i32,
+    },
+    /// The exec is over.
+    ExecExited {
+        /// Exit code, or 128+N after signal N.
+        code: i32,
+    },
+}
+
+/// What the container is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// The helper builds it.
+    Creating = 0,
+    /// The init waits to be started.
+    Created = 1,
+    /// The program runs.
+    Running = 2,
+    /// It was told to stop.
+    Stopping = 3,
+    /// It is over; the record is being written.
+    Exited = 4,
+}
+
+/// Answer to [`Request::Status`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The init, 0 if there is none.
+    pub pid: i32,
+    /// The supervisor.
+    pub supervisor_pid: i32,
+    /// When the program was started, nanoseconds since the epoch; 0 before.
+    pub started_at_nanos: i64,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code, 128+N after signal N.
+    pub code: i32,
+    /// The signal that ended it, or 0.
+    pub signal: i32,
+    /// The kernel killed the init for want of memory.
+    pub oom_killed: bool,
+    /// When, nanoseconds since the epoch.
+    pub finished_at_nanos: i64,
+}
+
+/// Bytes that are not a frame of this protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed(pub &'static str);
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "malformed frame: {}", self.0)
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// The length of the frame at the start of `bytes`, prefix included, once the prefix is there.
+pub fn frame_len(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+    let Some(prefix) = bytes.first_chunk::<4>() else { return Ok(None) };
+    let len = u32::from_le_bytes(*prefix) as usize;
+    if !(2..=MAX_FRAME_BYTES).contains(&len) {
+        return Err(Malformed("length out of bounds"));
+    }
+    Ok(Some(4 + len))
+}
+
+impl Request {
+    /// The whole frame.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Status => Writer::new(1).finish(),
+            Self::Start => Writer::new(2).finish(),
+            Self::Signal(signal) => Writer::new(3).i32(*signal).finish(),
+            Self::Stop { signal, timeout_ms } => Writer::new(4).i32(*signal).u64(*timeout_ms).finish(),
+            Self::Wait => Writer::new(5).finish(),
+            Self::Exec(exec) => exec.encode(),
+            Self::Attach => Writer::new(7).finish(),
+        }
+    }
+
+    /// Reads a whole frame.
+    pub fn decode(frame: &[u8]) -> Result<Self, Malformed> {
+        let (kind, mut reader) = Reader::open(frame)?;
+        Ok(match kind {
+            1 => Self::Status,
+            2 => Self::Start,
+            3 => Self::Signal(reader.i32()?),
+            4 => Self::Stop { signal: reader.i32()?, timeout_ms: reader.u64()? },
+            5 => Self::Wait,
+            6 => Self::Exec(Box::new(ExecRequest::decode(&mut reader)?)),
+            7 => Self::Attach,
+            _ => return Err(Malformed("unknown request")),
+        })
+    }
+}
+
+impl ExecRequest {
+    fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new(6).list(&self.args).list(&self.env).bytes(&self.cwd).u32(self.uid).u32(self.gid);
+        writer = writer.u32(self.groups.len() as u32);
+        for group in &self.groups {
+            writer = writer.u32(*group);
+        }
+        for set in self.capabilities {
+            writer = writer.u64(set);
+        }
+        writer = writer.u8(self.no_new_privileges.into()).u8(self.has_filter.into());
+        writer = writer.u32(self.rlimits.len() as u32);
+        for (resource, soft, hard) in &self.rlimits {
+            writer = writer.u32(*resource).u64(*soft).u64(*hard);
+        }
+        writer.i32(self.oom_score_adj).finish()
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (args, env, cwd) = (reader.list()?, reader.list()?, reader.bytes()?.to_vec());
+        let (uid, gid) = (reader.u32()?, reader.u32()?);
+        let groups = (0..reader.count(4)?).map(|_| reader.u32()).collect::<Result<_, _>>()?;
+        let mut capabilities = [0; 5];
+        for set in &mut capabilities {
+            *set = reader.u64()?;
+        }
+        let (no_new_privileges, has_filter) = (reader.u8()? != 0, reader.u8()? != 0);
+        let rlimits = (0..reader.count(20)?)
+            .map(|_| Ok((reader.u32()?, reader.u64()?, reader.u64()?)))
+            .collect::<Result<_, Malformed>>()?;
+        let oom_score_adj = reader.i32()?;
+        Ok(Self {
+            args,
+            env,
+            cwd,
+            uid,
+            gid,
+            groups,
+            capabilities,
+            no_new_privileges,
+            has_filter,
+            rlimits,
+            oom_score_adj,
+        })
+    }
+}
+
+impl Reply {
+    /// The whole frame.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Ok => Writer::new(1).finish(),
+            Self::Error(text) => Writer::new(2).bytes(text.as_bytes()).finish(),
+            Self::NamespacesReady => Writer::new(3).finish(),
+            Self::Created { pid } => Writer::new(4).i32(*pid).finish(),
+            Self::Status(status) => Writer::new(5)
+                .u8(status.phase as u8)
+                .i32(status.pid)
+                .i32(status.supervisor_pid)
+                .u64(status.started_at_nanos as u64)
+                .finish(),
+            Self::Exited(exit) => Writer::new(6)
+                .i32(exit.code)
+                .i32(exit.signal)
+                .u8(exit.oom_killed.into())
+                .u64(exit.finished_at_nanos as u64)
+                .finish(),
+            Self::ExecStarted { pid } => Writer::new(7).i32(*pid).finish(),
+            Self::ExecFailed { errno } => Writer::new(8).i32(*errno).finish(),
+            Self::ExecExited { code } => Writer::new(9).i32(*code).finish(),
+        }
+    }
+
+    /// Reads a whole frame.
+    pub fn decode(frame: &[u8]) -> Result<Self, Malformed> {
+        let (kind, mut reader) = Reader::open(frame)?;
+        Ok(match kind {
+            1 => Self::Ok,
+            2 => Self::Error(String::from_utf8_lossy(reader.bytes()?).into_owned()),
+            3 => Self::NamespacesReady,
+            4 => Self::Created { pid: reader.i32()? },
+            5 => Self::Status(Status {
+                phase: Phase::from_number(reader.u8()?)?,
+                pid: reader.i32()?,
+                supervisor_pid: reader.i32()?,
+                started_at_nanos: reader.u64()? as i64,
+            }),
+            6 => Self::Exited(Exit {
+                code: reader.i32()?,
+                signal: reader.i32()?,
+                oom_killed: reader.u8()? != 0,
+                finished_at_nanos: reader.u64()? as i64,
+            }),
+            7 => Self::ExecStarted { pid: reader.i32()? },
+            8 => Self::ExecFailed { errno: reader.i32()? },
+            9 => Self::ExecExited { code: reader.i32()? },
+            _ => return Err(Malformed("unknown reply")),
+        })
+    }
+}
+
+impl Phase {
+    fn from_number(number: u8) -> Result<Self, Malformed> {
+        [Self::Creating, Self::Created, Self::Running, Self::Stopping, Self::Exited]
+            .into_iter()
+            .find(|phase| *phase as u8 == number)
+            .ok_or(Malformed("unknown phase"))
+    }
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn new(kind: u8) -> Self {
+        Self(vec![0, 0, 0, 0, VERSION, kind])
+    }
+
+    fn u8(mut self, value: u8) -> Self {
+        self.0.push(value);
+        self
+    }
+
+    fn u32(mut self, value: u32) -> Self {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    fn i32(self, value: i32) -> Self {
+        self.u32(value as u32)
+    }
+
+    fn u64(mut self, value: u64) -> Self {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    fn bytes(self, value: &[u8]) -> Self {
+        let mut writer = self.u32(value.len() as u32);
+        writer.0.extend_from_slice(value);
+        writer
+    }
+
+    fn list(self, values: &[Vec<u8>]) -> Self {
+        values.iter().fold(self.u32(values.len() as u32), |writer, value| writer.bytes(value))
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        let len = (self.0.len() - 4) as u32;
+        self.0[..4].copy_from_slice(&len.to_le_bytes());
+        self.0
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// Checks the header and gives the kind.
+    fn open(frame: &'a [u8]) -> Result<(u8, Self), Malformed> {
+        if frame_len(frame)? != Some(frame.len()) {
+            return Err(Malformed("length does not match"));
+        }
+        if frame[4] != VERSION {
+            return Err(Malformed("unknown version"));
+        }
+        Ok((frame[5], Self(&frame[6..])))
+    }
+
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (head, tail) = self.0.split_first_chunk::<N>().ok_or(Malformed("too short"))?;
+        self.0 = tail;
+        Ok(*head)
+    }
+
+    fn u8(&mut self) -> Result<u8, Malformed> {
+        self.take::<1>().map(|[byte]| byte)
+    }
+
+    fn u32(&mut self) -> Result<u32, Malformed> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn i32(&mut self) -> Result<i32, Malformed> {
+        self.take().map(i32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, Malformed> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        let len = self.u32()? as usize;
+        let (head, tail) = self.0.split_at_checked(len).ok_or(Malformed("too short"))?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    /// A number of elements of at least `size` bytes each: never more than what is left can hold.
+    fn count(&mut self, size: usize) -> Result<usize, Malformed> {
+        let count = self.u32()? as usize;
+        if count > self.0.len() / size { Err(Malformed("too short")) } else { Ok(count) }
+    }
+
+    fn list(&mut self) -> Result<Vec<Vec<u8>>, Malformed> {
+        (0..self.count(4)?).map(|_| self.bytes().map(<[u8]>::to_vec)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exec() -> Request {
+        Request::Exec(Box::new(ExecRequest {
+            args: vec![b"sh".to_vec(), b"-c".to_vec(), vec![0xff, 0xfe]],
+            env: vec![b"A=b".to_vec()],
+            cwd: b"/".to_vec(),
+            uid: 4_294_967_294,
+            gid: 7,
+            groups: vec![1, 2, 3],
+            capabilities: [1, 2, 3, 4, u64::MAX],
+            no_new_privileges: true,
+            has_filter: true,
+            rlimits: vec![(7, 1024, u64::MAX)],
+            oom_score_adj: -5,
+        }))
+    }
+
+    fn requests() -> Vec<Request> {
+        let stop = Request::Stop { signal: 15, timeout_ms: u64::MAX };
+        vec![Request::Status, Request::Start, Request::Signal(9), stop, Request::Wait, exec(), Request::Attach]
+    }
+
+    fn replies() -> Vec<Reply> {
+        let status = Status { phase: Phase::Running, pid: 12, supervisor_pid: 11, started_at_nanos: -1 };
+        let exit = Exit { code: 137, signal: 9, oom_killed: true, finished_at_nanos: i64::MAX };
+        vec![
+            Reply::Ok,
+            Reply::Error("why".into()),
+            Reply::NamespacesReady,
+            Reply::Created { pid: 1 },
+            Reply::Status(status),
+            Reply::Exited(exit),
+            Reply::ExecStarted { pid: 5 },
+            Reply::ExecFailed { errno: 2 },
+            Reply::ExecExited { code: -1 },
+        ]
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for request in requests() {
+            assert_eq!(Request::decode(&request.encode()), Ok(request));
+        }
+        for reply in replies() {
+            assert_eq!(Reply::decode(&reply.encode()), Ok(reply));
+        }
+    }
+
+    #[test]
+    fn version_1_stays_readable_byte_for_byte() {
+        assert_eq!(
+            Request::Stop { signal: 15, timeout_ms: 10_000 }.encode(),
+            [14, 0, 0, 0, 1, 4, 15, 0, 0, 0, 16, 39, 0, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(Reply::Created { pid: 258 }.encode(), [6, 0, 0, 0, 1, 4, 2, 1, 0, 0]);
+    }
+
+    #[test]
+    fn fields_added_at_the_end_are_ignored() {
+        let mut frame = Reply::Created { pid: 3 }.encode();
+        frame.extend_from_slice(b"new");
+        let len = (frame.len() - 4) as u32;
+        frame[..4].copy_from_slice(&len.to_le_bytes());
+        assert_eq!(Reply::decode(&frame), Ok(Reply::Created { pid: 3 }));
+    }
+
+    #[test]
+    fn cut_or_changed_frames_are_errors_never_panics() {
+        let frames =
+            requests().iter().map(Request::encode).chain(replies().iter().map(Reply::encode)).collect::<Vec<_>>();
+        for frame in frames {
+            for end in 0..frame.len() {
+                assert!(Request::decode(&frame[..end]).is_err() && Reply::decode(&frame[..end]).is_err());
+                let mut short = frame[..end].to_vec();
+                if end >= 6 {
+                    short[..4].copy_from_slice(&((end - 4) as u32).to_le_bytes());
+                    let _ = (Request::decode(&short), Reply::decode(&short));
+                }
+            }
+            for at in 0..frame.len() {
+                let mut changed = frame.clone();
+                changed[at] ^= 0xff;
+                let _ = (Request::decode(&changed), Reply::decode(&changed));
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_that_claims_too_much_is_refused_before_it_is_read() {
+        assert!(frame_len(&[255, 255, 255, 255]).is_err());
+        assert!(frame_len(&[0, 0, 0, 0]).is_err());
+        assert_eq!(frame_len(&[2, 0, 0]), Ok(None));
+    }
+}
