@@ -46,7 +46,9 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 fn image() -> (HashMap<String, Vec<u8>>, Vec<String>) {
     let mut state = 1u64;
     let mut random = || {
-        (state ^= state << 13, state ^= state >> 7, state ^= state << 17);
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
         state as u8
     };
     let data: Vec<u8> = (0..200_000).map(|_| random()).collect();

@@ -42,8 +42,8 @@ fn attributes(n: u32) -> Seen {
         content: String::new(),
         mode: [0o644, 0o755, 0o4755, 0o2750, 0o1777, 0o600][n as usize % 6],
         owner: ([0, 1000, u32::MAX - 1][n as usize % 3], [0, 7][n as usize % 2]),
-        mtime: (i64::from(n) * 1000 - 5000, if n % 2 == 0 { 0 } else { 123_456_789 }),
-        xattr: (n % 4 == 0).then(|| n.to_string()),
+        mtime: (i64::from(n) * 1000 - 5000, if n.is_multiple_of(2) { 0 } else { 123_456_789 }),
+        xattr: n.is_multiple_of(4).then(|| n.to_string()),
     }
 }
 
