@@ -14,6 +14,8 @@ use crate::error::Result;
 
 /// How a put-if-absent ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+// Without a client nothing is put.
+#[cfg_attr(not(feature = "s3"), allow(dead_code))]
 pub(crate) enum Put {
     /// The object is ours.
     Created,

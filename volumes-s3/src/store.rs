@@ -18,13 +18,13 @@
 //! `scan`, `scan.new` and `uploads` can go without loss: files are then read, and sent, again. In the bucket, see
 //! `FORMAT.md`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use runtime_core::{PruneResult, VolumeStatus};
 use tokio::sync::OnceCell;
 
-use crate::claim::{self, Standing};
+use crate::claim;
 use crate::config::{S3Config, VolumesConfig};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
@@ -33,12 +33,10 @@ use crate::name;
 use crate::object_store::{self, ObjectStore};
 use crate::pack::Digest;
 use crate::progress::Progress;
-use crate::record::{Record, TreeSummary, random_id};
-use crate::restore::Job;
+use crate::removal::{empty_trash, refuse_in_use, tree_size};
 use crate::server_check::{ServerCheck, race};
-use crate::state::{Pending, State, TreeMark, User, read_json, sync_parent, write_json};
-use crate::sync::publish;
-use crate::volume::{Paths, Remote, Volume, make_directories, set_aside_foreign, status};
+use crate::state::{State, User, read_json, write_json};
+use crate::volume::{Paths, Remote, Volume, make_directories, status};
 
 /// How a container wants a volume.
 #[derive(Debug, Clone, Default)]
@@ -97,12 +95,12 @@ pub struct RestoreReport {
 /// All methods may be cancelled: what was begun is completed in the background.
 #[derive(Debug, Clone)]
 pub struct VolumeStore {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    config: VolumesConfig,
+pub(crate) struct Inner {
+    pub(crate) config: VolumesConfig,
     store: OnceCell<Arc<dyn ObjectStore>>,
 }
 
@@ -402,302 +400,12 @@ impl VolumeStore {
     }
 
     #[cfg(test)]
-    pub(crate) fn inner_root(&self) -> &Path {
+    pub(crate) fn inner_root(&self) -> &std::path::Path {
         &self.inner.config.root
     }
 
-    async fn make_usable(&self, volume: &mut Volume, options: &AcquireOptions) -> Result<Acquired> {
-        let path = volume.paths.data();
-        let here = volume.is_here()?;
-        let acquired = |is_new, claimed| Acquired { path: path.clone(), is_new, claimed };
-        if volume.remote.is_none() {
-            if here {
-                return Ok(acquired(false, false));
-            }
-            if volume.state.tree.is_some() {
-                return Err(Error::NoBucket { name: volume.name.clone(), operation: "restoring it" });
-            }
-            volume.make_empty().await?;
-            return Ok(acquired(true, false));
-        }
-        match self.contact(volume).await {
-            Err(error) if error.is_transient() && here => {
-                tracing::warn!(volume = volume.name, %error, "S3 is away: used without a claim");
-                volume.state.pending.claim |= !options.readonly;
-                volume.state.last_error = Some(chain(&error));
-                return Ok(acquired(false, false));
-            }
-            contact => contact?,
-        }
-        if let (Standing::Elsewhere { host, record }, false) =
-            (claim::standing(volume), options.readonly || options.take_over)
-        {
-            return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
-        }
-        let newest = volume.state.head.as_ref().and_then(|head| head.generation);
-        let restore = match newest {
-            Some(_) if !here => newest,
-            Some(remote) if newest != volume.state.parent => {
-                let conflict = !volume.state.users.is_empty() || volume.has_changes().await?;
-                if conflict {
-                    let (name, local) = (volume.name.clone(), volume.state.parent);
-                    return Err(Error::Conflict { name, local, remote });
-                }
-                newest
-            }
-            _ => None,
-        };
-        if !options.readonly {
-            claim::claim(volume, options.take_over).await?;
-        }
-        if let Some(generation) = restore {
-            let record = self.tree_record(volume, generation).await?;
-            self.restore_into_place(volume, &record, &options.progress).await?;
-        } else if !here {
-            volume.make_empty().await?;
-        }
-        Ok(acquired(!here && restore.is_none(), !options.readonly))
-    }
-
-    /// Sees that the server can be trusted, and reads the newest record.
-    async fn contact(&self, volume: &mut Volume) -> Result<()> {
-        self.trust_server().await?;
-        volume.head().await.map(drop)
-    }
-
-    async fn sync_locked(&self, volume: &mut Volume) -> Result<()> {
-        if !volume.is_here()? {
-            return Err(Error::NotFound { name: volume.name.clone() });
-        }
-        let published = match self.trust_server().await {
-            Ok(()) => publish(volume).await,
-            Err(error) => Err(error),
-        };
-        match &published {
-            Ok(()) => {
-                volume.state.pending.sync = false;
-                volume.state.bytes_at_risk = 0;
-                volume.state.last_error = None;
-            }
-            Err(error) => {
-                // What is in a branch, or was not changed, is not at risk.
-                let fenced = matches!(error, Error::Fenced { .. });
-                if fenced {
-                    volume.state.pending = Pending::default();
-                } else {
-                    volume.state.pending.sync = true;
-                }
-                volume.state.bytes_at_risk = if fenced { 0 } else { volume.difference().await.map_or(0, |d| d.bytes) };
-                volume.state.last_error = Some(chain(error));
-                tracing::warn!(volume = volume.name, %error, "not synced");
-            }
-        }
-        volume.save().await?;
-        published
-    }
-
-    /// Syncs and gives the claim back if that is due; what fails is journaled.
-    async fn settle_release(&self, volume: &mut Volume) {
-        if volume.state.pending.release
-            && !volume.state.has_writer()
-            && volume.remote.is_some()
-            && let Err(error) = self.settle(volume).await
-        {
-            tracing::warn!(volume = volume.name, %error, "not released yet");
-        }
-    }
-
-    /// Does what is owed to S3.
-    async fn settle(&self, volume: &mut Volume) -> Result<()> {
-        if volume.is_here()? {
-            self.sync_locked(volume).await?;
-        } else {
-            // Claimed, and never restored: there is nothing to sync.
-            volume.head().await?;
-        }
-        if volume.state.pending.release && !volume.state.has_writer() {
-            claim::release(volume).await?;
-        }
-        Ok(())
-    }
-
-    async fn restore_in_place(&self, name: &str, options: &RestoreOptions) -> Result<RestoreReport> {
-        let mut volume = self.lock(name).await?;
-        refuse_in_use(&volume, "a restore in place")?;
-        let head = volume.head().await?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
-        let Some(generation) = options.generation.or(head.generation) else {
-            return Err(Error::NotFound { name: name.to_owned() });
-        };
-        let record = self.tree_record(&volume, generation).await?;
-        if !options.discard_local && volume.is_here()? && volume.has_changes().await? {
-            let bytes = volume.difference().await?.bytes;
-            return Err(Error::Unsynced { name: name.to_owned(), bytes });
-        }
-        self.restore_into_place(&mut volume, &record, &options.progress).await?;
-        // Going back is a change like any other: the next sync publishes it after the newest generation.
-        volume.state.parent = head.generation;
-        (volume.state.pending.sync, volume.state.bytes_at_risk, volume.state.last_error) = (false, 0, None);
-        volume.save().await?;
-        report(&record, volume.paths.data())
-    }
-
-    async fn restore_beside(&self, name: &str, to: PathBuf, options: &RestoreOptions) -> Result<RestoreReport> {
-        let remote = self.remote(name, "a restore").await?;
-        let head = remote.log.head(None).await?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
-        let Some(generation) = options.generation.or(head.generation) else {
-            return Err(Error::NotFound { name: name.to_owned() });
-        };
-        let record = remote.log.read(generation).await?.filter(|record| record.tree.is_some());
-        let missing = || Error::GenerationNotFound { name: name.to_owned(), generation };
-        let record = record.ok_or_else(missing)?;
-        let to = std::path::absolute(&to).map_err(|error| Error::io("resolve", &to, error))?;
-        let temporary = to.with_file_name(format!(".restore-{}", random_id()));
-        let (target, directory) = (to.clone(), temporary.clone());
-        blocking("create", move || {
-            let empty = match std::fs::read_dir(&target) {
-                Ok(mut entries) => entries.next().is_none(),
-                Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-            };
-            if empty { make_directories(&directory) } else { Err(Error::TargetExists { path: target }) }
-        })
-        .await?;
-        let scan_record = temporary.with_extension("scan");
-        let job = Job {
-            packs: remote.packs,
-            volume: name.to_owned(),
-            summary: summary(&record)?.clone(),
-            lineage: Digest::of(b""),
-            directory: temporary.clone(),
-            record: scan_record.clone(),
-            progress: options.progress.clone(),
-        };
-        let done = job.run().await;
-        let target = to.clone();
-        blocking("put into place", move || {
-            let moved = done.and_then(|()| {
-                std::fs::rename(&temporary, &target).map_err(|error| Error::io("put into place", &target, error))
-            });
-            let _ = std::fs::remove_dir_all(&temporary);
-            let _ = std::fs::remove_file(&scan_record);
-            let _ = std::fs::remove_file(scan_record.with_extension("entries"));
-            moved
-        })
-        .await?;
-        report(&record, to)
-    }
-
-    /// Replaces the tree by that of `record`, whole or not at all.
-    async fn restore_into_place(&self, volume: &mut Volume, record: &Record, progress: &Progress) -> Result<()> {
-        let Some(remote) = volume.remote.clone() else { return Ok(()) };
-        let summary = summary(record)?.clone();
-        let (paths, fresh) = (volume.paths.clone(), volume.paths.directory.join(format!("restore-{}", random_id())));
-        let directory = fresh.clone();
-        blocking("create", move || {
-            remove_leftovers(&paths.directory);
-            make_directories(&directory)
-        })
-        .await?;
-        let scan_record = volume.paths.directory.join("scan.restored");
-        let job = Job {
-            packs: remote.packs,
-            volume: volume.name.clone(),
-            summary: summary.clone(),
-            lineage: volume.state.lineage(),
-            directory: fresh.clone(),
-            record: scan_record.clone(),
-            progress: progress.clone(),
-        };
-        let done = job.run().await;
-        let (paths, hold, was_here) = (volume.paths.clone(), volume.hold(), volume.is_here()?);
-        let root = self.inner.config.root.clone();
-        blocking("put into place", move || {
-            if let Err(error) = done {
-                remove_leftovers(&paths.directory);
-                return Err(error);
-            }
-            let data = paths.data();
-            if was_here {
-                move_to_trash(&root, &data)?
-            } else {
-                set_aside_foreign(&data)?
-            }
-            // The record first: one that is of another tree is seen by its root and not used.
-            std::fs::rename(&scan_record, paths.scan()).map_err(|error| Error::io("put into place", &data, error))?;
-            std::fs::rename(&fresh, &data).map_err(|error| Error::io("put into place", &data, error))?;
-            sync_parent(&data)?;
-            empty_trash(&root);
-            drop(hold);
-            Ok(())
-        })
-        .await?;
-        volume.state.tree = Some(TreeMark {
-            record: record.record,
-            root: summary.root.digest.to_string(),
-            branch: record.kind == crate::record::RecordKind::Branch,
-            size_bytes: summary.size_bytes,
-        });
-        volume.state.parent = Some(record.record);
-        volume.state.durable_at = Some(record.created_at);
-        volume.save().await
-    }
-
-    async fn tree_record(&self, volume: &Volume, generation: u64) -> Result<Record> {
-        let missing = || Error::GenerationNotFound { name: volume.name.clone(), generation };
-        let Some(remote) = &volume.remote else { return Err(missing()) };
-        remote.log.read(generation).await?.filter(|record| record.tree.is_some()).ok_or_else(missing)
-    }
-
-    async fn remove_history(&self, volume: &mut Volume, force: bool) -> Result<()> {
-        let Some(remote) = volume.remote.clone() else {
-            return Err(Error::NoBucket { name: volume.name.clone(), operation: "removal of a history" });
-        };
-        let head = volume.head().await?;
-        if head.is_none() && !volume.known {
-            return Err(Error::NotFound { name: volume.name.clone() });
-        }
-        if let (Standing::Elsewhere { host, record }, false) = (claim::standing(volume), force) {
-            return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
-        }
-        // The log goes first, the newest record first: whatever is left of it at any time can be restored.
-        let mut numbers = Vec::new();
-        let mut after = 0;
-        while let Some(last) = remote.log.page(after).await?.last().copied() {
-            numbers.extend(remote.log.page(after).await?);
-            after = last;
-        }
-        for number in numbers.into_iter().rev() {
-            remote.store.delete(&remote.log.key(number)).await?;
-        }
-        remote.store.delete(&remote.log.hint_key()).await?;
-        loop {
-            let keys = remote.store.list(&remote.prefix, None).await?;
-            if keys.is_empty() {
-                break;
-            }
-            for key in keys {
-                remote.store.delete(&key).await?;
-            }
-        }
-        volume.state.forget_history();
-        Ok(())
-    }
-
-    async fn remove_local(&self, volume: &Volume) -> Result<u64> {
-        let (root, directory, hold) = (self.inner.config.root.clone(), volume.paths.directory.clone(), volume.hold());
-        let data = volume.paths.data();
-        blocking("remove", move || {
-            let size = if data.exists() { tree_size(&data)? } else { 0 };
-            move_to_trash(&root, &directory)?;
-            sync_parent(&directory)?;
-            empty_trash(&root);
-            drop(hold);
-            Ok(size)
-        })
-        .await
-    }
-
     /// Refuses a server that lets several writers win; races for it if that was never done.
-    async fn trust_server(&self) -> Result<()> {
+    pub(crate) async fn trust_server(&self) -> Result<()> {
         let Some(config) = &self.inner.config.s3 else { return Ok(()) };
         let path = self.server_file(config);
         let known = blocking("read the check", move || Ok(read_json::<ServerCheck>(&path).ok().flatten())).await?;
@@ -712,7 +420,7 @@ impl VolumeStore {
         self.inner.config.root.join(".servers").join(format!("{}.json", &digest[..32]))
     }
 
-    async fn lock(&self, name: &str) -> Result<Volume> {
+    pub(crate) async fn lock(&self, name: &str) -> Result<Volume> {
         let store = match &self.inner.config.s3 {
             Some(config) => Some(self.client(config).await?),
             None => None,
@@ -720,11 +428,11 @@ impl VolumeStore {
         Volume::lock(&self.inner.config, name, store).await
     }
 
-    async fn client(&self, config: &S3Config) -> Result<Arc<dyn ObjectStore>> {
+    pub(crate) async fn client(&self, config: &S3Config) -> Result<Arc<dyn ObjectStore>> {
         self.inner.store.get_or_try_init(|| object_store::open(config)).await.cloned()
     }
 
-    async fn remote(&self, name: &str, operation: &'static str) -> Result<Remote> {
+    pub(crate) async fn remote(&self, name: &str, operation: &'static str) -> Result<Remote> {
         name::check(name)?;
         let Some(config) = &self.inner.config.s3 else {
             return Err(Error::NoBucket { name: name.to_owned(), operation });
@@ -758,68 +466,5 @@ impl VolumeStore {
         name::check(name)?;
         let task = tokio::spawn(work(self.clone(), name.to_owned()));
         task.await.map_err(|_| Error::Interrupted { operation: "a volume's work" })?
-    }
-}
-
-fn refuse_in_use(volume: &Volume, operation: &'static str) -> Result<()> {
-    if volume.state.users.is_empty() {
-        return Ok(());
-    }
-    let users = volume.state.users.keys().cloned().collect();
-    Err(Error::InUse { name: volume.name.clone(), operation, users })
-}
-
-fn summary(record: &Record) -> Result<&TreeSummary> {
-    record.tree.as_ref().ok_or_else(|| Error::corrupt(format!("record {}", record.record), "holds no tree"))
-}
-
-fn report(record: &Record, path: PathBuf) -> Result<RestoreReport> {
-    let summary = summary(record)?;
-    Ok(RestoreReport { generation: record.record, path, files: summary.files, size_bytes: summary.size_bytes })
-}
-
-/// The message of an error and of its causes.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
-fn tree_size(data: &Path) -> Result<u64> {
-    crate::scan::difference(data, None).map(|difference| difference.size_bytes)
-}
-
-fn move_to_trash(root: &Path, path: &Path) -> Result<()> {
-    let trash = root.join(".trash");
-    make_directories(&trash)?;
-    match std::fs::rename(path, trash.join(random_id())) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, error)),
-        _ => Ok(()),
-    }
-}
-
-/// Deletes what is in the trash; what cannot be is left for the next time.
-fn empty_trash(root: &Path) {
-    remove_entries(&root.join(".trash"), "");
-}
-
-/// Deletes trees whose restore was cut off. Only with the lock.
-fn remove_leftovers(directory: &Path) {
-    remove_entries(directory, "restore-");
-}
-
-fn remove_entries(directory: &Path, prefix: &str) {
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(prefix)
-            && let Err(error) = std::fs::remove_dir_all(entry.path())
-        {
-            tracing::debug!(path = %entry.path().display(), %error, "not deleted yet");
-        }
     }
 }

@@ -1,0 +1,137 @@
+//! What a use of a volume does: begin it, sync it, end it.
+
+use crate::claim::{self, Standing};
+use crate::error::{Error, Result};
+use crate::state::Pending;
+use crate::store::{AcquireOptions, Acquired, VolumeStore};
+use crate::sync::publish;
+use crate::volume::Volume;
+
+impl VolumeStore {
+    pub(crate) async fn make_usable(&self, volume: &mut Volume, options: &AcquireOptions) -> Result<Acquired> {
+        let path = volume.paths.data();
+        let here = volume.is_here()?;
+        let acquired = |is_new, claimed| Acquired { path: path.clone(), is_new, claimed };
+        if volume.remote.is_none() {
+            if here {
+                return Ok(acquired(false, false));
+            }
+            if volume.state.tree.is_some() {
+                return Err(Error::NoBucket { name: volume.name.clone(), operation: "restoring it" });
+            }
+            volume.make_empty().await?;
+            return Ok(acquired(true, false));
+        }
+        match self.contact(volume).await {
+            Err(error) if error.is_transient() && here => {
+                tracing::warn!(volume = volume.name, %error, "S3 is away: used without a claim");
+                volume.state.pending.claim |= !options.readonly;
+                volume.state.last_error = Some(chain(&error));
+                return Ok(acquired(false, false));
+            }
+            contact => contact?,
+        }
+        if let (Standing::Elsewhere { host, record }, false) =
+            (claim::standing(volume), options.readonly || options.take_over)
+        {
+            return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
+        }
+        let newest = volume.state.head.as_ref().and_then(|head| head.generation);
+        let restore = match newest {
+            Some(_) if !here => newest,
+            Some(remote) if newest != volume.state.parent => {
+                let conflict = !volume.state.users.is_empty() || volume.has_changes().await?;
+                if conflict {
+                    let (name, local) = (volume.name.clone(), volume.state.parent);
+                    return Err(Error::Conflict { name, local, remote });
+                }
+                newest
+            }
+            _ => None,
+        };
+        if !options.readonly {
+            claim::claim(volume, options.take_over).await?;
+        }
+        if let Some(generation) = restore {
+            let record = self.tree_record(volume, generation).await?;
+            self.restore_into_place(volume, &record, &options.progress).await?;
+        } else if !here {
+            volume.make_empty().await?;
+        }
+        Ok(acquired(!here && restore.is_none(), !options.readonly))
+    }
+
+    /// Sees that the server can be trusted, and reads the newest record.
+    pub(crate) async fn contact(&self, volume: &mut Volume) -> Result<()> {
+        self.trust_server().await?;
+        volume.head().await.map(drop)
+    }
+
+    pub(crate) async fn sync_locked(&self, volume: &mut Volume) -> Result<()> {
+        if !volume.is_here()? {
+            return Err(Error::NotFound { name: volume.name.clone() });
+        }
+        let published = match self.trust_server().await {
+            Ok(()) => publish(volume).await,
+            Err(error) => Err(error),
+        };
+        match &published {
+            Ok(()) => {
+                volume.state.pending.sync = false;
+                volume.state.bytes_at_risk = 0;
+                volume.state.last_error = None;
+            }
+            Err(error) => {
+                // What is in a branch, or was not changed, is not at risk.
+                let fenced = matches!(error, Error::Fenced { .. });
+                if fenced {
+                    volume.state.pending = Pending::default();
+                } else {
+                    volume.state.pending.sync = true;
+                }
+                volume.state.bytes_at_risk = if fenced { 0 } else { volume.difference().await.map_or(0, |d| d.bytes) };
+                volume.state.last_error = Some(chain(error));
+                tracing::warn!(volume = volume.name, %error, "not synced");
+            }
+        }
+        volume.save().await?;
+        published
+    }
+
+    /// Syncs and gives the claim back if that is due; what fails is journaled.
+    pub(crate) async fn settle_release(&self, volume: &mut Volume) {
+        if volume.state.pending.release
+            && !volume.state.has_writer()
+            && volume.remote.is_some()
+            && let Err(error) = self.settle(volume).await
+        {
+            tracing::warn!(volume = volume.name, %error, "not released yet");
+        }
+    }
+
+    /// Does what is owed to S3.
+    pub(crate) async fn settle(&self, volume: &mut Volume) -> Result<()> {
+        if volume.is_here()? {
+            self.sync_locked(volume).await?;
+        } else {
+            // Claimed, and never restored: there is nothing to sync.
+            volume.head().await?;
+        }
+        if volume.state.pending.release && !volume.state.has_writer() {
+            claim::release(volume).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The message of an error and of its causes.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,104 @@
+//! Removal of local copies and of histories.
+
+use std::path::Path;
+
+use crate::claim::{self, Standing};
+use crate::error::{Error, Result};
+use crate::fetch::blocking;
+use crate::record::random_id;
+use crate::state::sync_parent;
+use crate::store::VolumeStore;
+use crate::volume::{Volume, make_directories};
+
+impl VolumeStore {
+    pub(crate) async fn remove_history(&self, volume: &mut Volume, force: bool) -> Result<()> {
+        let Some(remote) = volume.remote.clone() else {
+            return Err(Error::NoBucket { name: volume.name.clone(), operation: "removal of a history" });
+        };
+        let head = volume.head().await?;
+        if head.is_none() && !volume.known {
+            return Err(Error::NotFound { name: volume.name.clone() });
+        }
+        if let (Standing::Elsewhere { host, record }, false) = (claim::standing(volume), force) {
+            return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
+        }
+        // The log goes first, the newest record first: whatever is left of it at any time can be restored.
+        let mut numbers = Vec::new();
+        let mut after = 0;
+        while let Some(last) = remote.log.page(after).await?.last().copied() {
+            numbers.extend(remote.log.page(after).await?);
+            after = last;
+        }
+        for number in numbers.into_iter().rev() {
+            remote.store.delete(&remote.log.key(number)).await?;
+        }
+        remote.store.delete(&remote.log.hint_key()).await?;
+        loop {
+            let keys = remote.store.list(&remote.prefix, None).await?;
+            if keys.is_empty() {
+                break;
+            }
+            for key in keys {
+                remote.store.delete(&key).await?;
+            }
+        }
+        volume.state.forget_history();
+        Ok(())
+    }
+
+    pub(crate) async fn remove_local(&self, volume: &Volume) -> Result<u64> {
+        let (root, directory, hold) = (self.inner.config.root.clone(), volume.paths.directory.clone(), volume.hold());
+        let data = volume.paths.data();
+        blocking("remove", move || {
+            let size = if data.exists() { tree_size(&data)? } else { 0 };
+            move_to_trash(&root, &directory)?;
+            sync_parent(&directory)?;
+            empty_trash(&root);
+            drop(hold);
+            Ok(size)
+        })
+        .await
+    }
+}
+
+pub(crate) fn refuse_in_use(volume: &Volume, operation: &'static str) -> Result<()> {
+    if volume.state.users.is_empty() {
+        return Ok(());
+    }
+    let users = volume.state.users.keys().cloned().collect();
+    Err(Error::InUse { name: volume.name.clone(), operation, users })
+}
+
+pub(crate) fn tree_size(data: &Path) -> Result<u64> {
+    crate::scan::difference(data, None).map(|difference| difference.size_bytes)
+}
+
+pub(crate) fn move_to_trash(root: &Path, path: &Path) -> Result<()> {
+    let trash = root.join(".trash");
+    make_directories(&trash)?;
+    match std::fs::rename(path, trash.join(random_id())) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Deletes what is in the trash; what cannot be is left for the next time.
+pub(crate) fn empty_trash(root: &Path) {
+    remove_entries(&root.join(".trash"), "");
+}
+
+/// Deletes trees whose restore was cut off. Only with the lock.
+pub(crate) fn remove_leftovers(directory: &Path) {
+    remove_entries(directory, "restore-");
+}
+
+fn remove_entries(directory: &Path, prefix: &str) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(prefix)
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            tracing::debug!(path = %entry.path().display(), %error, "not deleted yet");
+        }
+    }
+}

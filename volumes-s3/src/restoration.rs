@@ -1,0 +1,161 @@
+//! Restores a generation in place of the local tree, or beside it.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::fetch::blocking;
+use crate::pack::Digest;
+use crate::progress::Progress;
+use crate::record::{Record, RecordKind, TreeSummary, random_id};
+use crate::removal::{empty_trash, move_to_trash, refuse_in_use, remove_leftovers};
+use crate::restore::Job;
+use crate::state::{TreeMark, sync_parent};
+use crate::store::{RestoreOptions, RestoreReport, VolumeStore};
+use crate::volume::{Volume, make_directories, set_aside_foreign};
+
+impl VolumeStore {
+    pub(crate) async fn restore_in_place(&self, name: &str, options: &RestoreOptions) -> Result<RestoreReport> {
+        let mut volume = self.lock(name).await?;
+        refuse_in_use(&volume, "a restore in place")?;
+        let head = volume.head().await?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
+        let Some(generation) = options.generation.or(head.generation) else {
+            return Err(Error::NotFound { name: name.to_owned() });
+        };
+        let record = self.tree_record(&volume, generation).await?;
+        if !options.discard_local && volume.is_here()? && volume.has_changes().await? {
+            let bytes = volume.difference().await?.bytes;
+            return Err(Error::Unsynced { name: name.to_owned(), bytes });
+        }
+        self.restore_into_place(&mut volume, &record, &options.progress).await?;
+        // Going back is a change like any other: the next sync publishes it after the newest generation.
+        volume.state.parent = head.generation;
+        (volume.state.pending.sync, volume.state.bytes_at_risk, volume.state.last_error) = (false, 0, None);
+        volume.save().await?;
+        report(&record, volume.paths.data())
+    }
+
+    pub(crate) async fn restore_beside(
+        &self,
+        name: &str,
+        to: PathBuf,
+        options: &RestoreOptions,
+    ) -> Result<RestoreReport> {
+        let remote = self.remote(name, "a restore").await?;
+        let head = remote.log.head(None).await?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
+        let Some(generation) = options.generation.or(head.generation) else {
+            return Err(Error::NotFound { name: name.to_owned() });
+        };
+        let record = remote.log.read(generation).await?.filter(|record| record.tree.is_some());
+        let missing = || Error::GenerationNotFound { name: name.to_owned(), generation };
+        let record = record.ok_or_else(missing)?;
+        let to = std::path::absolute(&to).map_err(|error| Error::io("resolve", &to, error))?;
+        let temporary = to.with_file_name(format!(".restore-{}", random_id()));
+        let (target, directory) = (to.clone(), temporary.clone());
+        blocking("create", move || {
+            let empty = match std::fs::read_dir(&target) {
+                Ok(mut entries) => entries.next().is_none(),
+                Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            };
+            if empty { make_directories(&directory) } else { Err(Error::TargetExists { path: target }) }
+        })
+        .await?;
+        let scan_record = temporary.with_extension("scan");
+        let job = Job {
+            packs: remote.packs,
+            volume: name.to_owned(),
+            summary: summary(&record)?.clone(),
+            lineage: Digest::of(b""),
+            directory: temporary.clone(),
+            record: scan_record.clone(),
+            progress: options.progress.clone(),
+        };
+        let done = job.run().await;
+        let target = to.clone();
+        blocking("put into place", move || {
+            let moved = done.and_then(|()| {
+                std::fs::rename(&temporary, &target).map_err(|error| Error::io("put into place", &target, error))
+            });
+            let _ = std::fs::remove_dir_all(&temporary);
+            let _ = std::fs::remove_file(&scan_record);
+            let _ = std::fs::remove_file(scan_record.with_extension("entries"));
+            moved
+        })
+        .await?;
+        report(&record, to)
+    }
+
+    /// Replaces the tree by that of `record`, whole or not at all.
+    pub(crate) async fn restore_into_place(
+        &self,
+        volume: &mut Volume,
+        record: &Record,
+        progress: &Progress,
+    ) -> Result<()> {
+        let Some(remote) = volume.remote.clone() else { return Ok(()) };
+        let summary = summary(record)?.clone();
+        let (paths, fresh) = (volume.paths.clone(), volume.paths.directory.join(format!("restore-{}", random_id())));
+        let directory = fresh.clone();
+        blocking("create", move || {
+            remove_leftovers(&paths.directory);
+            make_directories(&directory)
+        })
+        .await?;
+        let scan_record = volume.paths.directory.join("scan.restored");
+        let job = Job {
+            packs: remote.packs,
+            volume: volume.name.clone(),
+            summary: summary.clone(),
+            lineage: volume.state.lineage(),
+            directory: fresh.clone(),
+            record: scan_record.clone(),
+            progress: progress.clone(),
+        };
+        let done = job.run().await;
+        let (paths, hold, was_here) = (volume.paths.clone(), volume.hold(), volume.is_here()?);
+        let root = self.inner.config.root.clone();
+        blocking("put into place", move || {
+            if let Err(error) = done {
+                remove_leftovers(&paths.directory);
+                return Err(error);
+            }
+            let data = paths.data();
+            if was_here {
+                move_to_trash(&root, &data)?
+            } else {
+                set_aside_foreign(&data)?
+            }
+            // The record first: one that is of another tree is seen by its root and not used.
+            std::fs::rename(&scan_record, paths.scan()).map_err(|error| Error::io("put into place", &data, error))?;
+            std::fs::rename(&fresh, &data).map_err(|error| Error::io("put into place", &data, error))?;
+            sync_parent(&data)?;
+            empty_trash(&root);
+            drop(hold);
+            Ok(())
+        })
+        .await?;
+        volume.state.tree = Some(TreeMark {
+            record: record.record,
+            root: summary.root.digest.to_string(),
+            branch: record.kind == RecordKind::Branch,
+            size_bytes: summary.size_bytes,
+        });
+        volume.state.parent = Some(record.record);
+        volume.state.durable_at = Some(record.created_at);
+        volume.save().await
+    }
+
+    pub(crate) async fn tree_record(&self, volume: &Volume, generation: u64) -> Result<Record> {
+        let missing = || Error::GenerationNotFound { name: volume.name.clone(), generation };
+        let Some(remote) = &volume.remote else { return Err(missing()) };
+        remote.log.read(generation).await?.filter(|record| record.tree.is_some()).ok_or_else(missing)
+    }
+}
+
+fn summary(record: &Record) -> Result<&TreeSummary> {
+    record.tree.as_ref().ok_or_else(|| Error::corrupt(format!("record {}", record.record), "holds no tree"))
+}
+
+fn report(record: &Record, path: PathBuf) -> Result<RestoreReport> {
+    let summary = summary(record)?;
+    Ok(RestoreReport { generation: record.record, path, files: summary.files, size_bytes: summary.size_bytes })
+}
