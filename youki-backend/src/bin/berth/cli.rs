@@ -1,0 +1,542 @@
+//! The command line: every command and flag, as clap reads it.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use runtime_core::PullPolicy;
+
+use crate::run_flags::RunArgs;
+
+/// Runs containers in Linux namespaces, and keeps their volumes in S3.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, arg_required_else_help = true, infer_subcommands = false)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes, before or after its name.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GlobalArgs {
+    /// Where everything lies that survives a reboot [env: BERTH_ROOT] [default: /var/lib/berth]
+    #[arg(long, global = true, value_name = "DIR", display_order = 900)]
+    pub root: Option<String>,
+    /// Where everything lies that does not [env: BERTH_RUN_DIR] [default: /run/berth, or the root's own beneath it]
+    #[arg(long, global = true, value_name = "DIR", display_order = 900)]
+    pub run_dir: Option<String>,
+    /// The cgroup beneath which containers live [env: BERTH_CGROUP_PARENT] [default: berth]
+    #[arg(long, global = true, value_name = "NAME", display_order = 900)]
+    pub cgroup_parent: Option<String>,
+    /// Bridge of the default network [env: BERTH_BRIDGE] [default: berth0]
+    #[arg(long, global = true, value_name = "NAME", display_order = 900)]
+    pub bridge: Option<String>,
+    /// Addresses of the default network [env: BERTH_SUBNET] [default: 10.97.0.0/16]
+    #[arg(long, global = true, value_name = "CIDR", display_order = 900)]
+    pub subnet: Option<String>,
+    /// Bucket that named volumes are synced to [env: BERTH_S3_BUCKET]
+    #[arg(long, global = true, value_name = "BUCKET", display_order = 900)]
+    pub s3_bucket: Option<String>,
+    /// URL of an S3-compatible server [env: BERTH_S3_ENDPOINT]
+    #[arg(long, global = true, value_name = "URL", display_order = 900)]
+    pub s3_endpoint: Option<String>,
+    /// Prepended to every key in the bucket [env: BERTH_S3_PREFIX]
+    #[arg(long, global = true, value_name = "PREFIX", display_order = 900)]
+    pub s3_prefix: Option<String>,
+    /// Region of the bucket [env: BERTH_S3_REGION]
+    #[arg(long, global = true, value_name = "REGION", display_order = 900)]
+    pub s3_region: Option<String>,
+    /// Print JSON
+    #[arg(long, global = true, display_order = 901)]
+    pub json: bool,
+    /// error, warn, info, debug, trace, or a filter such as registry=debug [env: BERTH_LOG] [default: warn]
+    #[arg(long, global = true, value_name = "LEVEL", display_order = 901)]
+    pub log_level: Option<String>,
+    /// Configuration file [default: /etc/berth/config.toml if there is one]
+    #[arg(long, global = true, value_name = "FILE", display_order = 901)]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fetch an image from its registry
+    Pull(PullArgs),
+    /// Create and start a container
+    #[command(disable_help_flag = true)]
+    Run(Box<RunArgs>),
+    /// Create a container without starting it
+    #[command(disable_help_flag = true)]
+    Create(Box<RunArgs>),
+    /// Start created or ended containers
+    Start(NamesArgs),
+    /// Stop containers
+    Stop(StopArgs),
+    /// Send a signal to containers
+    Kill(KillArgs),
+    /// Remove containers
+    Rm(RmArgs),
+    /// Wait until containers end, and print their exit codes
+    Wait(NamesArgs),
+    /// List containers
+    Ps(PsArgs),
+    /// Show everything known of containers
+    Inspect(NamesArgs),
+    /// Show the processes of a container
+    Top(NameArgs),
+    /// Show what containers use
+    Stats(StatsArgs),
+    /// Show what a container wrote
+    Logs(LogsArgs),
+    /// Run a command in a running container
+    Exec(ExecArgs),
+    /// List images
+    Images(ImagesArgs),
+    /// Give an image another name
+    Tag(TagArgs),
+    /// Remove images
+    Rmi(RmiArgs),
+    /// Remove images that no container uses, and what is left over of others
+    Prune(PruneArgs),
+    /// Show an image
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Named volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Check whether this host can run containers
+    Doctor,
+    /// Show how this root is set up
+    Info,
+    /// Keep this root's volumes synced until a signal comes, for a host without an agent
+    Keeper,
+
+    /// Create and start from a ServiceSpec (not built yet)
+    #[command(hide = true, disable_help_flag = true)]
+    Apply(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Pause(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Unpause(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Update(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Attach(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Cp(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Export(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Save(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Load(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Push(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Network(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Events(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Shutdown(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Completion(Rest),
+}
+
+impl Command {
+    /// Its name, if it is not built yet.
+    pub fn unbuilt(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Apply(_) => "apply",
+            Self::Pause(_) => "pause",
+            Self::Unpause(_) => "unpause",
+            Self::Update(_) => "update",
+            Self::Attach(_) => "attach",
+            Self::Cp(_) => "cp",
+            Self::Export(_) => "export",
+            Self::Save(_) => "save",
+            Self::Load(_) => "load",
+            Self::Push(_) => "push",
+            Self::Network(_) => "network",
+            Self::Events(_) => "events",
+            Self::Shutdown(_) => "shutdown",
+            Self::Completion(_) => "completion",
+            Self::Image(ImageCommand::History(_)) => "image history",
+            Self::Image(ImageCommand::Verify(_)) => "image verify",
+            Self::Volume(VolumeCommand::Claim(_)) => "volume claim",
+            Self::Volume(VolumeCommand::Diff(_)) => "volume diff",
+            Self::Volume(VolumeCommand::Verify(_)) => "volume verify",
+            _ => return None,
+        })
+    }
+}
+
+/// Whatever follows a command that is not built yet.
+#[derive(Debug, Args)]
+pub struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct NameArgs {
+    /// The container
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct NamesArgs {
+    /// The containers
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// The image
+    pub image: String,
+    /// When to ask the registry: always, missing or never
+    #[arg(long, default_value = "always", value_parser = parse_pull_policy)]
+    pub policy: PullPolicy,
+    /// What to take from an image for several platforms [default: this host's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<String>,
+    /// Credentials for the registry
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub creds: Option<String>,
+    /// Print the digest only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// clap wants a function.
+pub fn parse_pull_policy(text: &str) -> Result<PullPolicy, String> {
+    text.parse()
+}
+
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// The containers
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Seconds until they are killed; -1 for never [default: the container's, else 10]
+    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true)]
+    pub time: Option<i64>,
+}
+
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    /// The containers
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// KILL, TERM, INT, HUP, USR1 or USR2
+    #[arg(short, long, default_value = "KILL")]
+    pub signal: String,
+}
+
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// The containers
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Kill those that run; one that is not there is no error
+    #[arg(short, long)]
+    pub force: bool,
+    /// Anonymous volumes are removed with their container in any case
+    #[arg(short, long, hide = true)]
+    pub volumes: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// All, not only those that run
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print ids only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Do not shorten
+    #[arg(long)]
+    pub no_trunc: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StatsArgs {
+    /// The containers [default: all that run]
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Print once
+    #[arg(long)]
+    pub no_stream: bool,
+    /// All containers, not only those that run
+    #[arg(short, long)]
+    pub all: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The container
+    pub name: String,
+    /// Go on until the container ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Put the time before each line
+    #[arg(short, long)]
+    pub timestamps: bool,
+    /// Only the last so many lines, or all
+    #[arg(short = 'n', long, default_value = "all", value_name = "LINES", allow_hyphen_values = true)]
+    pub tail: String,
+    /// Only from this time on: RFC 3339, seconds since 1970, or so long ago (10m)
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only before this time
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal (not built yet)
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Leave it running (not built yet)
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Give it all privileges (not built yet)
+    #[arg(long)]
+    pub privileged: bool,
+    /// Set a variable; with its name alone, from the own environment
+    #[arg(short, long, value_name = "NAME[=VALUE]", action = ArgAction::Append)]
+    pub env: Vec<String>,
+    /// Read variables from a file
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    pub env_file: Vec<PathBuf>,
+    /// Run as
+    #[arg(short, long, value_name = "NAME|UID[:GROUP|GID]")]
+    pub user: Option<String>,
+    /// Run in this directory
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Kill it after so many seconds, or 1m30s; the exit code is then 124
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<String>,
+    /// The container, and the command with its arguments
+    #[arg(required = true, num_args = 2.., trailing_var_arg = true, value_names = ["NAME", "COMMAND"])]
+    pub name_and_command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ImagesArgs {
+    /// Only those of this repository
+    pub repository: Option<String>,
+    /// Print ids only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print whole digests
+    #[arg(long, visible_alias = "digests")]
+    pub no_trunc: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TagArgs {
+    /// The image
+    pub source: String,
+    /// Its further name
+    pub target: String,
+}
+
+#[derive(Debug, Args)]
+pub struct RmiArgs {
+    /// The images
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// Those that containers use, too
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Show images
+    Inspect(ImageNamesArgs),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    History(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Verify(Rest),
+}
+
+#[derive(Debug, Args)]
+pub struct ImageNamesArgs {
+    /// The images
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// List the volumes of this host
+    Ls(VolumeLsArgs),
+    /// Show volumes
+    Inspect(VolumeNamesArgs),
+    /// Bring volumes to S3
+    Sync(VolumeNamesArgs),
+    /// List the generations of a volume
+    History(VolumeHistoryArgs),
+    /// Bring a generation back, in place or into another directory
+    Restore(VolumeRestoreArgs),
+    /// Remove the local copies of volumes
+    Rm(VolumeRmArgs),
+    /// Remove local copies that nobody uses and S3 holds as they are
+    Prune(VolumePruneArgs),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Claim(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Diff(Rest),
+    /// Not built yet
+    #[command(hide = true, disable_help_flag = true)]
+    Verify(Rest),
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeLsArgs {
+    /// Print names only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeNamesArgs {
+    /// The volumes
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeHistoryArgs {
+    /// The volume
+    pub name: String,
+    /// Claims, releases and prunes too
+    #[arg(short, long)]
+    pub all: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeRestoreArgs {
+    /// The volume
+    pub name: String,
+    /// Which generation [default: the newest]
+    #[arg(long, value_name = "NUMBER")]
+    pub generation: Option<u64>,
+    /// Into this directory, which must not exist or be empty [default: in place]
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// In place, over changes that are nowhere else
+    #[arg(long)]
+    pub discard_local: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeRmArgs {
+    /// The volumes
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// The history in S3 too
+    #[arg(long)]
+    pub remote: bool,
+    /// Even if data is lost by it
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VolumePruneArgs {
+    /// Apply retention to this volume's history in S3 (not built yet)
+    pub name: Option<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_command() {
+        for line in ["berth --json --root /x ps", "berth ps --json --root /x", "berth --json ps --root /x"] {
+            let cli = parse(line);
+            assert!(cli.global.json && cli.global.root.as_deref() == Some("/x"), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_image_is_the_command_whatever_it_looks_like() {
+        for (line, rest) in [
+            ("berth run --rm busybox ls --json -l", &["busybox", "ls", "--json", "-l"][..]),
+            ("berth run busybox --name x", &["busybox", "--name", "x"]),
+            ("berth run -e A=1 busybox sh -c -e -- x", &["busybox", "sh", "-c", "-e", "--", "x"]),
+            ("berth run -- busybox -i", &["busybox", "-i"]),
+        ] {
+            let cli = parse(line);
+            let Command::Run(args) = &cli.command else { panic!("{line}") };
+            assert_eq!(args.image_and_command, rest, "{line}");
+            assert!(!cli.global.json, "{line}");
+        }
+        let Command::Exec(args) = parse("berth exec -i web ls -i --timeout 3").command else { panic!() };
+        assert!(args.interactive && args.timeout.is_none());
+        assert_eq!(args.name_and_command, ["web", "ls", "-i", "--timeout", "3"]);
+    }
+
+    #[test]
+    fn a_flag_that_is_none_is_an_error_not_an_image() {
+        for line in ["berth run --bogus busybox", "berth exec web", "berth run", "berth wait", "berth nonsense"] {
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn commands_that_are_not_built_take_anything_and_have_a_name() {
+        assert_eq!(parse("berth apply -f x.yaml --name web").command.unbuilt(), Some("apply"));
+        assert_eq!(parse("berth network create --subnet 10.0.0.0/8 n").command.unbuilt(), Some("network"));
+        assert_eq!(parse("berth volume diff v 1 2").command.unbuilt(), Some("volume diff"));
+        assert_eq!(parse("berth ps").command.unbuilt(), None);
+    }
+}

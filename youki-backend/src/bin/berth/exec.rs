@@ -1,0 +1,67 @@
+//! `exec`: a further process in a running container.
+
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, OwnedFd};
+
+use runtime_core::ExecOptions;
+use tokio::task::JoinHandle;
+use youki_backend::ExecRequest;
+
+use crate::cli::ExecArgs;
+use crate::failure::{Failure, Result};
+use crate::flag_values as values;
+use crate::lifecycle::container;
+use crate::run::with_exec_status;
+use crate::session::Session;
+use crate::streams;
+
+/// `berth exec`
+pub async fn exec(session: &Session, args: &ExecArgs) -> Result<i32> {
+    let unbuilt = [(args.tty, "--tty"), (args.detach, "--detach"), (args.privileged, "--privileged")];
+    if let Some((_, flag)) = unbuilt.iter().find(|(given, _)| *given) {
+        return Err(Failure::unsupported(flag).with_status(crate::failure::OWN_STATUS));
+    }
+    let Some((name, command)) = args.name_and_command.split_first() else {
+        return Err(Failure::usage("a container is needed"));
+    };
+    let options = ExecOptions {
+        env: values::environment(&args.env_file, &args.env)?,
+        user: args.user.clone(),
+        workdir: args.workdir.clone(),
+        timeout: args.timeout.as_deref().map(|text| values::timeout("--timeout", text)).transpose()?,
+    };
+    let id = container(name)?;
+    let (stdout, copy_stdout) = output(io::stdout())?;
+    let (stderr, copy_stderr) = output(io::stderr())?;
+    let request = ExecRequest { command: command.to_vec(), options, stdio: [input(args.interactive)?, stdout, stderr] };
+    let running = session.runtime.start_exec(&id, request).await.map_err(with_exec_status)?;
+    let code = running.wait().await?;
+    for copy in [copy_stdout, copy_stderr].into_iter().flatten() {
+        streams::finish(copy).await?;
+    }
+    Ok(code)
+}
+
+/// What the process reads: standard input itself, unless it is a terminal, which stays ours.
+fn input(interactive: bool) -> Result<OwnedFd> {
+    if !interactive {
+        let null = File::open("/dev/null").map_err(|error| Failure::io("opening", "/dev/null", &error))?;
+        return Ok(null.into());
+    }
+    if !io::stdin().is_terminal() {
+        return streams::own(io::stdin());
+    }
+    let (reader, writer) = streams::pipe()?;
+    drop(streams::copy(streams::own(io::stdin())?, writer));
+    Ok(reader)
+}
+
+/// What the process writes to: the command's own stream, unless it is a terminal.
+fn output(stream: impl AsFd + IsTerminal) -> Result<(OwnedFd, Option<JoinHandle<io::Result<()>>>)> {
+    if !stream.is_terminal() {
+        return Ok((streams::own(stream)?, None));
+    }
+    let (reader, writer) = streams::pipe()?;
+    Ok((writer, Some(streams::copy(reader, streams::own(stream)?))))
+}

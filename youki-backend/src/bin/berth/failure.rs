@@ -1,0 +1,166 @@
+//! [`Failure`]: what the command ends with when something went wrong, as it is printed.
+
+use std::error::Error as StdError;
+use std::fmt::Display;
+use std::io;
+use std::path::Path;
+
+use serde_json::json;
+
+/// Result of a command or a part of one.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+/// Exit code of wrong usage, where the container's exit codes are not the command's.
+pub const USAGE_STATUS: u8 = 2;
+/// Exit code of Berth's own errors where the container's exit codes are the command's, as docker's.
+pub const OWN_STATUS: u8 = 125;
+/// Exit code when nobody reads the output any more, as a shell shows a death by SIGPIPE.
+const BROKEN_PIPE_STATUS: u8 = 141;
+
+/// A message with its causes, and what to do.
+#[derive(Debug)]
+pub struct Failure {
+    code: &'static str,
+    message: String,
+    causes: Vec<String>,
+    hint: Option<String>,
+    /// The exit code, where the failure itself decides it.
+    pub status: Option<u8>,
+}
+
+impl Failure {
+    fn new(code: &'static str, error: &(dyn StdError + 'static), hint: Option<String>) -> Self {
+        let mut causes = Vec::new();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            causes.push(cause.to_string());
+            source = cause.source();
+        }
+        Self { code, message: error.to_string(), causes, hint, status: None }
+    }
+
+    /// A command line that cannot be understood.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { code: "usage", message: message.into(), causes: Vec::new(), hint: None, status: Some(USAGE_STATUS) }
+    }
+
+    /// Something that has a name, and is not built.
+    pub fn unsupported(what: impl Display) -> Self {
+        Self {
+            code: "unsupported",
+            message: format!("{what} is not supported yet"),
+            causes: Vec::new(),
+            hint: Some("the README's table says what is built".to_owned()),
+            status: None,
+        }
+    }
+
+    /// A system call of the command's own that failed. A closed output ends the command without a word.
+    pub fn io(action: &str, path: impl AsRef<Path>, error: &io::Error) -> Self {
+        let closed = error.kind() == io::ErrorKind::BrokenPipe;
+        Self {
+            code: "io.failed",
+            message: format!("{action} {}", path.as_ref().display()),
+            causes: vec![error.to_string()],
+            hint: None,
+            status: closed.then_some(BROKEN_PIPE_STATUS),
+        }
+    }
+
+    /// The same failure with a hint of its own.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same failure with an exit code of its own.
+    #[must_use]
+    pub fn with_status(mut self, status: u8) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Its stable name.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// What failed and why, in one line; a cause that the message tells already is left out.
+    pub fn text(&self) -> String {
+        let mut text = self.message.clone();
+        for cause in &self.causes {
+            if !text.contains(cause.as_str()) {
+                text.push_str(": ");
+                text.push_str(cause);
+            }
+        }
+        text
+    }
+
+    /// Writes it to standard error, unless it is one that nobody wants to read.
+    pub fn print(&self, as_json: bool) {
+        if self.status == Some(BROKEN_PIPE_STATUS) {
+            return;
+        }
+        let text = if as_json {
+            let (code, message, causes, hint) = (self.code, &self.message, &self.causes, &self.hint);
+            json!({"error": {"code": code, "message": message, "causes": causes, "hint": hint}}).to_string()
+        } else {
+            let hint = self.hint.as_ref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+            format!("berth: {}{hint}", self.text())
+        };
+        eprint_line(&text);
+    }
+}
+
+/// A line to standard error; there is nobody to tell that it cannot be written.
+pub fn eprint_line(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+impl From<youki_backend::Error> for Failure {
+    fn from(error: youki_backend::Error) -> Self {
+        Self::new(error.code(), &error, error.hint())
+    }
+}
+
+impl From<registry::Error> for Failure {
+    fn from(error: registry::Error) -> Self {
+        youki_backend::Error::from(error).into()
+    }
+}
+
+impl From<volumes_s3::Error> for Failure {
+    fn from(error: volumes_s3::Error) -> Self {
+        youki_backend::Error::from(error).into()
+    }
+}
+
+impl From<runtime_core::InvalidId> for Failure {
+    fn from(error: runtime_core::InvalidId) -> Self {
+        youki_backend::Error::from(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = io::Error::new(io::ErrorKind::PermissionDenied, "no");
+        let failure = Failure::io("writing", "/x", &error);
+        assert_eq!(failure.text(), "writing /x: no");
+        let repeated = Failure { causes: vec!["no".into(), "no".into()], ..failure };
+        assert_eq!(repeated.text(), "writing /x: no");
+    }
+
+    #[test]
+    fn errors_of_the_library_keep_code_and_hint() {
+        let failure = Failure::from(youki_backend::Error::NoSuchContainer { id: "web-rep-0".into() });
+        assert_eq!(failure.code(), "container.not_found");
+        assert!(failure.hint.is_some_and(|hint| hint.contains("berth ps -a")));
+    }
+}

@@ -1,0 +1,124 @@
+//! `start`, `stop`, `kill`, `rm`, `wait`: one verb on several containers. One that fails does not keep it from the rest.
+
+use futures_util::{StreamExt, stream};
+use runtime_core::ContainerId;
+
+use crate::cli::{KillArgs, NamesArgs, RmArgs, StopArgs};
+use crate::failure::{Failure, Result, eprint_line};
+use crate::flag_values::stop_timeout;
+use crate::output;
+use crate::session::Session;
+
+/// Containers that are worked on at once.
+const AT_ONCE: usize = 16;
+
+/// `berth start`
+pub async fn start(session: &Session, args: &NamesArgs) -> Result<i32> {
+    each(session, &args.names, async |id| Ok(session.runtime.start(&id).await?), print_name).await
+}
+
+/// `berth stop`
+pub async fn stop(session: &Session, args: &StopArgs) -> Result<i32> {
+    let timeout = args.time.map(stop_timeout);
+    let verb = async |id: ContainerId| {
+        session.runtime.stop(&id, timeout).await?;
+        warn_of_volumes(session, &id).await;
+        Ok(())
+    };
+    each(session, &args.names, verb, print_name).await
+}
+
+/// `berth kill`
+pub async fn kill(session: &Session, args: &KillArgs) -> Result<i32> {
+    let verb = async |id: ContainerId| Ok(session.runtime.kill(&id, Some(&args.signal)).await?);
+    each(session, &args.names, verb, print_name).await
+}
+
+/// `berth rm`
+pub async fn rm(session: &Session, args: &RmArgs) -> Result<i32> {
+    let verb = async |id: ContainerId| match session.runtime.remove(&id, args.force).await {
+        Err(youki_backend::Error::NoSuchContainer { .. }) if args.force => Ok(false),
+        other => Ok(other.map(|()| true)?),
+    };
+    each(session, &args.names, verb, |name, removed| if removed { output::print_line(name) } else { Ok(()) }).await
+}
+
+/// `berth wait`
+pub async fn wait(session: &Session, args: &NamesArgs) -> Result<i32> {
+    let mut outcomes = Vec::new();
+    let verb = async |id: ContainerId| Ok(session.runtime.wait(&id).await?);
+    let status = each(session, &args.names, verb, |_, outcome| {
+        if session.json {
+            outcomes.push(outcome);
+            return Ok(());
+        }
+        output::print_line(&outcome.exit_code.to_string())
+    })
+    .await?;
+    if session.json {
+        output::print_json(&outcomes)?;
+    }
+    Ok(status)
+}
+
+fn print_name(name: &str, (): ()) -> Result<()> {
+    output::print_line(name)
+}
+
+/// Does `verb` to each container, several at once, and tells in the order of the names. The exit code: 1 if any failed.
+async fn each<T>(
+    session: &Session,
+    names: &[String],
+    verb: impl AsyncFn(ContainerId) -> Result<T>,
+    mut done: impl FnMut(&str, T) -> Result<()>,
+) -> Result<i32> {
+    let verb = &verb;
+    let mut results = stream::iter(names)
+        .map(|name| async move {
+            let result = match name.parse() {
+                Ok(id) => verb(id).await,
+                Err(_) => Err(no_such(name)),
+            };
+            (name, result)
+        })
+        .buffered(AT_ONCE);
+    let mut status = 0;
+    while let Some((name, result)) = results.next().await {
+        match result {
+            Ok(value) => done(name, value)?,
+            Err(failure) => {
+                failure.print(session.json);
+                status = 1;
+            }
+        }
+    }
+    Ok(status)
+}
+
+/// A name that cannot be a container's names none.
+pub fn no_such(name: &str) -> Failure {
+    youki_backend::Error::NoSuchContainer { id: name.to_owned() }.into()
+}
+
+/// The container that `name` means.
+pub fn container(name: &str) -> Result<ContainerId> {
+    name.parse().map_err(|_| no_such(name))
+}
+
+/// Says which named volumes of an ended container are not durable yet.
+async fn warn_of_volumes(session: &Session, id: &ContainerId) {
+    let Ok(inspect) = session.runtime.inspect(id).await else { return };
+    for name in inspect.mounts.iter().filter(|mount| !mount.readonly).filter_map(|mount| mount.name.as_ref()) {
+        if let Ok(status) = session.runtime.volumes().status(name).await
+            && (status.bytes_at_risk > 0 || status.last_error.is_some())
+        {
+            let why = status.last_error.unwrap_or_else(|| format!("{} bytes are not synced", status.bytes_at_risk));
+            warn_not_durable(name, &why);
+        }
+    }
+}
+
+/// The warning that a volume's newest data is on this host only.
+pub fn warn_not_durable(volume: &str, why: &str) {
+    eprint_line(&format!("berth: warning: volume {volume}: not durable yet: {why}"));
+}

@@ -1,0 +1,185 @@
+//! The `berth` command: it parses, calls the library, and prints.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `cli`, `run_flags`, `flag_values` | the command line and what it means |
+//! | `session` | configuration, logging, the opened runtime |
+//! | `run`, `lifecycle`, `exec`, `logs`, `stats`, `listing`, `images`, `volumes`, `doctor`, `root` | the commands |
+//! | `streams`, `signals` | what a foreground run passes on |
+//! | `output`, `progress`, `failure` | what is printed, and how it ends |
+
+mod cli;
+mod doctor;
+mod exec;
+mod failure;
+mod flag_values;
+mod images;
+mod lifecycle;
+mod listing;
+mod logs;
+mod output;
+mod progress;
+mod root;
+mod run;
+mod run_flags;
+mod session;
+mod signals;
+mod stats;
+mod streams;
+mod volumes;
+
+use std::process::exit;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use cli::{Cli, Command, GlobalArgs, ImageCommand, VolumeCommand};
+use failure::{Failure, OWN_STATUS, Result, USAGE_STATUS};
+use session::Session;
+
+/// Threads that run the command's futures. What blocks has threads of its own.
+const WORKERS: usize = 2;
+
+fn main() {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => exit(report_usage(&error)),
+    };
+    let json = cli.global.json;
+    let own_status = match cli.command {
+        Command::Run(_) => OWN_STATUS,
+        _ => 1,
+    };
+    let usage_status = match cli.command {
+        Command::Run(_) | Command::Create(_) | Command::Exec(_) => OWN_STATUS,
+        _ => USAGE_STATUS,
+    };
+    let status = match execute(cli) {
+        Ok(status) => status,
+        Err(failure) => {
+            failure.print(json);
+            match (failure.code(), failure.status) {
+                ("usage", _) => i32::from(usage_status),
+                (_, Some(status)) => i32::from(status),
+                _ => i32::from(own_status),
+            }
+        }
+    };
+    // Not by returning: threads may still wait for standard input.
+    exit(status)
+}
+
+fn execute(cli: Cli) -> Result<i32> {
+    if let Some(name) = cli.command.unbuilt() {
+        return Err(Failure::unsupported(format!("berth {name}")));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("starting", "the worker threads", &error))?;
+    runtime.block_on(dispatch(cli.global, cli.command))
+}
+
+async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
+    let config = session::configure(&global)?;
+    let json = global.json;
+    // These need no root, or one of their own kind.
+    let command = match command {
+        Command::Doctor => return doctor::doctor(config, json).await,
+        Command::Keeper => return root::keeper(config).await,
+        Command::Run(args) => return run::run(config, json, &args).await,
+        Command::Create(args) => return run::create(config, json, &args).await,
+        other => other,
+    };
+    let session = Session::open(config, json).await?;
+    match &command {
+        Command::Start(args) => lifecycle::start(&session, args).await,
+        Command::Stop(args) => lifecycle::stop(&session, args).await,
+        Command::Kill(args) => lifecycle::kill(&session, args).await,
+        Command::Rm(args) => lifecycle::rm(&session, args).await,
+        Command::Wait(args) => lifecycle::wait(&session, args).await,
+        Command::Ps(args) => listing::ps(&session, args).await,
+        Command::Inspect(args) => listing::inspect(&session, args).await,
+        Command::Top(args) => listing::top(&session, args).await,
+        Command::Stats(args) => stats::stats(&session, args).await,
+        Command::Logs(args) => logs::logs(&session, args).await,
+        Command::Exec(args) => exec::exec(&session, args).await,
+        Command::Pull(args) => images::pull(&session, args).await,
+        Command::Images(args) => images::images(&session, args).await,
+        Command::Tag(args) => images::tag(&session, args).await,
+        Command::Rmi(args) => images::rmi(&session, args).await,
+        Command::Prune(args) => images::prune(&session, args).await,
+        Command::Image(ImageCommand::Inspect(args)) => images::inspect(&session, args).await,
+        Command::Volume(VolumeCommand::Ls(args)) => volumes::ls(&session, args).await,
+        Command::Volume(VolumeCommand::Inspect(args)) => volumes::inspect(&session, args).await,
+        Command::Volume(VolumeCommand::Sync(args)) => volumes::sync(&session, args).await,
+        Command::Volume(VolumeCommand::History(args)) => volumes::history(&session, args).await,
+        Command::Volume(VolumeCommand::Restore(args)) => volumes::restore(&session, args).await,
+        Command::Volume(VolumeCommand::Rm(args)) => volumes::rm(&session, args).await,
+        Command::Volume(VolumeCommand::Prune(args)) => volumes::prune(&session, args).await,
+        Command::Info => root::info(&session).await,
+        other => Err(Failure::unsupported(format!("berth {}", other.unbuilt().unwrap_or("with this command")))),
+    }
+}
+
+/// Prints what clap has to say; the exit code.
+fn report_usage(error: &clap::Error) -> i32 {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let command = words.iter().find(|word| ["run", "create", "exec"].contains(&word.as_str()));
+    let status = i32::from(if command.is_some() { OWN_STATUS } else { USAGE_STATUS });
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // To standard output, which may be closed already.
+            let _ = error.print();
+            0
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            status
+        }
+        _ => {
+            let (message, tip) = usage_message(&error.to_string());
+            let named = command.map(|name| format!(" {name}")).unwrap_or_default();
+            let see = format!("see `berth{named} --help`");
+            let hint = tip.map_or(see.clone(), |tip| format!("{tip}; {see}"));
+            Failure::usage(message).with_hint(hint).print(words.iter().any(|word| word == "--json"));
+            status
+        }
+    }
+}
+
+/// The message of clap's report in one line, and its tip.
+fn usage_message(report: &str) -> (String, Option<String>) {
+    let mut message = String::new();
+    let mut tip = None;
+    for line in report.lines().map(str::trim) {
+        if let Some(text) = line.strip_prefix("tip: ") {
+            tip.get_or_insert(text.to_owned());
+        } else if line.starts_with("Usage:") || line.starts_with("For more information") {
+            break;
+        } else if !line.is_empty() {
+            if !message.is_empty() {
+                message.push(' ');
+            }
+            message.push_str(line.strip_prefix("error: ").unwrap_or(line));
+        }
+    }
+    (message, tip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_told_in_one_line() {
+        for (words, message) in [
+            (&["berth", "run"][..], "the following required arguments were not provided: <IMAGE> [COMMAND]..."),
+            (&["berth", "ps", "--bogus"], "unexpected argument '--bogus' found"),
+        ] {
+            let error = Cli::try_parse_from(words).unwrap_err();
+            assert_eq!(usage_message(&error.to_string()).0, message);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! How a pull or a restore goes, on standard error: bars on a terminal, a line for each layer where that is wanted.
+
+use std::collections::HashMap;
+use std::io::{self, IsTerminal};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use registry::{LayerPhase, PullEvent};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::failure::eprint_line;
+use crate::output::decimal_size;
+
+/// Digits of a digest that tell the layers of an image apart.
+const SHORT_DIGEST: usize = 12;
+const LAYER_TEMPLATE: &str = "{prefix}: {msg:13} [{bar:30}] {bytes:>10}/{total_bytes:10} {bytes_per_sec}";
+const RESTORE_TEMPLATE: &str = "{prefix}: restoring [{bar:30}] {bytes:>10}/{total_bytes:10} {bytes_per_sec}";
+
+/// How much of a pull is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Show {
+    /// Nothing.
+    Nothing,
+    /// Bars on a terminal, else nothing.
+    Bars,
+    /// Bars on a terminal, else a line for each layer.
+    BarsOrLines,
+}
+
+/// A pull that is shown.
+#[derive(Debug)]
+pub struct Shown {
+    task: JoinHandle<()>,
+    pulling: watch::Receiver<bool>,
+}
+
+impl Shown {
+    /// Whether layers are on their way at this moment.
+    pub fn is_pulling(&self) -> bool {
+        *self.pulling.borrow()
+    }
+
+    /// Waits until all is shown. The sender must be gone.
+    pub async fn finish(self) {
+        // A bar that could not be drawn is nothing to end for.
+        let _ = self.task.await;
+    }
+}
+
+/// Takes the events of a pull and shows them.
+pub fn pull(show: Show) -> (UnboundedSender<PullEvent>, Shown) {
+    let (sender, mut events) = unbounded_channel();
+    let (set_pulling, pulling) = watch::channel(false);
+    let terminal = io::stderr().is_terminal();
+    let mut display = match show {
+        Show::Bars | Show::BarsOrLines if terminal => Display::Bars(Bars::default()),
+        Show::BarsOrLines => Display::Lines,
+        _ => Display::Nothing,
+    };
+    let task = tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            match &event {
+                PullEvent::Resolved { .. } => drop(set_pulling.send(true)),
+                PullEvent::Done { .. } => drop(set_pulling.send(false)),
+                PullEvent::Layer { .. } => {}
+            }
+            display.show(&event);
+        }
+    });
+    (sender, Shown { task, pulling })
+}
+
+/// A bar for a restore, on a terminal.
+pub fn restore(name: &str, wanted: bool) -> volumes_s3::Progress {
+    if !wanted || !io::stderr().is_terminal() {
+        return volumes_s3::Progress::default();
+    }
+    let bar = ProgressBar::new(0).with_style(style(RESTORE_TEMPLATE)).with_prefix(name.to_owned());
+    volumes_s3::Progress::new(move |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        if done >= total {
+            bar.finish();
+        }
+    })
+}
+
+enum Display {
+    Nothing,
+    Lines,
+    Bars(Bars),
+}
+
+impl Display {
+    fn show(&mut self, event: &PullEvent) {
+        match (self, event) {
+            (Self::Nothing, _) => {}
+            (Self::Lines, PullEvent::Layer { digest, phase, total, .. }) => {
+                let what = match phase {
+                    LayerPhase::Downloading => return,
+                    LayerPhase::Exists => "already exists".to_owned(),
+                    LayerPhase::Unpacked => format!("pulled ({})", decimal_size(*total)),
+                };
+                eprint_line(&format!("{}: {what}", short(digest)));
+            }
+            (Self::Lines, _) => {}
+            (Self::Bars(bars), event) => bars.show(event),
+        }
+    }
+}
+
+/// A bar for each layer.
+#[derive(Default)]
+struct Bars {
+    all: MultiProgress,
+    by_digest: HashMap<String, ProgressBar>,
+}
+
+impl Bars {
+    fn show(&mut self, event: &PullEvent) {
+        match event {
+            PullEvent::Resolved { layers, .. } => {
+                for (digest, size) in layers {
+                    self.bar(digest, *size);
+                }
+            }
+            PullEvent::Layer { digest, phase, bytes, total } => {
+                let bar = self.bar(digest, *total);
+                bar.set_position(*bytes);
+                match phase {
+                    LayerPhase::Downloading => bar.set_message("pulling"),
+                    LayerPhase::Exists => bar.finish_with_message("exists"),
+                    LayerPhase::Unpacked => bar.finish_with_message("done"),
+                }
+            }
+            PullEvent::Done { .. } => {}
+        }
+    }
+
+    fn bar(&mut self, digest: &str, size: u64) -> ProgressBar {
+        let new = || {
+            let bar = ProgressBar::new(size).with_style(style(LAYER_TEMPLATE)).with_prefix(short(digest));
+            bar.set_message("waiting");
+            self.all.add(bar)
+        };
+        self.by_digest.entry(digest.to_owned()).or_insert_with(new).clone()
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("=> ")
+}
+
+/// Twelve digits of a digest.
+pub fn short(digest: &str) -> String {
+    let hex = digest.split_once(':').map_or(digest, |(_, hex)| hex);
+    hex.chars().take(SHORT_DIGEST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_templates_are_valid() {
+        for template in [LAYER_TEMPLATE, RESTORE_TEMPLATE] {
+            assert!(ProgressStyle::with_template(template).is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pull_is_on_its_way_between_its_manifest_and_its_end() {
+        let (sender, mut shown) = pull(Show::Nothing);
+        assert!(!shown.is_pulling());
+        sender.send(PullEvent::Resolved { digest: "sha256:0".into(), layers: Vec::new() }).unwrap();
+        shown.pulling.changed().await.unwrap();
+        assert!(shown.is_pulling());
+        sender.send(PullEvent::Done { digest: "sha256:0".into() }).unwrap();
+        drop(sender);
+        shown.pulling.changed().await.unwrap();
+        assert!(!shown.is_pulling());
+        shown.finish().await;
+    }
+}

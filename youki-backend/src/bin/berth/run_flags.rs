@@ -1,0 +1,401 @@
+//! The flags of `run` and `create`, and the spec that they make.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args};
+use runtime_core::spec::RestartKind;
+use runtime_core::{ContainerId, PullPolicy, RegistryAuth, ServiceSpec};
+
+use crate::cli::parse_pull_policy;
+use crate::failure::{Failure, Result};
+use crate::flag_values::{self as values, SecurityOption};
+
+#[derive(Debug, Default, Args)]
+pub struct RunArgs {
+    /// Start it, print its id, and leave it running
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Remove it when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Its name [default: 12 random hexadecimal digits]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal (not built yet)
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable; with its name alone, from the own environment
+    #[arg(short, long, value_name = "NAME[=VALUE]", action = ArgAction::Append)]
+    pub env: Vec<String>,
+    /// Read variables from a file
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    pub env_file: Vec<PathBuf>,
+    /// Mount a named volume, a host path, or a volume that dies with the container
+    #[arg(short, long, value_name = "[NAME|/SOURCE:]/TARGET[:ro]", action = ArgAction::Append)]
+    pub volume: Vec<String>,
+    /// Mount a filesystem in memory
+    #[arg(long, value_name = "/TARGET[:size=64m,mode=1777]", action = ArgAction::Append)]
+    pub tmpfs: Vec<String>,
+    /// Start in this directory
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Run as
+    #[arg(short, long, value_name = "NAME|UID[:GROUP|GID]")]
+    pub user: Option<String>,
+    /// Limit its memory: b, k, m, g
+    #[arg(short, long, value_name = "BYTES")]
+    pub memory: Option<String>,
+    /// Limit its CPU time, in CPUs
+    #[arg(long, value_name = "NUMBER")]
+    pub cpus: Option<String>,
+    /// Relative weight when CPUs are short
+    #[arg(long, value_name = "WEIGHT")]
+    pub cpu_shares: Option<u64>,
+    /// CPUs it may run on (0-2,4)
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// Limit its processes and threads; -1 for no limit [default: 2048]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// bridge, none or host
+    #[arg(long, visible_alias = "net", value_name = "NETWORK")]
+    pub network: Option<String>,
+    /// Its host name [default: its name]
+    #[arg(short = 'h', long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// A line for /etc/hosts
+    #[arg(long, value_name = "HOST:ADDRESS", action = ArgAction::Append)]
+    pub add_host: Vec<String>,
+    /// A name server
+    #[arg(long, value_name = "ADDRESS", action = ArgAction::Append)]
+    pub dns: Vec<String>,
+    /// A search domain
+    #[arg(long, value_name = "DOMAIN", action = ArgAction::Append)]
+    pub dns_search: Vec<String>,
+    /// Make the root filesystem read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Add a capability, or ALL
+    #[arg(long, value_name = "CAPABILITY", action = ArgAction::Append)]
+    pub cap_add: Vec<String>,
+    /// Take a capability, or ALL
+    #[arg(long, value_name = "CAPABILITY", action = ArgAction::Append)]
+    pub cap_drop: Vec<String>,
+    /// All capabilities and devices, no seccomp, nothing masked
+    #[arg(long)]
+    pub privileged: bool,
+    /// seccomp=unconfined|FILE, no-new-privileges
+    #[arg(long, value_name = "OPTION", action = ArgAction::Append)]
+    pub security_opt: Vec<String>,
+    /// Offer a host device
+    #[arg(long, value_name = "/DEV/NAME[:rwm]", action = ArgAction::Append)]
+    pub device: Vec<String>,
+    /// Set a resource limit
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", action = ArgAction::Append)]
+    pub ulimit: Vec<String>,
+    /// Set a kernel parameter of its namespaces
+    #[arg(long, value_name = "NAME=VALUE", action = ArgAction::Append)]
+    pub sysctl: Vec<String>,
+    /// Size of /dev/shm [default: 64m]
+    #[arg(long, value_name = "BYTES")]
+    pub shm_size: Option<String>,
+    /// Label it
+    #[arg(short, long, value_name = "NAME[=VALUE]", action = ArgAction::Append)]
+    pub label: Vec<String>,
+    /// In place of the image's entrypoint
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// The signal that asks it to stop [default: the image's, else TERM]
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Seconds between that signal and KILL; -1 for never [default: 10]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub stop_timeout: Option<i64>,
+    /// When to ask the registry: always, missing or never
+    #[arg(long, value_name = "POLICY", default_value = "missing", value_parser = parse_pull_policy)]
+    pub pull: PullPolicy,
+    /// What to take from an image for several platforms [default: this host's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<String>,
+    /// Credentials for the registry
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub creds: Option<String>,
+    /// Restart it when it ends (not built yet)
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<String>,
+    #[command(flatten)]
+    pub unbuilt: UnbuiltFlags,
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    pub help: Option<bool>,
+    /// The image, and what it is to run
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
+    pub image_and_command: Vec<String>,
+}
+
+/// Flags that have a meaning and are not built yet: each is refused by its name.
+#[derive(Debug, Default, Args)]
+pub struct UnbuiltFlags {
+    #[arg(short, long, hide = true, action = ArgAction::Append)]
+    publish: Vec<String>,
+    #[arg(short = 'P', long, hide = true)]
+    publish_all: bool,
+    #[arg(long, hide = true)]
+    init: bool,
+    #[arg(long, hide = true)]
+    health_cmd: Option<String>,
+    #[arg(long, hide = true)]
+    health_interval: Option<String>,
+    #[arg(long, hide = true)]
+    health_timeout: Option<String>,
+    #[arg(long, hide = true)]
+    health_retries: Option<String>,
+    #[arg(long, hide = true)]
+    health_start_period: Option<String>,
+}
+
+impl UnbuiltFlags {
+    fn first(&self) -> Option<&'static str> {
+        let given = [
+            (!self.publish.is_empty(), "--publish"),
+            (self.publish_all, "--publish-all"),
+            (self.init, "--init"),
+            (self.health_cmd.is_some(), "--health-cmd"),
+            (self.health_interval.is_some(), "--health-interval"),
+            (self.health_timeout.is_some(), "--health-timeout"),
+            (self.health_retries.is_some(), "--health-retries"),
+            (self.health_start_period.is_some(), "--health-start-period"),
+        ];
+        given.into_iter().find_map(|(given, name)| given.then_some(name))
+    }
+}
+
+impl RunArgs {
+    /// Refuses what is not built, by its name.
+    fn check_built(&self) -> Result<()> {
+        if let Some(flag) = self.unbuilt.first() {
+            return Err(Failure::unsupported(flag));
+        }
+        if self.tty {
+            return Err(Failure::unsupported("--tty"));
+        }
+        if let Some(policy) = &self.restart {
+            let name = policy.split(':').next().unwrap_or_default();
+            let kind: RestartKind = name.parse().map_err(|reason| Failure::usage(format!("--restart: {reason}")))?;
+            if kind != RestartKind::No {
+                return Err(Failure::unsupported(format!("--restart {policy}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The container's id: `--name`, else a random one.
+    pub fn id(&self) -> Result<ContainerId> {
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            // 48 random bits.
+            None => format!("{:012x}", rand::random::<u64>() >> 16),
+        };
+        let id = ContainerId::new(name, 0);
+        id.validate()?;
+        Ok(id)
+    }
+
+    /// Credentials for the pull.
+    pub fn auth(&self) -> Result<Option<RegistryAuth>> {
+        self.creds.as_deref().map(values::credentials).transpose()
+    }
+
+    /// What is asked for.
+    pub fn spec(&self) -> Result<ServiceSpec> {
+        self.check_built()?;
+        let Some((image, command)) = self.image_and_command.split_first() else {
+            return Err(Failure::usage("an image is needed"));
+        };
+        let mut spec = ServiceSpec::new(image);
+        spec.image.pull_policy = self.pull;
+        spec.platform.clone_from(&self.platform);
+        spec.stdin = self.interactive;
+        spec.remove_on_exit = self.rm;
+        self.set_command(&mut spec, command)?;
+        self.set_resources(&mut spec)?;
+        self.set_storage(&mut spec)?;
+        self.set_network(&mut spec)?;
+        self.set_security(&mut spec)?;
+        spec.labels = self.label.iter().map(|text| values::label(text)).collect::<Result<_>>()?;
+        Ok(spec)
+    }
+
+    fn set_command(&self, spec: &mut ServiceSpec, command: &[String]) -> Result<()> {
+        if !command.is_empty() {
+            spec.command.args = Some(command.to_vec());
+        }
+        // An empty one takes the image's away; any drops the image's CMD.
+        spec.command.entrypoint = self
+            .entrypoint
+            .as_ref()
+            .map(|entrypoint| if entrypoint.is_empty() { Vec::new() } else { vec![entrypoint.clone()] });
+        spec.command.workdir.clone_from(&self.workdir);
+        spec.env = values::environment(&self.env_file, &self.env)?;
+        spec.user.clone_from(&self.user);
+        spec.stop_signal.clone_from(&self.stop_signal);
+        spec.stop_timeout = self.stop_timeout.map(values::stop_timeout);
+        Ok(())
+    }
+
+    fn set_resources(&self, spec: &mut ServiceSpec) -> Result<()> {
+        let resources = &mut spec.resources;
+        resources.memory = self.memory.as_deref().map(|text| values::memory("--memory", text)).transpose()?;
+        // Docker reads 0 as no limit.
+        resources.memory = resources.memory.filter(|memory| memory.as_u64() != 0);
+        resources.cpu = match self.cpus.as_deref() {
+            None | Some("0") => None,
+            Some(text) => Some(values::cpus(text)?),
+        };
+        resources.pids = self.pids_limit.map(|limit| if limit <= 0 { -1 } else { limit });
+        resources.cpu_shares = self.cpu_shares.filter(|shares| *shares != 0);
+        resources.cpuset = self.cpuset_cpus.clone().filter(|list| !list.is_empty());
+        spec.shm_size = self.shm_size.as_deref().map(|text| values::memory("--shm-size", text)).transpose()?;
+        spec.rlimits = self.ulimit.iter().map(|text| values::ulimit(text)).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    fn set_storage(&self, spec: &mut ServiceSpec) -> Result<()> {
+        let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
+        for text in &self.volume {
+            spec.storage.push(values::volume(text, &cwd)?);
+        }
+        for text in &self.tmpfs {
+            spec.storage.push(values::tmpfs(text)?);
+        }
+        Ok(())
+    }
+
+    fn set_network(&self, spec: &mut ServiceSpec) -> Result<()> {
+        if let Some(network) = &self.network {
+            spec.network.mode = values::network(network)?;
+        }
+        spec.hostname.clone_from(&self.hostname);
+        spec.extra_hosts = self.add_host.iter().map(|text| values::extra_host(text)).collect::<Result<_>>()?;
+        spec.dns.clone_from(&self.dns);
+        spec.dns_search.clone_from(&self.dns_search);
+        Ok(())
+    }
+
+    fn set_security(&self, spec: &mut ServiceSpec) -> Result<()> {
+        spec.read_only = self.read_only;
+        spec.privileged = self.privileged;
+        spec.capabilities.clone_from(&self.cap_add);
+        spec.drop_capabilities.clone_from(&self.cap_drop);
+        for text in &self.security_opt {
+            match values::security_option(text)? {
+                SecurityOption::Seccomp(seccomp) => spec.seccomp = seccomp,
+                SecurityOption::NoNewPrivileges(asked) => spec.no_new_privileges = asked,
+                SecurityOption::AsItIs => {}
+            }
+        }
+        spec.devices = self.device.iter().map(|text| values::device(text)).collect::<Result<_>>()?;
+        spec.sysctls = self.sysctl.iter().map(|text| values::assignment("--sysctl", text)).collect::<Result<_>>()?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+    use runtime_core::spec::{NetworkMode, SeccompSpec, StorageSpec};
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn args(line: &str) -> RunArgs {
+        let words =
+            ["berth", "run"].into_iter().chain(line.split(' ').map(|word| if word == "''" { "" } else { word }));
+        match Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}")).command {
+            Command::Run(args) => *args,
+            _ => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn flags_become_fields_of_the_spec() {
+        let spec = args(
+            "--rm -i -e A=1 -v data:/data:ro --tmpfs /t:size=1m -w /srv -u 5:6 -m 64m --cpus 0.5 --pids-limit 9 \
+             --network none -h me --read-only --cap-add NET_ADMIN --cap-drop ALL --security-opt no-new-privileges \
+             --security-opt seccomp=unconfined --stop-signal INT --stop-timeout 3 --pull never --label a=b \
+             --ulimit nofile=5 --sysctl x.y=1 --shm-size 1m --add-host db:1.2.3.4 --dns 9.9.9.9 img sh -c true",
+        )
+        .spec()
+        .unwrap();
+        assert_eq!((spec.image.name.as_str(), spec.image.pull_policy), ("img", PullPolicy::Never));
+        assert_eq!(spec.command.args.unwrap(), ["sh", "-c", "true"]);
+        assert_eq!(spec.command.workdir.as_deref(), Some("/srv"));
+        assert_eq!(spec.command.entrypoint, None);
+        assert!(spec.stdin && spec.remove_on_exit && spec.read_only && spec.no_new_privileges);
+        assert_eq!(spec.env["A"], "1");
+        assert_eq!(spec.user.as_deref(), Some("5:6"));
+        assert_eq!(spec.resources.memory.unwrap().as_u64(), 64 << 20);
+        assert_eq!((spec.resources.cpu, spec.resources.pids), (Some(0.5), Some(9)));
+        assert_eq!(spec.network.mode, NetworkMode::None);
+        assert_eq!(spec.hostname.as_deref(), Some("me"));
+        assert_eq!((spec.capabilities, spec.drop_capabilities), (vec!["NET_ADMIN".into()], vec!["ALL".into()]));
+        assert_eq!(spec.seccomp, SeccompSpec::Unconfined);
+        assert_eq!((spec.stop_signal.as_deref(), spec.stop_timeout), (Some("INT"), Some(Duration::from_secs(3))));
+        assert_eq!((spec.labels["a"].as_str(), spec.sysctls["x.y"].as_str()), ("b", "1"));
+        assert_eq!(spec.rlimits["nofile"].hard, 5);
+        assert_eq!(spec.shm_size.unwrap().as_u64(), 1 << 20);
+        assert_eq!((spec.extra_hosts, spec.dns), (vec!["db:1.2.3.4".to_owned()], vec!["9.9.9.9".to_owned()]));
+        let targets: Vec<&str> = spec.storage.iter().map(StorageSpec::target).collect();
+        assert_eq!(targets, ["/data", "/t"]);
+    }
+
+    #[test]
+    fn entrypoints_and_commands_are_dockers() {
+        for (line, entrypoint, command) in [
+            ("img", None, None),
+            ("img a b", None, Some(&["a", "b"][..])),
+            ("--entrypoint /e img", Some(&["/e"][..]), None),
+            ("--entrypoint /e img a", Some(&["/e"]), Some(&["a"])),
+            ("--entrypoint '' img a", Some(&[]), Some(&["a"])),
+        ] {
+            let spec = args(line).spec().unwrap();
+            let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+            assert_eq!(spec.command.entrypoint, entrypoint.map(owned), "{line}");
+            assert_eq!(spec.command.args, command.map(owned), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        for (line, flag) in [
+            ("-p 80:80 img", "--publish"),
+            ("-t img", "--tty"),
+            ("-it img", "--tty"),
+            ("--init img", "--init"),
+            ("--restart always img", "--restart always"),
+            ("--health-cmd true img", "--health-cmd"),
+            ("--health-start-period 1s img", "--health-start-period"),
+        ] {
+            let failure = args(line).spec().unwrap_err();
+            assert_eq!(failure.code(), "unsupported", "{line}");
+            assert!(failure.text().contains(flag), "{line}: {}", failure.text());
+        }
+        assert!(args("--restart no img").spec().is_ok());
+    }
+
+    #[test]
+    fn a_name_is_checked_and_a_random_one_is_valid() {
+        assert_eq!(args("--name web img").id().unwrap().to_string(), "web-rep-0");
+        for bad in ["web-rep-1", "../x", "-", "a/b"] {
+            assert!(args(&format!("--name={bad} img")).id().is_err(), "{bad}");
+        }
+        let (one, other) = (args("img").id().unwrap(), args("img").id().unwrap());
+        assert_ne!(one, other);
+        assert_eq!(one.service.len(), 12);
+    }
+}

@@ -1,0 +1,70 @@
+//! Signals that a foreground run passes on.
+
+use std::future::poll_fn;
+use std::io::IsTerminal;
+use std::task::Poll;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::failure::{Failure, Result};
+
+/// All that can be caught and are not the process's own business, as docker's `--sig-proxy`; WINCH beside them.
+const FORWARDED: [i32; 16] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGTERM,
+    libc::SIGCONT,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGXCPU,
+];
+
+/// Listens to them from the time it is made.
+#[derive(Debug)]
+pub struct Signals(Vec<(i32, Signal)>);
+
+impl Signals {
+    /// From here on none of them has its usual effect on this process.
+    pub fn listen() -> Result<Self> {
+        let mut numbers = FORWARDED.to_vec();
+        // A terminal sends it for each change of its size, which servers take for an order to stop.
+        if !std::io::stdout().is_terminal() && !std::io::stdin().is_terminal() {
+            numbers.push(libc::SIGWINCH);
+        }
+        let listen = |number| Ok((number, signal(SignalKind::from_raw(number))?));
+        let signals = numbers.into_iter().map(listen).collect::<std::io::Result<_>>();
+        signals.map(Self).map_err(|error| Failure::io("listening for", "signals", &error))
+    }
+
+    /// The number of the next one. Cancel-safe.
+    pub async fn next(&mut self) -> i32 {
+        poll_fn(|context| {
+            for (number, signal) in &mut self.0 {
+                if signal.poll_recv(context).is_ready() {
+                    return Poll::Ready(*number);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The next one that asks to end. Cancel-safe; others that come meanwhile are lost.
+    pub async fn next_ending(&mut self) -> i32 {
+        loop {
+            let number = self.next().await;
+            if [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM].contains(&number) {
+                return number;
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! `volume …`
+
+use runtime_core::{PruneResult, VolumeStatus};
+use serde_json::json;
+use volumes_s3::RestoreOptions;
+
+use crate::cli::{VolumeHistoryArgs, VolumeLsArgs, VolumeNamesArgs, VolumePruneArgs, VolumeRestoreArgs, VolumeRmArgs};
+use crate::failure::{Failure, Result};
+use crate::images::{confirmed, print_pruned};
+use crate::output::{self, Table, decimal_size, or_dash};
+use crate::progress;
+use crate::session::Session;
+
+/// `berth volume ls`
+pub async fn ls(session: &Session, args: &VolumeLsArgs) -> Result<i32> {
+    let volumes = session.runtime.volumes().list().await?;
+    if session.json {
+        output::print_json(&volumes)?;
+    } else if args.quiet {
+        output::print(&volumes.iter().map(|volume| format!("{}\n", volume.name)).collect::<String>())?;
+    } else {
+        output::print(&table(&volumes))?;
+    }
+    Ok(0)
+}
+
+/// `berth volume inspect`
+pub async fn inspect(session: &Session, args: &VolumeNamesArgs) -> Result<i32> {
+    let volumes = session.runtime.volumes();
+    let (found, status) = each(session, &args.names, async |name| volumes.status(name).await).await;
+    output::print_json(&found)?;
+    Ok(status)
+}
+
+/// `berth volume sync`
+pub async fn sync(session: &Session, args: &VolumeNamesArgs) -> Result<i32> {
+    let volumes = session.runtime.volumes();
+    let (synced, status) = each(session, &args.names, async |name| volumes.sync(name).await).await;
+    if session.json {
+        output::print_json(&synced)?;
+    } else if !synced.is_empty() {
+        output::print(&table(&synced))?;
+    }
+    Ok(status)
+}
+
+/// `berth volume history`
+pub async fn history(session: &Session, args: &VolumeHistoryArgs) -> Result<i32> {
+    let history = session.runtime.volumes().history(&args.name, args.all).await?;
+    if session.json {
+        output::print_json(&history)?;
+        return Ok(0);
+    }
+    let mut table = Table::new(["GENERATION", "RECORD", "EPOCH", "KIND", "CREATED", "HOST", "FILES", "SIZE", "NEW"]);
+    for entry in history {
+        table.row([
+            or_dash(entry.generation),
+            entry.record.to_string(),
+            entry.epoch.to_string(),
+            json!(entry.kind).as_str().unwrap_or_default().to_owned(),
+            output::time(entry.created_at),
+            entry.host,
+            or_dash(entry.files),
+            or_dash(entry.size_bytes.map(decimal_size)),
+            or_dash(entry.new_bytes.map(decimal_size)),
+        ]);
+    }
+    output::print(&table.render())?;
+    Ok(0)
+}
+
+/// `berth volume restore`
+pub async fn restore(session: &Session, args: &VolumeRestoreArgs) -> Result<i32> {
+    let to = args.to.as_ref().map(std::path::absolute).transpose();
+    let to = to.map_err(|error| Failure::io("resolving", args.to.as_deref().unwrap_or("".as_ref()), &error))?;
+    let options = RestoreOptions {
+        generation: args.generation,
+        to,
+        discard_local: args.discard_local,
+        progress: progress::restore(&args.name, !session.json),
+    };
+    let report = session.runtime.volumes().restore(&args.name, options).await?;
+    if session.json {
+        output::print_json(&report)?;
+    } else {
+        output::print_line(&format!(
+            "generation {} in {}: {} files, {}",
+            report.generation,
+            report.path.display(),
+            report.files,
+            decimal_size(report.size_bytes)
+        ))?;
+    }
+    Ok(0)
+}
+
+/// `berth volume rm`
+pub async fn rm(session: &Session, args: &VolumeRmArgs) -> Result<i32> {
+    let volumes = session.runtime.volumes();
+    let remove = async |name: &str| {
+        volumes.remove(name, args.remote, args.force).await?;
+        Ok(name.to_owned())
+    };
+    let (removed, status) = each(session, &args.names, remove).await;
+    if session.json {
+        output::print_json(&removed)?;
+    } else {
+        output::print(&removed.iter().map(|name| format!("{name}\n")).collect::<String>())?;
+    }
+    Ok(status)
+}
+
+/// `berth volume prune`
+pub async fn prune(session: &Session, args: &VolumePruneArgs) -> Result<i32> {
+    if args.name.is_some() {
+        return Err(Failure::unsupported("retention (berth volume prune NAME)"));
+    }
+    let warning = "This removes the local copies of volumes that nobody uses and S3 holds as they are.";
+    let pruned = if confirmed(args.force, warning)? {
+        session.runtime.volumes().prune_local().await?
+    } else {
+        PruneResult::default()
+    };
+    print_pruned(session, &pruned)?;
+    Ok(0)
+}
+
+/// Does `verb` to each volume; what came of it, and the exit code: 1 if any failed.
+async fn each<T>(
+    session: &Session,
+    names: &[String],
+    verb: impl AsyncFn(&str) -> volumes_s3::Result<T>,
+) -> (Vec<T>, i32) {
+    let mut done = Vec::new();
+    let mut status = 0;
+    for name in names {
+        match verb(name).await {
+            Ok(value) => done.push(value),
+            Err(error) => {
+                Failure::from(error).print(session.json);
+                status = 1;
+            }
+        }
+    }
+    (done, status)
+}
+
+fn table(volumes: &[VolumeStatus]) -> String {
+    let mut table = Table::new(["NAME", "GENERATION", "DURABLE", "AT RISK", "SIZE", "OWNER", "LAST ERROR"]);
+    for volume in volumes {
+        table.row([
+            volume.name.clone(),
+            or_dash(volume.generation),
+            or_dash(volume.durable_at.map(output::time)),
+            decimal_size(volume.bytes_at_risk),
+            or_dash(volume.size_bytes.map(decimal_size)),
+            or_dash(volume.owner.as_ref()),
+            or_dash(volume.last_error.as_ref()),
+        ]);
+    }
+    table.render()
+}
