@@ -5,6 +5,9 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use runtime_core::ContainerId;
+
+use crate::lock::ContainerLock;
 use crate::runtime::Inner;
 
 /// First pause after a failed retry; doubled each time.
@@ -44,6 +47,28 @@ async fn acquire(file: File) -> Option<File> {
     locked.await.ok()
 }
 
+impl Inner {
+    /// Gives volumes back that belong to containers which are no more: whoever removed or created those was killed.
+    async fn release_orphaned_volumes(&self) {
+        let volumes = self.volumes.list().await.unwrap_or_default();
+        for volume in volumes {
+            for user in self.volumes.users(&volume.name).await.unwrap_or_default() {
+                let Ok(id) = user.parse::<ContainerId>() else { continue };
+                let paths = self.layout.container(&id);
+                // One that is being created has its lock, and maybe no record yet.
+                let Ok(Some(lock)) = ContainerLock::try_acquire(&paths.lock) else { continue };
+                if paths.record().exists() {
+                    continue;
+                }
+                if let Err(error) = self.volumes.release(&volume.name, &user).await {
+                    tracing::warn!(volume = volume.name, %error, "cannot be given back");
+                }
+                lock.remove();
+            }
+        }
+    }
+}
+
 /// Keeps until the runtime is dropped.
 async fn keep(weak: Weak<Inner>, _lock: File) {
     // Containers that ended while nobody kept.
@@ -58,6 +83,7 @@ async fn keep(weak: Weak<Inner>, _lock: File) {
             }
             Err(error) => tracing::error!(error = error.chain(), "containers cannot be listed"),
         }
+        inner.release_orphaned_volumes().await;
     }
     let mut pause = FIRST_PAUSE;
     loop {

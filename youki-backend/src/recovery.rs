@@ -5,7 +5,6 @@
 //! that are no more are freed.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +26,10 @@ use crate::record;
 use crate::runtime::{Inner, YoukiRuntime};
 use crate::supervisor::spawn::Spawner;
 
+/// Tells a root, and what wrote it.
+const VERSION_FILE: &str = "berth-root.json";
+/// The attribute of a cgroup that names the root it belongs to.
+const CGROUP_OWNER: &str = "trusted.berth.root";
 /// The layout that this code writes.
 const ROOT_FORMAT: u32 = 1;
 /// Containers looked at side by side.
@@ -54,8 +57,8 @@ pub(crate) async fn open(mut config: Config) -> Result<YoukiRuntime> {
     for dir in [layout.containers(), layout.trash(), layout.run.join("sockets"), layout.run.join("locks")] {
         make_private(&dir)?;
     }
-    claim_cgroup_parent(&config)?;
     let hierarchy = Hierarchy::detect()?;
+    claim_cgroup_parent(&config, &hierarchy)?;
     hierarchy.container_dirs(&format!("/{}/supervisors", config.cgroup_parent)).create()?;
 
     let tag = config::root_tag(&config.root);
@@ -101,6 +104,17 @@ pub(crate) async fn open(mut config: Config) -> Result<YoukiRuntime> {
 }
 
 impl Inner {
+    /// Takes away what this root has on the host outside its own directories and outside containers: the bridge and its
+    /// firewall table, the cgroups. All of it is made again when it is needed.
+    pub(crate) async fn dismantle(&self) -> Result<()> {
+        if let Some(id) = self.container_ids()?.first() {
+            return Err(Error::StillRunning { id: id.to_string() });
+        }
+        self.bridge.remove().await?;
+        let cgroup = self.hierarchy.container_dirs(&format!("/{}", self.config.cgroup_parent));
+        tokio::task::spawn_blocking(move || cgroup.remove()).await.map_err(Error::ThreadLost)?
+    }
+
     /// Looks at every container once; what is lost or abandoned is dealt with on the way.
     async fn reconcile(self: &Arc<Self>) -> Result<()> {
         let trash = self.layout.trash();
@@ -185,7 +199,7 @@ fn refuse_unsuitable(root: &Path) -> Result<()> {
 }
 
 fn check_version(root: &Path) -> Result<()> {
-    let path = root.join("berth-root.json");
+    let path = root.join(VERSION_FILE);
     match record::read::<RootVersion>(&path)? {
         None => record::write(&path, &RootVersion { format: ROOT_FORMAT, ..RootVersion::default() }),
         Some(version) if version.format != ROOT_FORMAT => {
@@ -198,33 +212,36 @@ fn check_version(root: &Path) -> Result<()> {
     }
 }
 
-/// One parent cgroup is one root's: two would kill each other's containers.
-fn claim_cgroup_parent(config: &Config) -> Result<()> {
+/// One parent cgroup is one root's: two would kill each other's containers. Whose it is stands in an attribute of the
+/// cgroup itself, and is forgotten with it.
+fn claim_cgroup_parent(config: &Config, hierarchy: &Hierarchy) -> Result<()> {
     let name = &config.cgroup_parent;
-    let plain = !name.is_empty()
-        && name.split('/').all(|part| {
-            !part.is_empty()
-                && part != "."
-                && part != ".."
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
-        });
+    let plain = |part: &str| {
+        !matches!(part, "" | "." | "..") && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+    };
     let refuse = |reason: String| Error::Configuration { what: format!("cgroup parent {name:?}"), reason };
-    if !plain {
+    if !name.split('/').all(plain) {
         return Err(refuse("only letters, digits, '_', '.', '-' and '/' between names are allowed".to_owned()));
     }
-    let dir = Path::new(config::DEFAULT_RUN_DIR).join("cgroup-parents");
-    fs::create_dir_all(&dir).map_err(Error::io("creating", &dir))?;
-    let path = dir.join(name.replace('/', "~"));
-    let root = config.root.display().to_string();
-    match fs::read_to_string(&path) {
-        Ok(owner) if owner.trim_end() == root => Ok(()),
-        // A root that is gone owns nothing.
-        Ok(owner) if Path::new(owner.trim_end()).join("berth-root.json").exists() => {
-            Err(refuse(format!("it is used by the root {}; name another by --cgroup-parent", owner.trim_end())))
+    let parent = hierarchy.container_dirs(&format!("/{name}"));
+    parent.create()?;
+    let Some(dir) = parent.distinct().into_iter().next() else { return Ok(()) };
+    let root = config.root.as_os_str().as_encoded_bytes();
+    let mut owner = [0u8; 4096];
+    match rustix::fs::getxattr(dir, CGROUP_OWNER, &mut owner) {
+        Ok(length) if &owner[..length] == root => return Ok(()),
+        Ok(length) => {
+            let owner = String::from_utf8_lossy(&owner[..length]).into_owned();
+            // A root that is gone owns nothing.
+            if Path::new(&owner).join(VERSION_FILE).exists() {
+                return Err(refuse(format!("it is used by the root {owner}; name another by --cgroup-parent")));
+            }
         }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("reading", path)(error)),
-        _ => record::write_bytes(&path, root.as_bytes()),
+        Err(rustix::io::Errno::NODATA) => {}
+        Err(error) => return Err(Error::io("reading the owner of", dir)(error.into())),
     }
+    rustix::fs::setxattr(dir, CGROUP_OWNER, root, rustix::fs::XattrFlags::empty())
+        .map_err(|error| Error::io("claiming", dir)(error.into()))
 }
 
 /// What this host, with this root, is called in the claims of volumes: the same over reboots, and nobody else's.

@@ -95,6 +95,22 @@ impl YoukiRuntime {
         self.0.stop(id, timeout).await
     }
 
+    /// Freezes a running container; Ok at once on a paused one.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NotRunning`], [`Error::Unsupported`] without a freezer.
+    pub async fn pause(&self, id: &ContainerId) -> Result<()> {
+        self.0.pause(id).await
+    }
+
+    /// Lets a paused container go on; Ok at once on one that is not paused.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NotRunning`].
+    pub async fn unpause(&self, id: &ContainerId) -> Result<()> {
+        self.0.unpause(id).await
+    }
+
     /// [`Runtime::kill_container`].
     ///
     /// # Errors
@@ -216,6 +232,15 @@ impl YoukiRuntime {
     /// [`Error::NoSuchContainer`], [`Error::Volume`].
     pub async fn sync_volumes(&self, id: &ContainerId) -> Result<()> {
         self.0.sync_volumes(id).await
+    }
+
+    /// Takes away what this root has on the host outside its own directories: its bridge and firewall table, its
+    /// cgroups. For a root that is given up; what a container needs is made again.
+    ///
+    /// # Errors
+    /// [`Error::StillRunning`] while there are containers, [`Error::Network`], [`Error::Io`].
+    pub async fn dismantle(&self) -> Result<()> {
+        self.0.dismantle().await
     }
 
     /// What containers use of the images: for removing and pruning them.

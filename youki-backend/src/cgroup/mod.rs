@@ -140,6 +140,15 @@ impl CgroupPaths {
         kill::freeze(self, patience)
     }
 
+    /// Whether it is frozen as a whole. `false` where the kernel does not say.
+    pub fn is_frozen(&self) -> bool {
+        let read = |dir: &Path, file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        match &self.dirs {
+            Dirs::V1(dirs) => dirs.get("freezer").is_some_and(|dir| read(dir, "freezer.state").trim_end() == "FROZEN"),
+            Dirs::V2(dir) => crate::stats::parse::keyed(&read(dir, "cgroup.events"), "frozen") == Some(1),
+        }
+    }
+
     /// Lets them go on.
     ///
     /// # Errors

@@ -93,6 +93,10 @@ impl Inner {
         if !matches!(status.phase, wire::Phase::Running | wire::Phase::Stopping) {
             return Err(not_running(observed.state().word()));
         }
+        // It would be frozen in turn, before it could say anything.
+        if self.is_paused(&container) {
+            return Err(not_running("paused"));
+        }
         let (exec, filter) = self.exec_request(&container, init, &request)?;
         let mut connection = self.supervisor(&container).await?.ok_or_else(|| not_running("exited"))?;
         let [stdin, stdout, stderr] = &request.stdio;

@@ -98,7 +98,9 @@ impl Inner {
     pub(crate) async fn inspect(&self, id: &ContainerId) -> Result<Inspect> {
         let container = self.container(id)?;
         let observed = self.observe(&container).await?;
-        Ok(inspect(&container, &observed))
+        let paused = observed.state() == ContainerState::Running && self.is_paused(&container);
+        let all = inspect(&container, &observed);
+        Ok(Inspect { state: if paused { "paused" } else { all.state }, ..all })
     }
 
     /// The same for all containers, by id. One that is removed meanwhile is left out.

@@ -8,6 +8,7 @@ mod exit;
 mod inspect;
 mod kill;
 mod logs;
+mod pause;
 mod remove;
 mod start;
 mod state;

@@ -17,7 +17,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::bridge::{self, failed};
 use super::netlink::{CREATE, Netlink};
 use super::{Lease, NetworkConfig};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The container's end of the veth pair.
 const CONTAINER_IFNAME: &str = "eth0";
@@ -43,19 +43,6 @@ pub(super) fn attach(config: &NetworkConfig, lease: &Lease, pid: u32) -> Result<
 pub(super) fn detach(config: &NetworkConfig, host_ifname: &str) -> Result<()> {
     let mut host = Netlink::open().map_err(|e| failed(config, "opening netlink", e))?;
     delete_link(&mut host, host_ifname).map_err(|e| failed(config, &format!("deleting {host_ifname}"), e))
-}
-
-/// Sets `lo` up; the calling thread ends up in that network namespace.
-pub(super) fn loopback_up(pid: u32) -> Result<()> {
-    let up = || {
-        enter(&open_namespace(pid)?)?;
-        Netlink::open()?.request([(RouteNetlinkMessage::SetLink(bridge::up(LOOPBACK_INDEX)), 0)])
-    };
-    up().map_err(|source| Error::Network {
-        network: "none".to_owned(),
-        what: format!("setting up the loopback of process {pid} failed"),
-        source: Some(Box::new(source)),
-    })
 }
 
 /// Holds the namespace, so that the process may die and its number be used again.

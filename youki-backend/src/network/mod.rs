@@ -80,11 +80,6 @@ impl Bridge {
         Ok(Self { config: Arc::new(config), changes: Arc::new(Semaphore::new(CONCURRENT_CHANGES)) })
     }
 
-    /// The configuration.
-    pub fn config(&self) -> &NetworkConfig {
-        &self.config
-    }
-
     /// Leases an address to container `id`; the one it has, if it has one. It stays leased until [`free`](Self::free),
     /// whoever dies, and no two containers of any process get the same. Blocks for a file lock.
     ///
@@ -167,20 +162,6 @@ impl Bridge {
         .await
         .unwrap_or_else(|error| Err(failed(error.map(Into::into))))
     }
-}
-
-/// Sets the loopback interface up in the network namespace of process `pid`: all that network `none` has.
-///
-/// # Errors
-/// [`Error::Network`].
-pub(crate) async fn loopback_up(pid: u32) -> Result<()> {
-    on_own_thread(move || attach::loopback_up(pid)).await.unwrap_or_else(|error| {
-        Err(Error::Network {
-            network: "none".to_owned(),
-            what: "its thread could not be run".to_owned(),
-            source: error.map(Into::into),
-        })
-    })
 }
 
 /// Refuses what is not built yet, before anything is made for it.

@@ -45,9 +45,10 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::copy("/bin/true", file.path()).unwrap();
-        let sealed = open(&file.path().canonicalize().unwrap()).unwrap();
+        // Closed for writing, or it could not be executed.
+        let file = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        std::fs::copy("/bin/true", &file).unwrap();
+        let sealed = open(&file.canonicalize().unwrap()).unwrap();
         let path = format!("/proc/self/fd/{}", sealed.as_raw_fd());
         assert!(Command::new(&path).status().unwrap().success());
         let error = std::fs::OpenOptions::new().write(true).open(&path).unwrap_err();

@@ -403,11 +403,12 @@ impl Attempt {
             return;
         }
         self.events.remove(target);
-        match &self.outputs[stream].pipe {
-            Some(pipe) => {
-                let _ = self.events.add(pipe, Source::Output(stream));
-            }
-            None => client.targets[stream] = None,
+        if self.outputs[stream].pipe.is_none() {
+            client.targets[stream] = None;
+        }
+        let held = self.attachments.iter().flatten().any(|client| !client.pending[stream].is_empty());
+        if let (Some(pipe), false) = (&self.outputs[stream].pipe, held) {
+            let _ = self.events.add(pipe, Source::Output(stream));
         }
     }
 

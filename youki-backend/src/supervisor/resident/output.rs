@@ -222,11 +222,27 @@ impl Log {
             dropped: 0,
         };
         log.open_current();
+        if log.is_torn() {
+            // By a power cut: a line glued to it could not be told from it.
+            log.rotate();
+        }
         log
     }
 
+    fn is_torn(&self) -> bool {
+        use std::os::unix::fs::FileExt;
+        let mut last = [0];
+        let read =
+            File::open(self.path()).and_then(|file| file.read_exact_at(&mut last, self.written.saturating_sub(1)));
+        self.written > 0 && read.is_ok() && last != *b"\n"
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join(format!("{}.log", self.number))
+    }
+
     fn open_current(&mut self) {
-        let path = self.dir.join(format!("{}.log", self.number));
+        let path = self.path();
         match OpenOptions::new().append(true).create(true).open(&path) {
             Ok(file) => {
                 self.written = file.metadata().map_or(0, |metadata| metadata.len());
@@ -434,6 +450,15 @@ mod tests {
         let lines = f.lines();
         assert_eq!(lines.last().unwrap(), "stdout F line 99");
         assert!(lines.len() < 20);
+    }
+
+    #[test]
+    fn a_torn_line_is_left_alone_and_the_next_file_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("4.log"), "2026-11-25T03:21:40.000000000Z stdout F half a li").unwrap();
+        assert_eq!(Log::open(dir.path(), 1 << 20, 3).number, 5);
+        std::fs::write(dir.path().join("5.log"), "whole\n").unwrap();
+        assert_eq!(Log::open(dir.path(), 1 << 20, 3).number, 5);
     }
 
     #[test]

@@ -37,6 +37,13 @@ pub(super) fn fill(root: &OwnedFd, target: &str, volume: &Path) -> Result<()> {
     copy().map_err(failed)
 }
 
+/// Gives the directory `to` the owner, mode, times and extended attributes of `from`.
+pub(super) fn copy_directory_attributes(from: &Path, to: &Path) -> io::Result<()> {
+    let open = |path| openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let (from, to) = (open(from)?, open(to)?);
+    copy_attributes(from.as_fd(), to.as_fd(), &rustix::fs::fstat(&from)?)
+}
+
 fn copy_entries(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
     if depth > MAX_DEPTH {
         return Err(io::Error::other(format!("directories are nested deeper than {MAX_DEPTH}")));

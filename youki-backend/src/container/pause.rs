@@ -1,0 +1,42 @@
+//! Pausing: all of a container's processes stand still until it goes on.
+
+use std::time::Duration;
+
+use runtime_core::ContainerId;
+
+use super::{Container, Observed};
+use crate::error::{Error, Result};
+use crate::runtime::Inner;
+use crate::supervisor::wire::Phase;
+
+/// Time for processes to stop: one in an uninterruptible sleep may not.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Inner {
+    /// Freezes `id`. Ok at once on a paused one.
+    pub(crate) async fn pause(&self, id: &ContainerId) -> Result<()> {
+        self.set_paused(id, true).await
+    }
+
+    /// Lets `id` go on. Ok at once on one that is not paused.
+    pub(crate) async fn unpause(&self, id: &ContainerId) -> Result<()> {
+        self.set_paused(id, false).await
+    }
+
+    async fn set_paused(&self, id: &ContainerId, paused: bool) -> Result<()> {
+        let container = self.container(id)?;
+        let observed = self.observe(&container).await?;
+        if !matches!(&observed, Observed::Supervised(status) if status.phase == Phase::Running) {
+            return Err(Error::NotRunning { id: id.to_string(), state: observed.state().word() });
+        }
+        let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
+        tokio::task::spawn_blocking(move || if paused { cgroup.freeze(FREEZE_PATIENCE) } else { cgroup.thaw() })
+            .await
+            .map_err(Error::ThreadLost)?
+    }
+
+    /// Whether a running container is paused.
+    pub(crate) fn is_paused(&self, container: &Container) -> bool {
+        self.hierarchy.container_dirs(&container.record.cgroup_path).is_frozen()
+    }
+}
