@@ -1,0 +1,163 @@
+//! The agent gets SIGKILL; a new one finds every container, its whole log and its exit code.
+
+use std::time::Duration;
+
+use runtime_core::{ContainerState, WaitReason};
+
+use crate::support::Case;
+use crate::support::agent::{Agent, Request};
+use crate::support::case::{IDLE, eventually, finish_on, soon, words};
+
+crate::tests![
+    a_running_container_runs_on_and_its_log_is_whole,
+    a_container_that_ended_meanwhile_has_its_code,
+    a_created_container_can_still_be_started,
+    an_exec_dies_with_the_agent_that_asked_for_it,
+    killed_in_the_middle_of_creates_leaves_each_whole_or_not_there,
+    two_agents_see_one_truth,
+];
+
+async fn a_running_container_runs_on_and_its_log_is_whole(case: Case) {
+    let root = case.root("root");
+    let mut agent = Agent::start(&root, &[]).await;
+    let mut spec = case.script("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.01; done").await;
+    spec.network.mode = runtime_core::spec::NetworkMode::Bridge;
+    let id = case.id_in(&root);
+    agent.ask(&Request::Run { id: id.clone(), spec: Box::new(spec) }).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    agent.kill().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+
+    let runtime = root.open().await.unwrap();
+    assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
+    let pid = runtime.get_container_pid(&id).await.unwrap().expect("it runs");
+    assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(runtime.get_container_ip(&id).await.unwrap().is_some());
+    assert_eq!(runtime.exec(&id, &words(&["echo", "alive"])).await.unwrap().1, "alive\n");
+    assert!(runtime.get_container_stats(&id).await.unwrap().cpu_usage_usec > 0);
+    runtime.stop_container(&id, Duration::ZERO).await.unwrap();
+    let finished = finish_on(&*runtime, &id).await;
+    let lines = finished.stdout.len();
+    assert!(lines > 50, "{lines} lines");
+    let expected: Vec<String> = (1..=lines).map(|number| format!("line {number}")).collect();
+    assert_eq!(finished.stdout, expected, "a line was lost while no agent ran");
+    runtime.remove_container(&id).await.unwrap();
+}
+
+async fn a_container_that_ended_meanwhile_has_its_code(case: Case) {
+    let root = case.root("root");
+    let mut agent = Agent::start(&root, &[]).await;
+    let with_code = case.id_in(&root);
+    let by_signal = case.id_in(&root);
+    let spec = case.script("sleep 0.5; echo last words; exit 42").await;
+    agent.ask(&Request::Run { id: with_code.clone(), spec: Box::new(spec) }).await.unwrap();
+    let mut spec = case.script("sleep 0.5; exec tail /dev/zero").await;
+    spec.resources.memory = Some("16Mi".parse().unwrap());
+    agent.ask(&Request::Run { id: by_signal.clone(), spec: Box::new(spec) }).await.unwrap();
+    agent.kill().await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+
+    let runtime = root.open().await.unwrap();
+    let finished = soon("the end is known", finish_on(&*runtime, &with_code)).await;
+    assert_eq!((finished.outcome.exit_code, finished.outcome.reason), (42, WaitReason::Exited));
+    assert!(finished.outcome.finished_at.is_some());
+    assert_eq!(finished.stdout, ["last words"]);
+    assert_eq!(runtime.container_state(&with_code).await.unwrap(), ContainerState::Exited { code: 42 });
+    let outcome = soon("the end is known", runtime.wait_outcome(&by_signal)).await.unwrap();
+    assert_eq!((outcome.exit_code, outcome.reason), (137, WaitReason::OomKilled));
+    for id in [with_code, by_signal] {
+        runtime.remove_container(&id).await.unwrap();
+    }
+}
+
+async fn a_created_container_can_still_be_started(case: Case) {
+    let root = case.root("root");
+    let mut agent = Agent::start(&root, &[]).await;
+    let id = case.id_in(&root);
+    let spec = case.script("echo started by another; exit 3").await;
+    agent.ask(&Request::Create { id: id.clone(), spec: Box::new(spec) }).await.unwrap();
+    agent.kill().await;
+    let runtime = root.open().await.unwrap();
+    assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Initializing);
+    runtime.start_container(&id).await.unwrap();
+    let finished = finish_on(&*runtime, &id).await;
+    assert_eq!((finished.outcome.exit_code, finished.stdout), (3, vec!["started by another".to_owned()]));
+    runtime.remove_container(&id).await.unwrap();
+}
+
+async fn an_exec_dies_with_the_agent_that_asked_for_it(case: Case) {
+    let root = case.root("root");
+    let mut agent = Agent::start(&root, &[]).await;
+    let id = case.id_in(&root);
+    agent.ask(&Request::Run { id: id.clone(), spec: Box::new(case.script(IDLE).await) }).await.unwrap();
+    agent
+        .send(&Request::Exec { id: id.clone(), command: words(&["sh", "-c", "trap '' TERM HUP; sleep 3600; true"]) })
+        .await;
+    let processes = || {
+        let procs = root
+            .cgroups_of(&id)
+            .iter()
+            .map(|dir| dir.join("cgroup.procs"))
+            .find_map(|file| std::fs::read_to_string(file).ok());
+        procs.unwrap_or_default().lines().count()
+    };
+    // The init and its sleep, then the exec's shell and its sleep.
+    eventually("the exec runs", || async { processes() >= 4 }).await;
+    agent.kill().await;
+    eventually("the exec is gone", || async { processes() == 2 }).await;
+    let runtime = root.open().await.unwrap();
+    assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
+    runtime.remove_container(&id).await.unwrap();
+}
+
+async fn killed_in_the_middle_of_creates_leaves_each_whole_or_not_there(case: Case) {
+    let root = case.root("root");
+    let spec = case.script("echo whole; exit 0").await;
+    for round in 0..10_u64 {
+        let mut agent = Agent::start(&root, &[]).await;
+        agent.ask(&Request::Pull { image: spec.image.name.clone(), auth: None }).await.unwrap();
+        let ids: Vec<_> = (0..4).map(|_| case.id_in(&root)).collect();
+        for id in &ids {
+            agent.send(&Request::Run { id: id.clone(), spec: Box::new(spec.clone()) }).await;
+        }
+        // From before the first create to after the last.
+        tokio::time::sleep(Duration::from_millis(round * 12)).await;
+        agent.kill().await;
+        let runtime = root.open().await.unwrap();
+        for id in &ids {
+            match runtime.container_state(id).await {
+                Ok(ContainerState::Pending) => panic!("{id} is pending for ever: its creator is dead"),
+                Ok(ContainerState::Initializing) => {
+                    runtime.start_container(id).await.unwrap();
+                    assert_eq!(soon("it runs", runtime.wait_container(id)).await, Ok(0), "{id}");
+                }
+                Ok(ContainerState::Failed { .. }) => {}
+                Ok(_) => assert_eq!(soon("it runs", runtime.wait_container(id)).await, Ok(0), "{id}"),
+                // Its name is free for the next.
+                Err(runtime_core::AgentError::NotFound { .. }) => runtime.create_container(id, &spec).await.unwrap(),
+                Err(error) => panic!("{id}: {error}"),
+            }
+            runtime.remove_container(id).await.unwrap();
+        }
+    }
+}
+
+async fn two_agents_see_one_truth(case: Case) {
+    let root = case.root("root");
+    let runtime = root.open().await.unwrap();
+    let mut agent = Agent::start(&crate::support::root::Root { keeper: false, ..root.clone() }, &[]).await;
+    let id = case.id_on(&runtime);
+    agent.ask(&Request::Run { id: id.clone(), spec: Box::new(case.script(IDLE).await) }).await.unwrap();
+    assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
+    let waiter = {
+        let (runtime, id) = (runtime.clone(), id.clone());
+        tokio::spawn(async move { runtime.wait_container(&id).await })
+    };
+    agent.ask(&Request::Stop { id: id.clone(), timeout: Duration::from_secs(10) }).await.unwrap();
+    assert_eq!(soon("the other process is told", waiter).await.unwrap(), Ok(0));
+    runtime.start_container(&id).await.unwrap();
+    agent.ask(&Request::Start { id: id.clone() }).await.unwrap();
+    runtime.remove_container(&id).await.unwrap();
+    let error = agent.ask(&Request::Stop { id, timeout: Duration::ZERO }).await.unwrap_err();
+    assert!(error.contains("not found"), "{error}");
+}

@@ -1,0 +1,192 @@
+//! Bad input: an error that names what failed and on what, and nothing half-made.
+
+use runtime_core::{AgentError, ContainerId, PullPolicy, RegistryAuth, RegistryAuthType, ServiceSpec};
+
+use crate::support::Case;
+use crate::support::case::soon;
+use crate::support::image::{Image, LayerBuilder, digest_of};
+
+crate::tests![
+    a_wrong_password_is_said_to_be_one_and_is_not_shown,
+    an_unknown_image_or_tag_is_named,
+    an_unreachable_registry_is_named,
+    a_reference_that_is_none_is_refused,
+    a_damaged_layer_is_named_and_not_kept,
+    a_truncated_layer_is_an_error_and_a_later_pull_works,
+    a_wrong_diff_id_is_an_error,
+    an_id_that_leaves_its_directory_is_refused_everywhere,
+    an_unknown_field_in_a_spec_is_named,
+    impossible_limits_are_refused_and_leave_nothing,
+    a_second_root_on_one_cgroup_parent_is_refused,
+    a_missing_bucket_is_named,
+];
+
+async fn a_wrong_password_is_said_to_be_one_and_is_not_shown(case: Case) {
+    let registry = case.suite.registry_auth().await;
+    let reference = registry.push("private/wrong", "latest", &Image::busybox()).await;
+    let auth = RegistryAuth {
+        username: "berth".into(),
+        password: "not-the-p4ssword".into(),
+        auth_type: RegistryAuthType::Basic,
+    };
+    let error = case.runtime.pull_image_with_policy(&reference, PullPolicy::Always, Some(&auth)).await.unwrap_err();
+    assert!(matches!(error, AgentError::PullFailed { .. }), "{error:?}");
+    assert!(error.code().starts_with("registry.") || error.code().starts_with("image."), "{}", error.code());
+    let text = error.to_string();
+    assert!(text.contains(&registry.host) && !text.contains("not-the-p4ssword"), "{text}");
+}
+
+async fn an_unknown_image_or_tag_is_named(case: Case) {
+    let known = case.suite.busybox().await.to_owned();
+    let host = case.suite.registry().await.host.clone();
+    let other_tag = format!("{}:nosuch", known.rsplit_once(':').unwrap().0);
+    for reference in [format!("{host}/no/such:latest"), other_tag] {
+        let error = case.runtime.pull_image(&reference).await.unwrap_err();
+        assert!(matches!(&error, AgentError::PullFailed { image, .. } if *image == reference), "{error:?}");
+        assert_eq!(error.code(), "image.not_found", "{error}");
+    }
+    let mut spec = case.spec(&["true"]).await;
+    spec.image.name = format!("{host}/no/such:latest");
+    let id = case.id();
+    assert!(case.runtime.create_container(&id, &spec).await.is_err());
+    assert!(matches!(case.runtime.container_state(&id).await, Err(AgentError::NotFound { .. })));
+}
+
+async fn an_unreachable_registry_is_named(case: Case) {
+    // Bound and closed again: nothing listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let reference = format!("127.0.0.1:{port}/a/b:latest");
+    let error = soon("a refused connection", case.runtime.pull_image(&reference)).await.unwrap_err();
+    assert!(matches!(error, AgentError::PullFailed { .. }), "{error:?}");
+    assert!(error.to_string().contains(&format!("127.0.0.1:{port}")), "{error}");
+}
+
+async fn a_reference_that_is_none_is_refused(case: Case) {
+    for reference in ["", "UPPER/case:x", "a b", "127.0.0.1/a:", "x@sha256:123", "../../etc/passwd"] {
+        let result = soon(reference, case.runtime.pull_image_with_policy(reference, PullPolicy::Always, None)).await;
+        assert!(result.is_err(), "{reference:?} was accepted");
+    }
+}
+
+/// An image of one layer that nothing else shares.
+fn unique(text: &str) -> Image {
+    Image {
+        layers: vec![LayerBuilder::new().file("only", 0o644, text.repeat(5_000).as_bytes()).finish()],
+        ..Image::busybox()
+    }
+}
+
+async fn a_damaged_layer_is_named_and_not_kept(case: Case) {
+    let image = unique("damaged");
+    let digest = digest_of(&image.layers[0].gzip);
+    let reference = case.push("damaged", &image).await;
+    let file = case.suite.registry().await.blob_file(case.suite, &digest);
+    let whole = std::fs::read(&file).unwrap();
+    let mut damaged = whole.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&file, &damaged).unwrap();
+    let error = case.runtime.pull_image(&reference).await.unwrap_err();
+    assert!(error.to_string().contains(&digest[..19]), "the layer is not named: {error}");
+    assert!(!case.runtime.list_images().await.unwrap().iter().any(|image| image.reference == reference));
+    std::fs::write(&file, &whole).unwrap();
+    case.runtime.pull_image(&reference).await.unwrap();
+}
+
+async fn a_truncated_layer_is_an_error_and_a_later_pull_works(case: Case) {
+    let image = unique("truncated");
+    let digest = digest_of(&image.layers[0].gzip);
+    let reference = case.push("truncated", &image).await;
+    let file = case.suite.registry().await.blob_file(case.suite, &digest);
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let error = soon("a truncated layer", case.runtime.pull_image(&reference)).await.unwrap_err();
+    assert!(matches!(error, AgentError::PullFailed { .. }), "{error:?}");
+    std::fs::write(&file, &whole).unwrap();
+    case.runtime.pull_image(&reference).await.unwrap();
+}
+
+async fn a_wrong_diff_id_is_an_error(case: Case) {
+    let mut image = unique("diff id");
+    image.layers[0].diff_id = digest_of(b"something else");
+    let reference = case.push("diffid", &image).await;
+    let error = case.runtime.pull_image(&reference).await.unwrap_err();
+    assert!(matches!(error, AgentError::PullFailed { .. }), "{error:?}");
+    assert!(!case.runtime.list_images().await.unwrap().iter().any(|image| image.reference == reference));
+}
+
+async fn an_id_that_leaves_its_directory_is_refused_everywhere(case: Case) {
+    let spec = case.spec(&["true"]).await;
+    for service in ["../x", "..", "a/b", "", ".hidden", "a\0b", "web-rep-1", &"x".repeat(201)] {
+        let id = ContainerId::new(service, 0);
+        let error = case.runtime.create_container(&id, &spec).await.unwrap_err();
+        assert!(
+            matches!(error, AgentError::InvalidSpec(_) | AgentError::CreateFailed { .. }),
+            "{service:?}: {error:?}"
+        );
+        assert!(case.runtime.start_container(&id).await.is_err(), "{service:?}");
+        assert!(case.runtime.remove_container(&id).await.is_err(), "{service:?}");
+        assert!(case.runtime.get_logs(&id).await.is_err(), "{service:?}");
+    }
+    assert!(!case.suite.shared().await.root.dir.parent().unwrap().join("x-rep-0").exists());
+}
+
+async fn an_unknown_field_in_a_spec_is_named(_case: Case) {
+    let text = r#"{"image": {"name": "a"}, "resources": {"memroy": "1Gi"}}"#;
+    let error = serde_json::from_str::<ServiceSpec>(text).unwrap_err().to_string();
+    assert!(error.contains("memroy"), "{error}");
+}
+
+async fn impossible_limits_are_refused_and_leave_nothing(case: Case) {
+    let mut specs = Vec::new();
+    for cpu in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let mut spec = case.spec(&["true"]).await;
+        spec.resources.cpu = Some(cpu);
+        specs.push((format!("{cpu} CPUs"), spec));
+    }
+    let mut spec = case.spec(&["true"]).await;
+    spec.resources.pids = Some(0);
+    specs.push(("no process".into(), spec));
+    let mut spec = case.spec(&["true"]).await;
+    spec.resources.cpuset = Some("no cpus".into());
+    specs.push(("a cpuset of words".into(), spec));
+    let mut spec = case.spec(&["true"]).await;
+    spec.rlimits.insert("nosuchlimit".into(), runtime_core::spec::RlimitSpec { soft: 1, hard: 1 });
+    specs.push(("an unknown rlimit".into(), spec));
+    let mut spec = case.spec(&["true"]).await;
+    spec.rlimits.insert("nofile".into(), runtime_core::spec::RlimitSpec { soft: 20, hard: 10 });
+    specs.push(("a soft limit above the hard one".into(), spec));
+    case.runtime.pull_image(case.suite.busybox().await).await.unwrap();
+    for (what, spec) in specs {
+        let id = case.id();
+        assert!(case.runtime.create_container(&id, &spec).await.is_err(), "{what} was accepted");
+        assert!(matches!(case.runtime.container_state(&id).await, Err(AgentError::NotFound { .. })), "{what}");
+    }
+}
+
+async fn a_second_root_on_one_cgroup_parent_is_refused(case: Case) {
+    let first = case.root("first");
+    let _first = first.open().await.unwrap();
+    let mut second = case.root("second");
+    second.cgroup_parent = first.cgroup_parent.clone();
+    let error = second.open().await.err().expect("a second root on one cgroup parent was opened");
+    assert!(error.to_string().contains(&first.cgroup_parent), "{error}");
+}
+
+async fn a_missing_bucket_is_named(case: Case) {
+    let mut root = case.root_with_s3("bucket", "x").await;
+    root.s3.as_mut().unwrap().bucket = "no-such-bucket".into();
+    // Refused either when it is opened or when a volume first needs it, by name; never begun empty.
+    match root.open().await {
+        Err(error) => assert!(error.to_string().contains("no-such-bucket"), "{error}"),
+        Ok(runtime) => {
+            let mut spec = case.spec(&["true"]).await;
+            spec.storage = vec![crate::volumes::named("needs-bucket", "/data")];
+            runtime.pull_image(&spec.image.name).await.unwrap();
+            let id = case.id_on(&runtime);
+            let error = runtime.create_container(&id, &spec).await.unwrap_err();
+            assert!(error.to_string().contains("no-such-bucket"), "{error}");
+            assert!(matches!(runtime.container_state(&id).await, Err(AgentError::NotFound { .. })));
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Further processes in a running container.
+
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, stream};
+use runtime_core::{AgentError, ExecEvent, ExecEventStream, ExecOptions};
+
+use crate::support::Case;
+use crate::support::case::{eventually, soon, words};
+use crate::support::image::Image;
+
+crate::tests![
+    code_stdout_and_stderr_come_back_apart,
+    not_found_is_127_and_not_executable_126,
+    an_empty_command_is_invalid,
+    binary_output_comes_back_lossy_and_whole,
+    it_has_the_identity_of_the_container_and_its_filter,
+    it_runs_as_the_containers_user_with_its_groups_and_capabilities,
+    it_is_in_the_containers_cgroup_and_namespaces,
+    events_come_as_they_are_produced_and_exit_once_last,
+    a_multi_byte_character_is_never_split,
+    a_dropped_stream_kills_the_exec_and_what_it_started,
+    options_override_environment_user_and_directory,
+    input_is_passed_and_its_end_closes_it,
+    a_timeout_kills_and_says_so,
+    a_signalled_exec_is_128_plus_n,
+    exec_in_a_stopped_container_is_an_error,
+    sixty_four_at_once_do_not_mix,
+    ten_mebibytes_are_bounded_or_whole_and_never_hang,
+];
+
+async fn collect(mut events: ExecEventStream) -> Vec<ExecEvent> {
+    let mut all = Vec::new();
+    while let Some(event) = soon("an event", events.next()).await {
+        all.push(event);
+    }
+    all
+}
+
+async fn code_stdout_and_stderr_come_back_apart(case: Case) {
+    let id = case.idle().await;
+    let (code, stdout, stderr) = case.exec(&id, "echo out; echo err >&2; printf x; exit 42").await;
+    assert_eq!((code, stdout.as_str(), stderr.as_str()), (42, "out\nx", "err\n"));
+}
+
+async fn not_found_is_127_and_not_executable_126(case: Case) {
+    let id = case.idle().await;
+    for (program, code) in [("/no/such", 127), ("nosuch", 127), ("/etc/passwd", 126), ("/etc", 126)] {
+        let (got, _, stderr) = case.runtime.exec(&id, &words(&[program])).await.unwrap();
+        assert_eq!(got, code, "{program}");
+        assert!(stderr.contains(program), "{program}: {stderr:?}");
+    }
+    assert_eq!(case.exec_ok(&id, "echo alive").await, "alive\n");
+}
+
+async fn an_empty_command_is_invalid(case: Case) {
+    let id = case.idle().await;
+    assert!(matches!(case.runtime.exec(&id, &[]).await, Err(AgentError::InvalidSpec(_))));
+    assert!(matches!(case.runtime.exec_stream(&id, &[]).await.err(), Some(AgentError::InvalidSpec(_))));
+}
+
+async fn binary_output_comes_back_lossy_and_whole(case: Case) {
+    let id = case.idle().await;
+    let stdout = case.exec_ok(&id, r"printf 'a\377\376b\000c'").await;
+    assert_eq!(stdout, "a\u{fffd}\u{fffd}b\0c");
+    let stdout = case
+        .exec_ok(&id, "i=0; while [ $i -lt 256 ]; do printf \"\\\\$(printf %o $i)\"; i=$((i+1)); done | head -c 128")
+        .await;
+    assert_eq!(stdout.as_bytes(), (0..128).collect::<Vec<u8>>());
+}
+
+/// Asked directly: a shell may ignore signals of its own in what it executes.
+const IDENTITY: [&str; 4] =
+    ["grep", "-E", "^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp|SigIgn|SigBlk):", "/proc/self/status"];
+
+async fn it_has_the_identity_of_the_container_and_its_filter(case: Case) {
+    let mut spec = case.spec(&IDENTITY).await;
+    spec.no_new_privileges = true;
+    let from_init = case.run(&spec).await.succeeded();
+    spec.command.args = Some(words(&["sh", "-c", crate::support::case::IDLE]));
+    let id = case.start(&spec).await;
+    let (code, from_exec, _) = case.runtime.exec(&id, &words(&IDENTITY)).await.unwrap();
+    assert_eq!(code, 0);
+    assert!(from_exec.lines().any(|line| line == "Seccomp:\t2"), "{from_exec}");
+    assert_eq!(from_exec.lines().collect::<Vec<_>>(), from_init);
+}
+
+async fn it_runs_as_the_containers_user_with_its_groups_and_capabilities(case: Case) {
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.user = Some("app".into());
+    spec.drop_capabilities = vec!["NET_RAW".into()];
+    let id = case.start(&spec).await;
+    assert_eq!(case.exec_ok(&id, "id -u; id -g; id -G").await, "1000\n1000\n1000 10 29\n");
+    let caps = case.exec_ok(&id, "grep -E '^Cap(Eff|Bnd)' /proc/self/status | cut -f2").await;
+    assert_eq!(caps, "0000000000000000\n00000000a80405fb\n");
+    // The filter really stands: what Docker's profile forbids fails here too.
+    assert_ne!(case.exec(&id, "unshare -U true").await.0, 0);
+}
+
+async fn it_is_in_the_containers_cgroup_and_namespaces(case: Case) {
+    let id = case.idle().await;
+    let namespaces = "for n in cgroup ipc mnt net pid uts user; do readlink /proc/PID/ns/$n; done";
+    let own = case.exec_ok(&id, &namespaces.replace("PID", "self")).await;
+    assert_eq!(own, case.exec_ok(&id, &namespaces.replace("PID", "1")).await);
+    let events = case.runtime.exec_stream(&id, &words(&["sleep", "3600"])).await.unwrap();
+    eventually("the exec is in the container's cgroup", || async {
+        case.cgroup_pids(&id).iter().any(|pid| {
+            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|command| command == b"sleep\x003600\0")
+                && std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                    .is_ok_and(|groups| groups.lines().filter(|line| line.contains(&id.to_string())).count() > 0)
+        })
+    })
+    .await;
+    drop(events);
+}
+
+async fn events_come_as_they_are_produced_and_exit_once_last(case: Case) {
+    let id = case.idle().await;
+    let script = "echo one; sleep 1; echo two >&2; sleep 1; exit 6";
+    let begin = Instant::now();
+    let mut events = case.runtime.exec_stream(&id, &words(&["sh", "-c", script])).await.unwrap();
+    assert_eq!(soon("the first event", events.next()).await, Some(ExecEvent::Stdout("one\n".into())));
+    assert!(begin.elapsed() < Duration::from_millis(1_900), "it came when all was over");
+    let rest = collect(events).await;
+    assert_eq!(rest, [ExecEvent::Stderr("two\n".into()), ExecEvent::Exit(6)]);
+}
+
+async fn a_multi_byte_character_is_never_split(case: Case) {
+    let id = case.idle().await;
+    let script = r"printf '\342'; sleep 0.3; printf '\202'; sleep 0.3; printf '\254'; sleep 0.3; printf 'x\360\237'";
+    let events = collect(case.runtime.exec_stream(&id, &words(&["sh", "-c", script])).await.unwrap()).await;
+    let text: String = events
+        .iter()
+        .filter_map(|event| if let ExecEvent::Stdout(text) = event { Some(text.as_str()) } else { None })
+        .collect();
+    // What is never completed is replaced at the end.
+    assert!(text.starts_with("€x\u{fffd}"), "{events:?}");
+    assert_eq!(events.last(), Some(&ExecEvent::Exit(0)));
+}
+
+async fn a_dropped_stream_kills_the_exec_and_what_it_started(case: Case) {
+    let id = case.idle().await;
+    let before = case.cgroup_pids(&id).len();
+    let script = "(trap '' TERM HUP; sleep 3601) & setsid sleep 3602 & sleep 3603";
+    let mut events =
+        case.runtime.exec_stream(&id, &words(&["sh", "-c", &format!("{script} & echo up; wait")])).await.unwrap();
+    assert_eq!(soon("it runs", events.next()).await, Some(ExecEvent::Stdout("up\n".into())));
+    assert!(case.cgroup_pids(&id).len() > before + 1);
+    drop(events);
+    eventually("all that the exec started is gone", || async { case.cgroup_pids(&id).len() == before }).await;
+    assert_eq!(case.exec_ok(&id, "echo alive").await, "alive\n");
+}
+
+async fn options_override_environment_user_and_directory(case: Case) {
+    let image = Image::busybox().with("WorkingDir", "/tmp".into());
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.image.name = case.push("workdir", &image).await;
+    spec.env.insert("A".into(), "container".into());
+    spec.env.insert("B".into(), "container".into());
+    let id = case.start(&spec).await;
+    let show = "id -u; id -G; pwd; echo $A $B";
+    assert_eq!(case.exec_ok(&id, show).await, "0\n0\n/tmp\ncontainer container\n");
+    let options = ExecOptions {
+        env: [("B".to_owned(), "exec".to_owned())].into(),
+        user: Some("app".into()),
+        workdir: Some("/etc".into()),
+        timeout: None,
+    };
+    let events = case.runtime.exec_with(&id, &words(&["sh", "-c", show]), &options, None).await.unwrap();
+    let text = text_of(&collect(events).await);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines[0], lines[2], lines[3]), ("1000", "/etc", "container exec"));
+    assert!(lines[1].split(' ').any(|group| group == "10"), "supplementary groups: {}", lines[1]);
+    let unknown = ExecOptions { user: Some("nosuch".into()), ..ExecOptions::default() };
+    let failed = match case.runtime.exec_with(&id, &words(&["id"]), &unknown, None).await {
+        Err(_) => true,
+        Ok(events) => !collect(events).await.contains(&ExecEvent::Exit(0)),
+    };
+    assert!(failed, "an unknown user ran");
+}
+
+async fn input_is_passed_and_its_end_closes_it(case: Case) {
+    let id = case.idle().await;
+    let pieces = vec![b"one\n".to_vec(), vec![0xff, b'\n'], vec![b'x'; 300_000]];
+    let input = Box::pin(stream::iter(pieces));
+    let events =
+        case.runtime.exec_with(&id, &words(&["wc", "-c"]), &ExecOptions::default(), Some(input)).await.unwrap();
+    assert_eq!(text_of(&collect(events).await).trim(), "300006");
+    // Without input there is an end at once.
+    assert_eq!(soon("cat", case.runtime.exec(&id, &words(&["cat"]))).await.unwrap(), (0, String::new(), String::new()));
+}
+
+async fn a_timeout_kills_and_says_so(case: Case) {
+    let id = case.idle().await;
+    let before = case.cgroup_pids(&id).len();
+    let options = ExecOptions { timeout: Some(Duration::from_millis(300)), ..ExecOptions::default() };
+    let script = words(&["sh", "-c", "trap '' TERM; echo up; sleep 3600 & sleep 3600"]);
+    let begin = Instant::now();
+    let events = case.runtime.exec_with(&id, &script, &options, None).await.unwrap();
+    let events = collect(events).await;
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert_ne!(events.last(), Some(&ExecEvent::Exit(0)), "{events:?}");
+    eventually("all that it started is gone", || async { case.cgroup_pids(&id).len() == before }).await;
+}
+
+async fn a_signalled_exec_is_128_plus_n(case: Case) {
+    let id = case.idle().await;
+    for (signal, code) in [("KILL", 137), ("TERM", 143), ("INT", 130)] {
+        assert_eq!(case.exec(&id, &format!("kill -{signal} $$")).await.0, code, "{signal}");
+    }
+}
+
+async fn exec_in_a_stopped_container_is_an_error(case: Case) {
+    let id = case.start(&case.script("exit 0").await).await;
+    case.finish(&id).await.succeeded();
+    assert!(case.runtime.exec(&id, &words(&["true"])).await.is_err());
+    assert!(case.runtime.exec_stream(&id, &words(&["true"])).await.is_err());
+}
+
+async fn sixty_four_at_once_do_not_mix(case: Case) {
+    let id = case.idle().await;
+    let runs: Vec<_> = (0..64)
+        .map(|number| {
+            let (case, id) = (case.clone(), id.clone());
+            tokio::spawn(async move { (number, case.exec(&id, &format!("echo {number}; exit {number}")).await) })
+        })
+        .collect();
+    for run in runs {
+        let (number, (code, stdout, stderr)) = run.await.unwrap();
+        assert_eq!((code, stdout, stderr), (number, format!("{number}\n"), String::new()));
+    }
+}
+
+async fn ten_mebibytes_are_bounded_or_whole_and_never_hang(case: Case) {
+    let id = case.idle().await;
+    let script = "head -c 10485760 /dev/zero | tr '\\0' x; echo end >&2";
+    let (code, stdout, stderr) = soon("a large output", case.exec(&id, script)).await;
+    assert_eq!((code, stderr.as_str()), (0, "end\n"));
+    let kept = stdout.bytes().take_while(|byte| *byte == b'x').count();
+    assert!(kept >= 64 << 10, "only {kept} bytes are kept");
+    if kept < 10 << 20 {
+        assert!(stdout.len() > kept, "truncated without a mark");
+    }
+    // The stream has no bound: every byte comes.
+    let events = case.runtime.exec_stream(&id, &words(&["head", "-c", "10485760", "/dev/zero"])).await.unwrap();
+    assert_eq!(text_of(&collect(events).await).len(), 10 << 20);
+}
+
+fn text_of(events: &[ExecEvent]) -> String {
+    let stdout = events.iter().filter_map(|event| match event {
+        ExecEvent::Stdout(text) => Some(text.as_str()),
+        _ => None,
+    });
+    stdout.collect()
+}

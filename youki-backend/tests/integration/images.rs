@@ -1,0 +1,220 @@
+//! Images: pulled by tag and digest, with and without credentials, from an index, listed, removed.
+
+use runtime_core::{AgentError, PullPolicy};
+use serde_json::json;
+
+use crate::support::agent::{Agent, Request};
+use crate::support::case::words;
+use crate::support::image::{INDEX, Image, LayerBuilder, MANIFEST, descriptor, digest_of};
+use crate::support::servers::{REGISTRY_PASSWORD, REGISTRY_USER};
+use crate::support::{Case, right_credentials};
+
+crate::tests![
+    a_pull_by_digest_is_that_image,
+    a_moved_tag_is_followed_only_when_asked,
+    never_makes_no_network_call,
+    inline_credentials_are_used,
+    the_credential_store_is_used_by_host,
+    an_index_gives_the_hosts_platform,
+    the_list_shows_what_was_pulled,
+    a_removed_image_is_gone_and_its_shared_layers_stay,
+    an_image_in_use_is_removed_only_by_force_and_its_container_lives,
+    a_tag_is_a_further_name,
+    pulls_of_one_image_at_once_all_succeed,
+    owners_modes_links_and_times_of_a_layer_are_exact,
+];
+
+/// An image that prints `text`.
+fn printing(text: &str) -> Image {
+    let layer = LayerBuilder::new().file("text", 0o644, text.as_bytes()).finish();
+    Image::busybox().layer(layer).with("Cmd", json!(["cat", "/text"]))
+}
+
+async fn output_of(case: &Case, reference: &str, policy: PullPolicy) -> Vec<String> {
+    let mut spec = case.spec(&[]).await;
+    spec.image.name = reference.into();
+    spec.image.pull_policy = policy;
+    spec.command.args = None;
+    case.run(&spec).await.succeeded()
+}
+
+async fn a_pull_by_digest_is_that_image(case: Case) {
+    let (old, new) = (printing("old"), printing("new"));
+    let reference = case.push("latest", &old).await;
+    case.push("latest", &new).await;
+    let by_digest = format!("{}@{}", reference.rsplit_once(':').unwrap().0, digest_of(&old.documents().1));
+    assert_eq!(output_of(&case, &by_digest, PullPolicy::IfNotPresent).await, ["old"]);
+    assert_eq!(output_of(&case, &reference, PullPolicy::IfNotPresent).await, ["new"]);
+}
+
+async fn a_moved_tag_is_followed_only_when_asked(case: Case) {
+    let reference = case.push("moving", &printing("first")).await;
+    assert_eq!(output_of(&case, &reference, PullPolicy::IfNotPresent).await, ["first"]);
+    case.push("moving", &printing("second")).await;
+    assert_eq!(output_of(&case, &reference, PullPolicy::IfNotPresent).await, ["first"]);
+    assert_eq!(output_of(&case, &reference, PullPolicy::Never).await, ["first"]);
+    assert_eq!(output_of(&case, &reference, PullPolicy::Always).await, ["second"]);
+}
+
+async fn never_makes_no_network_call(case: Case) {
+    // It is in the registry and not here.
+    let reference = case.push("absent", &printing("absent")).await;
+    let error = case.runtime.pull_image_with_policy(&reference, PullPolicy::Never, None).await.unwrap_err();
+    assert!(matches!(error, AgentError::PullFailed { .. } | AgentError::NotFound { .. }), "{error:?}");
+    let mut spec = case.spec(&["true"]).await;
+    spec.image.name = reference.clone();
+    spec.image.pull_policy = PullPolicy::Never;
+    assert!(case.runtime.create_container(&case.id(), &spec).await.is_err(), "create went to the registry");
+    let images = case.runtime.list_images().await.unwrap();
+    assert!(!images.iter().any(|image| image.reference == reference));
+}
+
+async fn inline_credentials_are_used(case: Case) {
+    let registry = case.suite.registry_auth().await;
+    let reference = registry.push("private/inline", "latest", &printing("private")).await;
+    let error = case.runtime.pull_image(&reference).await.unwrap_err();
+    assert!(matches!(error, AgentError::PullFailed { .. }), "without credentials: {error:?}");
+    let auth = right_credentials();
+    case.runtime.pull_image_with_policy(&reference, PullPolicy::Always, Some(&auth)).await.unwrap();
+    assert_eq!(output_of(&case, &reference, PullPolicy::Never).await, ["private"]);
+}
+
+async fn the_credential_store_is_used_by_host(case: Case) {
+    let registry = case.suite.registry_auth().await;
+    let reference = registry.push("private/stored", "latest", &printing("stored")).await;
+    let dir = case.suite.dir.path().join("docker-config");
+    std::fs::create_dir_all(&dir).unwrap();
+    let auth = base64(&format!("{REGISTRY_USER}:{REGISTRY_PASSWORD}"));
+    let config = json!({"auths": {&registry.host: {"auth": auth}, "other.example": {"auth": base64("a:b")}}});
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let root = case.root("store");
+    let mut agent = Agent::start(&root, &[("DOCKER_CONFIG", &dir.display().to_string())]).await;
+    agent.ask(&Request::Pull { image: reference.clone(), auth: None }).await.unwrap();
+    // Inline credentials come first, even where the store has right ones.
+    let wrong = Some(("berth".to_owned(), "wrong".to_owned()));
+    agent.ask(&Request::Pull { image: reference, auth: wrong }).await.unwrap_err();
+    agent.kill().await;
+}
+
+fn base64(text: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let chunks = text.as_bytes().chunks(3).map(|chunk| {
+        let bits = chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        let digit =
+            |i: usize| if i <= chunk.len() { DIGITS[(bits >> (18 - 6 * i) & 63) as usize] as char } else { '=' };
+        (0..4).map(digit).collect::<String>()
+    });
+    chunks.collect()
+}
+
+async fn an_index_gives_the_hosts_platform(case: Case) {
+    let registry = case.suite.registry().await;
+    let repository = "test/an_index";
+    let own = printing("own");
+    let other = Image { architecture: "s390x", ..printing("other") };
+    let mut manifests = Vec::new();
+    for (tag, image) in [("other", &other), ("own", &own)] {
+        registry.push(repository, tag, image).await;
+        let mut entry = descriptor(MANIFEST, &image.documents().1);
+        entry["platform"] = json!({"os": "linux", "architecture": image.architecture});
+        manifests.push(entry);
+    }
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).to_string();
+    let reference = registry.push_document(repository, "latest", INDEX, index.as_bytes()).await;
+    assert_eq!(output_of(&case, &reference, PullPolicy::IfNotPresent).await, ["own"]);
+    let foreign = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [manifests[0]]}).to_string();
+    let reference = registry.push_document(repository, "foreign", INDEX, foreign.as_bytes()).await;
+    let error = case.runtime.pull_image(&reference).await.unwrap_err();
+    assert!(error.to_string().contains("s390x"), "it does not say what there is: {error}");
+}
+
+async fn the_list_shows_what_was_pulled(case: Case) {
+    let image = printing("listed");
+    let reference = case.push("v1", &image).await;
+    case.runtime.pull_image(&reference).await.unwrap();
+    let images = case.runtime.list_images().await.unwrap();
+    let listed = images.iter().find(|listed| listed.reference == reference).expect("it is in the list");
+    assert_eq!(listed.digest, Some(digest_of(&image.documents().1)));
+    let bytes: usize = image.layers.iter().map(|layer| layer.gzip.len()).sum();
+    let size = listed.size_bytes.expect("a size");
+    assert!((bytes as u64..bytes as u64 + 4096).contains(&size), "{size} for layers of {bytes}");
+}
+
+async fn a_removed_image_is_gone_and_its_shared_layers_stay(case: Case) {
+    let (a, b) = (case.push("a", &printing("a")).await, case.push("b", &printing("b")).await);
+    case.runtime.pull_image(&a).await.unwrap();
+    case.runtime.pull_image(&b).await.unwrap();
+    case.runtime.remove_image(&a, false).await.unwrap();
+    assert!(!case.runtime.list_images().await.unwrap().iter().any(|image| image.reference == a));
+    assert!(matches!(case.runtime.remove_image(&a, false).await, Err(AgentError::NotFound { .. })));
+    assert_eq!(output_of(&case, &b, PullPolicy::Never).await, ["b"]);
+}
+
+async fn an_image_in_use_is_removed_only_by_force_and_its_container_lives(case: Case) {
+    let reference = case.push("used", &printing("used")).await;
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.image.name = reference.clone();
+    let id = case.start(&spec).await;
+    case.runtime.remove_image(&reference, false).await.unwrap_err();
+    case.runtime.remove_image(&reference, true).await.unwrap();
+    assert_eq!(case.exec_ok(&id, "cat /text").await, "used");
+    // It can even start again: its layers are its own until it is removed.
+    case.runtime.stop_container(&id, std::time::Duration::from_secs(10)).await.unwrap();
+    case.runtime.start_container(&id).await.unwrap();
+    assert_eq!(case.exec_ok(&id, "cat /text").await, "used");
+}
+
+async fn a_tag_is_a_further_name(case: Case) {
+    let reference = case.push("source", &printing("tagged")).await;
+    case.runtime.pull_image(&reference).await.unwrap();
+    let target = "registry.example/own/name:v2";
+    case.runtime.tag_image(&reference, target).await.unwrap();
+    assert_eq!(output_of(&case, target, PullPolicy::Never).await, ["tagged"]);
+    case.runtime.remove_image(&reference, false).await.unwrap();
+    assert_eq!(output_of(&case, target, PullPolicy::Never).await, ["tagged"]);
+    let missing = case.runtime.tag_image("registry.example/no/such:v1", target).await.unwrap_err();
+    assert!(matches!(missing, AgentError::NotFound { .. }), "{missing:?}");
+    for bad in ["", "UPPER:v1", "registry.example/own/name", "registry.example/own/name:"] {
+        assert!(case.runtime.tag_image(target, bad).await.is_err(), "{bad:?}");
+    }
+}
+
+async fn pulls_of_one_image_at_once_all_succeed(case: Case) {
+    let reference = case.push("together", &printing("together")).await;
+    let pulls: Vec<_> = (0..8)
+        .map(|_| {
+            let (runtime, reference) = (case.runtime.clone(), reference.clone());
+            tokio::spawn(async move { runtime.pull_image_with_policy(&reference, PullPolicy::Always, None).await })
+        })
+        .collect();
+    for pull in pulls {
+        pull.await.unwrap().unwrap();
+    }
+    assert_eq!(output_of(&case, &reference, PullPolicy::Never).await, ["together"]);
+}
+
+async fn owners_modes_links_and_times_of_a_layer_are_exact(case: Case) {
+    let layer = LayerBuilder::new()
+        .dir("t", 0o2751)
+        .owned_file("t/suid", 0o4755, (70_000, 80_000), b"x")
+        .owned_file("t/sticky", 0o1600, (1, 2), b"")
+        .hard_link("t/hard", "t/suid")
+        .symlink("t/soft", "../t/suid")
+        .symlink("t/dangling", "/no/such")
+        .file("t/na me\u{fc}", 0o644, b"")
+        .finish();
+    let mut spec = case.spec(&[]).await;
+    spec.image.name = case.push("exact", &Image::busybox().layer(layer)).await;
+    let script = "cd /t; stat -c '%a' .; stat -c '%n %a %u %g %h %Y' suid sticky hard; readlink soft; readlink dangling; ls | wc -l";
+    spec.command.args = Some(words(&["sh", "-c", script]));
+    let expected = [
+        "2751",
+        "suid 4755 70000 80000 2 1700000000",
+        "sticky 1600 1 2 1 1700000000",
+        "hard 4755 70000 80000 2 1700000000",
+        "../t/suid",
+        "/no/such",
+        "6",
+    ];
+    assert_eq!(case.run(&spec).await.succeeded(), expected);
+}

@@ -1,0 +1,151 @@
+//! What a container cannot see and cannot do.
+
+use crate::support::Case;
+
+crate::tests![
+    the_init_runs_under_the_seccomp_filter,
+    unconfined_is_unfiltered,
+    dockers_default_capabilities_and_no_more,
+    capabilities_can_be_added_and_dropped,
+    it_sees_only_its_own_processes,
+    masked_and_read_only_paths_are_dockers,
+    its_cgroups_cannot_be_written,
+    a_block_device_cannot_be_opened,
+    the_devices_are_dockers,
+    it_inherits_three_descriptors_and_no_ignored_signals,
+    no_new_privileges_only_when_asked_for,
+    it_cannot_mount_or_unshare_a_user_namespace,
+    it_has_mount_points_of_its_own_only,
+];
+
+async fn the_init_runs_under_the_seccomp_filter(case: Case) {
+    let lines = case.lines_of("grep ^Seccomp: /proc/self/status; grep ^Seccomp: /proc/1/status").await;
+    assert_eq!(lines, ["Seccomp:\t2", "Seccomp:\t2"]);
+}
+
+async fn unconfined_is_unfiltered(case: Case) {
+    let mut spec = case.script("grep ^Seccomp: /proc/self/status").await;
+    spec.seccomp = runtime_core::spec::SeccompSpec::Unconfined;
+    assert_eq!(case.run(&spec).await.succeeded(), ["Seccomp:\t0"]);
+}
+
+/// CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL
+/// AUDIT_WRITE.
+const DOCKERS_CAPABILITIES: &str = "00000000a80425fb";
+
+async fn dockers_default_capabilities_and_no_more(case: Case) {
+    let lines = case
+        .lines_of("grep -E '^Cap(Prm|Eff|Bnd):' /proc/self/status | cut -f2; grep ^CapInh: /proc/self/status")
+        .await;
+    assert_eq!(lines[..3], [DOCKERS_CAPABILITIES; 3]);
+    assert_eq!(lines[3], "CapInh:\t0000000000000000", "CVE-2022-24769");
+}
+
+async fn capabilities_can_be_added_and_dropped(case: Case) {
+    let show = "grep ^CapEff: /proc/self/status | cut -f2";
+    let mut spec = case.script(show).await;
+    spec.capabilities = vec!["NET_ADMIN".into()];
+    spec.drop_capabilities = vec!["CAP_CHOWN".into()];
+    assert_eq!(case.run(&spec).await.succeeded(), ["00000000a80435fa"]);
+    spec.capabilities = vec!["cap_kill".into()];
+    spec.drop_capabilities = vec!["ALL".into()];
+    assert_eq!(case.run(&spec).await.succeeded(), ["0000000000000020"]);
+    spec.capabilities = vec!["NO_SUCH_CAPABILITY".into()];
+    let error = case.try_start(&case.id(), &spec).await.unwrap_err();
+    assert!(error.to_string().contains("NO_SUCH_CAPABILITY"), "{error}");
+}
+
+async fn it_sees_only_its_own_processes(case: Case) {
+    let id = case.idle().await;
+    let pids = case
+        .exec_ok(
+            &id,
+            "cd /proc; ls -d [0-9]* | wc -l; readlink /proc/self/ns/pid > /dev/null; echo $(cat /proc/1/comm)",
+        )
+        .await;
+    let mut lines = pids.lines();
+    let count: u32 = lines.next().unwrap().trim().parse().unwrap();
+    assert!(count <= 6, "{pids}");
+    assert_eq!(lines.next(), Some("sh"));
+}
+
+async fn masked_and_read_only_paths_are_dockers(case: Case) {
+    let script = "
+        for f in kcore keys timer_list sched_debug; do [ -e /proc/$f ] && [ \"$(head -c 1 /proc/$f 2>/dev/null | wc -c)\" != 0 ] && echo open /proc/$f; done
+        for d in acpi scsi; do [ -d /proc/$d ] && [ \"$(ls -A /proc/$d)\" ] && echo open /proc/$d; done
+        [ -d /sys/firmware ] && [ \"$(ls -A /sys/firmware)\" ] && echo open /sys/firmware
+        for d in bus fs irq sys; do grep -q \" /proc/$d ro\" /proc/self/mountinfo || echo writable /proc/$d; done
+        [ -e /proc/sysrq-trigger ] && (echo h > /proc/sysrq-trigger) 2>/dev/null && echo writable sysrq
+        (echo x > /proc/sys/kernel/hostname) 2>/dev/null && echo writable /proc/sys
+        mkdir /sys/x 2>/dev/null && echo writable /sys
+        grep -q ' /sys ro' /proc/self/mountinfo || echo /sys is not read-only
+        echo done";
+    assert_eq!(case.run(&case.script(script).await).await.succeeded(), ["done"]);
+}
+
+async fn its_cgroups_cannot_be_written(case: Case) {
+    let script = "
+        for f in $(find /sys/fs/cgroup -name pids.max -o -name memory.max -o -name memory.limit_in_bytes -o -name cgroup.procs -o -name tasks 2>/dev/null); do
+            (echo 1 > $f) 2>/dev/null && echo wrote $f
+        done
+        for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $d/mine 2>/dev/null && echo made $d/mine; done
+        awk '/ - cgroup2? / && $6 !~ /^ro/ {print $5}' /proc/self/mountinfo
+        echo done";
+    assert_eq!(case.run(&case.script(script).await).await.succeeded(), ["done"]);
+}
+
+async fn a_block_device_cannot_be_opened(case: Case) {
+    let script = "for d in $(awk 'NR>2 {print $1\":\"$2}' /proc/partitions) 7:0 1:1 10:200; do
+            mknod /tmp/d b ${d%:*} ${d#*:} 2>/dev/null && head -c 1 /tmp/d > /dev/null 2>&1 && echo opened b $d; rm -f /tmp/d
+            mknod /tmp/d c ${d%:*} ${d#*:} 2>/dev/null && head -c 1 /tmp/d > /dev/null 2>&1 && echo opened c $d; rm -f /tmp/d
+        done; echo done";
+    assert_eq!(case.run(&case.script(script).await).await.succeeded(), ["done"]);
+}
+
+async fn the_devices_are_dockers(case: Case) {
+    let lines =
+        case.lines_of("ls /dev; head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c; echo x > /dev/null").await;
+    let names: Vec<&str> = lines.iter().map(String::as_str).collect();
+    for device in [
+        "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom",
+        "zero",
+    ] {
+        assert!(names.contains(&device), "no /dev/{device} in {names:?}");
+    }
+    assert_eq!(names[names.len() - 2..], ["4", "4"]);
+    assert!(
+        !names.iter().any(|name| name.starts_with("sd") || name.starts_with("vd") || *name == "mem" || *name == "kmsg")
+    );
+}
+
+async fn it_inherits_three_descriptors_and_no_ignored_signals(case: Case) {
+    let spec = case.spec(&["ls", "-l", "/proc/self/fd"]).await;
+    let lines = case.run(&spec).await.succeeded();
+    // But for the directory that ls itself has open.
+    let open: Vec<&String> = lines.iter().filter(|line| line.contains("->") && !line.contains("/proc/")).collect();
+    assert_eq!(open.len(), 3, "{open:?}");
+    let spec = case.spec(&["grep", "-E", "^Sig(Ign|Blk):", "/proc/self/status"]).await;
+    assert_eq!(case.run(&spec).await.succeeded(), ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000"]);
+}
+
+async fn no_new_privileges_only_when_asked_for(case: Case) {
+    let mut spec = case.script("grep ^NoNewPrivs: /proc/self/status | cut -f2").await;
+    assert_eq!(case.run(&spec).await.succeeded(), ["0"]);
+    spec.no_new_privileges = true;
+    assert_eq!(case.run(&spec).await.succeeded(), ["1"]);
+}
+
+async fn it_cannot_mount_or_unshare_a_user_namespace(case: Case) {
+    let script = "mount -t tmpfs none /tmp 2>/dev/null && echo mounted; unshare -U true 2>/dev/null && echo unshared; \
+                  chroot / true && echo chroot is allowed; dmesg > /dev/null 2>&1 && echo read dmesg; echo done";
+    let lines = case.run(&case.script(script).await).await.succeeded();
+    assert_eq!(lines, ["chroot is allowed", "done"]);
+}
+
+async fn it_has_mount_points_of_its_own_only(case: Case) {
+    let root = &case.suite.shared().await.root;
+    let lines = case.lines_of("cut -d' ' -f5 /proc/self/mountinfo").await;
+    let host = [root.dir.display().to_string(), root.run_dir.display().to_string()];
+    let seen: Vec<&String> = lines.iter().filter(|line| host.iter().any(|path| line.contains(path.as_str()))).collect();
+    assert!(seen.is_empty(), "{seen:?}");
+}

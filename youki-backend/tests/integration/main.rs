@@ -1,0 +1,94 @@
+//! The root-run integration suite: what `contract.md` promises, seen through the public trait alone.
+//!
+//! It runs on a root, run directory, cgroup parent and bridge of its own, against CNCF Distribution (Debian's
+//! `docker-registry`) and SeaweedFS, both started here. Tests run in parallel; when all are over, a last one checks
+//! that nothing is left on the machine. Run it with `cargo xtask test`, or alone, as root:
+//!
+//! ```text
+//! BERTH_TEST_WEED=/path/to/weed cargo test --workspace --all-features --test integration -- [FILTER]
+//! ```
+// A program of tests, not a library; clippy knows tests by `#[test]`, which this harness does without.
+#![allow(missing_docs, missing_debug_implementations, clippy::unwrap_used)]
+
+mod support;
+
+mod agent_killed;
+mod commands;
+mod errors;
+mod exec;
+mod images;
+mod isolation;
+mod lifecycle;
+mod limits;
+mod logs;
+mod many;
+mod mounts;
+mod networks;
+mod outcomes;
+mod supervisor_killed;
+mod users;
+mod volumes;
+mod volumes_moved;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+use crate::support::{Suite, agent};
+
+/// Tests mostly wait, so more of them run at once than there are CPUs.
+const PARALLEL_TESTS: usize = 6;
+
+fn main() -> ExitCode {
+    support::set_environment();
+    if agent::is_asked_for() {
+        return agent::serve();
+    }
+    let mut args = Arguments::from_args();
+    args.test_threads.get_or_insert(PARALLEL_TESTS);
+    if args.list {
+        let listed = trials().into_iter().chain([nothing_is_left()]).collect();
+        return libtest_mimic::run(&args, listed).exit_code();
+    }
+    if let Err(reason) = Suite::start() {
+        eprintln!("integration: {reason:#}");
+        return ExitCode::FAILURE;
+    }
+    let tests = libtest_mimic::run(&args, trials());
+    // Only now, and whatever was filtered: this one judges all that ran before it.
+    let everything = Arguments { filter: None, skip: Vec::new(), exact: false, ..args };
+    let leftovers = libtest_mimic::run(&everything, vec![nothing_is_left()]);
+    Suite::end();
+    if tests.has_failed() || leftovers.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn trials() -> Vec<Trial> {
+    [
+        lifecycle::tests(),
+        outcomes::tests(),
+        limits::tests(),
+        users::tests(),
+        commands::tests(),
+        mounts::tests(),
+        isolation::tests(),
+        logs::tests(),
+        exec::tests(),
+        networks::tests(),
+        images::tests(),
+        errors::tests(),
+        volumes::tests(),
+        volumes_moved::tests(),
+        agent_killed::tests(),
+        supervisor_killed::tests(),
+        many::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn nothing_is_left() -> Trial {
+    Trial::test("no_mount_cgroup_netns_link_nft_rule_process_or_file_is_left", || {
+        support::leftovers::check(Suite::get()).map_err(libtest_mimic::Failed::from)
+    })
+}

@@ -1,0 +1,112 @@
+//! A supervisor gets SIGKILL: it takes its container along, and the outcome is RuntimeError, never exit 0.
+
+use std::time::Duration;
+
+use runtime_core::{ContainerId, ContainerState, Runtime, WaitReason};
+
+use crate::support::Case;
+use crate::support::case::{IDLE, eventually, soon};
+
+crate::tests![
+    the_container_dies_too_and_the_outcome_is_a_runtime_error,
+    a_waiter_is_told,
+    it_can_be_started_again,
+    while_no_agent_runs_the_next_one_knows,
+    a_created_container_of_a_dead_supervisor_is_failed,
+];
+
+/// The process id of the container's supervisor: its init's parent.
+async fn supervisor(runtime: &dyn Runtime, id: &ContainerId) -> u32 {
+    let init = runtime.get_container_pid(id).await.unwrap().expect("it runs");
+    let parent = status_line(init, "PPid:").parse().unwrap();
+    assert_ne!(parent, std::process::id(), "the agent itself is the parent: it takes its containers along");
+    parent
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process id");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// Dead; with its parent killed too, it is the host's init that has yet to collect it.
+fn gone(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("State:")).is_none_or(|state| state.trim().starts_with('Z'))
+}
+
+fn status_line(pid: u32, name: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
+}
+
+async fn assert_lost(runtime: &dyn Runtime, id: &ContainerId) {
+    let outcome = soon("the outcome is known", runtime.wait_outcome(id)).await.unwrap();
+    assert_eq!((outcome.exit_code, outcome.reason), (137, WaitReason::RuntimeError), "{outcome:?}");
+    assert_eq!(runtime.wait_container(id).await, Ok(137));
+    let state = runtime.container_state(id).await.unwrap();
+    assert!(matches!(state, ContainerState::Failed { .. }), "{state:?}");
+    assert_eq!(runtime.get_container_pid(id).await.unwrap(), None);
+}
+
+async fn the_container_dies_too_and_the_outcome_is_a_runtime_error(case: Case) {
+    let id = case.start(&case.script("echo logged; trap '' TERM HUP; while :; do sleep 1; done").await).await;
+    case.until_logged(&id, "logged").await;
+    let processes = case.host_pids(&id).await;
+    kill(supervisor(&*case.runtime, &id).await);
+    eventually("the container's processes are gone", || async { processes.iter().all(|pid| gone(*pid)) }).await;
+    assert_lost(&*case.runtime, &id).await;
+    let lines: Vec<String> = case.runtime.get_logs(&id).await.unwrap().into_iter().map(|e| e.message).collect();
+    assert_eq!(lines, ["logged"], "what was logged is kept");
+}
+
+async fn a_waiter_is_told(case: Case) {
+    let id = case.idle().await;
+    let waiter = {
+        let (runtime, id) = (case.runtime.clone(), id.clone());
+        tokio::spawn(async move { runtime.wait_outcome(&id).await })
+    };
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    kill(supervisor(&*case.runtime, &id).await);
+    let outcome = soon("the waiter is told", waiter).await.unwrap().unwrap();
+    assert_eq!((outcome.exit_code, outcome.reason), (137, WaitReason::RuntimeError));
+}
+
+async fn it_can_be_started_again(case: Case) {
+    let id = case.start(&case.script("[ -e /second ] && exit 5; touch /second; exec sleep 3600").await).await;
+    eventually("the first attempt is under way", || async { case.exec(&id, "ls /second").await.0 == 0 }).await;
+    kill(supervisor(&*case.runtime, &id).await);
+    assert_lost(&*case.runtime, &id).await;
+    case.runtime.start_container(&id).await.unwrap();
+    assert_eq!(case.finish(&id).await.outcome.exit_code, 5, "the same root");
+}
+
+async fn while_no_agent_runs_the_next_one_knows(case: Case) {
+    let root = case.root("root");
+    let mut agent = crate::support::agent::Agent::start(&root, &[]).await;
+    let id = case.id_in(&root);
+    let spec = Box::new(case.script(IDLE).await);
+    agent.ask(&crate::support::agent::Request::Run { id: id.clone(), spec }).await.unwrap();
+    let runtime = root.open().await.unwrap();
+    let (pid, init) = (supervisor(&*runtime, &id).await, runtime.get_container_pid(&id).await.unwrap().unwrap());
+    drop(runtime);
+    agent.kill().await;
+    kill(pid);
+    let runtime = root.open().await.unwrap();
+    assert_lost(&*runtime, &id).await;
+    assert!(gone(init), "open left the container's init alive");
+    runtime.remove_container(&id).await.unwrap();
+}
+
+async fn a_created_container_of_a_dead_supervisor_is_failed(case: Case) {
+    let (id, spec) = (case.id(), case.script(IDLE).await);
+    case.runtime.pull_image(&spec.image.name).await.unwrap();
+    case.runtime.create_container(&id, &spec).await.unwrap();
+    let processes = case.cgroup_pids(&id);
+    // The one that is number 1 in a PID namespace of its own waits to be started.
+    let init = processes.iter().find(|pid| status_line(**pid, "NSpid:").split_whitespace().nth(1) == Some("1"));
+    kill(status_line(*init.expect("an init waits"), "PPid:").parse().unwrap());
+    eventually("all of it is gone", || async { processes.iter().all(|pid| gone(*pid)) }).await;
+    let state = case.runtime.container_state(&id).await.unwrap();
+    assert!(matches!(state, ContainerState::Failed { .. }), "{state:?}");
+    case.runtime.remove_container(&id).await.unwrap();
+}

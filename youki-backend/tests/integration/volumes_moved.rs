@@ -1,0 +1,99 @@
+//! One volume and two roots: moved, wanted by both, taken over. Each root is a host to the other.
+
+use std::time::Duration;
+
+use runtime_core::spec::StorageSpec;
+use runtime_core::{AgentError, ContainerState};
+
+use crate::support::Case;
+use crate::support::case::{IDLE, start_on};
+use crate::volumes::{exec_ok, spec, with_volume};
+
+crate::tests![
+    a_volume_follows_its_service_to_a_second_root_and_back,
+    two_roots_cannot_both_have_one_volume,
+    of_two_roots_at_once_one_wins,
+    who_is_taken_over_is_fenced_and_loses_nothing,
+];
+
+const STOP: Duration = Duration::from_secs(10);
+
+async fn a_volume_follows_its_service_to_a_second_root_and_back(case: Case) {
+    let (a, b) = (case.root_with_s3("a", "p").await, case.root_with_s3("b", "p").await);
+    let (a, b) = (a.open().await.unwrap(), b.open().await.unwrap());
+    let here = with_volume(&case, &a).await;
+    exec_ok(&a, &here, "echo from a > /data/file; mkdir /data/d; chown 12:34 /data/d").await;
+    a.stop_container(&here, STOP).await.unwrap();
+    let there = with_volume(&case, &b).await;
+    assert_eq!(
+        exec_ok(&b, &there, "cat /data/file; stat -c '%u %g' /data/d; echo from b >> /data/file").await,
+        "from a\n12 34\n"
+    );
+    b.stop_container(&there, STOP).await.unwrap();
+    // Back: the first root still holds the old tree, and must not show it.
+    a.remove_container(&here).await.unwrap();
+    let here = with_volume(&case, &a).await;
+    assert_eq!(exec_ok(&a, &here, "cat /data/file").await, "from a\nfrom b\n");
+}
+
+async fn two_roots_cannot_both_have_one_volume(case: Case) {
+    let (a, b) = (case.root_with_s3("a", "p").await, case.root_with_s3("b", "p").await);
+    let (a, b) = (a.open().await.unwrap(), b.open().await.unwrap());
+    let here = with_volume(&case, &a).await;
+    exec_ok(&a, &here, "echo mine > /data/file").await;
+    let spec = spec(&case, IDLE).await;
+    b.pull_image(&spec.image.name).await.unwrap();
+    let there = case.id_on(&b);
+    let error = b.create_container(&there, &spec).await.unwrap_err();
+    assert!(error.code().starts_with("volume."), "{} of {error}", error.code());
+    assert!(error.to_string().contains("data"), "{error}");
+    assert!(matches!(b.container_state(&there).await, Err(AgentError::NotFound { .. })));
+    assert_eq!(exec_ok(&a, &here, "cat /data/file").await, "mine\n");
+    a.stop_container(&here, STOP).await.unwrap();
+    b.create_container(&there, &spec).await.unwrap();
+    b.start_container(&there).await.unwrap();
+    assert_eq!(exec_ok(&b, &there, "cat /data/file").await, "mine\n");
+}
+
+async fn of_two_roots_at_once_one_wins(case: Case) {
+    let (a, b) = (case.root_with_s3("a", "p").await, case.root_with_s3("b", "p").await);
+    let (a, b) = (a.open().await.unwrap(), b.open().await.unwrap());
+    let spec = spec(&case, IDLE).await;
+    a.pull_image(&spec.image.name).await.unwrap();
+    b.pull_image(&spec.image.name).await.unwrap();
+    let (on_a, on_b) = (case.id_on(&a), case.id_on(&b));
+    let (first, second) = tokio::join!(a.create_container(&on_a, &spec), b.create_container(&on_b, &spec));
+    let winners = [&first, &second].iter().filter(|result| result.is_ok()).count();
+    assert_eq!(winners, 1, "{first:?} and {second:?}");
+    let error = first.err().or(second.err()).unwrap();
+    assert!(error.code().starts_with("volume."), "{error}");
+}
+
+async fn who_is_taken_over_is_fenced_and_loses_nothing(case: Case) {
+    let (a, b) = (case.root_with_s3("a", "p").await, case.root_with_s3("b", "p").await);
+    let (a, b) = (a.open().await.unwrap(), b.open().await.unwrap());
+    let here = with_volume(&case, &a).await;
+    exec_ok(&a, &here, "echo synced > /data/file").await;
+    a.sync_container_volumes(&here).await.unwrap();
+    exec_ok(&a, &here, "echo unsynced > /data/other").await;
+    let mut take_over = spec(&case, IDLE).await;
+    let StorageSpec::Named { take_over: flag, .. } = &mut take_over.storage[0] else { unreachable!("a named volume") };
+    *flag = true;
+    let there = case.id_on(&b);
+    start_on(&*b, &there, &take_over).await.unwrap();
+    assert_eq!(exec_ok(&b, &there, "ls /data; cat /data/file").await, "file\nsynced\n");
+    exec_ok(&b, &there, "echo from b > /data/file").await;
+    b.sync_container_volumes(&there).await.unwrap();
+    // The former owner may no longer publish, and is told so by name.
+    let error = a.sync_container_volumes(&here).await.unwrap_err();
+    assert_eq!(error.code(), "volume.fenced", "{error}");
+    a.stop_container(&here, STOP).await.unwrap();
+    assert!(matches!(a.container_state(&here).await.unwrap(), ContainerState::Exited { .. }));
+    let kept = a.volume_status("data").await.unwrap().mountpoint.join("other");
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), "unsynced\n");
+    // The main line is the new owner's.
+    b.stop_container(&there, STOP).await.unwrap();
+    b.remove_container(&there).await.unwrap();
+    let again = with_volume(&case, &b).await;
+    assert_eq!(exec_ok(&b, &again, "ls /data; cat /data/file").await, "file\nfrom b\n");
+}
