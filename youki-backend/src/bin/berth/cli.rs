@@ -108,6 +108,8 @@ pub enum Command {
     Doctor,
     /// Show how this root is set up
     Info,
+    /// Print a script that completes commands and flags in a shell
+    Completion(CompletionArgs),
     /// Keep this root's volumes synced until a signal comes, for a host without an agent
     Keeper,
 
@@ -150,9 +152,6 @@ pub enum Command {
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
     Shutdown(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Completion(Rest),
 }
 
 impl Command {
@@ -172,7 +171,6 @@ impl Command {
             Self::Network(_) => "network",
             Self::Events(_) => "events",
             Self::Shutdown(_) => "shutdown",
-            Self::Completion(_) => "completion",
             Self::Image(ImageCommand::History(_)) => "image history",
             Self::Image(ImageCommand::Verify(_)) => "image verify",
             Self::Volume(VolumeCommand::Claim(_)) => "volume claim",
@@ -188,6 +186,12 @@ impl Command {
 pub struct Rest {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Args)]

@@ -30,8 +30,8 @@ mod volumes;
 
 use std::process::exit;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use cli::{Cli, Command, GlobalArgs, ImageCommand, VolumeCommand};
 use failure::{Failure, OWN_STATUS, Result, USAGE_STATUS};
@@ -71,7 +71,10 @@ fn main() {
 
 fn execute(cli: Cli) -> Result<i32> {
     if let Some(name) = cli.command.unbuilt() {
-        return Err(Failure::unsupported(format!("berth {name}")));
+        return Err(Failure::unsupported(format!("the command {name}")));
+    }
+    if let Command::Completion(args) = &cli.command {
+        return print_completion(args.shell);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -119,15 +122,25 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Volume(VolumeCommand::Rm(args)) => volumes::rm(&session, args).await,
         Command::Volume(VolumeCommand::Prune(args)) => volumes::prune(&session, args).await,
         Command::Info => root::info(&session).await,
-        other => Err(Failure::unsupported(format!("berth {}", other.unbuilt().unwrap_or("with this command")))),
+        other => Err(Failure::unsupported(format!("the command {}", other.unbuilt().unwrap_or("given")))),
     }
+}
+
+/// `berth completion`
+fn print_completion(shell: clap_complete::Shell) -> Result<i32> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "berth", &mut script);
+    output::print(&String::from_utf8_lossy(&script))?;
+    Ok(0)
 }
 
 /// Prints what clap has to say; the exit code.
 fn report_usage(error: &clap::Error) -> i32 {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let command = words.iter().find(|word| ["run", "create", "exec"].contains(&word.as_str()));
-    let status = i32::from(if command.is_some() { OWN_STATUS } else { USAGE_STATUS });
+    let known = Cli::command();
+    let command = words.iter().find(|word| known.find_subcommand(word.as_str()).is_some());
+    let passes_codes = command.is_some_and(|name| ["run", "create", "exec"].contains(&name.as_str()));
+    let status = i32::from(if passes_codes { OWN_STATUS } else { USAGE_STATUS });
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // To standard output, which may be closed already.
@@ -138,8 +151,11 @@ fn report_usage(error: &clap::Error) -> i32 {
             let _ = error.print();
             status
         }
-        _ => {
-            let (message, tip) = usage_message(&error.to_string());
+        kind => {
+            let (mut message, tip) = usage_message(&error.to_string());
+            if kind == ErrorKind::MissingSubcommand {
+                "a command is needed".clone_into(&mut message);
+            }
             let named = command.map(|name| format!(" {name}")).unwrap_or_default();
             let see = format!("see `berth{named} --help`");
             let hint = tip.map_or(see.clone(), |tip| format!("{tip}; {see}"));
@@ -149,13 +165,15 @@ fn report_usage(error: &clap::Error) -> i32 {
     }
 }
 
-/// The message of clap's report in one line, and its tip.
+/// The message of clap's report in one line, and its tip where that is about what was meant.
 fn usage_message(report: &str) -> (String, Option<String>) {
     let mut message = String::new();
     let mut tip = None;
     for line in report.lines().map(str::trim) {
         if let Some(text) = line.strip_prefix("tip: ") {
-            tip.get_or_insert(text.to_owned());
+            if text.contains("similar") {
+                tip.get_or_insert(text.to_owned());
+            }
         } else if line.starts_with("Usage:") || line.starts_with("For more information") {
             break;
         } else if !line.is_empty() {

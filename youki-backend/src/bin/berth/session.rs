@@ -1,10 +1,20 @@
 //! What every command begins with: configuration, logging, and the opened runtime.
 
+use std::fmt;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
 use youki_backend::{Config, YoukiRuntime};
 
 use crate::cli::GlobalArgs;
 use crate::failure::{Failure, Result};
+
+/// Messages of the libraries that the command says itself, in words of its own.
+const SAID_ANYWAY: [&str; 3] = ["not synced", "not released yet", "not durable"];
 
 /// An opened root, and how to print.
 #[derive(Debug)]
@@ -46,14 +56,90 @@ pub fn configure(global: &GlobalArgs) -> Result<Config> {
 }
 
 fn log_to_stderr(level: &str) -> Result<()> {
-    // What is not durable, and what of a crate's own workings is loud, the command says itself.
-    let directives = match level {
-        "warn" => "warn,youki_backend::container::exit=error",
-        other => other,
-    };
-    let filter = EnvFilter::builder()
-        .parse(directives)
-        .map_err(|error| Failure::usage(format!("--log-level {level:?}: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter =
+        EnvFilter::builder().parse(level).map_err(|error| Failure::usage(format!("--log-level {level:?}: {error}")))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Whoever asks for more wants to see when, and where from.
+    if matches!(level, "off" | "error" | "warn") {
+        subscriber.event_format(AsWarning).init();
+    } else {
+        subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    }
     Ok(())
+}
+
+/// Events in the form of the command's own messages.
+struct AsWarning;
+
+impl<S, N> FormatEvent<S, N> for AsWarning
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        if SAID_ANYWAY.iter().any(|message| fields.message.starts_with(message)) {
+            return Ok(());
+        }
+        let kind = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
+        writeln!(writer, "berth: {kind}: {}{}", fields.message, fields.others)
+    }
+}
+
+/// The message of an event, and its fields as `: name value`.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: String,
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        match field.name() {
+            "message" => self.message = format!("{value:?}"),
+            // What happened speaks for itself.
+            "error" => self.others.push_str(&format!(": {value:?}")),
+            name => self.others.push_str(&format!(": {name} {value:?}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn events_read_like_messages_and_none_is_said_twice() {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let subscriber = tracing_subscriber::fmt().event_format(AsWarning).with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(volume = "v", error = %"refused", "S3 is away");
+            tracing::warn!(volume = "v", "not synced");
+            tracing::error!("lost");
+        });
+        let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "berth: warning: S3 is away: volume v: refused\nberth: error: lost\n");
+    }
 }

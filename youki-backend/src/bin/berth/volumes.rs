@@ -5,7 +5,7 @@ use serde_json::json;
 use volumes_s3::RestoreOptions;
 
 use crate::cli::{VolumeHistoryArgs, VolumeLsArgs, VolumeNamesArgs, VolumePruneArgs, VolumeRestoreArgs, VolumeRmArgs};
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, eprint_line};
 use crate::images::{confirmed, print_pruned};
 use crate::output::{self, Table, decimal_size, or_dash};
 use crate::progress;
@@ -36,6 +36,9 @@ pub async fn inspect(session: &Session, args: &VolumeNamesArgs) -> Result<i32> {
 pub async fn sync(session: &Session, args: &VolumeNamesArgs) -> Result<i32> {
     let volumes = session.runtime.volumes();
     let (synced, status) = each(session, &args.names, async |name| volumes.sync(name).await).await;
+    if session.runtime.config().s3.is_none() && !synced.is_empty() {
+        eprint_line("berth: warning: no bucket is configured: the volumes stay on this host");
+    }
     if session.json {
         output::print_json(&synced)?;
     } else if !synced.is_empty() {
