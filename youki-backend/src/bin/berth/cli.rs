@@ -74,6 +74,10 @@ pub enum Command {
     Stop(StopArgs),
     /// Send a signal to containers
     Kill(KillArgs),
+    /// Freeze containers
+    Pause(NamesArgs),
+    /// Let frozen containers go on
+    Unpause(NamesArgs),
     /// Remove containers
     Rm(RmArgs),
     /// Wait until containers end, and print their exit codes
@@ -108,6 +112,8 @@ pub enum Command {
     Doctor,
     /// Show how this root is set up
     Info,
+    /// Stop all containers and sync their volumes, for the host's own shutdown
+    Shutdown,
     /// Print a script that completes commands and flags in a shell
     Completion(CompletionArgs),
     /// Keep this root's volumes synced until a signal comes, for a host without an agent
@@ -116,12 +122,6 @@ pub enum Command {
     /// Create and start from a ServiceSpec (not built yet)
     #[command(hide = true, disable_help_flag = true)]
     Apply(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Pause(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Unpause(Rest),
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
     Update(Rest),
@@ -149,9 +149,6 @@ pub enum Command {
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
     Events(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Shutdown(Rest),
 }
 
 impl Command {
@@ -159,8 +156,6 @@ impl Command {
     pub fn unbuilt(&self) -> Option<&'static str> {
         Some(match self {
             Self::Apply(_) => "apply",
-            Self::Pause(_) => "pause",
-            Self::Unpause(_) => "unpause",
             Self::Update(_) => "update",
             Self::Attach(_) => "attach",
             Self::Cp(_) => "cp",
@@ -170,7 +165,6 @@ impl Command {
             Self::Push(_) => "push",
             Self::Network(_) => "network",
             Self::Events(_) => "events",
-            Self::Shutdown(_) => "shutdown",
             Self::Image(ImageCommand::History(_)) => "image history",
             Self::Image(ImageCommand::Verify(_)) => "image verify",
             Self::Volume(VolumeCommand::Claim(_)) => "volume claim",

@@ -1,4 +1,4 @@
-//! `start`, `stop`, `kill`, `rm`, `wait`: one verb on several containers. One that fails does not keep it from the rest.
+//! `start`, `stop`, `kill`, `pause`, `unpause`, `rm`, `wait`, `shutdown`: one verb on several containers. One that fails does not keep it from the rest.
 
 use futures_util::{StreamExt, stream};
 use runtime_core::ContainerId;
@@ -9,8 +9,8 @@ use crate::flag_values::stop_timeout;
 use crate::output;
 use crate::session::Session;
 
-/// Containers that are worked on at once.
-const AT_ONCE: usize = 16;
+/// Containers that are worked on at once: more than a host has, but for its descriptors.
+const AT_ONCE: usize = 256;
 
 /// `berth start`
 pub async fn start(session: &Session, args: &NamesArgs) -> Result<i32> {
@@ -32,6 +32,31 @@ pub async fn stop(session: &Session, args: &StopArgs) -> Result<i32> {
 pub async fn kill(session: &Session, args: &KillArgs) -> Result<i32> {
     let verb = async |id: ContainerId| Ok(session.runtime.kill(&id, Some(&args.signal)).await?);
     each(session, &args.names, verb, print_name).await
+}
+
+/// `berth pause`
+pub async fn pause(session: &Session, args: &NamesArgs) -> Result<i32> {
+    each(session, &args.names, async |id| Ok(session.runtime.pause(&id).await?), print_name).await
+}
+
+/// `berth unpause`
+pub async fn unpause(session: &Session, args: &NamesArgs) -> Result<i32> {
+    each(session, &args.names, async |id| Ok(session.runtime.unpause(&id).await?), print_name).await
+}
+
+/// `berth shutdown`: stops every container, each in its own time, then tries again what S3 refused.
+pub async fn shutdown(session: &Session) -> Result<i32> {
+    let all = session.runtime.inspect_all().await?;
+    let ids: Vec<String> = all.into_iter().filter(|one| one.outcome.is_none()).map(|one| one.id).collect();
+    let stop = async |id: ContainerId| Ok(session.runtime.stop(&id, None).await?);
+    let mut status = each(session, &ids, stop, print_name).await?;
+    for (volume, synced) in session.runtime.volumes().retry_pending().await? {
+        if let Err(error) = synced {
+            warn_not_durable(&volume, &Failure::from(error).text());
+            status = 1;
+        }
+    }
+    Ok(status)
 }
 
 /// `berth rm`

@@ -100,6 +100,8 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Start(args) => lifecycle::start(&session, args).await,
         Command::Stop(args) => lifecycle::stop(&session, args).await,
         Command::Kill(args) => lifecycle::kill(&session, args).await,
+        Command::Pause(args) => lifecycle::pause(&session, args).await,
+        Command::Unpause(args) => lifecycle::unpause(&session, args).await,
         Command::Rm(args) => lifecycle::rm(&session, args).await,
         Command::Wait(args) => lifecycle::wait(&session, args).await,
         Command::Ps(args) => listing::ps(&session, args).await,
@@ -121,6 +123,7 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Volume(VolumeCommand::Restore(args)) => volumes::restore(&session, args).await,
         Command::Volume(VolumeCommand::Rm(args)) => volumes::rm(&session, args).await,
         Command::Volume(VolumeCommand::Prune(args)) => volumes::prune(&session, args).await,
+        Command::Shutdown => lifecycle::shutdown(&session).await,
         Command::Info => root::info(&session).await,
         other => Err(Failure::unsupported(format!("the command {}", other.unbuilt().unwrap_or("given")))),
     }

@@ -14,8 +14,8 @@ use crate::output::decimal_size;
 
 /// Digits of a digest that tell the layers of an image apart.
 const SHORT_DIGEST: usize = 12;
-const LAYER_TEMPLATE: &str = "{prefix}: {msg:13} [{bar:30}] {bytes:>10}/{total_bytes:10} {bytes_per_sec}";
-const RESTORE_TEMPLATE: &str = "{prefix}: restoring [{bar:30}] {bytes:>10}/{total_bytes:10} {bytes_per_sec}";
+const LAYER_TEMPLATE: &str = "{prefix}: {msg:7} [{wide_bar}] {bytes:>10}/{total_bytes:10} {bytes_per_sec:12}";
+const RESTORE_TEMPLATE: &str = "{prefix}: restoring [{wide_bar}] {bytes:>10}/{total_bytes:10} {bytes_per_sec:12}";
 
 /// How much of a pull is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,9 +140,12 @@ impl Bars {
 
     fn bar(&mut self, digest: &str, size: u64) -> ProgressBar {
         let new = || {
-            let bar = ProgressBar::new(size).with_style(style(LAYER_TEMPLATE)).with_prefix(short(digest));
+            // Added first: what is drawn before would stay on the screen.
+            let bar = self.all.add(ProgressBar::new(size));
+            bar.set_style(style(LAYER_TEMPLATE));
+            bar.set_prefix(short(digest));
             bar.set_message("waiting");
-            self.all.add(bar)
+            bar
         };
         self.by_digest.entry(digest.to_owned()).or_insert_with(new).clone()
     }
