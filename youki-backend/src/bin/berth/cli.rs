@@ -68,6 +68,8 @@ pub enum Command {
     /// Create a container without starting it
     #[command(disable_help_flag = true)]
     Create(Box<RunArgs>),
+    /// Create and start a container from a ServiceSpec in YAML or JSON
+    Apply(ApplyArgs),
     /// Start created or ended containers
     Start(NamesArgs),
     /// Stop containers
@@ -119,9 +121,6 @@ pub enum Command {
     /// Keep this root's volumes synced until a signal comes, for a host without an agent
     Keeper,
 
-    /// Create and start from a ServiceSpec (not built yet)
-    #[command(hide = true, disable_help_flag = true)]
-    Apply(Rest),
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
     Update(Rest),
@@ -155,7 +154,6 @@ impl Command {
     /// Its name, if it is not built yet.
     pub fn unbuilt(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Apply(_) => "apply",
             Self::Update(_) => "update",
             Self::Attach(_) => "attach",
             Self::Cp(_) => "cp",
@@ -180,6 +178,19 @@ impl Command {
 pub struct Rest {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// The spec; - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Its name
+    #[arg(long)]
+    pub name: String,
+    /// Credentials for the registry
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub creds: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -532,7 +543,7 @@ mod tests {
 
     #[test]
     fn commands_that_are_not_built_take_anything_and_have_a_name() {
-        assert_eq!(parse("berth apply -f x.yaml --name web").command.unbuilt(), Some("apply"));
+        assert_eq!(parse("berth cp -a web:/x .").command.unbuilt(), Some("cp"));
         assert_eq!(parse("berth network create --subnet 10.0.0.0/8 n").command.unbuilt(), Some("network"));
         assert_eq!(parse("berth volume diff v 1 2").command.unbuilt(), Some("volume diff"));
         assert_eq!(parse("berth ps").command.unbuilt(), None);

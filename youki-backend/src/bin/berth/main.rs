@@ -93,6 +93,7 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Keeper => return root::keeper(config).await,
         Command::Run(args) => return run::run(config, json, &args).await,
         Command::Create(args) => return run::create(config, json, &args).await,
+        Command::Apply(args) => return run::apply(config, json, &args).await,
         other => other,
     };
     let session = Session::open(config, json).await?;

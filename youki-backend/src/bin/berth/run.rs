@@ -1,14 +1,18 @@
-//! `run` and `create`.
+//! `run`, `create` and `apply`.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use runtime_core::{ContainerId, ServiceSpec, WaitReason};
 use serde_json::json;
 use tokio::task::JoinHandle;
 use youki_backend::{Config, CreateOptions, Error, YoukiRuntime};
 
+use crate::cli::ApplyArgs;
 use crate::failure::{Failure, Result, eprint_line};
+use crate::flag_values::credentials;
 use crate::lifecycle::warn_not_durable;
 use crate::output;
 use crate::progress::{self, Show};
@@ -16,6 +20,9 @@ use crate::run_flags::RunArgs;
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::streams;
+
+/// Longest spec that is read; one of a thousand variables has some 100 KiB.
+const MAX_SPEC_BYTES: u64 = 4 << 20;
 
 /// `berth create`
 pub async fn create(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
@@ -27,6 +34,34 @@ pub async fn create(config: Config, as_json: bool, args: &RunArgs) -> Result<i32
     wanted.create(&session).await?;
     print_id(&session, &wanted.id)?;
     Ok(0)
+}
+
+/// `berth apply`
+pub async fn apply(config: Config, as_json: bool, args: &ApplyArgs) -> Result<i32> {
+    let id = ContainerId::new(args.name.as_str(), 0);
+    id.validate()?;
+    let auth = args.creds.as_deref().map(credentials).transpose()?;
+    let options = CreateOptions { auth, ..CreateOptions::default() };
+    let wanted = Wanted { id, spec: read_spec(&args.file)?, options };
+    let session = Session::open(config, as_json).await?;
+    wanted.create(&session).await?;
+    session.runtime.start(&wanted.id).await?;
+    print_id(&session, &wanted.id)?;
+    Ok(0)
+}
+
+/// Reads a spec from a file, or from standard input. JSON is YAML, too.
+fn read_spec(path: &Path) -> Result<ServiceSpec> {
+    let failed = |error: io::Error| Failure::io("reading", path, &error);
+    let mut text = String::new();
+    let source: Box<dyn Read> =
+        if path == Path::new("-") { Box::new(io::stdin()) } else { Box::new(File::open(path).map_err(failed)?) };
+    source.take(MAX_SPEC_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+    let invalid = |reason: String| Failure::from(Error::InvalidSpec { field: path.display().to_string(), reason });
+    if text.len() as u64 > MAX_SPEC_BYTES {
+        return Err(invalid("it is larger than 4 MiB".to_owned()));
+    }
+    serde_yaml_ng::from_str(&text).map_err(|error| invalid(error.to_string()))
 }
 
 /// `berth run`
