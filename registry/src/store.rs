@@ -122,7 +122,9 @@ impl ImageStore {
         let (source, target) = (source.to_owned(), target.to_owned());
         self.blocking(move |store| {
             let name = Reference::parse(&target)?;
-            if name.digest().is_some() || name.tag().is_none() {
+            // Parsing fills in `latest`, which is for pulling: a further name must say all of itself.
+            let last = target.rsplit('/').next().unwrap_or_default();
+            if name.digest().is_some() || !last.contains(':') {
                 let reason = "a tag is needed, and no digest".to_owned();
                 return Err(Error::InvalidReference { reference: target, reason });
             }

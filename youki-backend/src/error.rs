@@ -178,6 +178,14 @@ pub enum Error {
     /// The volume store.
     #[error(transparent)]
     Volume(#[from] volumes_s3::Error),
+    /// One volume could not be had, or made durable.
+    #[error("volume {name}")]
+    OneVolume {
+        /// The volume.
+        name: String,
+        /// What failed.
+        source: volumes_s3::Error,
+    },
     /// A thread of ours ended before its work.
     #[error("a background thread ended early")]
     ThreadLost(#[source] tokio::task::JoinError),
@@ -227,7 +235,7 @@ impl Error {
             Self::Io { .. } => "io.failed",
             Self::Several(errors) => errors.first().map_or("internal.failed", Self::code),
             Self::Image(error) => error.code(),
-            Self::Volume(error) => error.code(),
+            Self::Volume(error) | Self::OneVolume { source: error, .. } => error.code(),
             Self::ThreadLost(_) => "internal.failed",
         }
     }
@@ -256,7 +264,7 @@ impl Error {
             Self::SubnetExhausted { .. } => "remove containers, or configure a larger --subnet".to_owned(),
             Self::Several(errors) => return errors.first().and_then(Self::hint),
             Self::Image(error) => return error.hint().map(str::to_owned),
-            Self::Volume(error) => return error.hint(),
+            Self::Volume(error) | Self::OneVolume { source: error, .. } => return error.hint(),
             _ => return None,
         })
     }

@@ -13,7 +13,7 @@
 //!     etc/{hosts,hostname,resolv.conf}
 //!     volumes/<n>/                    anonymous volumes
 //!     logs/                           CRI log files
-//!     created                         the init was built once; without it, what there is was abandoned
+//!     created                         the last init that was built; without it, what there is was abandoned
 //!     supervisor.log                  messages of supervisor and helpers, bounded
 //!   trash/                            removed containers, until their files are deleted
 //! <run>/                              a tmpfs; gone at reboot
@@ -86,6 +86,10 @@ impl ContainerPaths {
 
     pub fn exit_record(&self) -> PathBuf {
         self.dir.join("exit.json")
+    }
+
+    pub fn created(&self) -> PathBuf {
+        self.dir.join("created")
     }
 
     pub fn upper(&self) -> PathBuf {

@@ -19,6 +19,7 @@ mod layout;
 mod lock;
 mod logs;
 mod network;
+mod process;
 mod record;
 mod recovery;
 mod runtime;

@@ -87,8 +87,8 @@ pub(crate) enum NetworkRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ExitRecord {
     pub attempt: u32,
-    /// Who wrote it; gone a moment later, with the mounts. 0 if it was lost.
-    pub supervisor_pid: i32,
+    /// Who wrote it ([`ProcessName`](crate::process::ProcessName)); gone a moment later, with the mounts.
+    pub supervisor: Option<String>,
     pub outcome: WaitOutcome,
     /// When the program was started; `None` if it never was.
     #[serde(with = "runtime_core::time::option")]
@@ -110,15 +110,7 @@ impl ExitRecord {
             signal: None,
             finished_at: Some(Utc::now()),
         };
-        Self {
-            attempt,
-            supervisor_pid: 0,
-            outcome,
-            started_at: None,
-            failure: Some(failure),
-            oom_kills: 0,
-            stats: None,
-        }
+        Self { attempt, supervisor: None, outcome, started_at: None, failure: Some(failure), oom_kills: 0, stats: None }
     }
 }
 

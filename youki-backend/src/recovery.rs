@@ -153,7 +153,7 @@ impl Inner {
         // Whoever creates, starts or removes it holds the lock, and will see to it.
         let Some(lock) = ContainerLock::try_acquire(&paths.lock)? else { return Ok(()) };
         match self.container(id) {
-            Ok(container) if paths.dir.join("created").exists() => {
+            Ok(container) if paths.created().exists() => {
                 drop(lock);
                 self.observe(&container).await?;
                 self.keep_watch(&container);

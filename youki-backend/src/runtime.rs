@@ -272,7 +272,8 @@ impl Inner {
         let container = self.container(id)?;
         for mount in container.record.mounts.iter().filter(|mount| !mount.readonly) {
             if let Some(name) = &mount.name {
-                self.volumes.sync(name).await?;
+                let synced = self.volumes.sync(name).await;
+                synced.map_err(|source| Error::OneVolume { name: name.clone(), source })?;
             }
         }
         Ok(())

@@ -174,7 +174,8 @@ impl Inner {
             }
             _ => None,
         });
-        Ok(self.volumes.acquire(name, &record.id.to_string(), options.unwrap_or_default()).await?)
+        let acquired = self.volumes.acquire(name, &record.id.to_string(), options.unwrap_or_default()).await;
+        acquired.map_err(|source| Error::OneVolume { name: name.to_owned(), source })
     }
 }
 

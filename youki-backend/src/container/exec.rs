@@ -11,9 +11,10 @@ use runtime_core::{ContainerId, ExecEvent, ExecEventStream, ExecInput, ExecOptio
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::{Container, Observed};
+use super::Container;
 use crate::bundle::{self, seccomp, users};
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
@@ -87,12 +88,7 @@ impl Inner {
         let container = self.container(id)?;
         let observed = self.observe(&container).await?;
         let not_running = |state| Error::NotRunning { id: id.to_string(), state };
-        let (Some(init), Observed::Supervised(status)) = (observed.pid(), &observed) else {
-            return Err(not_running(observed.state().word()));
-        };
-        if !matches!(status.phase, wire::Phase::Running | wire::Phase::Stopping) {
-            return Err(not_running(observed.state().word()));
-        }
+        let Some(init) = observed.pid() else { return Err(not_running(observed.state().word())) };
         // It would be frozen in turn, before it could say anything.
         if self.is_paused(&container) {
             return Err(not_running("paused"));
@@ -212,14 +208,15 @@ impl Inner {
             }
             other => other?,
         };
-        let mut exit = std::pin::pin!(exec.wait());
-        let mut reading = std::pin::pin!(async { tokio::join!(buffer(ours.stdout), buffer(ours.stderr)) });
-        // Its output ends with it, unless it left something running that holds the pipes.
-        let (code, (stdout, stderr)) = tokio::select! {
-            output = &mut reading => (exit.await?, output),
-            code = &mut exit => (code?, reading.await),
+        let ended = watch::Sender::new(false);
+        let exit = async {
+            let code = exec.wait().await;
+            ended.send_replace(true);
+            code
         };
-        Ok((code, stdout?, stderr?))
+        let (stdout, stderr) = (buffer(ours.stdout, ended.subscribe()), buffer(ours.stderr, ended.subscribe()));
+        let (code, stdout, stderr) = tokio::join!(exit, stdout, stderr);
+        Ok((code?, stdout?, stderr?))
     }
 
     /// Starts `command` and gives what it produces as events. `input` goes to its standard input, whose end is the
@@ -242,25 +239,18 @@ impl Inner {
         let request = ExecRequest { command: command.to_vec(), options: options.clone(), stdio: ours.stdio };
         let exec = self.exec(id, request).await?;
         let id = id.clone();
-        let (events, receiver) = tokio::sync::mpsc::channel(16);
+        let (events, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
-            let (stdout, stderr) = (events.clone(), events.clone());
+            let ended = watch::Sender::new(false);
             let run = async {
-                let mut exit = std::pin::pin!(exec.wait());
-                let mut reading = std::pin::pin!(async {
-                    tokio::join!(
-                        forward(ours.stdout, ExecEvent::Stdout, stdout),
-                        forward(ours.stderr, ExecEvent::Stderr, stderr)
-                    )
-                });
-                let code = tokio::select! {
-                    _ = &mut reading => exit.await,
-                    code = &mut exit => {
-                        reading.await;
-                        code
-                    }
+                let exit = async {
+                    let code = exec.wait().await;
+                    ended.send_replace(true);
+                    code
                 };
-                match code {
+                let stdout = forward(ours.stdout, ended.subscribe(), ExecEvent::Stdout, events.clone());
+                let stderr = forward(ours.stderr, ended.subscribe(), ExecEvent::Stderr, events.clone());
+                match tokio::join!(exit, stdout, stderr).0 {
                     Ok(code) => drop(events.send(ExecEvent::Exit(code)).await),
                     Err(error) => tracing::warn!(container = %id, error = error.chain(), "an exec's end is not known"),
                 }
@@ -296,12 +286,26 @@ impl Pipes {
     }
 }
 
-async fn buffer(mut pipe: pipe::Receiver) -> Result<String> {
+/// Reads what there is, waiting for it until the process has `ended`: what it left running may hold the pipe open for
+/// ever, and says nothing more that belongs to it. 0 at the end.
+async fn read(pipe: &mut pipe::Receiver, ended: &mut watch::Receiver<bool>, chunk: &mut [u8]) -> io::Result<usize> {
+    tokio::select! {
+        biased;
+        count = pipe.read(chunk) => count,
+        // Of the kernel, not of tokio, which may not have heard yet that there is something.
+        _ = ended.wait_for(|ended| *ended) => match rustix::io::read(&*pipe, chunk) {
+            Err(rustix::io::Errno::AGAIN) => Ok(0),
+            other => Ok(other?),
+        },
+    }
+}
+
+async fn buffer(mut pipe: pipe::Receiver, mut ended: watch::Receiver<bool>) -> Result<String> {
     let mut bytes = Vec::new();
     let mut surplus = 0usize;
     let mut chunk = vec![0; 64 << 10];
     loop {
-        let count = pipe.read(&mut chunk).await.map_err(Error::io("reading", "an exec's output"))?;
+        let count = read(&mut pipe, &mut ended, &mut chunk).await.map_err(Error::io("reading", "an exec's output"))?;
         if count == 0 {
             break;
         }
@@ -319,13 +323,14 @@ async fn buffer(mut pipe: pipe::Receiver) -> Result<String> {
 /// Sends what comes as text. A character whose bytes have not all come waits for them.
 async fn forward(
     mut pipe: pipe::Receiver,
+    mut ended: watch::Receiver<bool>,
     event: fn(String) -> ExecEvent,
-    events: tokio::sync::mpsc::Sender<ExecEvent>,
+    events: mpsc::Sender<ExecEvent>,
 ) {
     let mut chunk = vec![0; 32 << 10];
     let mut held = 0;
     loop {
-        let count = match pipe.read(&mut chunk[held..]).await {
+        let count = match read(&mut pipe, &mut ended, &mut chunk[held..]).await {
             Ok(count) if count > 0 => held + count,
             _ => break,
         };

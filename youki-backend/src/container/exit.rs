@@ -1,15 +1,12 @@
 //! What follows the end of an attempt: its supervisor goes, its volumes are synced and given back.
 
-use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
 use super::{Container, Observed};
 use crate::error::{Error, Result};
-use crate::record::MountKind;
+use crate::process::ProcessName;
+use crate::record::{ExitRecord, MountKind};
 use crate::runtime::Inner;
 
 /// Time for a supervisor to unmount and end after it wrote the exit record. The unmount syncs the writable layer.
@@ -46,27 +43,18 @@ impl Inner {
     }
 
     /// Waits until the supervisor that wrote an exit record has ended, and the overlay is unmounted with it.
-    pub(crate) async fn wait_for_supervisor(&self, container: &Container, pid: i32) -> Result<()> {
-        let dir = container.paths.dir.clone();
-        let id = container.record.id.to_string();
-        tokio::task::spawn_blocking(move || {
-            let Some(process) = Pid::from_raw(pid) else { return Ok(()) };
-            let Ok(process) = pidfd_open(process, PidfdFlags::empty()) else { return Ok(()) };
-            // The number may be somebody else's by now.
-            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let ours = dir.to_str().is_some_and(|dir| String::from_utf8_lossy(&command).contains(dir));
-            if !ours {
-                return Ok(());
-            }
-            let timeout = Timespec { tv_sec: SUPERVISOR_PATIENCE.as_secs() as i64, tv_nsec: 0 };
-            let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout));
-            match ended {
-                Ok(1..) => Ok(()),
-                _ => Err(Error::Supervisor { id, what: format!("(pid {pid}) does not end"), source: None }),
-            }
-        })
-        .await
-        .map_err(Error::ThreadLost)?
+    pub(crate) async fn wait_for_supervisor(&self, container: &Container, ended: &ExitRecord) -> Result<()> {
+        let supervisor: Option<ProcessName> = ended.supervisor.as_deref().and_then(|name| name.parse().ok());
+        let Some(supervisor) = supervisor else { return Ok(()) };
+        let ended = tokio::task::spawn_blocking(move || supervisor.wait_for_end(SUPERVISOR_PATIENCE)).await;
+        match ended.map_err(Error::ThreadLost)? {
+            true => Ok(()),
+            false => Err(Error::Supervisor {
+                id: container.record.id.to_string(),
+                what: format!("(pid {supervisor}) does not end"),
+                source: None,
+            }),
+        }
     }
 
     /// Lets the keeper follow a container that uses named volumes, so that they are synced when it ends by itself.

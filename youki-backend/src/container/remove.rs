@@ -47,7 +47,7 @@ impl Inner {
         // Processes that survive SIGKILL hold what would be freed.
         ended?;
         if let Some(record) = self.exit_record(&container)? {
-            self.wait_for_supervisor(&container, record.supervisor_pid).await?;
+            self.wait_for_supervisor(&container, &record).await?;
         }
         self.settle_volumes(&container).await;
         let freed = self.discard(&container).await;

@@ -50,7 +50,7 @@ impl Inner {
             },
         };
         if let Some(ended) = &ended {
-            self.wait_for_supervisor(&container, ended.supervisor_pid).await?;
+            self.wait_for_supervisor(&container, ended).await?;
         }
         let connection = self.begin_attempt(&mut container).await?;
         self.keep_watch(&container);

@@ -5,8 +5,10 @@ use std::io;
 use runtime_core::{ContainerId, ContainerState};
 
 use super::Container;
+use super::stop::KILL_PATIENCE;
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
+use crate::process::ProcessName;
 use crate::record::{self, ExitRecord};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
@@ -41,10 +43,12 @@ impl Observed {
         }
     }
 
-    /// The init's process id, while there is one.
+    /// The init's process id, while the program runs.
     pub fn pid(&self) -> Option<u32> {
         match self {
-            Self::Supervised(status) => u32::try_from(status.pid).ok().filter(|pid| *pid != 0),
+            Self::Supervised(status) if matches!(status.phase, Phase::Running | Phase::Stopping) => {
+                u32::try_from(status.pid).ok().filter(|pid| *pid != 0)
+            }
             _ => None,
         }
     }
@@ -84,7 +88,13 @@ impl Inner {
     pub(crate) async fn supervisor(&self, container: &Container) -> Result<Option<Connection>> {
         match Connection::open(&container.paths.socket).await {
             Ok(connection) => Ok(Some(connection)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
+            // Reset: it ended between our connecting and its accepting.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset | io::ErrorKind::NotFound
+                ) =>
+            {
                 Ok(None)
             }
             Err(error) => Err(Error::Supervisor {
@@ -128,11 +138,16 @@ impl Inner {
     /// Kills all in the container's cgroup and removes it.
     pub(crate) async fn clear_cgroup(&self, container: &Container) -> Result<()> {
         let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
+        let init = std::fs::read_to_string(container.paths.created()).unwrap_or_default();
         tokio::task::spawn_blocking(move || {
             if !cgroup.exists() {
                 return Ok(());
             }
-            cgroup.kill_all(super::stop::KILL_PATIENCE)?;
+            cgroup.kill_all(KILL_PATIENCE)?;
+            // A process that is ending is in no cgroup any more, and an init takes as long as all of its namespace.
+            if let Ok(init) = init.parse::<ProcessName>() {
+                init.wait_for_end(KILL_PATIENCE);
+            }
             cgroup.remove()
         })
         .await

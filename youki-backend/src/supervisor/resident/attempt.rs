@@ -16,6 +16,7 @@ use super::exec::{self, Exec, ExecDescriptors};
 use super::output::{self, Log, Output, ReadResult, Scratch};
 use crate::bundle::signal;
 use crate::cgroup::{CgroupPaths, Hierarchy};
+use crate::process::ProcessName;
 use crate::record::{self, ExitRecord};
 use crate::stats;
 use crate::supervisor::wire::{Exit, Phase, Reply, Request, Status};
@@ -65,6 +66,8 @@ pub(super) struct Attempt {
     helper_pid: Option<i32>,
     result: Option<OwnedFd>,
     result_text: Vec<u8>,
+    /// The helper has done all of its work.
+    built: bool,
     build_by: Option<Instant>,
     errno: Option<OwnedFd>,
     exec_errno: Option<i32>,
@@ -123,6 +126,7 @@ impl Attempt {
             init_pid: 0,
             result: Some(result),
             result_text: Vec::new(),
+            built: false,
             build_by: None,
             errno: Some(errno),
             exec_errno: None,
@@ -231,8 +235,10 @@ impl Attempt {
             } else if Some(pid) == self.helper_pid {
                 self.helper_pid = None;
                 self.read_result();
-                if self.phase == Phase::Creating {
-                    self.abandon(&format!("its helper ended with status {status:#x}"));
+                // Not before the helper has left the cgroup with its end.
+                match self.built {
+                    true => self.created(),
+                    false => self.abandon(&format!("its helper ended with status {status:#x}")),
                 }
             } else if let Some(slot) =
                 self.execs.iter().position(|exec| exec.as_ref().is_some_and(|exec| exec.pid == pid))
@@ -265,7 +271,7 @@ impl Attempt {
             let line = String::from_utf8_lossy(&line[..end]).into_owned();
             match line.split_once(' ') {
                 None if line == "build" => self.build_by = Some(Instant::now() + BUILD_DEADLINE),
-                None if line == "done" => self.created(),
+                None if line == "done" => self.built = true,
                 Some(("pid", pid)) => self.init_pid = pid.parse().unwrap_or(0),
                 Some(("error", text)) => self.abandon(text),
                 _ => eprintln!("the helper said {line:?}"),
@@ -278,8 +284,10 @@ impl Attempt {
             return;
         }
         self.build_by = None;
-        // Its appearance is what tells a created container from an abandoned one.
-        if let Err(error) = fs::File::create(self.config.container_dir.join("created")) {
+        // Its appearance is what tells a created container from an abandoned one; by its content the init is found if
+        // this process is lost.
+        let init = ProcessName::of(self.init_pid).unwrap_or_default();
+        if let Err(error) = fs::write(self.config.container_dir.join("created"), init.to_string()) {
             return self.abandon(&format!("writing its mark: {error}"));
         }
         self.phase = Phase::Created;
@@ -676,7 +684,7 @@ impl Attempt {
         };
         let record = ExitRecord {
             attempt: self.config.attempt,
-            supervisor_pid: std::process::id() as i32,
+            supervisor: ProcessName::of(std::process::id() as i32).map(|name| name.to_string()),
             outcome: WaitOutcome {
                 exit_code: code,
                 reason,

@@ -173,7 +173,7 @@ impl Output {
             self.carried_since = time;
         }
         let used = lines.used;
-        log.write(&scratch.0.as_mut()[..used], (total - self.carried) as u64);
+        log.write(&scratch.0.as_mut()[..used]);
     }
 
     /// Writes what is carried, when no more will come.
@@ -255,24 +255,34 @@ impl Log {
         }
     }
 
-    /// Appends whole lines, which stand for `payload` bytes of the container's.
-    fn write(&mut self, lines: &[u8], payload: u64) {
-        if lines.is_empty() {
-            return;
+    /// Appends whole lines. A file takes as many of them as fit, and one at least.
+    fn write(&mut self, mut lines: &[u8]) {
+        while !lines.is_empty() {
+            let room = usize::try_from(self.max_bytes.saturating_sub(self.written)).unwrap_or(usize::MAX);
+            let fitting = match lines.len() {
+                all if all <= room => all,
+                _ => memchr::memrchr(b'\n', &lines[..room]).map_or(0, |end| end + 1),
+            };
+            if fitting == 0 && self.written > 0 {
+                self.rotate();
+                continue;
+            }
+            let first_line = || memchr::memchr(b'\n', lines).map_or(lines.len(), |end| end + 1);
+            let (now, later) = lines.split_at(if fitting == 0 { first_line() } else { fitting });
+            self.append_or_drop(now);
+            lines = later;
         }
-        if self.written > 0 && self.written + lines.len() as u64 > self.max_bytes {
-            self.rotate();
-        }
+    }
+
+    fn append_or_drop(&mut self, lines: &[u8]) {
         if self.dropped > 0 {
             let notice = format!("{} stdout F:dropped={} \n", String::from_utf8_lossy(&now_text()), self.dropped);
-            if !self.append(notice.as_bytes()) {
-                self.dropped += payload;
-                return;
+            if self.append(notice.as_bytes()) {
+                self.dropped = 0;
             }
-            self.dropped = 0;
         }
-        if !self.append(lines) {
-            self.dropped += payload;
+        if self.dropped > 0 || !self.append(lines) {
+            self.dropped += payload_bytes(lines);
         }
     }
 
@@ -305,6 +315,17 @@ impl Log {
             let _ = std::fs::remove_file(self.dir.join(format!("{number}.log")));
         }
     }
+}
+
+/// How many of the container's bytes these lines stand for.
+fn payload_bytes(lines: &[u8]) -> u64 {
+    lines
+        .split_inclusive(|byte| *byte == b'\n')
+        // A whole line's newline is the container's, a partial one's ours.
+        .map(|line| {
+            line.len().saturating_sub(PREFIX_BYTES + usize::from(line.get(PREFIX_BYTES - 2) == Some(&b'P'))) as u64
+        })
+        .sum()
 }
 
 /// The numbers of the log files in `dir`.
@@ -450,6 +471,18 @@ mod tests {
         let lines = f.lines();
         assert_eq!(lines.last().unwrap(), "stdout F line 99");
         assert!(lines.len() < 20);
+    }
+
+    #[test]
+    fn one_read_of_many_lines_is_spread_over_as_many_files_as_it_needs() {
+        let mut f = fixture(4096, 10);
+        let lines: String = (0..1000).map(|number| format!("{number}\n")).collect();
+        f.write(lines.as_bytes());
+        assert_eq!(numbers(f.dir.path()).len(), 10);
+        for number in numbers(f.dir.path()) {
+            assert!(std::fs::metadata(f.dir.path().join(format!("{number}.log"))).unwrap().len() <= 4096);
+        }
+        assert_eq!(f.lines().last().unwrap(), "stdout F 999");
     }
 
     #[test]

@@ -1,0 +1,75 @@
+//! [`ProcessName`]: a process id that is not mistaken for a later process's.
+
+use std::fmt;
+use std::fs;
+use std::str::FromStr;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// A process of this boot: its id, and when it was started. Written as `1234 567890`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ProcessName {
+    pid: i32,
+    /// Clock ticks since boot, the 22nd field of `/proc/<pid>/stat` (proc(5)).
+    started: u64,
+}
+
+impl ProcessName {
+    /// Of the process that has `pid` now.
+    pub fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field may hold anything, also parentheses and spaces; the 22nd is the 20th after it.
+        let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { pid, started })
+    }
+
+    /// Waits until the process is dead, reaped or not; at once if it is. False if it is not within `patience`. Blocks.
+    pub fn wait_for_end(self, patience: Duration) -> bool {
+        let Some(pid) = Pid::from_raw(self.pid) else { return true };
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+        if Self::of(self.pid) != Some(self) {
+            return true;
+        }
+        let timeout = Timespec {
+            tv_sec: patience.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: patience.subsec_nanos().into(),
+        };
+        matches!(poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)), Ok(1..))
+    }
+}
+
+impl fmt::Display for ProcessName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.pid, self.started)
+    }
+}
+
+impl FromStr for ProcessName {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (pid, started) = text.trim().split_once(' ').unwrap_or(("", ""));
+        Ok(Self { pid: pid.parse()?, started: started.parse()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn the_end_of_a_process_is_seen_and_a_later_one_of_its_number_is_not_waited_for() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let name = ProcessName::of(child.id() as i32).unwrap();
+        assert_eq!(name.to_string().parse(), Ok(name));
+        assert!(!name.wait_for_end(Duration::from_millis(10)));
+        assert!(ProcessName { started: name.started + 1, ..name }.wait_for_end(Duration::from_secs(5)));
+        child.kill().unwrap();
+        assert!(name.wait_for_end(Duration::from_secs(5)));
+        child.wait().unwrap();
+        assert!(name.wait_for_end(Duration::from_secs(5)));
+    }
+}
