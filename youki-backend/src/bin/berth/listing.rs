@@ -1,6 +1,7 @@
 //! `ps`, `inspect`, `top`.
 
 use chrono::Utc;
+use runtime_core::spec::PortProtocol;
 use youki_backend::Inspect;
 
 use crate::cli::{NameArgs, NamesArgs, PsArgs};
@@ -40,7 +41,7 @@ pub async fn ps(session: &Session, args: &PsArgs) -> Result<i32> {
             command,
             format!("{} ago", output::age(one.created_at, now)),
             status(one, now),
-            String::new(),
+            ports(one),
             one.name.clone(),
         ]);
     }
@@ -89,6 +90,19 @@ fn command(one: &Inspect) -> String {
     let words = one.spec.command.entrypoint.iter().flatten().chain(one.spec.command.args.iter().flatten());
     let line = words.cloned().collect::<Vec<_>>().join(" ");
     if line.is_empty() { "-".to_owned() } else { format!("\"{line}\"") }
+}
+
+/// `0.0.0.0:8080->80/tcp`, as docker shows them.
+fn ports(one: &Inspect) -> String {
+    let shown = one.ports.iter().map(|port| {
+        let protocol = match port.protocol {
+            PortProtocol::Tcp => "tcp",
+            PortProtocol::Udp => "udp",
+        };
+        let host = port.host_ip.as_deref().unwrap_or("0.0.0.0");
+        format!("{host}:{}->{}/{protocol}", output::or_dash(port.host_port), port.container_port)
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 /// Docker's words.

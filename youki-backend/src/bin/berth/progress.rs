@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use registry::{LayerPhase, PullEvent};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::failure::eprint_line;
 use crate::output::decimal_size;
 
+/// Time for the last event to be shown, after which a pull counts as going on.
+const PATIENCE: Duration = Duration::from_millis(50);
 /// Digits of a digest that tell the layers of an image apart.
 const SHORT_DIGEST: usize = 12;
 const LAYER_TEMPLATE: &str = "{prefix}: {msg:7} [{wide_bar}] {bytes:>10}/{total_bytes:10} {bytes_per_sec:12}";
@@ -30,28 +32,24 @@ pub enum Show {
 
 /// A pull that is shown.
 #[derive(Debug)]
-pub struct Shown {
-    task: JoinHandle<()>,
-    pulling: watch::Receiver<bool>,
-}
+pub struct Shown(JoinHandle<()>);
 
 impl Shown {
-    /// Whether layers are on their way at this moment.
-    pub fn is_pulling(&self) -> bool {
-        *self.pulling.borrow()
+    /// Whether the pull is over, well or not, or was not needed.
+    pub async fn is_over(&mut self) -> bool {
+        tokio::time::timeout(PATIENCE, &mut self.0).await.is_ok()
     }
 
     /// Waits until all is shown. The sender must be gone.
     pub async fn finish(self) {
         // A bar that could not be drawn is nothing to end for.
-        let _ = self.task.await;
+        let _ = self.0.await;
     }
 }
 
-/// Takes the events of a pull and shows them.
+/// Takes the events of a pull, whose end is the sender's, and shows them.
 pub fn pull(show: Show) -> (UnboundedSender<PullEvent>, Shown) {
     let (sender, mut events) = unbounded_channel();
-    let (set_pulling, pulling) = watch::channel(false);
     let terminal = io::stderr().is_terminal();
     let mut display = match show {
         Show::Bars | Show::BarsOrLines if terminal => Display::Bars(Bars::default()),
@@ -60,15 +58,10 @@ pub fn pull(show: Show) -> (UnboundedSender<PullEvent>, Shown) {
     };
     let task = tokio::spawn(async move {
         while let Some(event) = events.recv().await {
-            match &event {
-                PullEvent::Resolved { .. } => drop(set_pulling.send(true)),
-                PullEvent::Done { .. } => drop(set_pulling.send(false)),
-                PullEvent::Layer { .. } => {}
-            }
             display.show(&event);
         }
     });
-    (sender, Shown { task, pulling })
+    (sender, Shown(task))
 }
 
 /// A bar for a restore, on a terminal.
@@ -174,16 +167,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pull_is_on_its_way_between_its_manifest_and_its_end() {
+    async fn a_pull_is_over_when_its_sender_is_gone() {
         let (sender, mut shown) = pull(Show::Nothing);
-        assert!(!shown.is_pulling());
-        sender.send(PullEvent::Resolved { digest: "sha256:0".into(), layers: Vec::new() }).unwrap();
-        shown.pulling.changed().await.unwrap();
-        assert!(shown.is_pulling());
         sender.send(PullEvent::Done { digest: "sha256:0".into() }).unwrap();
+        assert!(!shown.is_over().await);
         drop(sender);
-        shown.pulling.changed().await.unwrap();
-        assert!(!shown.is_pulling());
-        shown.finish().await;
+        assert!(shown.is_over().await);
     }
 }

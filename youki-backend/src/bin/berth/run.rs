@@ -112,7 +112,7 @@ impl Wanted {
 
     /// The same, unless a signal asks to end before: then the exit code, and nothing is left.
     async fn create_or_give_up(&self, session: &Session, signals: &mut Signals) -> Result<Option<i32>> {
-        let (sender, shown) = progress::pull(show(session));
+        let (sender, mut shown) = progress::pull(show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let mut creating = std::pin::pin!(session.runtime.create(&self.id, &self.spec, options));
         let number = tokio::select! {
@@ -124,7 +124,7 @@ impl Wanted {
             number = signals.next_ending() => number,
         };
         // A pull may be left at any point, and can be long; what follows it is short, and has to be undone.
-        if !shown.is_pulling() {
+        if shown.is_over().await {
             creating.await?;
             session.runtime.remove(&self.id, true).await?;
         }
