@@ -357,9 +357,12 @@ pub struct ImagesArgs {
     /// Print ids only
     #[arg(short, long)]
     pub quiet: bool,
-    /// Print whole digests
-    #[arg(long, visible_alias = "digests")]
+    /// Do not shorten ids
+    #[arg(long)]
     pub no_trunc: bool,
+    /// Digests are shown in any case
+    #[arg(long, hide = true)]
+    pub digests: bool,
 }
 
 #[derive(Debug, Args)]

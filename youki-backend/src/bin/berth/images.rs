@@ -51,9 +51,9 @@ pub async fn images(session: &Session, args: &ImagesArgs) -> Result<i32> {
         output::print_json(&images)?;
         return Ok(0);
     }
-    let digest = |digest: &str| if args.no_trunc { digest.to_owned() } else { progress::short(digest) };
     if args.quiet {
-        let mut ids: Vec<String> = images.iter().map(|image| digest(&image.id)).collect();
+        let id = |id: &str| if args.no_trunc { id.to_owned() } else { progress::short(id) };
+        let mut ids: Vec<String> = images.iter().map(|image| id(&image.id)).collect();
         ids.dedup();
         output::print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>())?;
         return Ok(0);
@@ -67,7 +67,7 @@ pub async fn images(session: &Session, args: &ImagesArgs) -> Result<i32> {
         table.row([
             repository,
             tag.unwrap_or_else(|| "<none>".to_owned()),
-            digest(&image.digest),
+            image.digest.clone(),
             decimal_size(image.size_bytes),
             decimal_size(image.unique_bytes),
             decimal_size(image.shared_bytes),
@@ -92,7 +92,7 @@ pub async fn rmi(session: &Session, args: &RmiArgs) -> Result<i32> {
         match session.runtime.images().remove(image, args.force, &used).await {
             Ok(Removed { deleted, space_reclaimed }) => {
                 if !session.json {
-                    output::print(&deleted.iter().map(|one| format!("Deleted: {one}\n")).collect::<String>())?;
+                    output::print(&deletions(&deleted))?;
                 }
                 all.deleted.extend(deleted);
                 all.space_reclaimed += space_reclaimed;
@@ -153,9 +153,15 @@ pub fn print_pruned(session: &Session, pruned: &PruneResult) -> Result<()> {
     if session.json {
         return output::print_json(pruned);
     }
-    let mut text: String = pruned.deleted.iter().map(|one| format!("Deleted: {one}\n")).collect();
+    let mut text = deletions(&pruned.deleted);
     text.push_str(&format!("Total reclaimed space: {}\n", decimal_size(pruned.space_reclaimed)));
     output::print(&text)
+}
+
+/// A line for each thing that is gone: references are taken from images, the rest is deleted.
+fn deletions(deleted: &[String]) -> String {
+    let verb = |one: &str| if one.contains('/') { "Untagged" } else { "Deleted" };
+    deleted.iter().map(|one| format!("{}: {one}\n", verb(one))).collect()
 }
 
 /// Asks, where there is somebody to ask, as docker does.

@@ -65,7 +65,6 @@ fn main() {
             }
         }
     };
-    // Not by returning: threads may still wait for standard input.
     exit(status)
 }
 
@@ -81,7 +80,10 @@ fn execute(cli: Cli) -> Result<i32> {
         .enable_all()
         .build()
         .map_err(|error| Failure::io("starting", "the worker threads", &error))?;
-    runtime.block_on(dispatch(cli.global, cli.command))
+    let status = runtime.block_on(dispatch(cli.global, cli.command));
+    // Threads may still wait for standard input, and would be waited for.
+    runtime.shutdown_background();
+    status
 }
 
 async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
