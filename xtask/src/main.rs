@@ -118,8 +118,9 @@ fn demo_first_stage(workspace: &Workspace, args: &[String]) -> Result<ExitCode> 
     system::provide(workspace, &[system::BUILD, system::RUN].concat(), &[])?;
     println!("Building the demo and the runtime's helpers");
     // One build for both, so that what they share is built once.
-    let build = ["build", "--quiet", "-p", "xtask", "-p", "youki-backend", "--bins", "--features", "xtask/demo"];
-    if !run(cargo(workspace).args(build))?.success() {
+    let packages = ["build", "--quiet", "-p", "xtask", "-p", "youki-backend", "--features", "xtask/demo"];
+    let programs = ["--bin", "xtask", "--bin", "berth-supervisor", "--bin", "berth-create"];
+    if !run(cargo(workspace).args(packages).args(programs))?.success() {
         bail!("the demo did not build; the compiler's messages are above");
     }
     let program = workspace.target.join("debug").join("xtask");

@@ -89,7 +89,7 @@ async fn demo(options: Options) -> Result<()> {
     let place = Place::new(dir.path(), endpoint, bucket);
     let result = steps::all(&mut account, &place, &image).await;
     account.step("Cleaning up");
-    let cleaned = steps::remove_containers(&place).await;
+    let cleaned = steps::clean_up(&place).await;
     let left = place.remove();
     // The first failure is the one that tells.
     result?;
@@ -97,7 +97,7 @@ async fn demo(options: Options) -> Result<()> {
     if !left.is_empty() {
         bail!("left behind: {}", left.join("; "));
     }
-    note("no container, mount, cgroup, bridge or file is left");
+    note("no container, mount, cgroup, bridge, nft rule or file is left");
     println!("\nEverything was as it should be, in {:.1} s.", account.elapsed_s());
     Ok(())
 }

@@ -6,6 +6,8 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 use youki_backend::Config;
 
+use super::image::digest_of;
+
 /// A root of the demo's own, and where its volumes go.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Place {
@@ -50,33 +52,34 @@ impl Place {
         config
     }
 
-    /// Takes away what belongs to the root and not to a container; returns what would not go.
+    /// Removes the directories; returns what the runtime left on the host when it was dismantled, and what will not go.
     pub fn remove(&self) -> Vec<String> {
         let mut left = Vec::new();
         let top = PathBuf::from("/sys/fs/cgroup");
         let hierarchies = std::fs::read_dir(&top).into_iter().flatten().flatten().map(|entry| entry.path());
-        for parent in hierarchies.chain([top.clone()]).map(|dir| dir.join(&self.cgroup_parent)) {
-            for dir in [parent.join("supervisors"), parent] {
-                if let Err(error) = std::fs::remove_dir(&dir)
-                    && error.kind() != std::io::ErrorKind::NotFound
-                {
-                    left.push(format!("{}: {error}", dir.display()));
-                }
-            }
-        }
-        if Path::new("/sys/class/net").join(&self.bridge).exists() {
-            let deleted = Command::new("ip").args(["link", "delete", &self.bridge]).status();
-            if !deleted.is_ok_and(|status| status.success()) {
-                left.push(format!("bridge {}", self.bridge));
-            }
-        }
+        let cgroups = hierarchies.chain([top.clone()]).map(|dir| dir.join(&self.cgroup_parent));
+        let bridge = Path::new("/sys/class/net").join(&self.bridge);
+        let in_the_way = cgroups.chain([bridge]).filter(|path| path.exists());
+        left.extend(in_the_way.map(|path| path.display().to_string()));
+        left.extend(self.nft_table());
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let root = self.root.display().to_string();
+        left.extend(mounts.lines().filter(|line| line.contains(&root)).map(|line| format!("mount {line}")));
         for dir in [&self.root, &self.run_dir] {
-            if let Err(error) = std::fs::remove_dir_all(dir)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
+            if let Err(error) = std::fs::remove_dir_all(dir) {
                 left.push(format!("{}: {error}", dir.display()));
             }
         }
         left
+    }
+
+    /// The root's nft table, if there is one: `berth_` and the first 12 hex digits of the SHA-256 of the root's path.
+    fn nft_table(&self) -> Option<String> {
+        let path = std::fs::canonicalize(&self.root).unwrap_or_else(|_| self.root.clone());
+        let digest = digest_of(path.as_os_str().as_encoded_bytes());
+        let name = format!("berth_{}", super::account::short(&digest));
+        let output = Command::new("nft").args(["list", "tables"]).output().ok()?;
+        let tables = String::from_utf8_lossy(&output.stdout);
+        tables.contains(&name).then(|| format!("nft table {name}"))
     }
 }

@@ -240,8 +240,8 @@ async fn sh(runtime: &dyn Runtime, id: &ContainerId, script: &str) -> Result<(i3
     Ok(runtime.exec(id, &words).await?)
 }
 
-/// Removes what is still there, after a failure too.
-pub(super) async fn remove_containers(place: &Place) -> Result<()> {
+/// Removes every container, after a failure too, and takes the root off the host.
+pub(super) async fn clean_up(place: &Place) -> Result<()> {
     let runtime = YoukiRuntime::open(place.config()).await?;
     for container in runtime.list_containers().await? {
         match runtime.remove_container(&container.id).await {
@@ -249,5 +249,6 @@ pub(super) async fn remove_containers(place: &Place) -> Result<()> {
             Err(error) => bail!("removing {}: {error}", container.id),
         }
     }
+    runtime.dismantle().await?;
     Ok(())
 }

@@ -27,6 +27,7 @@ crate::tests![
     exec_in_a_stopped_container_is_an_error,
     sixty_four_at_once_do_not_mix,
     ten_mebibytes_are_bounded_or_whole_and_never_hang,
+    a_child_that_holds_the_output_open_does_not_hold_the_exec,
 ];
 
 async fn collect(mut events: ExecEventStream) -> Vec<ExecEvent> {
@@ -140,7 +141,8 @@ async fn a_multi_byte_character_is_never_split(case: Case) {
 
 async fn a_dropped_stream_kills_the_exec_and_what_it_started(case: Case) {
     let id = case.idle().await;
-    let before = case.cgroup_pids(&id).len();
+    let before = 2; // the shell and its sleep
+    eventually("the container is idle", || async { case.cgroup_pids(&id).len() == before }).await;
     let script = "(trap '' TERM HUP; sleep 3601) & setsid sleep 3602 & sleep 3603";
     let mut events =
         case.runtime.exec_stream(&id, &words(&["sh", "-c", &format!("{script} & echo up; wait")])).await.unwrap();
@@ -192,7 +194,8 @@ async fn input_is_passed_and_its_end_closes_it(case: Case) {
 
 async fn a_timeout_kills_and_says_so(case: Case) {
     let id = case.idle().await;
-    let before = case.cgroup_pids(&id).len();
+    let before = 2; // the shell and its sleep
+    eventually("the container is idle", || async { case.cgroup_pids(&id).len() == before }).await;
     let options = ExecOptions { timeout: Some(Duration::from_millis(300)), ..ExecOptions::default() };
     let script = words(&["sh", "-c", "trap '' TERM; echo up; sleep 3600 & sleep 3600"]);
     let begin = Instant::now();
@@ -244,6 +247,12 @@ async fn ten_mebibytes_are_bounded_or_whole_and_never_hang(case: Case) {
     // The stream has no bound: every byte comes.
     let events = case.runtime.exec_stream(&id, &words(&["head", "-c", "10485760", "/dev/zero"])).await.unwrap();
     assert_eq!(text_of(&collect(events).await).len(), 10 << 20);
+}
+
+async fn a_child_that_holds_the_output_open_does_not_hold_the_exec(case: Case) {
+    let id = case.idle().await;
+    let (code, stdout, _) = soon("exec", case.exec(&id, "sleep 3600 & echo done; exit 2")).await;
+    assert_eq!((code, stdout.as_str()), (2, "done\n"));
 }
 
 fn text_of(events: &[ExecEvent]) -> String {

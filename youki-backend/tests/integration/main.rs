@@ -14,6 +14,7 @@ mod support;
 
 mod agent_killed;
 mod commands;
+mod conformance;
 mod errors;
 mod exec;
 mod images;
@@ -69,6 +70,7 @@ fn trials() -> Vec<Trial> {
         limits::tests(),
         users::tests(),
         commands::tests(),
+        conformance::tests(),
         mounts::tests(),
         isolation::tests(),
         logs::tests(),

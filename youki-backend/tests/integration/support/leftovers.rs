@@ -1,7 +1,7 @@
 //! The last test: when every container was removed, nothing of them is left on the machine.
 //!
-//! What belongs to a root and not to a container (its bridge, its nft table, its cgroup parent) may stand, empty; it
-//! is taken away here, which fails if something still hangs on it.
+//! What belongs to a root and not to a container (its bridge, its nft table, its cgroup parent) may stand until the
+//! root is dismantled; then that must be gone, too.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -52,7 +52,9 @@ pub fn check(suite: &Suite) -> Result<(), String> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    left.extend(roots.iter().flat_map(take_away));
+    for root in roots.iter().filter(|root| root.dir.exists()) {
+        left.extend(suite.tokio.block_on(dismantle(root)));
+    }
     if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
 }
 
@@ -127,26 +129,25 @@ fn left_on_host(before: &Before) -> Vec<String> {
     links.chain(netns).collect()
 }
 
-/// Takes away what belongs to the root itself.
-fn take_away(root: &Root) -> Vec<String> {
+/// Dismantles the root and looks whether that was true. What the host is left with is named, not mended.
+async fn dismantle(root: &Root) -> Vec<String> {
     let mut left = Vec::new();
-    for parent in root.cgroup_parents() {
-        for dir in directories_in(&parent).into_iter().map(|name| parent.join(name)).chain([parent.clone()]) {
-            if let Err(error) = fs::remove_dir(&dir) {
-                left.push(format!("cgroup {}: {error}", dir.display()));
-            }
-        }
+    // A keeper would begin to work.
+    let config = Root { keeper: false, ..root.clone() }.config();
+    let dismantled = match youki_backend::YoukiRuntime::open(config).await {
+        Ok(runtime) => runtime.dismantle().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = dismantled {
+        left.push(format!("dismantling {}: {error}", root.name));
     }
+    left.extend(root.cgroup_parents().iter().map(|dir| format!("cgroup {}", dir.display())));
     if Path::new("/sys/class/net").join(&root.bridge).exists() {
-        left.extend(fails("ip", &["link", "delete", &root.bridge]));
+        left.push(format!("link {}", root.bridge));
     }
-    for family in table_families(root) {
-        left.extend(fails("nft", &["delete", "table", &family, &table(root)]));
-    }
+    left.extend(table_families(root).iter().map(|family| format!("nft table {family} {}", table(root))));
     for dir in [&root.dir, &root.run_dir] {
-        if let Err(error) = fs::remove_dir_all(dir)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
+        if let Err(error) = fs::remove_dir_all(dir) {
             left.push(format!("{}: {error}", dir.display()));
         }
     }
@@ -240,13 +241,4 @@ fn files_beneath(dir: &Path, files: &mut Vec<PathBuf>) {
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
-}
-
-fn fails(program: &str, words: &[&str]) -> Option<String> {
-    let output = match Command::new(program).args(words).output() {
-        Ok(output) => output,
-        Err(error) => return Some(format!("{program}: {error}")),
-    };
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    (!output.status.success()).then(|| format!("{program} {}: {said}", words.join(" ")))
 }
