@@ -1,0 +1,105 @@
+//! Measures Berth beside its peers, interleaved in one run on one machine, so that the ratios mean something where the
+//! absolute figures do not.
+//!
+//! `cargo xtask bench -- run`, or `cargo run --release -p benches -- run` with the release binaries of `youki-backend`
+//! beside this one. Needs root. Installs nothing: what is missing is named. `RESULTS.md` has figures taken with it.
+
+mod conmon;
+mod crun;
+mod exec;
+mod image;
+mod logs;
+mod memory;
+mod oci;
+mod peer;
+mod pull;
+mod report;
+mod run;
+mod scratch;
+mod volumes;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Side-by-side measurements of Berth against its peers
+#[derive(Debug, Parser)]
+#[command(name = "side-by-side", disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What all measurements share.
+#[derive(Debug, Args)]
+struct Options {
+    /// Print one JSON document instead of tables
+    #[arg(long, global = true)]
+    json: bool,
+    /// Where roots and bundles are made, on the filesystem to measure; removed afterwards
+    #[arg(long, global = true, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Directory of berth, berth-supervisor and berth-create; by default this program's own
+    #[arg(long, global = true, value_name = "DIR")]
+    helper_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// create + start + wait + remove of /bin/true, against `crun run`
+    Run(run::Settings),
+    /// /bin/true in a running container, against `crun exec`
+    Exec(exec::Settings),
+    /// Memory of the supervisors of idle containers, against conmon
+    Memory(memory::Settings),
+    /// Pull of an image into an empty store, against podman
+    Pull(pull::Settings),
+    /// First and unchanged sync of a volume, against rclone
+    Volumes(volumes::Settings),
+    /// Log throughput, and CPU a byte, against conmon
+    Logs(logs::Settings),
+    /// Runs peers where they accept the cgroup tree
+    #[command(name = peer::SUBCOMMAND, hide = true)]
+    PeerNamespace,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Command::PeerNamespace = cli.command {
+        // Before any thread is started: it changes its mount namespace.
+        return ended(peer::serve());
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return ended(Err(error.into())),
+    };
+    ended(runtime.block_on(measure(&cli)))
+}
+
+async fn measure(cli: &Cli) -> anyhow::Result<()> {
+    anyhow::ensure!(nix::unistd::geteuid().is_root(), "the measurements start containers: run them as root");
+    let options = &cli.options;
+    let reports = match &cli.command {
+        Command::Run(settings) => run::measure(options, settings).await?,
+        Command::Exec(settings) => exec::measure(options, settings).await?,
+        Command::Memory(settings) => memory::measure(options, settings).await?,
+        Command::Pull(settings) => pull::measure(options, settings)?,
+        Command::Volumes(settings) => volumes::measure(options, settings).await?,
+        Command::Logs(settings) => logs::measure(options, settings).await?,
+        Command::PeerNamespace => Vec::new(),
+    };
+    report::print(&reports, options.json)
+}
+
+fn ended(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("side-by-side: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
