@@ -144,6 +144,9 @@ pub enum Error {
         /// Digest of its manifest.
         digest: String,
     },
+    /// The caller could not tell what containers need.
+    #[error("what containers use of the images cannot be told")]
+    UsersUnknown(#[source] io::Error),
     /// No space or no inode left.
     #[error("the disk is full at {}", path.display())]
     DiskFull {
@@ -219,6 +222,7 @@ impl Error {
             Self::InvalidLayer { .. } => "image.invalid_layer",
             Self::TooLarge { .. } => "image.too_large",
             Self::InUse { .. } => "image.in_use",
+            Self::UsersUnknown(_) => "store.users_unknown",
             Self::DiskFull { .. } => "store.disk_full",
             Self::Io { .. } => "store.io",
             Self::Damaged { .. } => "store.damaged",
@@ -251,6 +255,7 @@ impl Error {
             Self::NoPlatform { .. } => "choose one of them with --platform",
             Self::TooLarge { .. } => "raise the limit in [limits] if you trust the image",
             Self::InUse { .. } => "remove the containers that use it, or force",
+            Self::UsersUnknown(_) => "mend or remove the container that cannot be read",
             Self::DiskFull { .. } => "free space (`berth prune`) and try again; nothing half-made was left behind",
             Self::Damaged { .. } => "move the file away and pull again",
             Self::Credentials { .. } => "log in again, or give credentials directly",

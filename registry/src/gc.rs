@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,11 +23,17 @@ const RETRY: Duration = Duration::from_millis(20);
 /// What a container needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InUse {
+    /// The reference it was created from.
+    pub reference: String,
     /// Digest of the manifest of its image.
     pub digest: String,
     /// Lower directories it is mounted from; they stay whatever happens to the image.
     pub layers: Vec<PathBuf>,
 }
+
+/// Tells what containers need. Asked while nothing can come to it: a list made before would miss a container that was
+/// created meanwhile.
+pub type Users = dyn Fn() -> io::Result<Vec<InUse>> + Send + Sync;
 
 /// What a removal did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,13 +45,18 @@ pub struct Removed {
 }
 
 /// Removes by reference or digest; blocking.
-pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, in_use: &[InUse]) -> Result<Removed> {
+pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users) -> Result<Removed> {
+    let in_use = users().map_err(Error::UsersUnknown)?;
     let deleted = Index::update(&store.paths, |index| {
         let entry = index.find(name)?.cloned().ok_or_else(|| Error::NotPresent(name.to_owned()))?;
         let all = names_content(name, &entry);
         let goes = |reference: &str, digest: &str| digest == entry.digest && (all || reference == entry.reference());
         let stays = index.entries().iter().any(|e| e.digest == entry.digest && !goes(e.reference(), &e.digest));
-        if !stays && !force && in_use.iter().any(|user| user.digest == entry.digest) {
+        // Also where other names stay: a container would be left with an image it does not know by its own name.
+        let used = in_use
+            .iter()
+            .any(|user| user.digest == entry.digest && (!stays || all || user.reference == entry.reference()));
+        if used && !force {
             return Err(Error::InUse { digest: entry.digest });
         }
         let mut deleted = Vec::new();
@@ -61,7 +73,7 @@ pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, in_use: &[InUs
     let begun = Instant::now();
     loop {
         if let Some(_hold) = StoreHold::try_exclusive(&store.paths.store_lock)? {
-            sweep(store, in_use, &mut removed)?;
+            sweep(store, &users().map_err(Error::UsersUnknown)?, &mut removed)?;
             return Ok(removed);
         }
         if begun.elapsed() >= PATIENCE {
@@ -73,8 +85,9 @@ pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, in_use: &[InUs
 }
 
 /// Removes all that is not in use; blocking.
-pub(crate) fn prune(store: &Arc<Inner>, in_use: &[InUse]) -> Result<Removed> {
+pub(crate) fn prune(store: &Arc<Inner>, users: &Users) -> Result<Removed> {
     let _hold = StoreHold::exclusive(&store.paths.store_lock)?;
+    let in_use = users().map_err(Error::UsersUnknown)?;
     let mut removed = Removed::default();
     Index::update(&store.paths, |index| {
         index.retain(|entry| {
@@ -86,7 +99,7 @@ pub(crate) fn prune(store: &Arc<Inner>, in_use: &[InUse]) -> Result<Removed> {
         });
         Ok(())
     })?;
-    sweep(store, in_use, &mut removed)?;
+    sweep(store, &in_use, &mut removed)?;
     Ok(removed)
 }
 

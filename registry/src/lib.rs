@@ -36,7 +36,7 @@ mod transfer;
 
 pub use config::{RegistryConfig, StoreConfig};
 pub use error::{Error, Result};
-pub use gc::{InUse, Removed};
+pub use gc::{InUse, Removed, Users};
 pub use image::{Image, StoredImage};
 pub use limits::Limits;
 pub use locks::StoreHold;

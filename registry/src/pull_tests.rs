@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::image::digest_of;
 use crate::layer::tar::tests::{header, with_data};
-use crate::{Error, ImageStore, InUse, PullOptions, StoreConfig};
+use crate::{Error, ImageStore, InUse, PullOptions, StoreConfig, Users};
 
 /// What the registry does besides answering.
 #[derive(Debug, Clone, Default)]
@@ -214,12 +214,20 @@ async fn an_image_is_pulled_once_found_shared_and_removed_whole() {
 
     store.tag(&reference, "localhost/y:z").await.unwrap();
     assert_eq!(store.list().await.unwrap().len(), 2);
-    let in_use = [InUse { digest: image.digest.clone(), layers: image.layers.clone() }];
-    store.remove(&reference, false, &in_use).await.unwrap();
-    assert!(matches!(store.remove("localhost/y:z", false, &in_use).await, Err(Error::InUse { .. })));
-    store.remove("localhost/y:z", true, &in_use).await.unwrap();
+    let used_by = |reference: &str| -> Arc<Users> {
+        let (digest, layers, reference) = (image.digest.clone(), image.layers.clone(), reference.to_owned());
+        Arc::new(move || {
+            Ok(vec![InUse { reference: reference.clone(), digest: digest.clone(), layers: layers.clone() }])
+        })
+    };
+    let refused = store.remove(&reference, false, used_by(&image.reference)).await;
+    assert!(matches!(refused, Err(Error::InUse { .. })), "the name it was created from: {refused:?}");
+    store.remove(&reference, false, used_by("localhost/y:z")).await.unwrap();
+    let refused = store.remove("localhost/y:z", false, used_by(&image.reference)).await;
+    assert!(matches!(refused, Err(Error::InUse { .. })), "the last name: {refused:?}");
+    store.remove("localhost/y:z", true, used_by("localhost/y:z")).await.unwrap();
     assert!(image.layers.iter().all(|layer| layer.is_dir()), "layers of a running container were removed");
-    let removed = store.prune(&[]).await.unwrap();
+    let removed = store.prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();
     assert!(removed.space_reclaimed > 200_000);
     assert_eq!(root.left(), Vec::<String>::new());
 }
@@ -238,7 +246,7 @@ async fn a_cut_transfer_goes_on_where_it_stopped() {
             assert!(registry.count("range: bytes=") >= 3, "{result:?}");
             result.unwrap();
         }
-        root.store().prune(&[]).await.unwrap();
+        root.store().prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();
         assert_eq!(root.left(), Vec::<String>::new());
     }
 }

@@ -36,7 +36,7 @@ use crate::client::HttpClients;
 use crate::config::StoreConfig;
 use crate::durability;
 use crate::error::{Error, Result};
-use crate::gc::{self, InUse, Removed};
+use crate::gc::{self, Removed, Users};
 use crate::image::{self, Image, StoredImage};
 use crate::index::Index;
 use crate::locks::{ObjectLocks, StoreHold};
@@ -107,14 +107,14 @@ impl ImageStore {
     }
 
     /// Removes a reference, or all references of a digest; then what nothing refers to any more, but for the layers that
-    /// `in_use` names. An image that would lose its last reference while a container uses it is refused with
-    /// [`Error::InUse`] unless `force`.
+    /// `users` names. An image that would lose its last reference, or the one it was used by, while a container uses it
+    /// is refused with [`Error::InUse`] unless `force`. `users` is called on a thread that may block.
     ///
     /// While a pull or a create holds the store, only the reference goes; the content goes with the next removal or
     /// prune. Must not be called while this task holds the store itself.
-    pub async fn remove(&self, image: &str, force: bool, in_use: &[InUse]) -> Result<Removed> {
-        let (image, in_use) = (image.to_owned(), in_use.to_vec());
-        self.blocking(move |store| gc::remove(store, &image, force, &in_use)).await
+    pub async fn remove(&self, image: &str, force: bool, users: Arc<Users>) -> Result<Removed> {
+        let image = image.to_owned();
+        self.blocking(move |store| gc::remove(store, &image, force, &*users)).await
     }
 
     /// Gives a local image another reference. `target` must have a tag and no digest.
@@ -138,11 +138,10 @@ impl ImageStore {
         .await
     }
 
-    /// Removes all images that `in_use` does not name, and everything that nothing refers to. Waits for pulls and
+    /// Removes all images that `users` does not name, and everything that nothing refers to. Waits for pulls and
     /// creates in flight; must not be called while this task holds the store itself.
-    pub async fn prune(&self, in_use: &[InUse]) -> Result<Removed> {
-        let in_use = in_use.to_vec();
-        self.blocking(move |store| gc::prune(store, &in_use)).await
+    pub async fn prune(&self, users: Arc<Users>) -> Result<Removed> {
+        self.blocking(move |store| gc::prune(store, &*users)).await
     }
 
     /// Keeps everything in the store from being removed until the result is dropped: from looking an image up until the

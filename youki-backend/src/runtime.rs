@@ -1,5 +1,6 @@
 //! [`YoukiRuntime`]: its inherent methods with rich errors, and the [`Runtime`] trait over them.
 
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
-use registry::{ImageStore, InUse, PullOptions};
+use registry::{ImageStore, InUse, PullOptions, Removed, Users};
 use runtime_core::{
     AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, DetailedStats,
     ExecEventStream, ExecInput, ExecOptions, ImageInfo, LogEntry, LogRecordStream, LogsOptions, PruneResult,
@@ -22,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::logs::RecordStream;
 use crate::network::Bridge;
-use crate::record::NetworkRecord;
+use crate::record::{ImageRecord, NetworkRecord};
 use crate::supervisor::spawn::Spawner;
 
 /// Berth's runtime on one root. Cheap to clone; all clones are one.
@@ -243,23 +244,40 @@ impl YoukiRuntime {
         self.0.dismantle().await
     }
 
-    /// What containers use of the images: for removing and pruning them.
+    /// [`Runtime::remove_image`], telling what went.
     ///
     /// # Errors
-    /// Those of reading the root.
-    pub fn images_in_use(&self) -> Result<Vec<InUse>> {
-        self.0.images_in_use()
+    /// [`Error::Image`].
+    pub async fn remove_image(&self, image: &str, force: bool) -> Result<Removed> {
+        Ok(self.0.images.remove(image, force, self.0.image_users()).await?)
+    }
+
+    /// [`Runtime::prune_images`].
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub async fn prune_images(&self) -> Result<Removed> {
+        Ok(self.0.images.prune(self.0.image_users()).await?)
     }
 }
 
 impl Inner {
-    pub(crate) fn images_in_use(&self) -> Result<Vec<InUse>> {
+    /// Tells, whenever it is asked, what the containers of then need of the image store.
+    fn image_users(&self) -> Arc<Users> {
+        let weak = self.weak.clone();
+        Arc::new(move || {
+            let inner = weak.upgrade().ok_or_else(|| io::Error::other("the runtime is closed"))?;
+            inner.images_in_use().map_err(|error| io::Error::other(error.chain()))
+        })
+    }
+
+    fn images_in_use(&self) -> Result<Vec<InUse>> {
         let mut used = Vec::new();
         for id in self.container_ids()? {
             match self.container(&id) {
                 Ok(container) => {
-                    let image = container.record.image;
-                    used.push(InUse { digest: image.digest, layers: image.layers });
+                    let ImageRecord { reference, digest, layers, .. } = container.record.image;
+                    used.push(InUse { reference, digest, layers });
                 }
                 Err(Error::NoSuchContainer { .. }) => {}
                 Err(error) => return Err(error),
@@ -378,14 +396,12 @@ impl Runtime for YoukiRuntime {
     }
 
     async fn remove_image(&self, image: &str, force: bool) -> runtime_core::Result<()> {
-        let used = self.images_in_use()?;
-        self.0.images.remove(image, force, &used).await.map_err(Error::from)?;
+        YoukiRuntime::remove_image(self, image, force).await?;
         Ok(())
     }
 
     async fn prune_images(&self) -> runtime_core::Result<PruneResult> {
-        let used = self.images_in_use()?;
-        let removed = self.0.images.prune(&used).await.map_err(Error::from)?;
+        let removed = YoukiRuntime::prune_images(self).await?;
         Ok(PruneResult { deleted: removed.deleted, space_reclaimed: removed.space_reclaimed })
     }
 

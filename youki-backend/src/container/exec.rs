@@ -237,7 +237,14 @@ impl Inner {
             tokio::spawn(feed(input, sender));
         }
         let request = ExecRequest { command: command.to_vec(), options: options.clone(), stdio: ours.stdio };
-        let exec = self.exec(id, request).await?;
+        let exec = match self.exec(id, request).await {
+            Err(Error::ExecFailed { program, source }) => {
+                let code = crate::supervisor::exec_failure_code(source.raw_os_error().unwrap_or(0));
+                let said = ExecEvent::Stderr(format!("{program}: {source}\n"));
+                return Ok(Box::pin(futures_util::stream::iter([said, ExecEvent::Exit(code)])));
+            }
+            other => other?,
+        };
         let id = id.clone();
         let (events, receiver) = mpsc::channel(16);
         tokio::spawn(async move {

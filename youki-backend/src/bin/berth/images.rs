@@ -88,8 +88,7 @@ pub async fn rmi(session: &Session, args: &RmiArgs) -> Result<i32> {
     let mut all = PruneResult::default();
     let mut status = 0;
     for image in &args.images {
-        let used = session.runtime.images_in_use()?;
-        match session.runtime.images().remove(image, args.force, &used).await {
+        match session.runtime.remove_image(image, args.force).await {
             Ok(Removed { deleted, space_reclaimed }) => {
                 if !session.json {
                     output::print(&deletions(&deleted))?;
@@ -114,8 +113,7 @@ pub async fn prune(session: &Session, args: &PruneArgs) -> Result<i32> {
     if !confirmed(args.force, "This removes all images that no container uses.")? {
         return Ok(0);
     }
-    let used = session.runtime.images_in_use()?;
-    let removed = session.runtime.images().prune(&used).await?;
+    let removed = session.runtime.prune_images().await?;
     print_pruned(session, &PruneResult { deleted: removed.deleted, space_reclaimed: removed.space_reclaimed })?;
     Ok(0)
 }
