@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::Workspace;
 use crate::process::{cargo, display, run};
-use crate::system::{self, BUILD, RUN};
+use crate::system::{self, BUILD, RUN, TEST};
 use crate::tools::Tool;
 
 const TOOLS: &[Tool] = &[Tool::RustComponents, Tool::DockerRegistry, Tool::Weed, Tool::CargoDeny];
@@ -19,7 +19,7 @@ const EVERYTHING: [&str; 2] = ["--workspace", "--all-features"];
 pub(crate) fn run_all(workspace: &Workspace) -> Result<ExitCode> {
     let begin = Instant::now();
     system::require_root("test")?;
-    system::provide(workspace, &[BUILD, RUN].concat(), TOOLS)?;
+    system::provide(workspace, &[BUILD, RUN, TEST].concat(), TOOLS)?;
     let mut done = vec![("install", begin.elapsed(), true)];
     for (name, mut command) in steps(workspace)? {
         println!("\n── {name}: {}", display(&command));

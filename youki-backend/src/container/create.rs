@@ -162,19 +162,20 @@ impl Inner {
 
     /// Makes the volume `name` this container's, as its spec asks.
     pub(super) async fn acquire_volume(&self, record: &ContainerRecord, name: &str) -> Result<volumes_s3::Acquired> {
-        let options = record.spec.storage.iter().find_map(|storage| match storage {
-            StorageSpec::Named { name: other, readonly, tier, size, take_over, .. } if other == name => {
-                Some(AcquireOptions {
-                    readonly: *readonly,
-                    take_over: *take_over,
-                    size: size.map(|size| size.as_u64()),
-                    tier: tier.clone(),
-                    ..AcquireOptions::default()
-                })
+        // Mounted more than once, it is claimed if any of its mounts is writable.
+        let mut wanted: Option<AcquireOptions> = None;
+        for storage in &record.spec.storage {
+            if let StorageSpec::Named { name: other, readonly, tier, size, take_over, .. } = storage
+                && other == name
+            {
+                let all = wanted.get_or_insert(AcquireOptions { readonly: true, ..AcquireOptions::default() });
+                all.readonly &= readonly;
+                all.take_over |= take_over;
+                all.size = all.size.or(size.map(|size| size.as_u64()));
+                all.tier = all.tier.take().or(tier.clone());
             }
-            _ => None,
-        });
-        let acquired = self.volumes.acquire(name, &record.id.to_string(), options.unwrap_or_default()).await;
+        }
+        let acquired = self.volumes.acquire(name, &record.id.to_string(), wanted.unwrap_or_default()).await;
         acquired.map_err(|source| Error::OneVolume { name: name.to_owned(), source })
     }
 }

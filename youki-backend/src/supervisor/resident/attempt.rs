@@ -89,6 +89,9 @@ pub(super) struct Attempt {
 
 impl Attempt {
     pub fn take_over(config: ResidentConfig) -> io::Result<Self> {
+        // A forked exec is for a moment in the container's PID namespace: what it still holds must not be looked at or
+        // traced from inside. The program's own execve sets it back.
+        crate::supervisor::launch::prctl(libc::PR_SET_DUMPABLE, 0, 0)?;
         let events = Events::new()?;
         let children = events::children()?;
         // SAFETY: the stage left these descriptors to us alone, under these numbers.
@@ -152,7 +155,7 @@ impl Attempt {
         self.serve(0);
         while self.ended.is_none() {
             if let Err(error) = self.turn(self.next_deadline()) {
-                eprintln!("waiting for events failed: {error}");
+                super::say!("waiting for events failed: {error}");
                 let _ = self.cgroup.signal_all();
             }
         }
@@ -222,7 +225,7 @@ impl Attempt {
             unsafe { libc::kill(self.init_pid, libc::SIGKILL) };
         }
         if let Err(error) = self.cgroup.signal_all() {
-            eprintln!("killing the cgroup: {}", error.chain());
+            super::say!("killing the cgroup: {}", error.chain());
         }
     }
 
@@ -274,7 +277,7 @@ impl Attempt {
                 None if line == "done" => self.built = true,
                 Some(("pid", pid)) => self.init_pid = pid.parse().unwrap_or(0),
                 Some(("error", text)) => self.abandon(text),
-                _ => eprintln!("the helper said {line:?}"),
+                _ => super::say!("the helper said {line:?}"),
             }
         }
     }
@@ -300,7 +303,7 @@ impl Attempt {
         if self.phase != Phase::Creating {
             return;
         }
-        eprintln!("creating the container failed: {why}");
+        super::say!("creating the container failed: {why}");
         if let Some(helper) = self.helper_pid {
             // SAFETY: our child, not yet reaped.
             unsafe { libc::kill(helper, libc::SIGKILL) };
@@ -700,7 +703,7 @@ impl Attempt {
         let path = self.config.container_dir.join("exit.json");
         let mut pause = Duration::from_millis(100);
         while let Err(error) = record::write(&path, &record) {
-            eprintln!("writing the exit record: {}", error.chain());
+            super::say!("writing the exit record: {}", error.chain());
             if !self.config.container_dir.exists() {
                 break;
             }
@@ -708,7 +711,7 @@ impl Attempt {
             pause = (pause * 2).min(Duration::from_secs(10));
         }
         if let Err(error) = self.cgroup.remove() {
-            eprintln!("removing the cgroup: {}", error.chain());
+            super::say!("removing the cgroup: {}", error.chain());
         }
         let _ = fs::remove_file(&self.config.socket);
         let exit = Exit { code, signal, oom_killed, finished_at_nanos };

@@ -136,8 +136,13 @@ impl Child<'_> {
             for (target, source) in self.stdio.iter().enumerate() {
                 check(libc::dup2(source.as_raw_fd(), target as i32))?;
             }
-            // Before chdir, so that no directory of the host's is at hand any more; the errno pipe goes with execve.
-            check(libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) as i32)?;
+            // Before chdir, so that no directory of the host's is at hand any more. All but the errno pipe, which goes
+            // with execve: until then the container could look at what is open.
+            let errno = self.errno.as_raw_fd() as u32;
+            if errno > 3 {
+                check(libc::syscall(libc::SYS_close_range, 3, errno - 1, 0) as i32)?;
+            }
+            check(libc::syscall(libc::SYS_close_range, errno + 1, u32::MAX, 0) as i32)?;
             libc::umask(0o022);
             check(libc::chdir(self.cwd.as_ptr()))?;
             // Raw system calls: glibc's wrappers would do the same, through its thread machinery.

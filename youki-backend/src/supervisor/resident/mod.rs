@@ -5,6 +5,15 @@
 //! children's ends. When the init ends it writes the exit record, answers who waits, frees the cgroup, and ends; with
 //! it go its mount namespace (the overlay) and the container's network namespace.
 
+/// A line for supervisor.log. A full disk may not take it, which must not end the supervisor, as `eprintln!` would.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($argument)*);
+    }};
+}
+use say;
+
 mod attempt;
 mod config;
 mod connection;
@@ -35,6 +44,6 @@ pub(crate) fn main(argument: Option<&str>) -> i32 {
 }
 
 fn refuse(why: &str) -> i32 {
-    eprintln!("berth-supervisor: {why}");
+    say!("berth-supervisor: {why}");
     1
 }

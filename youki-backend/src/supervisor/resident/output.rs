@@ -249,8 +249,9 @@ impl Log {
                 self.file = Some(file);
             }
             Err(error) => {
-                eprintln!("opening {}: {error}", path.display());
+                super::say!("opening {}: {error}", path.display());
                 self.file = None;
+                self.written = 0;
             }
         }
     }

@@ -70,6 +70,10 @@ fn read_plan() -> io::Result<CreatePlan> {
 
 fn set_up(mut plan: CreatePlan) -> Result<std::convert::Infallible> {
     rustix::process::setsid().map_err(|error| Error::io("leaving", "the agent's session")(error.into()))?;
+    // What the agent had open without close-on-exec came along: it is not ours to hold.
+    // SAFETY: nothing of this process uses a descriptor above standard error yet.
+    super::resident::check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } as i32)
+        .map_err(Error::io("closing", "the agent's descriptors"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     std::env::set_current_dir("/").map_err(Error::io("entering", "/"))?;
     for name in std::env::vars_os().map(|(name, _)| name).collect::<Vec<_>>() {
