@@ -45,25 +45,25 @@ pub const MAX_RETRIES: u32 = 4;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// See [`MAX_MANIFEST_BYTES`].
+    /// See `MAX_MANIFEST_BYTES`.
     pub manifest_bytes: u64,
-    /// See [`MAX_CONFIG_BYTES`].
+    /// See `MAX_CONFIG_BYTES`.
     pub config_bytes: u64,
-    /// See [`MAX_LAYERS`].
+    /// See `MAX_LAYERS`.
     pub layers: usize,
-    /// See [`MAX_BLOB_BYTES`].
+    /// See `MAX_BLOB_BYTES`.
     pub blob_bytes: u64,
-    /// See [`MAX_LAYER_BYTES`].
+    /// See `MAX_LAYER_BYTES`.
     pub layer_bytes: u64,
-    /// See [`MAX_LAYER_ENTRIES`].
+    /// See `MAX_LAYER_ENTRIES`.
     pub layer_entries: u64,
-    /// See [`MAX_RATIO`].
+    /// See `MAX_RATIO`.
     pub ratio: u64,
-    /// See [`MAX_PATH_DEPTH`].
+    /// See `MAX_PATH_DEPTH`.
     pub path_depth: usize,
-    /// See [`NO_PROGRESS_TIMEOUT`]; in whole seconds.
+    /// See `NO_PROGRESS_TIMEOUT`; in whole seconds.
     pub no_progress_seconds: u64,
-    /// See [`CONCURRENT_LAYERS`].
+    /// See `CONCURRENT_LAYERS`.
     pub concurrent_layers: usize,
 }
 

@@ -6,7 +6,7 @@
 //! ```
 //! Rotation opens the next number and unlinks the lowest: a file never changes its name or its number its file, so
 //! `<number>:<offset>` names a place for good, and a reader that holds a file open loses nothing of it. Lines are in
-//! the CRI format ([`line`]). Whole lines are read only: a torn last line is left until its rest comes, and skipped
+//! the CRI format ([`mod@line`]). Whole lines are read only: a torn last line is left until its rest comes, and skipped
 //! when that can no longer be, because the writer is over or has gone on to the next file.
 
 mod files;
