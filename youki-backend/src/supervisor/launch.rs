@@ -121,6 +121,11 @@ impl Launch {
     }
 }
 
+/// As a shell tells it: 127 when there is no such program, 126 when it cannot be executed.
+pub(crate) fn exec_failure_code(errno: i32) -> i32 {
+    if matches!(errno, libc::ENOENT | libc::ENOTDIR) { 127 } else { 126 }
+}
+
 /// Joins a process's own death to its parent's. Must follow the last change of user id, which clears it.
 pub(crate) fn die_with_parent() -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0)

@@ -13,7 +13,8 @@ pub(crate) mod spawn;
 mod stage;
 pub(crate) mod wire;
 
-pub(crate) use resident::{ResidentConfig, exec_failure_code};
+pub(crate) use launch::exec_failure_code;
+pub(crate) use resident::ResidentConfig;
 pub(crate) use stage::{CreatePlan, FillPlan, LIBCONTAINER_ID};
 
 /// Tells a process that it is to be the stage.

@@ -12,7 +12,6 @@ macro_rules! say {
         let _ = writeln!(std::io::stderr(), $($argument)*);
     }};
 }
-use say;
 
 mod attempt;
 mod config;
@@ -21,7 +20,6 @@ mod events;
 mod exec;
 mod output;
 
-pub(crate) use attempt::exec_failure_code;
 pub(crate) use config::{
     CONTROL_FD, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, RESULT_FD, ResidentConfig, STDIN_FD,
 };

@@ -139,7 +139,7 @@ impl Output {
     }
 
     /// Whether the pipe holds nothing now.
-    fn is_drained(&self) -> bool {
+    pub fn is_drained(&self) -> bool {
         let Some(pipe) = &self.pipe else { return true };
         let mut waiting: libc::c_int = 0;
         // SAFETY: FIONREAD writes one int.
@@ -249,7 +249,7 @@ impl Log {
                 self.file = Some(file);
             }
             Err(error) => {
-                super::say!("opening {}: {error}", path.display());
+                say!("opening {}: {error}", path.display());
                 self.file = None;
                 self.written = 0;
             }

@@ -1,0 +1,150 @@
+//! The helper that builds the container, and the init's start.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use super::super::events::{self, Source};
+use super::super::{exec, output};
+use super::{Attempt, BUILD_DEADLINE, KILL_PATIENCE};
+use crate::process::ProcessName;
+use crate::supervisor::wire::{Phase, Reply};
+
+impl Attempt {
+    pub(super) fn reap(&mut self) {
+        while let Some((pid, status)) = events::reap() {
+            if pid == self.init_pid {
+                self.ended = Some(status);
+            } else if Some(pid) == self.helper_pid {
+                self.helper_pid = None;
+                self.read_result();
+                // Not before the helper has left the cgroup with its end.
+                match self.built {
+                    true => self.created(),
+                    false => self.abandon(&format!("its helper ended with status {status:#x}")),
+                }
+            } else if let Some(slot) =
+                self.execs.iter().position(|exec| exec.as_ref().is_some_and(|exec| exec.pid == pid))
+            {
+                self.end_exec(slot, status);
+            }
+        }
+    }
+
+    /// The helper's lines.
+    pub(super) fn read_result(&mut self) {
+        let Some(pipe) = self.result.take() else { return };
+        let mut chunk = [0; 4096];
+        let mut file = fs::File::from(pipe);
+        let over = loop {
+            match file.read(&mut chunk) {
+                Ok(0) => break true,
+                Ok(count) => self.result_text.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break false,
+                Err(_) => break true,
+            }
+        };
+        if over {
+            self.events.remove(&file);
+        } else {
+            self.result = Some(file.into());
+        }
+        while let Some(end) = memchr::memchr(b'\n', &self.result_text) {
+            let line: Vec<u8> = self.result_text.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line[..end]).into_owned();
+            match line.split_once(' ') {
+                None if line == "build" => self.build_by = Some(Instant::now() + BUILD_DEADLINE),
+                None if line == "done" => self.built = true,
+                Some(("pid", pid)) => self.init_pid = pid.parse().unwrap_or(0),
+                Some(("error", text)) => self.abandon(text),
+                _ => say!("the helper said {line:?}"),
+            }
+        }
+    }
+
+    pub(super) fn created(&mut self) {
+        if self.phase != Phase::Creating {
+            return;
+        }
+        self.build_by = None;
+        // Its appearance is what tells a created container from an abandoned one; by its content the init is found if
+        // this process is lost.
+        let init = ProcessName::of(self.init_pid).unwrap_or_default();
+        if let Err(error) = fs::write(self.config.container_dir.join("created"), init.to_string()) {
+            return self.abandon(&format!("writing its mark: {error}"));
+        }
+        self.phase = Phase::Created;
+        self.result = None;
+        self.reply(0, &Reply::Created { pid: self.init_pid });
+    }
+
+    /// The container could not be built: whatever there is of it is killed, and the agent told why.
+    pub(super) fn abandon(&mut self, why: &str) {
+        if self.phase != Phase::Creating {
+            return;
+        }
+        say!("creating the container failed: {why}");
+        if let Some(helper) = self.helper_pid {
+            // SAFETY: our child, not yet reaped.
+            unsafe { libc::kill(helper, libc::SIGKILL) };
+        }
+        self.kill_all();
+        // libcontainer's own processes are our children too, and die with their cgroup.
+        let patience = Instant::now() + KILL_PATIENCE;
+        while self.cgroup.pids().is_ok_and(|pids| !pids.is_empty()) && Instant::now() < patience {
+            let _ = self.cgroup.signal_all();
+            let _ = self.events.wait(Some(Duration::from_millis(5)));
+            events::drain(&self.children);
+            while events::reap().is_some() {}
+        }
+        let _ = self.cgroup.remove();
+        let _ = fs::remove_file(&self.config.socket);
+        self.reply(0, &Reply::Error(why.to_owned()));
+        std::process::exit(1);
+    }
+
+    pub(super) fn start(&mut self, slot: usize) {
+        match self.phase {
+            Phase::Created if self.starters.is_empty() => {
+                self.starters.push(slot);
+                let armed = self.errno.as_ref().map(|errno| self.events.add(errno, Source::Errno));
+                let told = armed.unwrap_or(Ok(())).and_then(|()| self.notify_init());
+                self.started_at_nanos = output::now_nanos();
+                if let Err(error) = told {
+                    self.answer_starters(&Reply::Error(format!("telling the init to start failed: {error}")));
+                }
+            }
+            Phase::Created => self.starters.push(slot),
+            Phase::Running => self.reply(slot, &Reply::Ok),
+            _ => self.reply(slot, &Reply::Error("it is stopping".to_owned())),
+        }
+    }
+
+    /// What `libcontainer::Container::start` does. From within the directory, as a socket's path is short.
+    pub(super) fn notify_init(&self) -> io::Result<()> {
+        std::env::set_current_dir(&self.config.state_dir)?;
+        let result = UnixStream::connect("notify.sock").and_then(|mut socket| socket.write_all(b"start container"));
+        std::env::set_current_dir("/")?;
+        result
+    }
+
+    pub(super) fn read_errno(&mut self) {
+        let Some(pipe) = self.errno.take() else { return };
+        self.events.remove(&pipe);
+        self.exec_errno = exec::read_errno(pipe);
+        match self.exec_errno {
+            Some(errno) => self.answer_starters(&Reply::ExecFailed { errno }),
+            None => {
+                self.phase = Phase::Running;
+                self.answer_starters(&Reply::Ok);
+            }
+        }
+    }
+
+    pub(super) fn answer_starters(&mut self, reply: &Reply) {
+        for slot in std::mem::take(&mut self.starters) {
+            self.reply(slot, reply);
+        }
+    }
+}

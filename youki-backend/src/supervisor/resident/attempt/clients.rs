@@ -1,0 +1,145 @@
+//! Agents: their connections and what they ask.
+
+use std::time::{Duration, Instant};
+
+use rustix::net::SocketFlags;
+
+use super::super::connection::{Connection, Incoming};
+use super::super::events::Source;
+use super::super::exec;
+use super::{Attempt, Stopping, place};
+use crate::supervisor::wire::{Phase, Reply, Request, Status};
+
+/// Connections at a time: more than all agents and commands of a host, fewer than would exhaust descriptors.
+const MAX_CONNECTIONS: usize = 1024;
+
+impl Attempt {
+    pub(super) fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        while let Ok(socket) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            // The directory is root's alone; this holds even if somebody opens it up.
+            let trusted = rustix::net::sockopt::socket_peercred(&socket).is_ok_and(|peer| peer.uid.is_root());
+            if !trusted || self.connections.iter().flatten().count() >= MAX_CONNECTIONS {
+                continue;
+            }
+            let slot = place(&mut self.connections, Connection::new(socket));
+            let added = self.connections[slot]
+                .as_ref()
+                .is_some_and(|connection| self.events.add(&connection.socket, Source::Connection(slot)).is_ok());
+            if !added {
+                self.connections[slot] = None;
+            }
+        }
+    }
+
+    pub(super) fn serve(&mut self, slot: usize) {
+        let Some(connection) = self.connections.get_mut(slot).and_then(Option::as_mut) else { return };
+        if connection.flush() {
+            let _ = self.events.set_writing(&connection.socket, Source::Connection(slot), false);
+        }
+        let incoming = connection.receive();
+        loop {
+            let Some(connection) = self.connections[slot].as_mut() else { return };
+            match connection.next_request() {
+                Ok(Some(request)) => self.handle(slot, request),
+                Ok(None) => break,
+                Err(error) => {
+                    self.reply(slot, &Reply::Error(error.to_string()));
+                    return self.disconnect(slot);
+                }
+            }
+        }
+        if !matches!(incoming, Ok(Incoming::Open)) {
+            self.disconnect(slot);
+        }
+    }
+
+    pub(super) fn disconnect(&mut self, slot: usize) {
+        let Some(connection) = self.connections[slot].take() else { return };
+        self.events.remove(&connection.socket);
+        drop(connection);
+        self.starters.retain(|other| *other != slot);
+        if let Some(stop) = &mut self.stopping {
+            stop.connections.retain(|other| *other != slot);
+        }
+        for exec in self.execs.iter_mut().flatten() {
+            if exec.connection == Some(slot) {
+                exec.connection = None;
+                exec::kill(exec);
+            }
+        }
+        if slot == 0 && self.phase == Phase::Creating {
+            self.abandon("the agent that creates it is gone");
+        }
+    }
+
+    pub(super) fn handle(&mut self, slot: usize, request: Request) {
+        match request {
+            Request::Status => {
+                let status = Status {
+                    phase: self.phase,
+                    pid: self.init_pid,
+                    supervisor_pid: std::process::id() as i32,
+                    started_at_nanos: self.started_at_nanos,
+                };
+                self.reply(slot, &Reply::Status(status));
+            }
+            Request::Start => self.start(slot),
+            Request::Signal(signal) => self.signal(slot, signal),
+            Request::Stop { signal, timeout_ms } => self.stop(slot, signal, Duration::from_millis(timeout_ms)),
+            Request::Wait => {
+                if let Some(connection) = &mut self.connections[slot] {
+                    connection.waits = true;
+                }
+            }
+            Request::Exec(request) => self.exec(slot, &request),
+            Request::Attach => self.attach(slot),
+        }
+    }
+
+    pub(super) fn reply(&mut self, slot: usize, reply: &Reply) {
+        let Some(connection) = self.connections.get_mut(slot).and_then(Option::as_mut) else { return };
+        connection.send(reply);
+        if !connection.flush() {
+            let _ = self.events.set_writing(&connection.socket, Source::Connection(slot), true);
+        }
+    }
+
+    pub(super) fn signal(&mut self, slot: usize, signal: i32) {
+        if self.init_pid == 0 {
+            return self.reply(slot, &Reply::Error("it is not created yet".to_owned()));
+        }
+        self.killed_by_us |= signal == libc::SIGKILL;
+        // SAFETY: our child, not reaped while the attempt lasts, so the number is its own.
+        let reply = match exec::check(unsafe { libc::kill(self.init_pid, signal) }) {
+            Ok(_) => Reply::Ok,
+            Err(error) => Reply::Error(format!("sending signal {signal}: {error}")),
+        };
+        self.reply(slot, &reply);
+    }
+
+    pub(super) fn stop(&mut self, slot: usize, signal: i32, timeout: Duration) {
+        if self.phase == Phase::Creating {
+            return self.abandon("it was stopped while it was created");
+        }
+        // As late as can be told apart from never.
+        let kill_at = Instant::now() + timeout.min(Duration::from_secs(1 << 32));
+        match &mut self.stopping {
+            Some(stop) => {
+                stop.connections.push(slot);
+                stop.kill_at = stop.kill_at.min(kill_at);
+            }
+            None => self.stopping = Some(Stopping { connections: vec![slot], kill_at, killed_at: None }),
+        }
+        // An init that was never started has no handler: it would sit out the time.
+        if self.phase == Phase::Created || signal == libc::SIGKILL {
+            self.kill_all();
+        } else {
+            self.phase = Phase::Stopping;
+            // SAFETY: our child, not reaped while the attempt lasts, so the number is its own.
+            unsafe { libc::kill(self.init_pid, signal) };
+            // One that is paused could not react.
+            let _ = self.cgroup.thaw();
+        }
+    }
+}

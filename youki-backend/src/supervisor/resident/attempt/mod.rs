@@ -1,0 +1,227 @@
+//! One attempt: from the helper that builds the container to its exit record.
+
+mod building;
+mod clients;
+mod ending;
+mod execs;
+mod streams;
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::config::{CONTROL_FD, ERRNO_FD, LISTENER_FD, OUTPUT_FDS, RESULT_FD, ResidentConfig, STDIN_FD};
+use super::connection::Connection;
+use super::events::{self, Events, Source};
+use super::exec::Exec;
+use super::output::{Log, Output, Scratch};
+use crate::cgroup::{CgroupPaths, Hierarchy};
+use crate::supervisor::launch;
+use crate::supervisor::wire::{Phase, Reply};
+use streams::Attachment;
+
+/// Time for libcontainer to build a container: it takes milliseconds, but blocks for ever on a frozen cgroup or a dead
+/// mount. What comes before, filling volumes, has no limit.
+const BUILD_DEADLINE: Duration = Duration::from_secs(60);
+/// Time for a process to end after SIGKILL before those who stop it are told that it does not.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A stop that is under way.
+#[derive(Debug)]
+struct Stopping {
+    connections: Vec<usize>,
+    kill_at: Instant,
+    killed_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+pub(super) struct Attempt {
+    config: ResidentConfig,
+    events: Events,
+    children: OwnedFd,
+    listener: Option<OwnedFd>,
+    cgroup: CgroupPaths,
+    connections: Vec<Option<Connection>>,
+    phase: Phase,
+    init_pid: i32,
+    /// The helper, until it is reaped.
+    helper_pid: Option<i32>,
+    result: Option<OwnedFd>,
+    result_text: Vec<u8>,
+    /// The helper has done all of its work.
+    built: bool,
+    build_by: Option<Instant>,
+    errno: Option<OwnedFd>,
+    exec_errno: Option<i32>,
+    starters: Vec<usize>,
+    started_at_nanos: i64,
+    stopping: Option<Stopping>,
+    killed_by_us: bool,
+    outputs: [Output; 2],
+    scratch: Scratch,
+    log: Log,
+    hot_until: Option<Instant>,
+    attachments: Vec<Option<Attachment>>,
+    stdin: Option<OwnedFd>,
+    execs: Vec<Option<Exec>>,
+    exec_count: u64,
+    /// The init's wait status, once it ended.
+    ended: Option<i32>,
+}
+
+impl Attempt {
+    pub fn take_over(config: ResidentConfig) -> io::Result<Self> {
+        // A forked exec is for a moment in the container's PID namespace: what it still holds must not be looked at or
+        // traced from inside. The program's own execve sets it back.
+        launch::prctl(libc::PR_SET_DUMPABLE, 0, 0)?;
+        let events = Events::new()?;
+        let children = events::children()?;
+        // SAFETY: the stage left these descriptors to us alone, under these numbers.
+        let (control, listener, result, errno, stdin, [stdout, stderr]) = unsafe {
+            (
+                OwnedFd::from_raw_fd(CONTROL_FD),
+                OwnedFd::from_raw_fd(LISTENER_FD),
+                OwnedFd::from_raw_fd(RESULT_FD),
+                OwnedFd::from_raw_fd(ERRNO_FD),
+                config.stdin.then(|| OwnedFd::from_raw_fd(STDIN_FD)),
+                OUTPUT_FDS.map(|fd| OwnedFd::from_raw_fd(fd)),
+            )
+        };
+        for fd in [&control, &listener, &result, &errno, &stdout, &stderr].into_iter().chain(&stdin) {
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
+            rustix::io::ioctl_fionbio(fd, true)?;
+        }
+        events.add(&children, Source::Children)?;
+        events.add(&listener, Source::Listener)?;
+        events.add(&result, Source::Result)?;
+        events.add(&stdout, Source::Output(0))?;
+        events.add(&stderr, Source::Output(1))?;
+        events.add(&control, Source::Connection(0))?;
+        let hierarchy = Hierarchy::detect().map_err(|error| io::Error::other(error.chain()))?;
+        Ok(Self {
+            cgroup: hierarchy.container_dirs(&config.cgroup_path),
+            log: Log::open(&config.container_dir.join("logs"), config.log_file_max_bytes, config.log_files),
+            helper_pid: Some(config.helper_pid),
+            config,
+            events,
+            children,
+            listener: Some(listener),
+            connections: vec![Some(Connection::new(control))],
+            phase: Phase::Creating,
+            init_pid: 0,
+            result: Some(result),
+            result_text: Vec::new(),
+            built: false,
+            build_by: None,
+            errno: Some(errno),
+            exec_errno: None,
+            starters: Vec::new(),
+            started_at_nanos: 0,
+            stopping: None,
+            killed_by_us: false,
+            outputs: [Output::new(stdout, "stdout")?, Output::new(stderr, "stderr")?],
+            scratch: Scratch::new()?,
+            hot_until: None,
+            attachments: Vec::new(),
+            stdin,
+            execs: Vec::new(),
+            exec_count: 0,
+            ended: None,
+        })
+    }
+
+    /// Until the init has ended, then until the record is written and everybody told.
+    pub fn run(mut self) -> i32 {
+        // The end of the helper, or an agent's word, may have come before anybody listened.
+        self.reap();
+        self.serve(0);
+        while self.ended.is_none() {
+            if let Err(error) = self.turn(self.next_deadline()) {
+                say!("waiting for events failed: {error}");
+                let _ = self.cgroup.signal_all();
+            }
+        }
+        self.finish()
+    }
+
+    fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        for source in self.events.wait(timeout)? {
+            match source {
+                Source::Children => {
+                    events::drain(&self.children);
+                    self.reap();
+                }
+                Source::Listener => self.accept(),
+                Source::Result => self.read_result(),
+                Source::Errno => self.read_errno(),
+                Source::Output(stream) => self.read_output(stream),
+                Source::Connection(slot) => self.serve(slot),
+                Source::Attachment(index) => self.flush_attachment(index / 2, index % 2),
+                Source::ExecErrno(slot) => self.read_exec_errno(slot),
+            }
+        }
+        self.pass_deadlines();
+        Ok(())
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let stop =
+            self.stopping.as_ref().map(|stop| stop.killed_at.map_or(stop.kill_at, |killed| killed + KILL_PATIENCE));
+        [self.build_by, stop, self.hot_until].into_iter().flatten().min()
+    }
+
+    fn pass_deadlines(&mut self) {
+        let now = Instant::now();
+        if self.hot_until.is_some_and(|until| until <= now) {
+            self.hot_until = None;
+            self.outputs.iter_mut().for_each(Output::release);
+            self.scratch.release();
+        }
+        if self.build_by.is_some_and(|by| by <= now) {
+            self.build_by = None;
+            self.abandon(&format!("building it took longer than {BUILD_DEADLINE:?}"));
+        }
+        let Some(stop) = &mut self.stopping else { return };
+        match stop.killed_at {
+            None if stop.kill_at <= now => self.kill_all(),
+            Some(killed) if killed + KILL_PATIENCE <= now => {
+                let pids = self.cgroup.pids().unwrap_or_default();
+                let connections = std::mem::take(&mut stop.connections);
+                // Asked again, it is killed again.
+                self.stopping = None;
+                let text = format!("processes {pids:?} survived SIGKILL for {KILL_PATIENCE:?}");
+                connections.iter().for_each(|slot| self.reply(*slot, &Reply::Error(text.clone())));
+            }
+            _ => {}
+        }
+    }
+
+    fn kill_all(&mut self) {
+        self.killed_by_us = true;
+        if let Some(stop) = &mut self.stopping {
+            stop.killed_at = Some(Instant::now());
+        }
+        if self.init_pid > 0 {
+            // SAFETY: our child, not reaped while the attempt lasts, so the number is its own.
+            unsafe { libc::kill(self.init_pid, libc::SIGKILL) };
+        }
+        if let Err(error) = self.cgroup.signal_all() {
+            say!("killing the cgroup: {}", error.chain());
+        }
+    }
+}
+
+/// Puts `value` into the first free slot, and tells which.
+fn place<T>(slots: &mut Vec<Option<T>>, value: T) -> usize {
+    match slots.iter().position(Option::is_none) {
+        Some(free) => {
+            slots[free] = Some(value);
+            free
+        }
+        None => {
+            slots.push(Some(value));
+            slots.len() - 1
+        }
+    }
+}

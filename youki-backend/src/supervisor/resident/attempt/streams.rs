@@ -1,0 +1,136 @@
+//! The container's output: to its log, and to whoever is attached.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::super::events::Source;
+use super::super::output::ReadResult;
+use super::Attempt;
+use crate::supervisor::wire::Reply;
+
+/// Buffers are given back after so long without output.
+const IDLE: Duration = Duration::from_millis(200);
+/// Reads of what an ended container left in its pipe: more than a pipe of the largest size takes.
+const MAX_LAST_READS: usize = 1024;
+/// Attached clients, each of which can hold the container's output back.
+const MAX_ATTACHMENTS: usize = 64;
+
+/// A client that output is copied to.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    /// By stream; `None` once the client closed it.
+    pub targets: [Option<OwnedFd>; 2],
+    /// What a target did not take yet. While there is some, its stream is not read.
+    pub pending: [Vec<u8>; 2],
+}
+
+impl Attempt {
+    pub(super) fn read_output(&mut self, stream: usize) {
+        if self.attachments.iter().flatten().any(|client| !client.pending[stream].is_empty()) && self.ended.is_none() {
+            return;
+        }
+        self.hot_until = Some(Instant::now() + IDLE);
+        let output = &mut self.outputs[stream];
+        match output.read() {
+            Ok(ReadResult::Bytes(count)) => {
+                for (index, client) in self.attachments.iter_mut().enumerate() {
+                    let Some(client) = client else { continue };
+                    let Some(target) = &client.targets[stream] else { continue };
+                    client.pending[stream].extend_from_slice(output.taken(count));
+                    if !write_pending(target, &mut client.pending[stream]) {
+                        let _ = self.events.add_for_writing(target, Source::Attachment(index * 2 + stream));
+                        if let Some(pipe) = &output.pipe {
+                            self.events.remove(pipe);
+                        }
+                    }
+                }
+                output.log(count, &mut self.log, &mut self.scratch);
+            }
+            Ok(ReadResult::Empty) => {}
+            Ok(ReadResult::End) | Err(_) => {
+                output.finish(&mut self.log, &mut self.scratch);
+                if let Some(pipe) = output.pipe.take() {
+                    self.events.remove(&pipe);
+                }
+                for client in self.attachments.iter_mut().flatten() {
+                    if client.pending[stream].is_empty()
+                        && let Some(target) = client.targets[stream].take()
+                    {
+                        self.events.remove(&target);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn flush_attachment(&mut self, index: usize, stream: usize) {
+        let Some(client) = self.attachments.get_mut(index).and_then(Option::as_mut) else { return };
+        let Some(target) = &client.targets[stream] else { return };
+        if !write_pending(target, &mut client.pending[stream]) {
+            return;
+        }
+        self.events.remove(target);
+        if self.outputs[stream].pipe.is_none() {
+            client.targets[stream] = None;
+        }
+        let held = self.attachments.iter().flatten().any(|client| !client.pending[stream].is_empty());
+        if let (Some(pipe), false) = (&self.outputs[stream].pipe, held) {
+            let _ = self.events.add(pipe, Source::Output(stream));
+        }
+    }
+
+    pub(super) fn attach(&mut self, slot: usize) {
+        let Some(connection) = self.connections[slot].as_mut() else { return };
+        let (Some(stdout), Some(stderr)) = (connection.descriptors.pop_front(), connection.descriptors.pop_front())
+        else {
+            return self.reply(slot, &Reply::Error("attaching takes two descriptors".to_owned()));
+        };
+        if self.attachments.iter().flatten().count() >= MAX_ATTACHMENTS {
+            return self.reply(slot, &Reply::Error("too many clients are attached".to_owned()));
+        }
+        for fd in [&stdout, &stderr] {
+            let _ = rustix::io::ioctl_fionbio(fd, true);
+        }
+        self.attachments.push(Some(Attachment { targets: [Some(stdout), Some(stderr)], pending: Default::default() }));
+        match (self.stdin.take(), &mut self.connections[slot]) {
+            // The client holds the only copy from now on: its end of input is the container's.
+            (Some(stdin), Some(connection)) => {
+                let _ = rustix::io::ioctl_fionbio(&stdin, false);
+                connection.send_with(&Reply::Ok, &stdin);
+            }
+            _ => self.reply(slot, &Reply::Ok),
+        }
+    }
+
+    pub(super) fn drain_output(&mut self, stream: usize) {
+        for _ in 0..MAX_LAST_READS {
+            if self.outputs[stream].pipe.is_none() {
+                return;
+            }
+            let drained = self.outputs[stream].is_drained();
+            self.read_output(stream);
+            if drained {
+                break;
+            }
+        }
+        let output = &mut self.outputs[stream];
+        output.finish(&mut self.log, &mut self.scratch);
+        if let Some(pipe) = output.pipe.take() {
+            self.events.remove(&pipe);
+        }
+    }
+}
+
+/// Whether everything is written, or nobody reads any more.
+fn write_pending(target: impl AsFd, pending: &mut Vec<u8>) -> bool {
+    while !pending.is_empty() {
+        match rustix::io::write(&target, pending) {
+            Ok(count) => drop(pending.drain(..count)),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return false,
+            Err(_) => pending.clear(),
+        }
+    }
+    *pending = Vec::new();
+    true
+}
