@@ -272,17 +272,7 @@ impl Error {
     /// The message and its causes, joined by `: `, each said once.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let message = error.to_string();
-            if !text.contains(&message) {
-                text.push_str(": ");
-                text.push_str(&message);
-            }
-            cause = error.source();
-        }
-        text
+        chain(self)
     }
 
     /// The chain and the code, as `AgentError`'s `reason` carries them.
@@ -312,6 +302,28 @@ impl Error {
     /// As the error of a pull.
     pub(crate) fn into_pull(self, image: &str) -> AgentError {
         AgentError::PullFailed { image: image.to_owned(), reason: self.reason() }
+    }
+}
+
+/// The message of `error` and its causes, joined by `: `, each said once.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What remains of failures on a connection to a supervisor, which are all alike to their callers.
+impl From<io::Error> for Error {
+    fn from(source: io::Error) -> Self {
+        Self::Io { action: "talking to", path: PathBuf::from("the supervisor"), source }
     }
 }
 

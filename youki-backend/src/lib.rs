@@ -18,6 +18,7 @@ mod keeper;
 mod layout;
 mod lock;
 mod logs;
+mod mount_attributes;
 mod network;
 mod process;
 mod record;

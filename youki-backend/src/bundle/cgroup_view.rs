@@ -7,7 +7,7 @@
 //! ([`CgroupView::attach`]).
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, mkdirat, symlinkat};
@@ -15,6 +15,8 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
     fsmount, fsopen, move_mount, open_tree,
 };
+
+use crate::mount_attributes;
 
 /// Detached mounts, waiting for their place.
 #[derive(Debug)]
@@ -72,24 +74,8 @@ impl CgroupView {
 /// Seals a mount: no device, no setuid, no program, and no write unless `writable`.
 fn set_attributes(mount: &OwnedFd, writable: bool) -> io::Result<()> {
     let read_only = if writable { 0 } else { libc::MOUNT_ATTR_RDONLY };
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC | read_only,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
-    };
-    // SAFETY: the path is a C string, `attributes` is live and its size is passed; the kernel only reads both.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let sealed = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    mount_attributes::set(mount, sealed | read_only, libc::MS_PRIVATE)
 }
 
 #[cfg(test)]

@@ -5,32 +5,21 @@
 //! it, the file refuses to be written, and the page cache is still shared by all that run it.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{Error, Result};
+use crate::mount_attributes;
 
 /// A descriptor of `executable` on a read-only mount of its own; execute it as `/proc/self/fd/N`.
 pub(crate) fn open(executable: &Path) -> Result<OwnedFd> {
     let sealed = || -> io::Result<OwnedFd> {
         let mount = open_tree(CWD, executable, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-        let attributes =
-            libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-        // SAFETY: the path is a C string, the struct is live and its size is passed; the kernel only reads both.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_mount_setattr,
-                mount.as_raw_fd(),
-                c"".as_ptr(),
-                libc::AT_EMPTY_PATH,
-                &raw const attributes,
-                size_of::<libc::mount_attr>(),
-            )
-        };
-        if result == 0 { Ok(mount) } else { Err(io::Error::last_os_error()) }
+        mount_attributes::set(&mount, libc::MOUNT_ATTR_RDONLY, 0)?;
+        Ok(mount)
     };
     sealed().map_err(Error::io("sealing", executable))
 }
@@ -38,6 +27,7 @@ pub(crate) fn open(executable: &Path) -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
     use std::process::Command;
 
     #[test]

@@ -1,7 +1,6 @@
 //! Starting supervisors, and reaping those that end while their agent lives.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -97,11 +96,5 @@ impl Children {
         let mut children = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // An error means that somebody else reaped it, which is as well.
         children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-    }
-}
-
-impl From<io::Error> for Error {
-    fn from(source: io::Error) -> Self {
-        Self::Io { action: "talking to", path: PathBuf::from("the supervisor"), source }
     }
 }

@@ -21,7 +21,7 @@ use crate::bundle::cgroup_view::CgroupView;
 use crate::bundle::resources::{CgroupLimits, CgroupWrite};
 use crate::bundle::{users, workdir};
 use crate::cgroup::{CgroupPaths, Dirs};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::supervisor::launch::{Launch, Program};
 
 /// libcontainer's name for the container, in a directory that is its alone.
@@ -200,15 +200,4 @@ fn write_limits(controllers: &BTreeMap<String, OwnedFd>, limits: &CgroupLimits) 
         }
     }
     Ok(())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
