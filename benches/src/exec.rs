@@ -5,15 +5,15 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::Args;
 use runtime_core::{ContainerId, Runtime};
-use youki_backend::{CreateOptions, YoukiRuntime};
+use youki_backend::CreateOptions;
 
+use crate::Options;
 use crate::crun::Crun;
 use crate::oci::Bundle;
-use crate::peer::{self, Peers};
+use crate::peer::{self};
 use crate::report::Report;
 use crate::run::{milliseconds, spec};
-use crate::scratch::{Scratch, timed};
-use crate::{Options, image};
+use crate::scratch::{Setup, timed};
 
 const WARM_UP: usize = 5;
 const IDLE: [&str; 2] = ["/bin/sleep", "1000000"];
@@ -27,12 +27,7 @@ pub struct Settings {
 
 pub async fn measure(options: &Options, settings: &Settings) -> Result<Vec<Report>> {
     peer::require("crun", "apt-get install crun")?;
-    let busybox = peer::require_busybox()?;
-    let scratch = Scratch::new(options)?;
-    let image = image::serve(&busybox)?;
-    let runtime = YoukiRuntime::open(scratch.config.clone()).await?;
-    runtime.pull_image(&image).await?;
-    let mut peers = Peers::start(&scratch.dir)?;
+    let Setup { busybox, scratch, image, runtime, mut peers } = Setup::new(options).await?;
     let mut reports = Vec::new();
     for seccomp in [false, true] {
         let id = ContainerId::new("idle", u32::from(seccomp));

@@ -13,15 +13,14 @@ use runtime_core::spec::StorageSpec;
 use runtime_core::{ContainerId, Runtime};
 use youki_backend::{CreateOptions, YoukiRuntime};
 
+use crate::Options;
 use crate::conmon::Conmon;
 use crate::crun::{Crun, text};
 use crate::memory::parent;
 use crate::oci::Bundle;
-use crate::peer::{self, Peers};
 use crate::report::Report;
 use crate::run::spec;
-use crate::scratch::Scratch;
-use crate::{Options, image};
+use crate::scratch::{Scratch, Setup};
 
 /// Length of a line with its newline, and bytes written for it.
 const LINES: [(usize, u64); 3] = [(100, 512 << 20), (1000, 512 << 20), (2, 32 << 20)];
@@ -41,12 +40,7 @@ pub struct Settings {
 
 pub async fn measure(options: &Options, settings: &Settings) -> Result<Vec<Report>> {
     Conmon::require()?;
-    let busybox = peer::require_busybox()?;
-    let scratch = Scratch::new(options)?;
-    let image = image::serve(&busybox)?;
-    let runtime = YoukiRuntime::open(scratch.config.clone()).await?;
-    runtime.pull_image(&image).await?;
-    let mut peers = Peers::start(&scratch.dir)?;
+    let Setup { busybox, scratch, image, runtime, mut peers } = Setup::new(options).await?;
     let crun = Crun::new(&scratch)?;
     let mut reports = Vec::new();
     for (line, bytes) in LINES {

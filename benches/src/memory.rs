@@ -7,16 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use runtime_core::{ContainerId, Runtime};
-use youki_backend::{CreateOptions, YoukiRuntime};
+use youki_backend::CreateOptions;
 
+use crate::Options;
 use crate::conmon::Conmon;
 use crate::crun::Crun;
 use crate::oci::Bundle;
-use crate::peer::{self, Peers};
 use crate::report::Report;
 use crate::run::spec;
-use crate::scratch::Scratch;
-use crate::{Options, image};
+use crate::scratch::Setup;
 
 /// After the start: buffers are given back by then.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -32,12 +31,7 @@ pub struct Settings {
 
 pub async fn measure(options: &Options, settings: &Settings) -> Result<Vec<Report>> {
     Conmon::require()?;
-    let busybox = peer::require_busybox()?;
-    let scratch = Scratch::new(options)?;
-    let image = image::serve(&busybox)?;
-    let runtime = YoukiRuntime::open(scratch.config.clone()).await?;
-    runtime.pull_image(&image).await?;
-    let mut peers = Peers::start(&scratch.dir)?;
+    let Setup { busybox, scratch, image, runtime, mut peers } = Setup::new(options).await?;
     let crun = Crun::new(&scratch)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for number in 0..settings.containers {

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Args;
 use runtime_core::spec::{NetworkMode, SeccompSpec};
-use runtime_core::{ContainerId, Runtime, ServiceSpec};
+use runtime_core::{ContainerId, ServiceSpec};
 use youki_backend::{CreateOptions, YoukiRuntime};
 
+use crate::Options;
 use crate::crun::Crun;
 use crate::oci::Bundle;
 use crate::peer::{self, Peers};
 use crate::report::Report;
-use crate::scratch::{Scratch, timed};
-use crate::{Options, image};
+use crate::scratch::{Scratch, Setup, timed};
 
 /// Repetitions that are not counted: caches fill, the filter is compiled.
 const WARM_UP: usize = 3;
@@ -31,13 +31,8 @@ pub struct Settings {
 
 pub async fn measure(options: &Options, settings: &Settings) -> Result<Vec<Report>> {
     peer::require("crun", "apt-get install crun")?;
-    let busybox = peer::require_busybox()?;
-    let scratch = Scratch::new(options)?;
+    let Setup { busybox, scratch, image, runtime, mut peers } = Setup::new(options).await?;
     let crun = Crun::new(&scratch)?;
-    let image = image::serve(&busybox)?;
-    let runtime = YoukiRuntime::open(scratch.config.clone()).await?;
-    runtime.pull_image(&image).await?;
-    let mut peers = Peers::start(&scratch.dir)?;
     let mut reports = Vec::new();
     for apart in [Duration::ZERO, Duration::from_millis(settings.apart_ms)] {
         for seccomp in [false, true] {

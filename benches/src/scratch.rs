@@ -6,12 +6,42 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use runtime_core::Runtime;
 use youki_backend::{Config, YoukiRuntime};
 
-use crate::Options;
+use crate::peer::{self, Peers};
+use crate::{Options, image};
 
 /// Helper executables of the runtime, and its command.
 const PROGRAMS: [&str; 3] = ["berth", "berth-supervisor", "berth-create"];
+
+/// What measurements of containers begin with.
+#[derive(Debug)]
+pub struct Setup {
+    /// What the image is made of.
+    pub busybox: PathBuf,
+    /// Where it all lies.
+    pub scratch: Scratch,
+    /// Reference of the image, which the runtime has.
+    pub image: String,
+    /// Berth, in this process.
+    pub runtime: YoukiRuntime,
+    /// Starts the others.
+    pub peers: Peers,
+}
+
+impl Setup {
+    /// Makes it. Says what is missing.
+    pub async fn new(options: &Options) -> Result<Self> {
+        let busybox = peer::require_busybox()?;
+        let scratch = Scratch::new(options)?;
+        let image = image::serve(&busybox)?;
+        let runtime = YoukiRuntime::open(scratch.config.clone()).await?;
+        runtime.pull_image(&image).await?;
+        let peers = Peers::start(&scratch.dir)?;
+        Ok(Self { busybox, scratch, image, runtime, peers })
+    }
+}
 
 /// Where a measurement keeps everything; removed when it is dropped.
 #[derive(Debug)]
