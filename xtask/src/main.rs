@@ -78,7 +78,8 @@ fn dispatch(mut args: Vec<String>) -> Result<ExitCode> {
     match command.as_str() {
         "demo" => demo_first_stage(&workspace, &args),
         "test" if args.is_empty() => test::run_all(&workspace),
-        "bench" => bench(&workspace, &args),
+        // Cargo passes on a `--` of its own user's: `cargo xtask bench -- run`.
+        "bench" => bench(&workspace, args.strip_prefix(&["--".to_owned()]).unwrap_or(&args)),
         #[cfg(feature = "demo")]
         DEMO_SECOND_STAGE => demo::run(&args),
         #[cfg(feature = "demo")]
