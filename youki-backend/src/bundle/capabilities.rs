@@ -105,11 +105,22 @@ impl CapabilitySets {
 }
 
 /// Docker's defaults, with `drop` taken away and `add` added (an addition by name wins over `ALL` dropped, and a drop
-/// by name over `ALL` added). Without a device filter, as on cgroup v2, `MKNOD` is never given.
+/// by name over `ALL` added). Without a device filter, as on cgroup v2, `MKNOD` is never given. Nobody can give what is
+/// not in his own bounding set: `ALL` and `privileged` are what is, which is logged where it is less than the kernel has.
 pub(super) fn sets(add: &[String], drop: &[String], privileged: bool, device_filter: bool) -> Result<CapabilitySets> {
-    let all = all();
+    let all = available();
     let added = named(add, "capabilities")?;
     let dropped = named(drop, "drop_capabilities")?;
+    if let Some(index) = add.iter().position(|name| number(name).is_some_and(|number| all & bit(number) == 0)) {
+        let reason = format!("{} is not in this process's own bounding set", add[index]);
+        return Err(Error::invalid(format!("capabilities[{index}]"), reason));
+    }
+    if privileged || added.all {
+        let missing: Vec<&str> = names_of(self::all() & !all);
+        if !missing.is_empty() {
+            tracing::warn!("all capabilities are given but {}, which this host lacks itself", missing.join(", "));
+        }
+    }
     let mut mask = match (privileged || added.all, dropped.all) {
         (true, false) => all & !dropped.mask,
         (_, true) => added.mask,
@@ -135,6 +146,24 @@ pub(super) fn number(text: &str) -> Option<u8> {
 /// The mask of one capability.
 pub(super) fn bit(number: u8) -> u64 {
     1 << number
+}
+
+/// Those that this process may pass on: its bounding set.
+pub(crate) fn available() -> u64 {
+    static MASK: OnceLock<u64> = OnceLock::new();
+    *MASK.get_or_init(|| {
+        let known = (0..64).filter(|number| all() & bit(*number) != 0);
+        let held = known.filter(|number| {
+            let flag = rustix::thread::CapabilitySet::from_bits_retain(bit(*number));
+            rustix::thread::capability_is_in_bounding_set(flag).unwrap_or(false)
+        });
+        held.map(bit).fold(0, |mask, bit| mask | bit)
+    })
+}
+
+fn names_of(mask: u64) -> Vec<&'static str> {
+    // There are 41 of them: the index fits.
+    NAMES.iter().enumerate().filter(|(index, _)| mask & bit(*index as u8) != 0).map(|(_, name)| *name).collect()
 }
 
 /// All capabilities that the running kernel has.
@@ -208,11 +237,11 @@ mod tests {
             (&["CAP_Sys_Time"], &["KILL"], false, (docker | mask(&["SYS_TIME"])) & !mask(&["KILL"])),
             (&[], &["ALL"], false, 0),
             (&["CHOWN"], &["all"], false, mask(&["CHOWN"])),
-            (&["ALL"], &[], false, all()),
-            (&["ALL"], &["SYS_ADMIN"], false, all() & !mask(&["SYS_ADMIN"])),
+            (&["ALL"], &[], false, available()),
+            (&["ALL"], &["SYS_ADMIN"], false, available() & !mask(&["SYS_ADMIN"])),
             (&["ALL"], &["ALL"], false, 0),
             (&["KILL"], &["KILL"], false, docker),
-            (&[], &["ALL"], true, all()),
+            (&[], &["ALL"], true, available()),
         ] {
             let sets = sets(&owned(add), &owned(drop), privileged, true).unwrap();
             assert_eq!(sets.bounding, expected, "+{add:?} -{drop:?} privileged {privileged}");

@@ -100,7 +100,7 @@ fn privileged_means_everything_and_is_refused_without_a_device_filter() {
     let spec = ServiceSpec { privileged: true, ..ServiceSpec::new("i") };
     let bundle = built(&spec, &image(), false).unwrap();
     assert_eq!(bundle.process.seccomp, None);
-    assert_eq!(bundle.process.capabilities.bounding, capabilities::all());
+    assert_eq!(bundle.process.capabilities.bounding, capabilities::available());
     assert!(bundle.process.cgroup_view_writable);
     let linux = bundle.oci.linux().as_ref().unwrap();
     assert!(linux.masked_paths().as_ref().unwrap().is_empty() && linux.readonly_paths().as_ref().unwrap().is_empty());

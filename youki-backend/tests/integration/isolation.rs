@@ -7,6 +7,7 @@ crate::tests![
     unconfined_is_unfiltered,
     dockers_default_capabilities_and_no_more,
     capabilities_can_be_added_and_dropped,
+    privileged_is_all_that_this_process_has_itself,
     it_sees_only_its_own_processes,
     masked_and_read_only_paths_are_dockers,
     its_cgroups_cannot_be_written,
@@ -53,6 +54,17 @@ async fn capabilities_can_be_added_and_dropped(case: Case) {
     spec.capabilities = vec!["NO_SUCH_CAPABILITY".into()];
     let error = case.try_start(&case.id(), &spec).await.unwrap_err();
     assert!(error.to_string().contains("NO_SUCH_CAPABILITY"), "{error}");
+}
+
+async fn privileged_is_all_that_this_process_has_itself(case: Case) {
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("CapBnd:\t")).unwrap();
+    let mut spec = case.script("grep -E '^Cap(Bnd|Eff):' /proc/self/status | cut -f2").await;
+    spec.privileged = true;
+    assert_eq!(case.run(&spec).await.succeeded(), [own; 2]);
+    spec.privileged = false;
+    spec.capabilities = vec!["ALL".into()];
+    assert_eq!(case.run(&spec).await.succeeded(), [own; 2]);
 }
 
 async fn it_sees_only_its_own_processes(case: Case) {
