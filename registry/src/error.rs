@@ -18,6 +18,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The text is not a platform.
+    #[error("{platform:?} is not a platform")]
+    InvalidPlatform {
+        /// The text as it was given.
+        platform: String,
+    },
     /// The registry does not have it.
     #[error("{what} does not exist on {registry}")]
     NotFound {
@@ -207,6 +213,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::InvalidReference { .. } => "image.invalid_reference",
+            Self::InvalidPlatform { .. } => "image.invalid_platform",
             Self::NotFound { .. } => "image.not_found",
             Self::NotPresent(_) => "image.not_present",
             Self::Ambiguous { .. } => "image.ambiguous",
@@ -239,6 +246,7 @@ impl Error {
             Self::InvalidReference { .. } => {
                 "write it as [HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST], the name in lower case"
             }
+            Self::InvalidPlatform { .. } => "write it as OS/ARCH[/VARIANT], such as linux/amd64",
             Self::NotFound { .. } => "check name and tag",
             Self::NotPresent(_) => "pull it first, or let the pull policy be `missing`",
             Self::Ambiguous { .. } => "give more digits",

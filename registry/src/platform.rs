@@ -45,10 +45,7 @@ impl Platform {
                 platform.normalise();
                 Ok(platform)
             }
-            _ => Err(Error::InvalidReference {
-                reference: text.chars().take(100).collect(),
-                reason: "a platform is OS/ARCH[/VARIANT], such as linux/amd64".into(),
-            }),
+            _ => Err(Error::InvalidPlatform { platform: text.chars().take(100).collect() }),
         }
     }
 

@@ -50,6 +50,30 @@ pub enum Error {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The directory that an exec is to start in cannot be entered.
+    #[error("working directory {path}: {source}")]
+    WorkingDirectory {
+        /// The directory, in the container.
+        path: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// A user or group is not one of the container's.
+    #[error("user {user:?}: {reason}")]
+    UnknownUser {
+        /// As it was asked for; `:group` where the group is unknown.
+        user: String,
+        /// Where it was looked for.
+        reason: String,
+    },
+    /// Something could not be mounted in a container.
+    #[error("mounting {mount}: {reason}")]
+    Mount {
+        /// Source, target and options.
+        mount: String,
+        /// The kernel's reason.
+        reason: String,
+    },
     /// Something in the spec is not acceptable.
     #[error("{field}: {reason}")]
     InvalidSpec {
@@ -69,6 +93,8 @@ pub enum Error {
     CreateFailed {
         /// The container.
         id: String,
+        /// The code of the helper's own failure, else `container.create_failed`.
+        code: &'static str,
         /// The helper's message.
         reason: String,
     },
@@ -191,6 +217,8 @@ pub enum Error {
     ThreadLost(#[source] tokio::task::JoinError),
 }
 
+const FREE_SPACE: &str = "free space on that filesystem: `berth prune`, `berth volume prune`";
+
 fn join(errors: &[Error]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
@@ -218,9 +246,12 @@ impl Error {
             Self::StillRunning { .. } => "container.running",
             Self::ExecFailed { source, .. } if source.raw_os_error() == Some(libc::ENOENT) => "exec.not_found",
             Self::ExecFailed { .. } => "exec.not_executable",
+            Self::WorkingDirectory { .. } => "exec.workdir",
+            Self::UnknownUser { .. } => "user.not_found",
+            Self::Mount { .. } => "mount.failed",
             Self::InvalidSpec { .. } => "spec.invalid",
             Self::Unsupported { .. } => "unsupported.here",
-            Self::CreateFailed { .. } => "container.create_failed",
+            Self::CreateFailed { code, .. } => code,
             Self::Supervisor { .. } => "supervisor.unreachable",
             Self::StopTimedOut { .. } => "container.stop_timed_out",
             Self::HelperMissing { .. } => "install.helper_missing",
@@ -246,21 +277,25 @@ impl Error {
         Some(match self {
             Self::NoSuchContainer { .. } => "`berth ps -a` lists the containers of this root".to_owned(),
             Self::ContainerExists { .. } => "choose another --name, or remove it first: `berth rm`".to_owned(),
+            Self::NotRunning { state: "paused", .. } => "let it go on first: `berth unpause`".to_owned(),
             Self::NotRunning { .. } => "start it first: `berth start`".to_owned(),
             Self::StillRunning { .. } => "stop it first, or use `berth rm -f`".to_owned(),
             Self::ExecFailed { .. } => "check the command, and that the image has it".to_owned(),
-            Self::Unsupported { .. } => "the README's table says what is built".to_owned(),
-            Self::Supervisor { .. } | Self::CreateFailed { .. } => {
-                "its messages are in containers/<id>/supervisor.log beneath the root".to_owned()
+            Self::WorkingDirectory { .. } => "name a directory that the container has".to_owned(),
+            Self::UnknownUser { .. } => "name one that the image has, or give numbers: UID:GID".to_owned(),
+            Self::Mount { .. } => {
+                "a directory is mounted on a directory, a file on a file; see that both are there".to_owned()
             }
+            Self::Unsupported { .. } => "the README's table says what is built".to_owned(),
+            Self::Supervisor { .. } => "its messages are in containers/<id>/supervisor.log beneath the root".to_owned(),
+            Self::CreateFailed { code: "disk.full", .. } => FREE_SPACE.to_owned(),
+            Self::CreateFailed { .. } => "`berth doctor` checks what this host must have".to_owned(),
             Self::HelperMissing { .. } => "install berth-supervisor and berth-create beside the agent, or call \
                  youki_backend::supervisor::run_if_invoked() first thing in its main"
                 .to_owned(),
             Self::NoSecretsProvider { .. } => "start the container from the agent that holds the secrets".to_owned(),
             Self::IncompatibleRoot { .. } => "use the Berth that wrote it, or a newer one".to_owned(),
-            Self::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
-                "free space on that filesystem: `berth prune`, `berth volume prune`".to_owned()
-            }
+            Self::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => FREE_SPACE.to_owned(),
             Self::SubnetExhausted { .. } => "remove containers, or configure a larger --subnet".to_owned(),
             Self::Several(errors) => return errors.first().and_then(Self::hint),
             Self::Image(error) => return error.hint().map(str::to_owned),
@@ -280,12 +315,19 @@ impl Error {
         format!("{} [{}]", self.chain(), self.code())
     }
 
+    /// Whether it is that something is not built, or not possible here, whichever crate says so.
+    fn is_unsupported(&self) -> bool {
+        matches!(self.code(), "unsupported.here" | "unsupported" | "volume.unsupported")
+    }
+
     /// As the error of a create.
     pub(crate) fn into_create(self, id: &str, image: &str) -> AgentError {
         match self {
-            Self::InvalidSpec { .. } | Self::InvalidId(_) | Self::Unsupported { .. } | Self::NoSuchContainer { .. } => {
+            Self::InvalidSpec { .. } | Self::UnknownUser { .. } | Self::InvalidId(_) | Self::NoSuchContainer { .. } => {
                 self.into()
             }
+            _ if self.is_unsupported() => self.into(),
+            Self::Image(registry::Error::InvalidPlatform { .. }) => self.into(),
             Self::Image(_) => self.into_pull(image),
             _ => AgentError::CreateFailed { id: id.to_owned(), reason: self.reason() },
         }
@@ -295,12 +337,16 @@ impl Error {
     pub(crate) fn into_start(self, id: &str) -> AgentError {
         match self {
             Self::NoSuchContainer { .. } | Self::InvalidId(_) => self.into(),
+            _ if self.is_unsupported() => self.into(),
             _ => AgentError::StartFailed { id: id.to_owned(), reason: self.reason() },
         }
     }
 
     /// As the error of a pull.
     pub(crate) fn into_pull(self, image: &str) -> AgentError {
+        if self.is_unsupported() {
+            return self.into();
+        }
         AgentError::PullFailed { image: image.to_owned(), reason: self.reason() }
     }
 }
@@ -331,6 +377,7 @@ impl From<Error> for AgentError {
     fn from(error: Error) -> Self {
         let reason = error.reason();
         match error {
+            _ if error.is_unsupported() => Self::Unsupported(reason),
             Error::NoSuchContainer { id } => Self::NotFound { container: id, reason },
             Error::Image(ref e) if e.code() == "image.not_found" || e.code() == "image.not_present" => {
                 Self::NotFound { container: String::new(), reason }
@@ -338,13 +385,47 @@ impl From<Error> for AgentError {
             Error::Volume(ref e) if e.code() == "volume.not_found" => {
                 Self::NotFound { container: String::new(), reason }
             }
-            Error::InvalidId(_) | Error::InvalidSpec { .. } => Self::InvalidSpec(reason),
-            Error::Unsupported { .. } => Self::Unsupported(reason),
+            Error::InvalidId(_)
+            | Error::InvalidSpec { .. }
+            | Error::UnknownUser { .. }
+            | Error::Image(registry::Error::InvalidPlatform { .. }) => Self::InvalidSpec(reason),
             Error::Configuration { .. } | Error::IncompatibleRoot { .. } | Error::HelperMissing { .. } => {
                 Self::Configuration(reason)
             }
             Error::Network { .. } | Error::SubnetExhausted { .. } => Self::Network(reason),
             _ => Self::Internal(reason),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_built_is_unsupported_whichever_crate_says_so_and_whenever() {
+        let mirrors = || Error::from(registry::Error::Unsupported("mirrors".into()));
+        let size = || volumes_s3::Error::Unsupported { what: "a size".into() };
+        let errors = || {
+            let one = Error::OneVolume { name: "v".into(), source: size() };
+            [Error::Unsupported { what: "x".into() }, mirrors(), size().into(), one]
+        };
+        for error in errors() {
+            assert!(matches!(error.into_create("id", "image"), AgentError::Unsupported(_)));
+        }
+        for error in errors() {
+            assert!(matches!(error.into_start("id"), AgentError::Unsupported(_)));
+        }
+        for error in errors() {
+            assert!(matches!(AgentError::from(error), AgentError::Unsupported(_)));
+        }
+        assert!(matches!(mirrors().into_pull("image"), AgentError::Unsupported(_)));
+    }
+
+    #[test]
+    fn what_stands_in_the_way_decides_the_hint() {
+        let hint = |state| Error::NotRunning { id: "web-rep-0".into(), state }.hint().unwrap();
+        assert!(hint("paused").contains("berth unpause"));
+        assert!(hint("exited").contains("berth start"));
     }
 }

@@ -87,6 +87,23 @@ impl CgroupLimits {
     }
 }
 
+/// Refuses more CPU time than this host has, as docker does: it would be no limit, and mostly a typing error. Asked when
+/// a container is created; one that is there starts with fewer CPUs, too.
+///
+/// # Errors
+/// [`Error::InvalidSpec`] with the range.
+pub(crate) fn check_cpus(spec: &ResourcesSpec) -> Result<()> {
+    // SAFETY: takes an integer, returns one.
+    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1);
+    match spec.cpu {
+        Some(cpu) if cpu > online as f64 => Err(Error::invalid(
+            "resources.cpu",
+            format!("{cpu} is not between 0.01 and {online}.00: this host has {online} CPUs"),
+        )),
+        _ => Ok(()),
+    }
+}
+
 struct Writes(Vec<CgroupWrite>);
 
 impl Writes {
@@ -294,6 +311,14 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn more_cpus_than_the_host_has_are_refused_with_the_range() {
+        let asked = |cpu| check_cpus(&ResourcesSpec { cpu: Some(cpu), ..ResourcesSpec::default() });
+        assert!(asked(1.0).is_ok() && check_cpus(&ResourcesSpec::default()).is_ok());
+        let text = asked(65_000.0).unwrap_err().to_string();
+        assert!(text.starts_with("resources.cpu: 65000 is not between 0.01 and "), "{text}");
     }
 
     #[test]

@@ -26,19 +26,20 @@ pub(crate) struct Identity {
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
-    /// Supplementary groups, sorted, each once.
+    /// Supplementary groups, sorted, each once. The primary one is always among them: a set-group-ID program must not be
+    /// able to leave it behind (CVE-2022-36109).
     pub groups: Vec<u32>,
     /// Home directory of the user's passwd line, if it has one.
     pub home: Option<String>,
 }
 
 /// Resolves `user` beneath `root`, a directory descriptor of the container's root filesystem. `None` and the empty
-/// text are uid 0. A number without a passwd line gets group 0 and no supplementary groups, as with docker; an
-/// explicit group stands alone. Blocks on the filesystem.
+/// text are uid 0. A number without a passwd line gets group 0 and no further groups, as with docker; an explicit group
+/// stands alone. Blocks on the filesystem.
 ///
 /// # Errors
-/// [`Error::InvalidSpec`] for an unknown name, a number that is too large, or a broken line of that user;
-/// [`Error::Io`] and [`Error::Corrupt`] when a file cannot be read within its limit.
+/// [`Error::UnknownUser`] for an unknown name; [`Error::InvalidSpec`] for a number that is too large, or a broken line of
+/// that user; [`Error::Io`] and [`Error::Corrupt`] when a file cannot be read within its limit.
 pub(crate) fn resolve(root: BorrowedFd<'_>, user: Option<&str>) -> Result<Identity> {
     let text = user.unwrap_or_default();
     let (user, group) = text.split_once(':').unwrap_or((text, ""));
@@ -62,10 +63,11 @@ fn identity(user: &str, group: &str, passwd: &str, groups: &str) -> Result<Ident
             (uid, gid, Some(line.home.to_owned()), Some(line.name))
         }
         (None, Some(uid)) => (uid, 0, None, None),
-        (None, None) => return Err(Error::invalid("user", format!("{user:?} is not in the image's /etc/passwd"))),
+        (None, None) => return Err(unknown(user, "it is not in the image's /etc/passwd")),
     };
     if !group.is_empty() {
-        return Ok(Identity { uid, gid: group_id(group, groups)?, groups: Vec::new(), home });
+        let gid = group_id(group, groups)?;
+        return Ok(Identity { uid, gid, groups: vec![gid], home });
     }
     let mut supplementary: Vec<u32> = match name {
         Some(name) => groups
@@ -78,6 +80,7 @@ fn identity(user: &str, group: &str, passwd: &str, groups: &str) -> Result<Ident
             .collect(),
         None => Vec::new(),
     };
+    supplementary.push(primary);
     supplementary.sort_unstable();
     supplementary.dedup();
     Ok(Identity { uid, gid: primary, groups: supplementary, home })
@@ -94,8 +97,12 @@ fn group_id(group: &str, groups: &str) -> Result<u32> {
             Error::invalid("user", format!("group {group:?} has a broken line in the image's /etc/group"))
         }),
         (None, Some(number)) => Ok(number),
-        (None, None) => Err(Error::invalid("user", format!("group {group:?} is not in the image's /etc/group"))),
+        (None, None) => Err(unknown(&format!(":{group}"), "that group is not in the image's /etc/group")),
     }
+}
+
+fn unknown(user: &str, reason: &str) -> Error {
+    Error::UnknownUser { user: user.to_owned(), reason: reason.to_owned() }
 }
 
 /// A line of passwd: `name:password:uid:gid:comment:home:shell`.
@@ -218,18 +225,18 @@ noline
             ("", (0, 0, vec![0, 10], home("/root"))),
             ("root", (0, 0, vec![0, 10], home("/root"))),
             ("0", (0, 0, vec![0, 10], home("/root"))),
-            ("app", (1000, 1001, vec![10, 50], home("/home/app"))),
-            ("1000", (1000, 1001, vec![10, 50], home("/home/app"))),
-            ("app:data", (1000, 50, vec![], home("/home/app"))),
-            ("app:50", (1000, 50, vec![], home("/home/app"))),
-            ("app:4000", (1000, 4000, vec![], home("/home/app"))),
-            ("app:", (1000, 1001, vec![10, 50], home("/home/app"))),
-            (":data", (0, 50, vec![], home("/root"))),
-            ("minimal", (7, 8, vec![], home(""))),
-            ("4242", (4242, 0, vec![], None)),
-            ("4242:4343", (4242, 4343, vec![], None)),
-            ("1234", (77, 78, vec![], home("/odd"))),
-            ("2147483647", (2_147_483_647, 0, vec![], None)),
+            ("app", (1000, 1001, vec![10, 50, 1001], home("/home/app"))),
+            ("1000", (1000, 1001, vec![10, 50, 1001], home("/home/app"))),
+            ("app:data", (1000, 50, vec![50], home("/home/app"))),
+            ("app:50", (1000, 50, vec![50], home("/home/app"))),
+            ("app:4000", (1000, 4000, vec![4000], home("/home/app"))),
+            ("app:", (1000, 1001, vec![10, 50, 1001], home("/home/app"))),
+            (":data", (0, 50, vec![50], home("/root"))),
+            ("minimal", (7, 8, vec![8], home(""))),
+            ("4242", (4242, 0, vec![0], None)),
+            ("4242:4343", (4242, 4343, vec![4343], None)),
+            ("1234", (77, 78, vec![78], home("/odd"))),
+            ("2147483647", (2_147_483_647, 0, vec![0], None)),
         ] {
             assert_eq!(who(user).unwrap(), expected, "{user:?}");
         }
@@ -256,7 +263,8 @@ noline
             "# comment",
         ] {
             let error = who(user).unwrap_err();
-            assert!(matches!(error, Error::InvalidSpec { ref field, .. } if field == "user"), "{user:?}: {error}");
+            let unknown = ["nobody-here", "app:nogroup", "short", "# comment"].contains(&user);
+            assert_eq!(error.code(), if unknown { "user.not_found" } else { "spec.invalid" }, "{user:?}: {error}");
         }
     }
 
@@ -274,7 +282,7 @@ noline
         fs::write(dir.path().join("passwd"), "evil:x:666:666::/:\n").unwrap();
         symlink("../../passwd", dir.path().join("root/etc/passwd")).unwrap();
         let root = fs::File::open(dir.path().join("root")).unwrap();
-        assert_eq!(resolve(root.as_fd(), Some("evil")).unwrap_err().code(), "spec.invalid");
+        assert_eq!(resolve(root.as_fd(), Some("evil")).unwrap_err().code(), "user.not_found");
         assert_eq!(resolve(root.as_fd(), None).unwrap().uid, 0);
 
         fs::write(dir.path().join("root/passwd"), "good:x:5:6::/:\n").unwrap();

@@ -13,6 +13,7 @@ use crate::network;
 use crate::record::{self, ContainerRecord, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
+use crate::supervisor::failure::Failure;
 use crate::supervisor::wire::{Reply, Request};
 use crate::supervisor::{CreatePlan, FillPlan, ResidentConfig};
 
@@ -48,9 +49,10 @@ impl Inner {
                     }
                 }
                 Some(Reply::Created { .. }) => break Ok(()),
-                Some(Reply::Error(reason)) => break Err(Error::CreateFailed { id, reason }),
+                Some(Reply::Error(text)) => break Err(Failure::from(text.as_str()).into_error(id)),
+                Some(Reply::Failed(failure)) => break Err(failure.into_error(id)),
                 Some(_) => {}
-                None => break Err(Error::CreateFailed { id, reason: "the supervisor ended".to_owned() }),
+                None => break Err(Failure::from("the supervisor ended").into_error(id)),
             }
         };
         let attached = match attaching {

@@ -45,7 +45,7 @@ impl Inner {
 
     async fn create_to_the_end(&self, id: &ContainerId, spec: &ServiceSpec, options: CreateOptions) -> Result<()> {
         id.validate()?;
-        check(spec)?;
+        check(spec, self.config.logs.mode)?;
         let paths = self.layout.container(id);
         let lock = ContainerLock::acquire(paths.lock.clone()).await?;
         if paths.record().exists() {
@@ -181,10 +181,11 @@ impl Inner {
 }
 
 /// Refuses what is not built, or cannot be, before anything is made.
-fn check(spec: &ServiceSpec) -> Result<()> {
+fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
     let unsupported = |what: &str| Err(Error::Unsupported { what: what.to_owned() });
     network::check(spec)?;
     bundle::check_storage(spec)?;
+    bundle::resources::check_cpus(&spec.resources)?;
     if spec.restart_policy.kind != RestartKind::No {
         return unsupported("restart_policy");
     }
@@ -197,7 +198,7 @@ fn check(spec: &ServiceSpec) -> Result<()> {
     if spec.tty {
         return unsupported("tty");
     }
-    if spec.logs.mode == Some(LogMode::NonBlocking) {
+    if spec.logs.mode.unwrap_or(default_log_mode) == LogMode::NonBlocking {
         return unsupported("logs.mode non_blocking");
     }
     if spec.image.name.trim().is_empty() {

@@ -19,12 +19,14 @@ use crate::bundle::{self, seccomp, users};
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
-use crate::supervisor::wire::{self, Reply, Request};
+use crate::supervisor::wire::{self, ExecStep, Reply, Request};
 
 /// What a buffered exec keeps of each stream; the rest is counted and said.
 const MAX_BUFFERED_BYTES: usize = 16 << 20;
 /// Exit code of an exec whose time ran out, as timeout(1)'s.
 pub const TIMEOUT_EXIT_CODE: i32 = 124;
+/// Exit code of a program that cannot be executed, as a shell's.
+const CANNOT_EXECUTE: i32 = 126;
 /// Longest environment block of an init that is read.
 const MAX_ENVIRON_BYTES: u64 = 4 << 20;
 
@@ -94,6 +96,7 @@ impl Inner {
             return Err(not_running("paused"));
         }
         let (exec, filter) = self.exec_request(&container, init, &request)?;
+        let workdir = String::from_utf8_lossy(&exec.cwd).into_owned();
         let mut connection = self.supervisor(&container).await?.ok_or_else(|| not_running("exited"))?;
         let [stdin, stdout, stderr] = &request.stdio;
         let mut descriptors = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
@@ -107,10 +110,18 @@ impl Inner {
                 let pid = u32::try_from(pid).unwrap_or(0);
                 Ok(RunningExec { connection, container: id.to_string(), deadline, pid })
             }
-            Some(Reply::ExecFailed { errno }) => Err(Error::ExecFailed {
-                program: request.command[0].clone(),
-                source: io::Error::from_raw_os_error(errno),
-            }),
+            Some(Reply::ExecFailed { errno, step }) => {
+                let source = io::Error::from_raw_os_error(errno);
+                Err(match step {
+                    ExecStep::Program => Error::ExecFailed { program: request.command[0].clone(), source },
+                    ExecStep::WorkingDirectory => Error::WorkingDirectory { path: workdir, source },
+                    ExecStep::Preparation => Error::Supervisor {
+                        id: id.to_string(),
+                        what: "could not prepare the exec".to_owned(),
+                        source: Some(source),
+                    },
+                })
+            }
             Some(Reply::Error(what)) => Err(Error::Supervisor { id: id.to_string(), what, source: None }),
             _ => Err(not_running("exited")),
         }
@@ -202,11 +213,8 @@ impl Inner {
         let ours = Pipes::new()?;
         let request = ExecRequest { command: command.to_vec(), options: ExecOptions::default(), stdio: ours.stdio };
         let exec = match self.exec(id, request).await {
-            Err(Error::ExecFailed { program, source }) => {
-                let code = crate::supervisor::exec_failure_code(source.raw_os_error().unwrap_or(0));
-                return Ok((code, String::new(), format!("{program}: {source}\n")));
-            }
-            other => other?,
+            Err(error) => return exit_of(error).map(|(code, said)| (code, String::new(), said)),
+            Ok(exec) => exec,
         };
         let ended = watch::Sender::new(false);
         let exit = async {
@@ -238,12 +246,11 @@ impl Inner {
         }
         let request = ExecRequest { command: command.to_vec(), options: options.clone(), stdio: ours.stdio };
         let exec = match self.exec(id, request).await {
-            Err(Error::ExecFailed { program, source }) => {
-                let code = crate::supervisor::exec_failure_code(source.raw_os_error().unwrap_or(0));
-                let said = ExecEvent::Stderr(format!("{program}: {source}\n"));
-                return Ok(Box::pin(futures_util::stream::iter([said, ExecEvent::Exit(code)])));
+            Err(error) => {
+                let (code, said) = exit_of(error)?;
+                return Ok(Box::pin(futures_util::stream::iter([ExecEvent::Stderr(said), ExecEvent::Exit(code)])));
             }
-            other => other?,
+            Ok(exec) => exec,
         };
         let id = id.clone();
         let (events, receiver) = mpsc::channel(16);
@@ -375,6 +382,17 @@ async fn feed(mut input: ExecInput, mut pipe: pipe::Sender) {
             return;
         }
     }
+}
+
+/// What a shell would end with, and say, for a program that could not be executed where it was to be.
+fn exit_of(error: Error) -> Result<(i32, String)> {
+    let code = match &error {
+        Error::ExecFailed { source, .. } => crate::supervisor::exec_failure_code(source.raw_os_error().unwrap_or(0)),
+        // The program was not looked for yet.
+        Error::WorkingDirectory { .. } => CANNOT_EXECUTE,
+        _ => return Err(error),
+    };
+    Ok((code, format!("{error}\n")))
 }
 
 fn read_environ(pid: u32) -> Result<BTreeMap<String, String>> {

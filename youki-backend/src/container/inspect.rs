@@ -33,6 +33,8 @@ pub struct Inspect {
     pub image: String,
     /// The manifest's digest.
     pub image_digest: String,
+    /// What it runs: the spec's and the image's entrypoint and command, put together.
+    pub args: Vec<String>,
     /// When it was created.
     #[serde(with = "runtime_core::time")]
     pub created_at: DateTime<Utc>,
@@ -199,6 +201,7 @@ fn inspect(container: &Container, observed: &Observed) -> Inspect {
         pid: observed.pid(),
         image: record.image.reference.clone(),
         image_digest: record.image.digest.clone(),
+        args: record.args.clone(),
         created_at: record.created_at,
         started_at,
         finished_at: ended.and_then(|ended| ended.outcome.finished_at),

@@ -82,7 +82,7 @@ impl Inner {
         let id = container.record.id.to_string();
         match connection.ask(&Request::Start).await? {
             Some(Reply::Ok) => Ok(()),
-            Some(Reply::ExecFailed { errno }) => {
+            Some(Reply::ExecFailed { errno, .. }) => {
                 // Its end is on record before anybody is told why.
                 self.wait_for_end(container).await?;
                 self.settle_volumes(container).await;

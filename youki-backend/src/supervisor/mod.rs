@@ -6,6 +6,7 @@
 //! ```
 
 pub(crate) mod client;
+pub(crate) mod failure;
 pub(crate) mod launch;
 mod resident;
 mod sealed;

@@ -9,6 +9,8 @@
 
 use std::fmt;
 
+use super::failure::Failure;
+
 /// The version written by this side; a supervisor answers any request that has it.
 pub const VERSION: u8 = 1;
 
@@ -75,6 +77,8 @@ pub enum Reply {
     Ok,
     /// It could not be done.
     Error(String),
+    /// The same, and which error it is: an [`Reply::Error`] with further fields.
+    Failed(Failure),
     /// The namespaces exist: the network may be attached.
     NamespacesReady,
     /// The init waits to be started.
@@ -95,12 +99,37 @@ pub enum Reply {
     ExecFailed {
         /// The kernel's reason.
         errno: i32,
+        /// What it was that failed.
+        step: ExecStep,
     },
     /// The exec is over.
     ExecExited {
         /// Exit code, or 128+N after signal N.
         code: i32,
     },
+}
+
+/// What an exec was at when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum ExecStep {
+    /// Executing the program.
+    #[default]
+    Program = 0,
+    /// Entering its working directory.
+    WorkingDirectory = 1,
+    /// Anything else before the program.
+    Preparation = 2,
+}
+
+impl ExecStep {
+    /// The step of a number; one that is not known, a newer supervisor's, is some preparation.
+    pub fn from_number(number: u8) -> Self {
+        [Self::Program, Self::WorkingDirectory]
+            .into_iter()
+            .find(|step| *step as u8 == number)
+            .unwrap_or(Self::Preparation)
+    }
 }
 
 /// What the container is doing.
@@ -250,6 +279,11 @@ impl Reply {
         match self {
             Self::Ok => Writer::new(1).finish(),
             Self::Error(text) => Writer::new(2).bytes(text.as_bytes()).finish(),
+            Self::Failed(failure) => Writer::new(2)
+                .bytes(failure.text.as_bytes())
+                .bytes(failure.code.as_bytes())
+                .bytes(failure.subject.as_bytes())
+                .finish(),
             Self::NamespacesReady => Writer::new(3).finish(),
             Self::Created { pid } => Writer::new(4).i32(*pid).finish(),
             Self::Status(status) => Writer::new(5)
@@ -265,7 +299,7 @@ impl Reply {
                 .u64(exit.finished_at_nanos as u64)
                 .finish(),
             Self::ExecStarted { pid } => Writer::new(7).i32(*pid).finish(),
-            Self::ExecFailed { errno } => Writer::new(8).i32(*errno).finish(),
+            Self::ExecFailed { errno, step } => Writer::new(8).i32(*errno).u8(*step as u8).finish(),
             Self::ExecExited { code } => Writer::new(9).i32(*code).finish(),
         }
     }
@@ -275,7 +309,14 @@ impl Reply {
         let (kind, mut reader) = Reader::open(frame)?;
         Ok(match kind {
             1 => Self::Ok,
-            2 => Self::Error(String::from_utf8_lossy(reader.bytes()?).into_owned()),
+            2 => {
+                let text = reader.text()?;
+                if reader.is_at_end() {
+                    Self::Error(text)
+                } else {
+                    Self::Failed(Failure { text, code: reader.text()?, subject: reader.text()? })
+                }
+            }
             3 => Self::NamespacesReady,
             4 => Self::Created { pid: reader.i32()? },
             5 => Self::Status(Status {
@@ -291,7 +332,12 @@ impl Reply {
                 finished_at_nanos: reader.u64()? as i64,
             }),
             7 => Self::ExecStarted { pid: reader.i32()? },
-            8 => Self::ExecFailed { errno: reader.i32()? },
+            8 => {
+                let errno = reader.i32()?;
+                // Not told by the first supervisors of this version.
+                let step = if reader.is_at_end() { ExecStep::Program } else { ExecStep::from_number(reader.u8()?) };
+                Self::ExecFailed { errno, step }
+            }
             9 => Self::ExecExited { code: reader.i32()? },
             _ => return Err(Malformed("unknown reply")),
         })
@@ -393,6 +439,14 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
+    fn text(&mut self) -> Result<String, Malformed> {
+        self.bytes().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// A number of elements of at least `size` bytes each: never more than what is left can hold.
     fn count(&mut self, size: usize) -> Result<usize, Malformed> {
         let count = self.u32()? as usize;
@@ -440,7 +494,8 @@ mod tests {
             Reply::Status(status),
             Reply::Exited(exit),
             Reply::ExecStarted { pid: 5 },
-            Reply::ExecFailed { errno: 2 },
+            Reply::Failed(Failure { code: "spec.invalid".into(), subject: "user".into(), text: "why".into() }),
+            Reply::ExecFailed { errno: 2, step: ExecStep::WorkingDirectory },
             Reply::ExecExited { code: -1 },
         ]
     }
@@ -462,6 +517,10 @@ mod tests {
             [14, 0, 0, 0, 1, 4, 15, 0, 0, 0, 16, 39, 0, 0, 0, 0, 0, 0]
         );
         assert_eq!(Reply::Created { pid: 258 }.encode(), [6, 0, 0, 0, 1, 4, 2, 1, 0, 0]);
+        // As the first supervisors wrote them, without what was added at the end.
+        let failed = Reply::ExecFailed { errno: 2, step: ExecStep::Program };
+        assert_eq!(Reply::decode(&[6, 0, 0, 0, 1, 8, 2, 0, 0, 0]), Ok(failed));
+        assert_eq!(Reply::decode(&[7, 0, 0, 0, 1, 2, 1, 0, 0, 0, b'x']), Ok(Reply::Error("x".into())));
     }
 
     #[test]
@@ -471,6 +530,12 @@ mod tests {
         let len = (frame.len() - 4) as u32;
         frame[..4].copy_from_slice(&len.to_le_bytes());
         assert_eq!(Reply::decode(&frame), Ok(Reply::Created { pid: 3 }));
+    }
+
+    #[test]
+    fn a_failure_reads_as_an_error_to_who_knows_no_codes() {
+        let frame = Reply::Failed(Failure { code: "a.b".into(), subject: "s".into(), text: "why".into() }).encode();
+        assert_eq!(frame[5..13], *b"\x02\x03\0\0\0why");
     }
 
     #[test]

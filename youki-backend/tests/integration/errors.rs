@@ -1,5 +1,6 @@
 //! Bad input: an error that names what failed and on what, and nothing half-made.
 
+use runtime_core::spec::StorageSpec;
 use runtime_core::{AgentError, ContainerId, PullPolicy, RegistryAuth, RegistryAuthType, ServiceSpec};
 
 use crate::support::Case;
@@ -17,6 +18,10 @@ crate::tests![
     an_id_that_leaves_its_directory_is_refused_everywhere,
     an_unknown_field_in_a_spec_is_named,
     impossible_limits_are_refused_and_leave_nothing,
+    a_mount_that_cannot_be_made_is_named_with_the_kernels_reason,
+    a_size_of_a_volume_is_unsupported_and_not_a_failed_create,
+    more_cpus_than_the_host_has_are_refused_with_the_range,
+    a_bogus_platform_is_invalid,
     a_second_root_on_one_cgroup_parent_is_refused,
     a_missing_bucket_is_named,
 ];
@@ -162,6 +167,55 @@ async fn impossible_limits_are_refused_and_leave_nothing(case: Case) {
         assert!(case.runtime.create_container(&id, &spec).await.is_err(), "{what} was accepted");
         assert!(matches!(case.runtime.container_state(&id).await, Err(AgentError::NotFound { .. })), "{what}");
     }
+}
+
+async fn a_mount_that_cannot_be_made_is_named_with_the_kernels_reason(case: Case) {
+    let file = case.suite.dir.path().join("a-file-to-mount");
+    std::fs::write(&file, "x").unwrap();
+    let dir = case.suite.dir.path().join("a-directory-to-mount");
+    std::fs::create_dir_all(&dir).unwrap();
+    for (source, target, reason) in [(&file, "/etc", "Invalid argument"), (&dir, "/etc/passwd", "Not a directory")] {
+        let mut spec = case.spec(&["true"]).await;
+        let source = source.display().to_string();
+        spec.storage = vec![StorageSpec::Bind { source: source.clone(), target: target.into(), readonly: true }];
+        let error = case.try_start(&case.id(), &spec).await.unwrap_err();
+        assert!(matches!(error, AgentError::CreateFailed { .. }), "{error:?}");
+        assert_eq!(error.code(), "mount.failed", "{error}");
+        let text = error.to_string();
+        let expected = format!("mounting {source} at {target} (rbind,ro,rro): {reason} (os error ");
+        assert!(text.contains(&expected), "{text}");
+        assert_eq!(text.matches("failed").count(), 2, "said twice: {text}");
+    }
+}
+
+async fn a_size_of_a_volume_is_unsupported_and_not_a_failed_create(case: Case) {
+    let mut sized = case.spec(&["true"]).await;
+    sized.storage = vec![StorageSpec::Named {
+        name: "sized".into(),
+        target: "/data".into(),
+        readonly: false,
+        tier: None,
+        size: Some("1Mi".parse().unwrap()),
+        take_over: false,
+    }];
+    let error = case.try_start(&case.id(), &sized).await.unwrap_err();
+    assert!(matches!(error, AgentError::Unsupported(_)), "{error:?}");
+}
+
+async fn more_cpus_than_the_host_has_are_refused_with_the_range(case: Case) {
+    let mut spec = case.spec(&["true"]).await;
+    spec.resources.cpu = Some(1000.0);
+    let error = case.try_start(&case.id(), &spec).await.unwrap_err();
+    assert!(matches!(error, AgentError::InvalidSpec(_)), "{error:?}");
+    assert!(error.to_string().contains("between 0.01 and "), "{error}");
+}
+
+async fn a_bogus_platform_is_invalid(case: Case) {
+    let mut spec = case.spec(&["true"]).await;
+    spec.platform = Some("bogus".into());
+    let error = case.try_start(&case.id(), &spec).await.unwrap_err();
+    assert!(matches!(error, AgentError::InvalidSpec(_)), "{error:?}");
+    assert_eq!(error.code(), "image.invalid_platform");
 }
 
 async fn a_second_root_on_one_cgroup_parent_is_refused(case: Case) {

@@ -12,6 +12,7 @@ use crate::support::image::Image;
 crate::tests![
     code_stdout_and_stderr_come_back_apart,
     not_found_is_127_and_not_executable_126,
+    a_missing_working_directory_is_126_and_named,
     an_empty_command_is_invalid,
     binary_output_comes_back_lossy_and_whole,
     it_has_the_identity_of_the_container_and_its_filter,
@@ -52,6 +53,16 @@ async fn not_found_is_127_and_not_executable_126(case: Case) {
         assert!(stderr.contains(program), "{program}: {stderr:?}");
     }
     assert_eq!(case.exec_ok(&id, "echo alive").await, "alive\n");
+}
+
+async fn a_missing_working_directory_is_126_and_named(case: Case) {
+    let id = case.idle().await;
+    for workdir in ["/no/such/dir", "/etc/passwd"] {
+        let options = ExecOptions { workdir: Some(workdir.into()), ..ExecOptions::default() };
+        let events = collect(case.runtime.exec_with(&id, &words(&["true"]), &options, None).await.unwrap()).await;
+        let [ExecEvent::Stderr(said), ExecEvent::Exit(126)] = &events[..] else { panic!("{events:?}") };
+        assert!(said.contains(workdir), "{said}");
+    }
 }
 
 async fn an_empty_command_is_invalid(case: Case) {

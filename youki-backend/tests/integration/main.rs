@@ -13,6 +13,7 @@
 mod support;
 
 mod agent_killed;
+mod command_line;
 mod commands;
 mod conformance;
 mod errors;
@@ -82,6 +83,7 @@ fn trials() -> Vec<Trial> {
         volumes_moved::tests(),
         agent_killed::tests(),
         supervisor_killed::tests(),
+        command_line::tests(),
         many::tests(),
     ]
     .into_iter()

@@ -10,6 +10,7 @@ crate::tests![
     the_specs_user_by_name_and_number,
     the_images_user_and_the_specs_instead_of_it,
     an_unknown_name_or_a_number_too_large_is_an_error_and_never_root,
+    the_primary_group_is_among_the_supplementary_ones,
     a_user_owns_no_capability,
     home_is_the_users,
 ];
@@ -59,6 +60,9 @@ async fn an_unknown_name_or_a_number_too_large_is_an_error_and_never_root(case: 
         let id = case.id();
         match case.try_start(&id, &spec).await {
             Err(error) => {
+                assert!(matches!(error, runtime_core::AgentError::InvalidSpec(_)), "{user}: {error:?}");
+                let code = if user.contains("nosuch") { "user.not_found" } else { "spec.invalid" };
+                assert_eq!(error.code(), code, "{error}");
                 let named = user.split(':').any(|part| part.len() > 2 && error.to_string().contains(part));
                 assert!(named || user.len() < 5, "{user} is not named: {error}");
             }
@@ -72,6 +76,18 @@ async fn an_unknown_name_or_a_number_too_large_is_an_error_and_never_root(case: 
     let mut spec = case.script("id -u").await;
     spec.image.name = reference;
     assert!(case.try_start(&case.id(), &spec).await.is_err(), "an image's unknown user ran");
+}
+
+/// CVE-2022-36109: a set-group-ID program must not be a way out of the primary group.
+async fn the_primary_group_is_among_the_supplementary_ones(case: Case) {
+    for (user, gid) in [("app", "1000"), ("app:audio", "29"), ("4242:4343", "4343"), ("4242", "0"), ("0", "0")] {
+        let mut spec = case.script(&format!("grep ^Groups: /proc/self/status; {}", crate::support::case::IDLE)).await;
+        spec.user = Some(user.into());
+        let id = case.start(&spec).await;
+        let from_exec = case.exec_ok(&id, "grep ^Groups: /proc/self/status").await;
+        case.until_logged(&id, from_exec.trim_end_matches('\n')).await;
+        assert!(from_exec.split_whitespace().skip(1).any(|group| group == gid), "{user}: {from_exec:?}");
+    }
 }
 
 async fn a_user_owns_no_capability(case: Case) {

@@ -20,7 +20,7 @@ use crate::streams;
 pub async fn exec(session: &Session, args: &ExecArgs) -> Result<i32> {
     let unbuilt = [(args.tty, "--tty"), (args.detach, "--detach"), (args.privileged, "--privileged")];
     if let Some((_, flag)) = unbuilt.iter().find(|(given, _)| *given) {
-        return Err(Failure::unsupported(flag).with_status(crate::failure::OWN_STATUS));
+        return Err(Failure::unsupported(flag));
     }
     let Some((name, command)) = args.name_and_command.split_first() else {
         return Err(Failure::usage("a container is needed"));

@@ -4,7 +4,7 @@ use futures_util::{StreamExt, stream};
 use runtime_core::ContainerId;
 
 use crate::cli::{KillArgs, NamesArgs, RmArgs, StopArgs};
-use crate::failure::{Failure, Result, eprint_line};
+use crate::failure::{Failure, Result, USAGE_STATUS, eprint_line};
 use crate::flag_values::stop_timeout;
 use crate::output;
 use crate::session::Session;
@@ -90,7 +90,8 @@ fn print_name(name: &str, (): ()) -> Result<()> {
     output::print_line(name)
 }
 
-/// Does `verb` to each container, several at once, and tells in the order of the names. The exit code: 1 if any failed.
+/// Does `verb` to each container, several at once, and tells in the order of the names. The exit code: 1 if any failed, 2
+/// if what was asked for is not acceptable.
 async fn each<T>(
     session: &Session,
     names: &[String],
@@ -113,7 +114,7 @@ async fn each<T>(
             Ok(value) => done(name, value)?,
             Err(failure) => {
                 failure.print(session.json);
-                status = 1;
+                status = status.max(if failure.code() == "spec.invalid" { i32::from(USAGE_STATUS) } else { 1 });
             }
         }
     }

@@ -85,10 +85,9 @@ pub async fn top(session: &Session, args: &NameArgs) -> Result<i32> {
     Ok(0)
 }
 
-/// What it was asked to run, in quotes as docker shows it; a dash where that is the image's own.
+/// What it runs, in quotes as docker shows it; a dash while it is being created.
 fn command(one: &Inspect) -> String {
-    let words = one.spec.command.entrypoint.iter().flatten().chain(one.spec.command.args.iter().flatten());
-    let line = words.cloned().collect::<Vec<_>>().join(" ");
+    let line = one.args.join(" ");
     if line.is_empty() { "-".to_owned() } else { format!("\"{line}\"") }
 }
 

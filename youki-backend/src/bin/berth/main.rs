@@ -46,26 +46,53 @@ fn main() {
         Err(error) => exit(report_usage(&error)),
     };
     let json = cli.global.json;
-    let own_status = match cli.command {
-        Command::Run(_) => OWN_STATUS,
-        _ => 1,
-    };
-    let usage_status = match cli.command {
-        Command::Run(_) | Command::Create(_) | Command::Exec(_) => OWN_STATUS,
-        _ => USAGE_STATUS,
-    };
+    let statuses = Statuses::of(&cli.command);
     let status = match execute(cli) {
         Ok(status) => status,
         Err(failure) => {
             failure.print(json);
-            match (failure.code(), failure.status) {
-                ("usage", _) => i32::from(usage_status),
-                (_, Some(status)) => i32::from(status),
-                _ => i32::from(own_status),
-            }
+            i32::from(statuses.status(&failure))
         }
     };
     exit(status)
+}
+
+/// What a command's own failures end with.
+struct Statuses {
+    /// What was asked for is not acceptable.
+    usage: u8,
+    /// What was asked for is not built.
+    unsupported: u8,
+    /// Any other.
+    other: u8,
+}
+
+impl Statuses {
+    fn of(command: &Command) -> Self {
+        let (own, one) = (OWN_STATUS, 1);
+        match command {
+            Command::Run(_) => Self { usage: own, unsupported: own, other: own },
+            Command::Create(_) | Command::Exec(_) => Self { usage: own, unsupported: own, other: one },
+            _ => Self { usage: USAGE_STATUS, unsupported: one, other: one },
+        }
+    }
+
+    fn status(&self, failure: &Failure) -> u8 {
+        match (failure.code(), failure.status) {
+            // The library judges most of what is asked for.
+            (
+                "usage"
+                | "spec.invalid"
+                | "container.invalid_id"
+                | "image.invalid_reference"
+                | "image.invalid_platform",
+                _,
+            ) => self.usage,
+            (_, Some(status)) => status,
+            ("unsupported" | "unsupported.here" | "volume.unsupported", None) => self.unsupported,
+            _ => self.other,
+        }
+    }
 }
 
 fn execute(cli: Cli) -> Result<i32> {
@@ -195,6 +222,26 @@ fn usage_message(report: &str) -> (String, Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_acceptable_is_a_usage_error_whoever_says_so() {
+        let invalid = || Failure::from("../x".parse::<runtime_core::ContainerId>().unwrap_err());
+        let gone = || Failure::from(youki_backend::Error::NoSuchContainer { id: "x-rep-0".into() });
+        for (words, failure, status) in [
+            (&["create", "img"][..], invalid(), 125),
+            (&["run", "img"], invalid(), 125),
+            (&["kill", "x"], invalid(), 2),
+            (&["exec", "x", "y"], Failure::usage("x"), 125),
+            (&["create", "img"], Failure::unsupported("x"), 125),
+            (&["start", "x"], Failure::unsupported("x"), 1),
+            (&["exec", "x", "y"], gone(), 1),
+            (&["run", "img"], gone(), 125),
+            (&["exec", "x", "y"], gone().with_status(127), 127),
+        ] {
+            let command = Cli::try_parse_from(["berth"].iter().chain(words)).unwrap().command;
+            assert_eq!(Statuses::of(&command).status(&failure), status, "{words:?} {}", failure.text());
+        }
+    }
 
     #[test]
     fn usage_is_told_in_one_line() {

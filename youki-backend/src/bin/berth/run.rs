@@ -203,7 +203,7 @@ pub fn with_exec_status(error: Error) -> Failure {
     let failure = Failure::from(error);
     match failure.code() {
         "exec.not_found" => failure.with_status(127),
-        "exec.not_executable" => failure.with_status(126),
+        "exec.not_executable" | "exec.workdir" => failure.with_status(126),
         _ => failure,
     }
 }

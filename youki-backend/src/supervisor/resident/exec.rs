@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::bundle::{CapabilitySets, Rlimit};
 use crate::cgroup::{self, CgroupPaths};
 use crate::supervisor::launch::{self, Launch, Program};
-use crate::supervisor::wire::ExecRequest;
+use crate::supervisor::wire::{ExecRequest, ExecStep};
 
 /// The kernel's limit (BPF_MAXINSNS) times the size of an instruction.
 const MAX_FILTER_BYTES: u64 = 4096 * 8;
@@ -78,10 +78,15 @@ pub(crate) fn start(
     }
 }
 
-/// Reads what a failed `execve` left in the pipe: `None` after a successful one.
-pub(crate) fn read_errno(pipe: OwnedFd) -> Option<i32> {
-    let mut bytes = [0; 4];
-    File::from(pipe).read_exact(&mut bytes).ok().map(|()| i32::from_le_bytes(bytes))
+/// Reads what a failed `execve`, or what came before it, left in the pipe: an errno and, from an exec, the step. `None`
+/// after a successful one.
+pub(crate) fn read_errno(pipe: OwnedFd) -> Option<(i32, ExecStep)> {
+    let mut pipe = File::from(pipe);
+    let (mut errno, mut step) = ([0; 4], [ExecStep::Program as u8]);
+    pipe.read_exact(&mut errno).ok()?;
+    // An init tells no step.
+    let _ = pipe.read_exact(&mut step);
+    Some((i32::from_le_bytes(errno), ExecStep::from_number(step[0])))
 }
 
 struct Child<'a> {
@@ -102,9 +107,9 @@ impl Child<'_> {
         let pid = unsafe { libc::fork() };
         let error = io::Error::last_os_error();
         if pid == 0 {
-            let error = self.become_program();
-            let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            let _ = File::from(self.errno).write_all(&errno.to_le_bytes());
+            let (step, error) = self.become_program();
+            let [a, b, c, d] = error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes();
+            let _ = File::from(self.errno).write_all(&[a, b, c, d, step as u8]);
             // SAFETY: ends this process without running anything of its parent's.
             unsafe { libc::_exit(127) };
         }
@@ -114,13 +119,19 @@ impl Child<'_> {
     }
 
     /// In the child. Returns only with the reason why it could not.
-    fn become_program(&self) -> io::Error {
-        match self.enter() {
-            Ok(()) => self.launch.run(),
-            Err(error) => error,
+    fn become_program(&self) -> (ExecStep, io::Error) {
+        let entered = self.enter().map_err(|error| (ExecStep::Preparation, error));
+        // SAFETY: the string lives; chdir takes nothing else.
+        let at_home =
+            || check(unsafe { libc::chdir(self.cwd.as_ptr()) }).map_err(|error| (ExecStep::WorkingDirectory, error));
+        let identified = || self.take_identity().map_err(|error| (ExecStep::Preparation, error));
+        match entered.and_then(|()| at_home()).and_then(|_| identified()) {
+            Ok(()) => (ExecStep::Program, self.launch.run()),
+            Err(failed) => failed,
         }
     }
 
+    /// The container's cgroup and namespaces, and nothing of ours but the three streams.
     fn enter(&self) -> io::Result<()> {
         launch::die_with_parent()?;
         fs::write("/proc/self/oom_score_adj", self.request.oom_score_adj.to_string()).or_else(permitted)?;
@@ -130,7 +141,7 @@ impl Child<'_> {
         let namespaces =
             libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
         setns(self.pidfd.as_raw_fd(), namespaces)?;
-        // SAFETY: setsid, dup2, close_range, chdir, umask and the set*id calls take integers and strings that live.
+        // SAFETY: setsid, dup2, close_range and umask take integers.
         unsafe {
             libc::setsid();
             for (target, source) in self.stdio.iter().enumerate() {
@@ -144,7 +155,13 @@ impl Child<'_> {
             }
             check(libc::syscall(libc::SYS_close_range, errno + 1, u32::MAX, 0) as i32)?;
             libc::umask(0o022);
-            check(libc::chdir(self.cwd.as_ptr()))?;
+        }
+        Ok(())
+    }
+
+    fn take_identity(&self) -> io::Result<()> {
+        // SAFETY: the set*id calls take integers and an array that lives.
+        unsafe {
             // Raw system calls: glibc's wrappers would do the same, through its thread machinery.
             let groups = &self.request.groups;
             check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) as i32)?;

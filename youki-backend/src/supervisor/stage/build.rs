@@ -16,12 +16,14 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::executor::Init;
 use super::fill;
+use super::mount_errors::MountErrors;
 use super::{CreatePlan, Descriptors};
 use crate::bundle::cgroup_view::CgroupView;
 use crate::bundle::resources::{CgroupLimits, CgroupWrite};
 use crate::bundle::{users, workdir};
 use crate::cgroup::{CgroupPaths, Dirs};
 use crate::error::{Error, Result, chain};
+use crate::supervisor::failure::Failure;
 use crate::supervisor::launch::{Launch, Program};
 
 /// libcontainer's name for the container, in a directory that is its alone.
@@ -39,8 +41,7 @@ pub(super) fn main(plan: CreatePlan, descriptors: Descriptors) -> ! {
     let code = match build(plan, streams, &mut report) {
         Ok(()) => 0,
         Err(error) => {
-            let text = error.chain().replace('\n', "; ");
-            let _ = writeln!(report, "error {text}");
+            let _ = writeln!(report, "error {}", Failure::of(&error).to_line());
             1
         }
     };
@@ -84,10 +85,9 @@ fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Resul
 
     let executor = Init { launch: Rc::new(launch), cgroup_view: view.map(Rc::new), errno: streams.errno.as_raw_fd() };
     let state_root = plan.resident.state_dir.parent().unwrap_or(Path::new("/")).to_owned();
-    let failed = |error: libcontainer::error::LibcontainerError| Error::CreateFailed {
-        id: plan.resident.container_dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        reason: chain(&error),
-    };
+    let said = MountErrors::listen().map_err(Error::io("listening to", "libcontainer"))?;
+    let failed =
+        |error: libcontainer::error::LibcontainerError| said.explain(plan.oci.mounts().as_deref(), chain(&error));
     let container = ContainerBuilder::new(LIBCONTAINER_ID.to_owned(), SyscallType::default())
         .with_executor(executor)
         .with_root_path(state_root)

@@ -8,6 +8,7 @@
 mod build;
 mod executor;
 mod fill;
+mod mount_errors;
 mod plan;
 mod rootfs;
 
@@ -20,6 +21,7 @@ use std::os::unix::net::UnixListener;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use super::failure::Failure;
 use super::resident::{self, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, PIPE_BYTES, RESULT_FD, STDIN_FD};
 use super::wire::{MAX_FRAME_BYTES, Reply};
 use crate::error::{Error, Result};
@@ -45,11 +47,10 @@ struct Descriptors {
 pub(crate) fn main() -> i32 {
     let outcome = read_plan().map_err(|error| Error::io("reading", "the plan")(error)).and_then(set_up);
     let Err(error) = outcome;
-    let text = error.chain();
-    eprintln!("berth-create: {text}");
+    eprintln!("berth-create: {}", error.chain());
     // SAFETY: standard input is the connection, open for as long as this process lives.
     let mut connection = std::mem::ManuallyDrop::new(unsafe { fs::File::from_raw_fd(resident::CONTROL_FD) });
-    let _ = connection.write_all(&Reply::Error(text).encode());
+    let _ = connection.write_all(&Reply::Failed(Failure::of(&error)).encode());
     1
 }
 

@@ -1,6 +1,7 @@
 //! What the tests stand on: servers, roots, images, agents, and the check that nothing is left.
 
 pub mod agent;
+pub mod berth;
 pub mod case;
 pub mod image;
 pub mod leftovers;

@@ -9,7 +9,8 @@ use super::super::events::{self, Source};
 use super::super::{exec, output};
 use super::{Attempt, BUILD_DEADLINE, KILL_PATIENCE};
 use crate::process::ProcessName;
-use crate::supervisor::wire::{Phase, Reply};
+use crate::supervisor::failure::Failure;
+use crate::supervisor::wire::{ExecStep, Phase, Reply};
 
 impl Attempt {
     pub(super) fn reap(&mut self) {
@@ -57,7 +58,7 @@ impl Attempt {
                 None if line == "build" => self.build_by = Some(Instant::now() + BUILD_DEADLINE),
                 None if line == "done" => self.built = true,
                 Some(("pid", pid)) => self.init_pid = pid.parse().unwrap_or(0),
-                Some(("error", text)) => self.abandon(text),
+                Some(("error", failure)) => self.abandon_for(Failure::from_line(failure)),
                 _ => say!("the helper said {line:?}"),
             }
         }
@@ -81,10 +82,14 @@ impl Attempt {
 
     /// The container could not be built: whatever there is of it is killed, and the agent told why.
     pub(super) fn abandon(&mut self, why: &str) {
+        self.abandon_for(Failure::from(why));
+    }
+
+    fn abandon_for(&mut self, why: Failure) {
         if self.phase != Phase::Creating {
             return;
         }
-        say!("creating the container failed: {why}");
+        say!("creating the container failed: {}", why.text);
         if let Some(helper) = self.helper_pid {
             // SAFETY: our child, not yet reaped.
             unsafe { libc::kill(helper, libc::SIGKILL) };
@@ -100,7 +105,7 @@ impl Attempt {
         }
         let _ = self.cgroup.remove();
         let _ = fs::remove_file(&self.config.socket);
-        self.reply(0, &Reply::Error(why.to_owned()));
+        self.reply(0, &Reply::Failed(why));
         std::process::exit(1);
     }
 
@@ -132,9 +137,9 @@ impl Attempt {
     pub(super) fn read_errno(&mut self) {
         let Some(pipe) = self.errno.take() else { return };
         self.events.remove(&pipe);
-        self.exec_errno = exec::read_errno(pipe);
+        self.exec_errno = exec::read_errno(pipe).map(|(errno, _)| errno);
         match self.exec_errno {
-            Some(errno) => self.answer_starters(&Reply::ExecFailed { errno }),
+            Some(errno) => self.answer_starters(&Reply::ExecFailed { errno, step: ExecStep::Program }),
             None => {
                 self.phase = Phase::Running;
                 self.answer_starters(&Reply::Ok);

@@ -40,10 +40,10 @@ impl Attempt {
         self.events.remove(&pipe);
         let (pid, connection) = (exec.pid, exec.connection);
         let reply = match exec::read_errno(pipe) {
-            Some(errno) => {
+            Some((errno, step)) => {
                 // Its exit code says nothing more.
                 exec.connection = None;
-                Reply::ExecFailed { errno }
+                Reply::ExecFailed { errno, step }
             }
             None => Reply::ExecStarted { pid },
         };
