@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// A process of this boot: its id, and when it was started. Written as `1234 567890`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,6 +23,17 @@ impl ProcessName {
         // The second field may hold anything, also parentheses and spaces; the 22nd is the 20th after it.
         let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
         Some(Self { pid, started })
+    }
+
+    /// Sends SIGKILL to the process, if it is still that one.
+    pub fn kill(self) {
+        if let Some(pid) = Pid::from_raw(self.pid)
+            && let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
+            && Self::of(self.pid) == Some(self)
+        {
+            // It fails for one that is dead already, which is what is wanted.
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
     }
 
     /// Waits until the process is dead, reaped or not; at once if it is. False if it is not within `patience`. Blocks.
@@ -66,8 +77,11 @@ mod tests {
         let name = ProcessName::of(child.id() as i32).unwrap();
         assert_eq!(name.to_string().parse(), Ok(name));
         assert!(!name.wait_for_end(Duration::from_millis(10)));
-        assert!(ProcessName { started: name.started + 1, ..name }.wait_for_end(Duration::from_secs(5)));
-        child.kill().unwrap();
+        let later = ProcessName { started: name.started + 1, ..name };
+        assert!(later.wait_for_end(Duration::from_secs(5)));
+        later.kill();
+        assert!(!name.wait_for_end(Duration::from_millis(10)));
+        name.kill();
         assert!(name.wait_for_end(Duration::from_secs(5)));
         child.wait().unwrap();
         assert!(name.wait_for_end(Duration::from_secs(5)));

@@ -15,12 +15,10 @@ use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
 use crate::supervisor::failure::Failure;
 use crate::supervisor::wire::{Reply, Request};
-use crate::supervisor::{CreatePlan, FillPlan, ResidentConfig};
+use crate::supervisor::{CreatePlan, FillPlan, MAX_SUPERVISOR_LOG_BYTES, ResidentConfig};
 
 /// Files that a container's log is kept in.
 const LOG_FILES: u64 = 10;
-/// Bounds of what supervisor and helpers write about themselves.
-const MAX_SUPERVISOR_LOG_BYTES: u64 = 1 << 20;
 
 impl Inner {
     /// Starts a supervisor that builds the container up to an init that waits. The record must be written; it gets

@@ -29,16 +29,20 @@ impl Inner {
 
     /// Sends any signal; for a foreground run, which passes on what it gets.
     pub(crate) async fn send_signal(&self, container: &super::Container, number: i32) -> Result<()> {
-        let observed = self.observe(container).await?;
-        let not_running = || Error::NotRunning { id: container.record.id.to_string(), state: observed.state().word() };
-        let Observed::Supervised(_) = observed else { return Err(not_running()) };
-        let Some(mut connection) = self.supervisor(container).await? else { return Err(not_running()) };
-        match connection.ask(&Request::Signal(number)).await? {
-            Some(Reply::Error(what)) => {
-                Err(Error::Supervisor { id: container.record.id.to_string(), what, source: None })
+        loop {
+            let observed = self.observe(container).await?;
+            let Observed::Supervised(_) = observed else {
+                return Err(Error::NotRunning { id: container.record.id.to_string(), state: observed.state().word() });
+            };
+            let Some(mut connection) = self.supervisor(container).await? else { continue };
+            match connection.ask(&Request::Signal(number)).await? {
+                Some(Reply::Ok) => return Ok(()),
+                Some(Reply::Error(what)) => {
+                    return Err(Error::Supervisor { id: container.record.id.to_string(), what, source: None });
+                }
+                // It ended since it was looked at: the next look tells how.
+                _ => {}
             }
-            Some(_) => Ok(()),
-            None => Err(not_running()),
         }
     }
 }

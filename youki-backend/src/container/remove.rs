@@ -11,7 +11,8 @@ use runtime_core::ContainerId;
 use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
-use crate::record::{MountKind, NetworkRecord};
+use crate::process::ProcessName;
+use crate::record::{ExitRecord, MountKind, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::wire::{Reply, Request};
 
@@ -33,26 +34,49 @@ impl Inner {
                 return Err(error);
             }
         };
+        let mut unrecorded = None;
         // Somebody may have started it again while the lock was waited for.
         if let Some(mut connection) = self.supervisor(&container).await?
-            && self.exit_record(&container)?.is_none()
+            && !matches!(self.exit_record(&container), Ok(Some(_)))
         {
             match connection.ask(&Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 }).await? {
                 Some(Reply::Error(what)) => {
                     return Err(Error::Supervisor { id: id.to_string(), what, source: None });
                 }
-                _ => drop(connection),
+                Some(Reply::Exited(exit)) => unrecorded = self.record_of(&container, &exit).ok().flatten(),
+                _ => {}
             }
         }
-        // Processes that survive SIGKILL hold what would be freed.
-        ended?;
-        if let Some(record) = self.exit_record(&container)? {
-            self.wait_for_supervisor(&container, &record).await?;
+        match ended {
+            Ok(()) => {}
+            // They hold what would be freed.
+            Err(error @ Error::StopTimedOut { .. }) => return Err(error),
+            Err(error) => {
+                tracing::warn!(container = %id, error = error.chain(), "it is ended by its cgroup");
+                self.clear_cgroup(&container).await?;
+            }
+        }
+        match self.exit_record(&container) {
+            Ok(Some(record)) => self.wait_for_supervisor(&container, &record).await?,
+            Ok(None) => {
+                if let Some(record) = unrecorded {
+                    self.end_supervisor(&container, &record).await?;
+                }
+            }
+            Err(error) => tracing::warn!(container = %id, error = error.chain(), "its end is not known"),
         }
         self.settle_volumes(&container).await;
         let freed = self.discard(&container).await;
         lock.remove();
         freed
+    }
+
+    /// Ends a supervisor that lives only to write its record, which nobody will read.
+    async fn end_supervisor(&self, container: &Container, ended: &ExitRecord) -> Result<()> {
+        if let Some(supervisor) = ended.supervisor.as_deref().and_then(|name| name.parse::<ProcessName>().ok()) {
+            supervisor.kill();
+        }
+        self.wait_for_supervisor(container, ended).await
     }
 
     /// Frees everything a container has, of whatever there is of it. The lock is held.
@@ -64,12 +88,6 @@ impl Inner {
             note(self.bridge.detach(lease).await);
             note(self.bridge.free(&container.record.id.to_string()));
         }
-        let user = container.record.id.to_string();
-        for mount in &container.record.mounts {
-            if let (MountKind::Named, Some(name)) = (mount.kind, &mount.name) {
-                note(self.volumes.release(name, &user).await.map_err(Error::from));
-            }
-        }
         let (paths, trash) = (container.paths.clone(), self.layout.trash());
         let freed = tokio::task::spawn_blocking(move || {
             let mut errors = Vec::new();
@@ -80,6 +98,11 @@ impl Inner {
             match fs::rename(&paths.dir, &grave) {
                 Ok(()) => errors.extend(remove_dir(&grave).err()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // The directory that it goes to may need room for the name. Without its record it is gone as well.
+                Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                    let _ = fs::remove_file(paths.record());
+                    errors.extend(remove_dir(&paths.dir).err());
+                }
                 Err(error) => errors.push(Error::io("removing", &paths.dir)(error)),
             }
             errors
@@ -89,6 +112,13 @@ impl Inner {
         match freed {
             Ok(more) => errors.extend(more),
             Err(error) => errors.push(error),
+        }
+        // After the files, which may have filled the disk that this is written to.
+        let user = container.record.id.to_string();
+        for mount in &container.record.mounts {
+            if let (MountKind::Named, Some(name)) = (mount.kind, &mount.name) {
+                errors.extend(self.volumes.release(name, &user).await.map_err(Error::from).err());
+            }
         }
         match errors.len() {
             0 => Ok(()),

@@ -12,7 +12,7 @@ use crate::process::ProcessName;
 use crate::record::{self, ExitRecord};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
-use crate::supervisor::wire::{Phase, Reply, Request, Status};
+use crate::supervisor::wire::{Exit, Phase, Reply, Request, Status};
 
 /// What is known of a container now.
 #[derive(Debug)]
@@ -66,10 +66,8 @@ impl Inner {
         if let Some(record) = self.exit_record(container)? {
             return Ok(Observed::Ended(Box::new(record)));
         }
-        if let Some(mut connection) = self.supervisor(container).await?
-            && let Some(Reply::Status(status)) = connection.ask(&Request::Status).await?
-        {
-            return Ok(Observed::Supervised(status));
+        if let Some(observed) = self.ask_supervisor(container).await? {
+            return Ok(observed);
         }
         // It may have ended between the two looks.
         if let Some(record) = self.exit_record(container)? {
@@ -82,6 +80,31 @@ impl Inner {
     pub(crate) fn exit_record(&self, container: &Container) -> Result<Option<ExitRecord>> {
         let record: Option<ExitRecord> = record::read(&container.paths.exit_record())?;
         Ok(record.filter(|record| record.attempt == container.record.attempt))
+    }
+
+    /// The supervisor's word, if there is one that answers.
+    async fn ask_supervisor(&self, container: &Container) -> Result<Option<Observed>> {
+        let Some(mut connection) = self.supervisor(container).await? else { return Ok(None) };
+        match connection.ask(&Request::Status).await? {
+            // It is writing the record, or tells it if the disk does not take it.
+            Some(Reply::Status(status)) if status.phase == Phase::Exited => {
+                match connection.ask(&Request::Wait).await? {
+                    Some(Reply::Exited(exit)) => {
+                        Ok(self.record_of(container, &exit)?.map(|record| Observed::Ended(Box::new(record))))
+                    }
+                    _ => Ok(None),
+                }
+            }
+            Some(Reply::Status(status)) => Ok(Some(Observed::Supervised(status))),
+            _ => Ok(None),
+        }
+    }
+
+    /// The exit record of an attempt that its supervisor says has ended: from the disk, else as it came along.
+    pub(super) fn record_of(&self, container: &Container, exit: &Exit) -> Result<Option<ExitRecord>> {
+        let told = || serde_json::from_slice(&exit.record).ok();
+        let of_this_attempt = |record: &ExitRecord| record.attempt == container.record.attempt;
+        Ok(self.exit_record(container)?.or_else(|| told().filter(of_this_attempt)))
     }
 
     /// A connection to the supervisor, or `None` if there is none.
@@ -113,16 +136,15 @@ impl Inner {
         if let Some(record) = self.exit_record(&container)? {
             return Ok(Observed::Ended(Box::new(record)));
         }
-        if let Some(mut connection) = self.supervisor(&container).await?
-            && let Some(Reply::Status(status)) = connection.ask(&Request::Status).await?
-        {
-            return Ok(Observed::Supervised(status));
+        if let Some(observed) = self.ask_supervisor(&container).await? {
+            return Ok(observed);
         }
         let record = self.declare_lost(&container, &lock).await?;
         Ok(Observed::Ended(Box::new(record)))
     }
 
-    /// Kills what is left of an attempt whose supervisor is gone, and puts its end on record.
+    /// Kills what is left of an attempt whose supervisor is gone, and puts its end on record. A full disk may not take
+    /// that: then each later look finds and says the same.
     pub(crate) async fn declare_lost(&self, container: &Container, _lock: &ContainerLock) -> Result<ExitRecord> {
         let rebooted = container.record.boot_id != self.boot_id;
         let why = if rebooted { "lost: host rebooted" } else { "lost: its supervisor is gone" };
@@ -131,7 +153,9 @@ impl Inner {
             self.clear_cgroup(container).await?;
         }
         let record = ExitRecord::lost(container.record.attempt, why.to_owned());
-        record::write(&container.paths.exit_record(), &record)?;
+        if let Err(error) = record::write(&container.paths.exit_record(), &record) {
+            tracing::error!(container = %container.record.id, error = error.chain(), "its end is not on record");
+        }
         Ok(record)
     }
 

@@ -23,10 +23,11 @@ impl Inner {
             }
             if let Some(mut connection) = self.supervisor(container).await? {
                 // An answer or the end of the connection, whichever comes: the record tells.
-                let reply = connection.ask(&Request::Wait).await?;
-                if matches!(reply, Some(Reply::Exited(_)) | None)
-                    && let Some(record) = self.exit_record(container)?
-                {
+                let record = match connection.ask(&Request::Wait).await? {
+                    Some(Reply::Exited(exit)) => self.record_of(container, &exit)?,
+                    _ => self.exit_record(container)?,
+                };
+                if let Some(record) = record {
                     return Ok(record);
                 }
             }

@@ -18,6 +18,9 @@ pub(crate) use launch::exec_failure_code;
 pub(crate) use resident::ResidentConfig;
 pub(crate) use stage::{CreatePlan, FillPlan, LIBCONTAINER_ID};
 
+/// Bounds of what a supervisor and its helpers write about themselves, in `supervisor.log`.
+pub(crate) const MAX_SUPERVISOR_LOG_BYTES: u64 = 1 << 20;
+
 /// Tells a process that it is to be the stage.
 pub(crate) const STAGE_ARGUMENT: &str = "--berth-create";
 

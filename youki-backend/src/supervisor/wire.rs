@@ -26,7 +26,7 @@ pub enum Request {
     Start,
     /// Send a signal to the init. → `Ok` or `Error`.
     Signal(i32),
-    /// Stop signal, time-out, kill. → `Exited` once the exit record is written.
+    /// Stop signal, time-out, kill. → `Exited` once the exit record is written, or cannot be.
     Stop {
         /// The first signal.
         signal: i32,
@@ -88,7 +88,7 @@ pub enum Reply {
     },
     /// See [`Status`].
     Status(Status),
-    /// The attempt is over and on record.
+    /// The attempt is over and on record, or brings its record along.
     Exited(Exit),
     /// The exec runs.
     ExecStarted {
@@ -162,7 +162,7 @@ pub struct Status {
 }
 
 /// How an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
     /// Exit code, 128+N after signal N.
     pub code: i32,
@@ -172,6 +172,8 @@ pub struct Exit {
     pub oom_killed: bool,
     /// When, nanoseconds since the epoch.
     pub finished_at_nanos: i64,
+    /// The exit record as JSON while the disk does not take it; else empty.
+    pub record: Vec<u8>,
 }
 
 /// Bytes that are not a frame of this protocol.
@@ -297,6 +299,7 @@ impl Reply {
                 .i32(exit.signal)
                 .u8(exit.oom_killed.into())
                 .u64(exit.finished_at_nanos as u64)
+                .bytes(&exit.record)
                 .finish(),
             Self::ExecStarted { pid } => Writer::new(7).i32(*pid).finish(),
             Self::ExecFailed { errno, step } => Writer::new(8).i32(*errno).u8(*step as u8).finish(),
@@ -330,6 +333,7 @@ impl Reply {
                 signal: reader.i32()?,
                 oom_killed: reader.u8()? != 0,
                 finished_at_nanos: reader.u64()? as i64,
+                record: if reader.is_at_end() { Vec::new() } else { reader.bytes()?.to_vec() },
             }),
             7 => Self::ExecStarted { pid: reader.i32()? },
             8 => {
@@ -485,7 +489,7 @@ mod tests {
 
     fn replies() -> Vec<Reply> {
         let status = Status { phase: Phase::Running, pid: 12, supervisor_pid: 11, started_at_nanos: -1 };
-        let exit = Exit { code: 137, signal: 9, oom_killed: true, finished_at_nanos: i64::MAX };
+        let exit = Exit { code: 137, signal: 9, oom_killed: true, finished_at_nanos: i64::MAX, record: b"{}".to_vec() };
         vec![
             Reply::Ok,
             Reply::Error("why".into()),
@@ -521,6 +525,16 @@ mod tests {
         let failed = Reply::ExecFailed { errno: 2, step: ExecStep::Program };
         assert_eq!(Reply::decode(&[6, 0, 0, 0, 1, 8, 2, 0, 0, 0]), Ok(failed));
         assert_eq!(Reply::decode(&[7, 0, 0, 0, 1, 2, 1, 0, 0, 0, b'x']), Ok(Reply::Error("x".into())));
+    }
+
+    #[test]
+    fn an_end_told_by_an_older_supervisor_brings_no_record() {
+        let exit = Exit { code: 1, signal: 0, oom_killed: false, finished_at_nanos: 2, record: Vec::new() };
+        let mut frame = Reply::Exited(exit.clone()).encode();
+        frame.truncate(frame.len() - 4);
+        let len = (frame.len() - 4) as u32;
+        frame[..4].copy_from_slice(&len.to_le_bytes());
+        assert_eq!(Reply::decode(&frame), Ok(Reply::Exited(exit)));
     }
 
     #[test]

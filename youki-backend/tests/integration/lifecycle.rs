@@ -25,6 +25,7 @@ crate::tests![
     wait_after_the_end_answers_at_once,
     kill_knows_six_signals_in_every_spelling,
     kill_of_another_signal_is_invalid,
+    kill_in_a_race_with_the_end_never_contradicts_itself,
     a_pid_is_the_inits_and_none_after_the_end,
     two_hundred_operations_at_once_do_not_disturb_each_other,
 ];
@@ -244,6 +245,31 @@ async fn kill_of_another_signal_is_invalid(case: Case) {
         assert!(matches!(error, AgentError::InvalidSpec(_)), "{signal:?}: {error:?}");
     }
     assert_eq!(case.runtime.container_state(&id).await.unwrap(), ContainerState::Running);
+}
+
+async fn kill_in_a_race_with_the_end_never_contradicts_itself(case: Case) {
+    let id = case.start(&case.script("sleep 0.02").await).await;
+    for _ in 0..30 {
+        let killers: Vec<_> = (0..4)
+            .map(|_| {
+                let (runtime, id) = (case.runtime.clone(), id.clone());
+                tokio::spawn(async move {
+                    loop {
+                        // What the program ignores; the shell does so as the init of its namespace.
+                        if let Err(error) = runtime.kill_container(&id, Some("USR1")).await {
+                            return error;
+                        }
+                    }
+                })
+            })
+            .collect();
+        soon("it ends", case.runtime.wait_container(&id)).await.unwrap();
+        for killer in killers {
+            let error = soon("kill is answered", killer).await.unwrap();
+            assert!(error.to_string().contains("not running (it is exited)"), "{error}");
+        }
+        case.runtime.start_container(&id).await.unwrap();
+    }
 }
 
 async fn a_pid_is_the_inits_and_none_after_the_end(case: Case) {

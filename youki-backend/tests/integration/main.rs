@@ -18,6 +18,7 @@ mod commands;
 mod conformance;
 mod errors;
 mod exec;
+mod full_disk;
 mod images;
 mod isolation;
 mod lifecycle;
@@ -84,6 +85,7 @@ fn trials() -> Vec<Trial> {
         agent_killed::tests(),
         supervisor_killed::tests(),
         command_line::tests(),
+        full_disk::tests(),
         many::tests(),
     ]
     .into_iter()

@@ -6,6 +6,7 @@ use runtime_core::{ContainerId, ContainerState, Runtime, WaitReason};
 
 use crate::support::Case;
 use crate::support::case::{IDLE, eventually, soon};
+use crate::support::process::{gone, kill, status_line, supervisor};
 
 crate::tests![
     the_container_dies_too_and_the_outcome_is_a_runtime_error,
@@ -14,30 +15,6 @@ crate::tests![
     while_no_agent_runs_the_next_one_knows,
     a_created_container_of_a_dead_supervisor_is_failed,
 ];
-
-/// The process id of the container's supervisor: its init's parent.
-async fn supervisor(runtime: &dyn Runtime, id: &ContainerId) -> u32 {
-    let init = runtime.get_container_pid(id).await.unwrap().expect("it runs");
-    let parent = status_line(init, "PPid:").parse().unwrap();
-    assert_ne!(parent, std::process::id(), "the agent itself is the parent: it takes its containers along");
-    parent
-}
-
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process id");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-}
-
-/// Dead; with its parent killed too, it is the host's init that has yet to collect it.
-fn gone(pid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status.lines().find_map(|line| line.strip_prefix("State:")).is_none_or(|state| state.trim().starts_with('Z'))
-}
-
-fn status_line(pid: u32, name: &str) -> String {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
-}
 
 async fn assert_lost(runtime: &dyn Runtime, id: &ContainerId) {
     let outcome = soon("the outcome is known", runtime.wait_outcome(id)).await.unwrap();

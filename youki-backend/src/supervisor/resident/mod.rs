@@ -5,12 +5,9 @@
 //! children's ends. When the init ends it writes the exit record, answers who waits, frees the cgroup, and ends; with
 //! it go its mount namespace (the overlay) and the container's network namespace.
 
-/// A line for supervisor.log. A full disk may not take it, which must not end the supervisor, as `eprintln!` would.
+/// A line for supervisor.log.
 macro_rules! say {
-    ($($argument:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($argument)*);
-    }};
+    ($($argument:tt)*) => { $crate::supervisor::resident::own_log::say(format_args!($($argument)*)) };
 }
 
 mod attempt;
@@ -19,6 +16,7 @@ mod connection;
 mod events;
 mod exec;
 mod output;
+mod own_log;
 
 pub(crate) use config::{
     CONTROL_FD, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, RESULT_FD, ResidentConfig, STDIN_FD,

@@ -5,6 +5,7 @@ pub mod berth;
 pub mod case;
 pub mod image;
 pub mod leftovers;
+pub mod process;
 pub mod root;
 pub mod servers;
 

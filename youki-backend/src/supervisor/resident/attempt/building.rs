@@ -17,6 +17,7 @@ impl Attempt {
         while let Some((pid, status)) = events::reap() {
             if pid == self.init_pid {
                 self.ended = Some(status);
+                self.init_pid = 0;
             } else if Some(pid) == self.helper_pid {
                 self.helper_pid = None;
                 self.read_result();

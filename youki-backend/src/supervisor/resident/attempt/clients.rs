@@ -87,11 +87,7 @@ impl Attempt {
             Request::Start => self.start(slot),
             Request::Signal(signal) => self.signal(slot, signal),
             Request::Stop { signal, timeout_ms } => self.stop(slot, signal, Duration::from_millis(timeout_ms)),
-            Request::Wait => {
-                if let Some(connection) = &mut self.connections[slot] {
-                    connection.waits = true;
-                }
-            }
+            Request::Wait => self.tell_end(slot),
             Request::Exec(request) => self.exec(slot, &request),
             Request::Attach => self.attach(slot),
         }
@@ -105,14 +101,28 @@ impl Attempt {
         }
     }
 
+    /// Now if it is known, else once it is.
+    fn tell_end(&mut self, slot: usize) {
+        match self.unrecorded.clone() {
+            Some(exit) => self.reply(slot, &Reply::Exited(exit)),
+            None => {
+                if let Some(connection) = &mut self.connections[slot] {
+                    connection.waits = true;
+                }
+            }
+        }
+    }
+
     pub(super) fn signal(&mut self, slot: usize, signal: i32) {
+        if self.ended.is_some() {
+            return self.tell_end(slot);
+        }
         if self.init_pid == 0 {
             return self.reply(slot, &Reply::Error("it is not created yet".to_owned()));
         }
         self.killed_by_us |= signal == libc::SIGKILL;
-        // SAFETY: our child, not reaped while the attempt lasts, so the number is its own.
-        let reply = match exec::check(unsafe { libc::kill(self.init_pid, signal) }) {
-            Ok(_) => Reply::Ok,
+        let reply = match self.signal_init(signal) {
+            Ok(()) => Reply::Ok,
             Err(error) => Reply::Error(format!("sending signal {signal}: {error}")),
         };
         self.reply(slot, &reply);
@@ -121,6 +131,9 @@ impl Attempt {
     pub(super) fn stop(&mut self, slot: usize, signal: i32, timeout: Duration) {
         if self.phase == Phase::Creating {
             return self.abandon("it was stopped while it was created");
+        }
+        if self.ended.is_some() {
+            return self.tell_end(slot);
         }
         // As late as can be told apart from never.
         let kill_at = Instant::now() + timeout.min(Duration::from_secs(1 << 32));
@@ -136,8 +149,7 @@ impl Attempt {
             self.kill_all();
         } else {
             self.phase = Phase::Stopping;
-            // SAFETY: our child, not reaped while the attempt lasts, so the number is its own.
-            unsafe { libc::kill(self.init_pid, signal) };
+            let _ = self.signal_init(signal);
             // One that is paused could not react.
             let _ = self.cgroup.thaw();
         }

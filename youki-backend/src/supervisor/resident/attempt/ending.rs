@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::mem;
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
@@ -18,6 +19,10 @@ use crate::supervisor::wire::{Exit, Phase, Reply};
 
 /// Time for clients to take their last replies and output.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// First pause before an exit record that could not be written is written again; doubled each time.
+const FIRST_RECORD_PAUSE: Duration = Duration::from_millis(100);
+/// Longest of these pauses.
+const LONGEST_RECORD_PAUSE: Duration = Duration::from_secs(10);
 
 impl Attempt {
     pub(super) fn finish(mut self) -> i32 {
@@ -75,39 +80,57 @@ impl Attempt {
             oom_kills,
             stats: Some(stats),
         };
-        // A full disk may take it later; until then those who ask are answered from here.
-        let path = self.config.container_dir.join("exit.json");
-        let mut pause = Duration::from_millis(100);
-        while let Err(error) = record::write(&path, &record) {
-            say!("writing the exit record: {}", error.chain());
-            if !self.config.container_dir.exists() {
-                break;
-            }
-            let _ = self.turn(Some(Instant::now() + pause));
-            pause = (pause * 2).min(Duration::from_secs(10));
-        }
+        let exit = Exit { code, signal, oom_killed, finished_at_nanos, record: Vec::new() };
+        self.put_on_record(&record, &exit);
         if let Err(error) = self.cgroup.remove() {
             say!("removing the cgroup: {}", error.chain());
         }
         let _ = fs::remove_file(&self.config.socket);
-        let exit = Exit { code, signal, oom_killed, finished_at_nanos };
-        self.say_farewell(&Reply::Exited(exit));
-        0
-    }
-
-    /// Answers all who wait, and lets attached clients take what is left.
-    pub(super) fn say_farewell(&mut self, exited: &Reply) {
-        let stoppers = self.stopping.take().map(|stop| stop.connections).unwrap_or_default();
-        for slot in 0..self.connections.len() {
-            if stoppers.contains(&slot) || self.connections[slot].as_ref().is_some_and(|connection| connection.waits) {
-                self.reply(slot, exited);
-            }
-        }
+        self.tell_waiting(&Reply::Exited(exit));
         if let Some(listener) = self.listener.take() {
             self.events.remove(&listener);
             // Who connected before the socket was gone still finds an answer: the end of the file, and the record.
             drop(listener);
         }
+        self.say_farewell();
+        0
+    }
+
+    /// Writes the exit record. While a full disk does not take it, whoever asks is answered from here, and it is tried
+    /// again at growing intervals.
+    fn put_on_record(&mut self, record: &ExitRecord, exit: &Exit) {
+        let path = self.config.container_dir.join("exit.json");
+        let mut pause = FIRST_RECORD_PAUSE;
+        while let Err(error) = record::write(&path, record) {
+            say!("writing the exit record: {}", error.chain());
+            if !self.config.container_dir.exists() {
+                return;
+            }
+            if self.unrecorded.is_none() {
+                let exit = Exit { record: serde_json::to_vec(record).unwrap_or_default(), ..exit.clone() };
+                self.unrecorded = Some(exit.clone());
+                self.tell_waiting(&Reply::Exited(exit));
+                self.say_farewell();
+            }
+            let next = Instant::now() + pause;
+            while Instant::now() < next && self.turn(Some(next)).is_ok() {}
+            pause = (pause * 2).min(LONGEST_RECORD_PAUSE);
+        }
+    }
+
+    /// Answers all who wait or stop.
+    fn tell_waiting(&mut self, exited: &Reply) {
+        let stoppers = self.stopping.take().map(|stop| stop.connections).unwrap_or_default();
+        for slot in 0..self.connections.len() {
+            let waits = self.connections[slot].as_mut().is_some_and(|connection| mem::take(&mut connection.waits));
+            if waits || stoppers.contains(&slot) {
+                self.reply(slot, exited);
+            }
+        }
+    }
+
+    /// Lets clients take their replies and attached ones what is left of the output, whose end they then see.
+    fn say_farewell(&mut self) {
         let deadline = Instant::now() + FAREWELL;
         while Instant::now() < deadline {
             let unsent = self.connections.iter_mut().flatten().any(|connection| !connection.flush());
@@ -117,6 +140,10 @@ impl Attempt {
                 break;
             }
             let _ = self.turn(Some(deadline));
+        }
+        for target in mem::take(&mut self.attachments).into_iter().flatten().flat_map(|client| client.targets).flatten()
+        {
+            self.events.remove(target);
         }
     }
 }

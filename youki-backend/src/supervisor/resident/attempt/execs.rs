@@ -8,7 +8,7 @@ use crate::supervisor::wire::{ExecRequest, Phase, Reply};
 
 impl Attempt {
     pub(super) fn exec(&mut self, slot: usize, request: &ExecRequest) {
-        if !matches!(self.phase, Phase::Running | Phase::Stopping) {
+        if !matches!(self.phase, Phase::Running | Phase::Stopping) || self.ended.is_some() {
             return self.reply(slot, &Reply::Error("it does not run".to_owned()));
         }
         let Some(connection) = self.connections[slot].as_mut() else { return };

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use super::config::{CONTROL_FD, ERRNO_FD, LISTENER_FD, OUTPUT_FDS, RESULT_FD, ResidentConfig, STDIN_FD};
 use super::connection::Connection;
 use super::events::{self, Events, Source};
-use super::exec::Exec;
+use super::exec::{self, Exec};
 use super::output::{Log, Output, Scratch};
 use crate::cgroup::{CgroupPaths, Hierarchy};
 use crate::supervisor::launch;
-use crate::supervisor::wire::{Phase, Reply};
+use crate::supervisor::wire::{Exit, Phase, Reply};
 use streams::Attachment;
 
 /// Time for libcontainer to build a container: it takes milliseconds, but blocks for ever on a frozen cgroup or a dead
@@ -43,6 +43,7 @@ pub(super) struct Attempt {
     cgroup: CgroupPaths,
     connections: Vec<Option<Connection>>,
     phase: Phase,
+    /// 0 before there is one, and once it is reaped: its number may be a stranger's by then.
     init_pid: i32,
     /// The helper, until it is reaped.
     helper_pid: Option<i32>,
@@ -67,6 +68,8 @@ pub(super) struct Attempt {
     exec_count: u64,
     /// The init's wait status, once it ended.
     ended: Option<i32>,
+    /// How it ended, while the disk does not take the record.
+    unrecorded: Option<Exit>,
 }
 
 impl Attempt {
@@ -127,6 +130,7 @@ impl Attempt {
             execs: Vec::new(),
             exec_count: 0,
             ended: None,
+            unrecorded: None,
         })
     }
 
@@ -202,13 +206,18 @@ impl Attempt {
         if let Some(stop) = &mut self.stopping {
             stop.killed_at = Some(Instant::now());
         }
-        if self.init_pid > 0 {
-            // SAFETY: our child, not reaped while the attempt lasts, so the number is its own.
-            unsafe { libc::kill(self.init_pid, libc::SIGKILL) };
-        }
+        let _ = self.signal_init(libc::SIGKILL);
         if let Err(error) = self.cgroup.signal_all() {
             say!("killing the cgroup: {}", error.chain());
         }
+    }
+
+    fn signal_init(&self, signal: i32) -> io::Result<()> {
+        if self.init_pid <= 0 {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        // SAFETY: our child, and not reaped, so the number is its own.
+        exec::check(unsafe { libc::kill(self.init_pid, signal) }).map(drop)
     }
 }
 

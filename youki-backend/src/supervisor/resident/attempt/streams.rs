@@ -85,6 +85,9 @@ impl Attempt {
         else {
             return self.reply(slot, &Reply::Error("attaching takes two descriptors".to_owned()));
         };
+        if self.ended.is_some() {
+            return self.reply(slot, &Reply::Error("it has ended".to_owned()));
+        }
         if self.attachments.iter().flatten().count() >= MAX_ATTACHMENTS {
             return self.reply(slot, &Reply::Error("too many clients are attached".to_owned()));
         }

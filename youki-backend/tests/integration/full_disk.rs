@@ -1,0 +1,190 @@
+//! A root whose disk is full: what runs runs on, every question is answered, and a removal makes room.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use runtime_core::{ContainerId, ContainerState, Runtime, ServiceSpec, WaitReason};
+
+use crate::support::Case;
+use crate::support::case::{eventually, soon, start_on};
+use crate::support::process::{cpu_time, gone, kill, supervisor};
+use crate::support::root::Root;
+
+crate::tests![
+    while_an_end_cannot_be_written_stop_wait_kill_and_state_tell_it_and_remove_makes_room,
+    an_end_that_could_not_be_written_is_on_record_once_there_is_room,
+    with_the_supervisor_dead_stop_says_runtime_error_and_remove_frees_all,
+    the_supervisor_neither_dies_nor_spins,
+];
+
+/// A file system of its own at a root's place, without anything reserved for root. It goes with this value.
+struct SmallDisk {
+    root: Root,
+    image: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(root: &Root) -> Self {
+        fs::create_dir_all(&root.dir).unwrap();
+        let image = root.dir.with_extension("ext4");
+        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        run("mkfs.ext4", &["-q", "-F", "-m", "0"], &image);
+        let mounted = Command::new("mount").args(["-o", "loop"]).args([&image, &root.dir]).status().unwrap();
+        assert!(mounted.success(), "mounting {}", image.display());
+        Self { root: root.clone(), image }
+    }
+
+    /// Takes all room there is; returns the file that holds it.
+    fn fill(&self) -> PathBuf {
+        use std::io::Write;
+        let path = self.root.dir.join("filler");
+        let mut file = fs::File::create(&path).unwrap();
+        for size in [1 << 20, 4 << 10, 1] {
+            while file.write_all(&vec![b'x'; size]).is_ok() {
+                file.sync_data().ok();
+            }
+        }
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Nobody will remove it any more.
+            let procs = self.root.cgroups_of(&the_container()).into_iter().map(|dir| dir.join("cgroup.procs"));
+            let pids: Vec<u32> = procs
+                .filter_map(|file| fs::read_to_string(file).ok())
+                .flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+                .collect();
+            pids.into_iter().filter(|pid| !gone(*pid)).for_each(kill);
+        }
+        let _ = Command::new("umount").arg("-l").arg(&self.root.dir).status();
+        let _ = fs::remove_file(&self.image);
+    }
+}
+
+fn run(program: &str, args: &[&str], path: &Path) {
+    let status = Command::new(program).args(args).arg(path).status();
+    assert!(status.as_ref().is_ok_and(std::process::ExitStatus::success), "{program} {}: {status:?}", path.display());
+}
+
+async fn small(case: &Case) -> (SmallDisk, Root, Arc<dyn Runtime>) {
+    let root = case.root("small");
+    let disk = SmallDisk::mount(&root);
+    let runtime = root.open().await.unwrap();
+    (disk, root, runtime)
+}
+
+fn the_container() -> ContainerId {
+    ContainerId::new("full", 0)
+}
+
+async fn started(case: &Case, runtime: &Arc<dyn Runtime>, script: &str) -> ContainerId {
+    let id = the_container();
+    let spec: ServiceSpec = case.script(script).await;
+    start_on(&**runtime, &id, &spec).await.unwrap_or_else(|error| panic!("{id}: {error}"));
+    id
+}
+
+const UNTIL_TERM: &str = "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done";
+
+async fn up(runtime: &Arc<dyn Runtime>, id: &ContainerId) {
+    eventually("it is up", || async { !runtime.get_logs(id).await.unwrap().is_empty() }).await;
+}
+
+async fn while_an_end_cannot_be_written_stop_wait_kill_and_state_tell_it_and_remove_makes_room(case: Case) {
+    let (disk, root, runtime) = small(&case).await;
+    let id = started(&case, &runtime, UNTIL_TERM).await;
+    up(&runtime, &id).await;
+    let supervisor = supervisor(&*runtime, &id).await;
+    let waiting = {
+        let (runtime, id) = (runtime.clone(), id.clone());
+        tokio::spawn(async move { runtime.wait_outcome(&id).await })
+    };
+    let filler = disk.fill();
+    soon("stop", runtime.stop_container(&id, Duration::from_secs(10))).await.unwrap();
+    assert!(!root.dir.join("containers").join(id.to_string()).join("exit.json").exists(), "the disk was not full");
+    let outcome = soon("the one who waited", waiting).await.unwrap().unwrap();
+    assert_eq!((outcome.exit_code, outcome.reason), (7, WaitReason::Exited));
+    assert_eq!(soon("wait", runtime.wait_outcome(&id)).await.unwrap(), outcome);
+    assert_eq!(soon("state", runtime.container_state(&id)).await.unwrap(), ContainerState::Exited { code: 7 });
+    soon("a second stop", runtime.stop_container(&id, Duration::ZERO)).await.unwrap();
+    let error = soon("kill", runtime.kill_container(&id, None)).await.unwrap_err();
+    assert!(error.to_string().contains("exited"), "{error}");
+    let error = soon("exec", runtime.exec(&id, &["true".to_owned()])).await.unwrap_err();
+    assert!(error.to_string().contains("exited"), "{error}");
+    assert_eq!(soon("logs", runtime.get_logs(&id)).await.unwrap().len(), 1);
+    // Another process is told the same.
+    let second = Root { keeper: false, ..root.clone() }.open().await.unwrap();
+    assert_eq!(soon("wait elsewhere", second.wait_outcome(&id)).await.unwrap(), outcome);
+
+    soon("remove", runtime.remove_container(&id)).await.unwrap();
+    assert!(gone(supervisor), "the supervisor outlived its container");
+    let left: Vec<_> = fs::read_dir(root.dir.join("containers")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(root.cgroups_of(&id).is_empty());
+    fs::remove_file(filler).unwrap();
+}
+
+async fn an_end_that_could_not_be_written_is_on_record_once_there_is_room(case: Case) {
+    let (disk, root, runtime) = small(&case).await;
+    let id = started(&case, &runtime, UNTIL_TERM).await;
+    up(&runtime, &id).await;
+    let filler = disk.fill();
+    soon("stop", runtime.stop_container(&id, Duration::from_secs(10))).await.unwrap();
+    let record = root.dir.join("containers").join(id.to_string()).join("exit.json");
+    assert!(!record.exists(), "the disk was not full");
+    fs::remove_file(filler).unwrap();
+    eventually("it is on record", || async { record.exists() }).await;
+    // The same container once more.
+    soon("start", runtime.start_container(&id)).await.unwrap();
+    soon("stop", runtime.stop_container(&id, Duration::from_secs(10))).await.unwrap();
+    assert_eq!(runtime.wait_container(&id).await, Ok(7));
+    runtime.remove_container(&id).await.unwrap();
+}
+
+async fn with_the_supervisor_dead_stop_says_runtime_error_and_remove_frees_all(case: Case) {
+    let (disk, root, runtime) = small(&case).await;
+    let id = started(&case, &runtime, UNTIL_TERM).await;
+    up(&runtime, &id).await;
+    let supervisor = supervisor(&*runtime, &id).await;
+    let filler = disk.fill();
+    kill(supervisor);
+    eventually("the supervisor is dead", || async { gone(supervisor) }).await;
+    soon("stop", runtime.stop_container(&id, Duration::from_secs(10))).await.unwrap();
+    assert!(!root.dir.join("containers").join(id.to_string()).join("exit.json").exists(), "the disk was not full");
+    let outcome = soon("wait", runtime.wait_outcome(&id)).await.unwrap();
+    assert_eq!((outcome.exit_code, outcome.reason), (137, WaitReason::RuntimeError));
+    let state = soon("state", runtime.container_state(&id)).await.unwrap();
+    assert!(matches!(state, ContainerState::Failed { .. }), "{state:?}");
+    soon("remove", runtime.remove_container(&id)).await.unwrap();
+    let left: Vec<_> = fs::read_dir(root.dir.join("containers")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(root.cgroups_of(&id).is_empty());
+    fs::remove_file(filler).unwrap();
+}
+
+async fn the_supervisor_neither_dies_nor_spins(case: Case) {
+    let (disk, root, runtime) = small(&case).await;
+    let script = "trap 'exit 7' TERM; echo up; i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo $i; sleep 0.01; done; \
+                  echo done >&2; while :; do sleep 0.1; done";
+    let id = started(&case, &runtime, script).await;
+    up(&runtime, &id).await;
+    let supervisor = supervisor(&*runtime, &id).await;
+    // Its own log lies there, and the container's, which it writes to again and again.
+    let filler = disk.fill();
+    soon("stop", runtime.stop_container(&id, Duration::from_secs(10))).await.unwrap();
+    let (begin, before) = (Instant::now(), cpu_time(supervisor));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!gone(supervisor), "it died");
+    let used = cpu_time(supervisor) - before;
+    assert!(used < begin.elapsed() / 20, "it used {used:?} of {:?}", begin.elapsed());
+    assert!(!root.dir.join("containers").join(id.to_string()).join("exit.json").exists(), "the disk was not full");
+    assert_eq!(soon("wait", runtime.wait_container(&id)).await, Ok(7));
+    fs::remove_file(filler).unwrap();
+    runtime.remove_container(&id).await.unwrap();
+}

@@ -1,0 +1,49 @@
+//! Processes of the host, as tests look at them and end them.
+
+use std::time::Duration;
+
+use runtime_core::{ContainerId, Runtime};
+
+/// The process id of the container's supervisor: its init's parent.
+pub async fn supervisor(runtime: &dyn Runtime, id: &ContainerId) -> u32 {
+    let init = runtime.get_container_pid(id).await.unwrap().expect("it runs");
+    let parent = status_line(init, "PPid:").parse().unwrap();
+    assert_ne!(parent, std::process::id(), "the agent itself is the parent: it takes its containers along");
+    parent
+}
+
+/// SIGKILL.
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process id");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// Dead; with its parent killed too, it is the host's init that has yet to collect it.
+pub fn gone(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("State:")).is_none_or(|state| state.trim().starts_with('Z'))
+}
+
+/// The line of `/proc/<pid>/status` that begins with `name`.
+pub fn status_line(pid: u32, name: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
+}
+
+/// USER_HZ: what the kernel counts in here, on every architecture.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// What it has used of the CPU, to the clock tick.
+pub fn cpu_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<u64> =
+        stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2).map(|f| f.parse().unwrap()).collect();
+    Duration::from_millis((fields[0] + fields[1]) * 1_000 / TICKS_PER_SECOND)
+}
+
+/// Memory that is its alone and written to, in bytes.
+pub fn private_dirty_bytes(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
