@@ -8,6 +8,7 @@ use runtime_core::{AgentError, ExecEvent, ExecEventStream, ExecOptions};
 use crate::support::Case;
 use crate::support::case::{eventually, soon, words};
 use crate::support::image::Image;
+use crate::support::process::{private_dirty_bytes, supervisor};
 
 crate::tests![
     code_stdout_and_stderr_come_back_apart,
@@ -29,6 +30,7 @@ crate::tests![
     sixty_four_at_once_do_not_mix,
     ten_mebibytes_are_bounded_or_whole_and_never_hang,
     a_child_that_holds_the_output_open_does_not_hold_the_exec,
+    a_large_one_leaves_no_memory_with_the_supervisor,
 ];
 
 async fn collect(mut events: ExecEventStream) -> Vec<ExecEvent> {
@@ -272,4 +274,18 @@ fn text_of(events: &[ExecEvent]) -> String {
         _ => None,
     });
     stdout.collect()
+}
+
+async fn a_large_one_leaves_no_memory_with_the_supervisor(case: Case) {
+    let id = case.idle().await;
+    let supervisor = supervisor(&*case.runtime, &id).await;
+    case.exec_ok(&id, "true").await;
+    let before = private_dirty_bytes(supervisor);
+    for (count, length) in [(18, 100_000), (60_000, 20)] {
+        let mut command = words(&["true"]);
+        command.extend((0..count).map(|_| "x".repeat(length)));
+        assert_eq!(case.runtime.exec(&id, &command).await.unwrap().0, 0);
+        let kept = private_dirty_bytes(supervisor).saturating_sub(before);
+        assert!(kept <= 128 << 10, "{kept} bytes more after {count} arguments of {length} bytes");
+    }
 }

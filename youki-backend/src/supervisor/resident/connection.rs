@@ -5,6 +5,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use super::heap;
 use crate::supervisor::wire::{self, Malformed, Reply, Request};
 
 /// Descriptors a request may bring: an exec's three and its filter.
@@ -50,6 +51,11 @@ impl Connection {
                 return Err(io::Error::other("more than one frame at a time"));
             }
         }
+    }
+
+    /// Whether a large request is here, or on its way.
+    pub fn holds_much(&self) -> bool {
+        self.received.len() >= heap::LARGE_REQUEST_BYTES
     }
 
     /// The next whole request, if there is one.

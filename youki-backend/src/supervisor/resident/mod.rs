@@ -15,6 +15,7 @@ mod config;
 mod connection;
 mod events;
 mod exec;
+mod heap;
 mod output;
 mod own_log;
 

@@ -6,7 +6,7 @@ use rustix::net::SocketFlags;
 
 use super::super::connection::{Connection, Incoming};
 use super::super::events::Source;
-use super::super::exec;
+use super::super::{exec, heap};
 use super::{Attempt, Stopping, place};
 use crate::supervisor::wire::{Phase, Reply, Request, Status};
 
@@ -40,8 +40,14 @@ impl Attempt {
         let incoming = connection.receive();
         loop {
             let Some(connection) = self.connections[slot].as_mut() else { return };
+            let much = connection.holds_much();
             match connection.next_request() {
-                Ok(Some(request)) => self.handle(slot, request),
+                Ok(Some(request)) => {
+                    self.handle(slot, request);
+                    if much {
+                        heap::give_back();
+                    }
+                }
                 Ok(None) => break,
                 Err(error) => {
                     self.reply(slot, &Reply::Error(error.to_string()));
@@ -57,7 +63,11 @@ impl Attempt {
     pub(super) fn disconnect(&mut self, slot: usize) {
         let Some(connection) = self.connections[slot].take() else { return };
         self.events.remove(&connection.socket);
+        let much = connection.holds_much();
         drop(connection);
+        if much {
+            heap::give_back();
+        }
         self.starters.retain(|other| *other != slot);
         if let Some(stop) = &mut self.stopping {
             stop.connections.retain(|other| *other != slot);
