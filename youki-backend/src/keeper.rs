@@ -1,12 +1,16 @@
-//! The keeper: one process of those on a root follows containers that end by themselves, so that their volumes are
-//! synced, and retries what S3 refused.
+//! The keeper: one process of those on a root follows containers that end by themselves, whoever started them, so that
+//! their volumes are synced, and retries what S3 refused.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use runtime_core::ContainerId;
+use tokio::task::JoinSet;
 
+use crate::dir_watch::DirWatch;
 use crate::lock::ContainerLock;
 use crate::runtime::Inner;
 
@@ -47,7 +51,41 @@ async fn acquire(file: File) -> Option<File> {
     locked.await.ok()
 }
 
+/// Follows what other processes start: each attempt begins with a new socket of its supervisor's.
+async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch) {
+    loop {
+        let (mut sockets, mut all) = (HashSet::new(), false);
+        let changed = watch.changed(|name| match name {
+            Some(name) => drop(sockets.insert(name.to_bytes().to_vec())),
+            None => all = true,
+        });
+        if !matches!(changed.await, Ok(true)) {
+            tracing::error!("containers of other processes are no longer followed");
+            return;
+        }
+        let Some(inner) = weak.upgrade() else { return };
+        inner.follow(|id| {
+            let socket = inner.layout.container(id).socket;
+            all || socket.file_name().is_some_and(|name| sockets.contains(name.as_bytes()))
+        });
+    }
+}
+
 impl Inner {
+    /// Follows those containers that `wanted` picks.
+    fn follow(&self, wanted: impl Fn(&ContainerId) -> bool) {
+        match self.container_ids() {
+            Ok(ids) => {
+                for id in ids.iter().filter(|id| wanted(id)) {
+                    if let Ok(container) = self.container(id) {
+                        self.keep_watch(&container);
+                    }
+                }
+            }
+            Err(error) => tracing::error!(error = error.chain(), "containers cannot be listed"),
+        }
+    }
+
     /// Gives volumes back that belong to containers which are no more: whoever removed or created those was killed.
     async fn release_orphaned_volumes(&self) {
         let volumes = self.volumes.list().await.unwrap_or_default();
@@ -71,18 +109,16 @@ impl Inner {
 
 /// Keeps until the runtime is dropped.
 async fn keep(weak: Weak<Inner>, _lock: File) {
-    // Containers that ended while nobody kept.
+    // Ends with this task.
+    let mut arrivals = JoinSet::new();
     if let Some(inner) = weak.upgrade() {
-        match inner.container_ids() {
-            Ok(ids) => {
-                for id in ids {
-                    if let Ok(container) = inner.container(&id) {
-                        inner.keep_watch(&container);
-                    }
-                }
-            }
-            Err(error) => tracing::error!(error = error.chain(), "containers cannot be listed"),
+        // Before the first look, so that none which comes after it goes unnoticed.
+        match DirWatch::new(&inner.layout.sockets()) {
+            Ok(watch) => drop(arrivals.spawn(follow_arrivals(weak.clone(), watch))),
+            Err(error) => tracing::error!(error = error.chain(), "containers of other processes are not followed"),
         }
+        // Containers that ended while nobody kept.
+        inner.follow(|_| true);
         inner.release_orphaned_volumes().await;
     }
     let mut pause = FIRST_PAUSE;

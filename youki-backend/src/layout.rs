@@ -48,8 +48,12 @@ impl Layout {
             dir: self.containers().join(&name),
             run: self.run.join("containers").join(&name),
             lock: self.run.join("locks").join(&name),
-            socket: self.run.join("sockets").join(format!("{}.sock", &hex(&Sha256::digest(&name))[..16])),
+            socket: self.sockets().join(format!("{}.sock", &hex(&Sha256::digest(&name))[..16])),
         }
+    }
+
+    pub fn sockets(&self) -> PathBuf {
+        self.run.join("sockets")
     }
 
     /// Where removed containers go in one step, before their files are deleted.

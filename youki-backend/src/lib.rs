@@ -13,6 +13,7 @@ mod bundle;
 mod cgroup;
 pub mod config;
 mod container;
+mod dir_watch;
 mod error;
 mod keeper;
 mod layout;

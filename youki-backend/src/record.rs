@@ -41,6 +41,20 @@ pub(crate) struct ContainerRecord {
     pub process: Option<ProcessPlan>,
 }
 
+/// Tells an attempt from all others of this root, also of an earlier container by the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct AttemptKey {
+    id: ContainerId,
+    created_at: DateTime<Utc>,
+    attempt: u32,
+}
+
+impl ContainerRecord {
+    pub fn attempt_key(&self) -> AttemptKey {
+        AttemptKey { id: self.id.clone(), created_at: self.created_at, attempt: self.attempt }
+    }
+}
+
 /// The image a container was created from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {

@@ -7,7 +7,7 @@
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use registry::{ImageStore, StoreConfig};
 use runtime_core::ContainerId;
@@ -54,7 +54,7 @@ pub(crate) async fn open(mut config: Config) -> Result<YoukiRuntime> {
     check_version(&config.root)?;
     let layout = Layout { root: config.root.clone(), run: config.run_dir.clone() };
     make_private(&layout.run)?;
-    for dir in [layout.containers(), layout.trash(), layout.run.join("sockets"), layout.run.join("locks")] {
+    for dir in [layout.containers(), layout.trash(), layout.sockets(), layout.run.join("locks")] {
         make_private(&dir)?;
     }
     let hierarchy = Hierarchy::detect()?;
@@ -94,6 +94,7 @@ pub(crate) async fn open(mut config: Config) -> Result<YoukiRuntime> {
         hierarchy,
         spawner,
         boot_id,
+        followed: Mutex::default(),
         weak: weak.clone(),
     });
     inner.reconcile().await?;
@@ -140,6 +141,7 @@ impl Inner {
         while looks.join_next().await.is_some() {}
         let (layout, bridge) = (self.layout.clone(), self.bridge.clone());
         tokio::task::spawn_blocking(move || {
+            remove_orphaned_locks(&layout)?;
             // One that is being created has its lock, and maybe no record yet.
             bridge.reconcile(&|id| layout.containers().join(id).exists() || layout.run.join("locks").join(id).exists())
         })
@@ -174,6 +176,26 @@ impl Inner {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Removes the locks of containers that were never made: whoever was about to was killed. One that is held is somebody's
+/// who is about to, and who waits for one that is removed notices and takes a new one.
+fn remove_orphaned_locks(layout: &Layout) -> Result<()> {
+    let dir = layout.run.join("locks");
+    for entry in fs::read_dir(&dir).map_err(Error::io("listing", &dir))? {
+        let name = entry.map_err(Error::io("listing", &dir))?.file_name();
+        let Some(id) = name.to_str().and_then(|name| name.parse::<ContainerId>().ok()) else { continue };
+        let paths = layout.container(&id);
+        if paths.dir.exists() || !paths.lock.exists() {
+            continue;
+        }
+        if let Some(lock) = ContainerLock::try_acquire(&paths.lock)?
+            && !paths.dir.exists()
+        {
+            lock.remove();
+        }
+    }
+    Ok(())
 }
 
 fn make_private(dir: &Path) -> Result<()> {

@@ -1,9 +1,10 @@
 //! [`YoukiRuntime`]: its inherent methods with rich errors, and the [`Runtime`] trait over them.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::logs::RecordStream;
 use crate::network::Bridge;
-use crate::record::{ImageRecord, NetworkRecord};
+use crate::record::{AttemptKey, ImageRecord, NetworkRecord};
 use crate::supervisor::spawn::Spawner;
 
 /// Berth's runtime on one root. Cheap to clone; all clones are one.
@@ -41,6 +42,8 @@ pub(crate) struct Inner {
     pub hierarchy: Hierarchy,
     pub spawner: Spawner,
     pub boot_id: String,
+    /// Attempts whose end this process waits for to sync their volumes.
+    pub followed: Mutex<HashSet<AttemptKey>>,
     pub weak: Weak<Inner>,
 }
 

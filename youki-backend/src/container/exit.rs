@@ -1,12 +1,13 @@
 //! What follows the end of an attempt: its supervisor goes, its volumes are synced and given back.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::process::ProcessName;
-use crate::record::{ExitRecord, MountKind};
+use crate::record::{AttemptKey, ExitRecord, MountKind};
 use crate::runtime::Inner;
 
 /// Time for a supervisor to unmount and end after it wrote the exit record. The unmount syncs the writable layer.
@@ -57,15 +58,27 @@ impl Inner {
         }
     }
 
-    /// Lets the keeper follow a container that uses named volumes, so that they are synced when it ends by itself.
+    /// Lets the keeper follow a container that uses named volumes, so that they are synced when it ends by itself. Once
+    /// for each attempt.
     pub(crate) fn keep_watch(&self, container: &Container) {
         if self.config.keeper
             && container.record.mounts.iter().any(|mount| mount.kind == MountKind::Named)
             && let Some(inner) = self.weak.upgrade()
         {
+            let attempt = container.record.attempt_key();
+            if !self.followed().insert(attempt.clone()) {
+                return;
+            }
             let container = container.clone();
-            tokio::spawn(async move { inner.settle_at_end(&container).await });
+            tokio::spawn(async move {
+                inner.settle_at_end(&container).await;
+                inner.followed().remove(&attempt);
+            });
         }
+    }
+
+    fn followed(&self) -> MutexGuard<'_, HashSet<AttemptKey>> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the end of the attempt, then syncs its volumes unless a later attempt uses them by then.

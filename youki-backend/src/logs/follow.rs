@@ -1,26 +1,20 @@
 //! Records as they come.
 
 use std::collections::VecDeque;
-use std::ffi::CString;
 use std::fmt;
 use std::future::Future;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use chrono::Utc;
 use futures_core::Stream;
 use runtime_core::{LogRecord, LogsOptions};
-use rustix::fs::inotify;
-use rustix::io::Errno;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::files::{self, Position};
 use super::line;
 use super::reader::LineReader;
 use super::tail;
+use crate::dir_watch::DirWatch;
 use crate::error::{Error, Result};
 
 /// What [`stream`] gives.
@@ -66,7 +60,7 @@ struct State {
     over: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Nothing will be written any more: the end of the file is the end.
     last_round: bool,
-    watch: Option<Watch>,
+    watch: Option<DirWatch>,
     /// `None` until begun, and while a read is under way.
     filter: Option<Filter>,
     ready: VecDeque<LogRecord>,
@@ -86,7 +80,7 @@ impl State {
             }
             if self.options.follow && self.watch.is_none() {
                 // Before the first read, so that nothing written after it goes unnoticed.
-                self.watch = Some(Watch::new(&self.dir)?);
+                self.watch = Some(DirWatch::new(&self.dir)?);
             }
             if self.read_on().await? || !self.ready.is_empty() {
                 continue;
@@ -127,7 +121,7 @@ impl State {
             }
         };
         tokio::select! {
-            changed = watch.changed() => self.last_round = !changed?,
+            changed = watch.changed(|_| ()) => self.last_round = !changed?,
             () = &mut self.over => self.last_round = true,
             () = until => self.last_round = true,
         }
@@ -182,59 +176,5 @@ impl Filter {
         })?;
         self.reader.report_malformed(malformed);
         Ok(more)
-    }
-}
-
-/// Tells when something in a directory changes, or it is removed.
-#[derive(Debug)]
-struct Watch {
-    events: AsyncFd<OwnedFd>,
-    /// Watch of the directory above, and the name of ours in it. An open file in a removed directory keeps that one
-    /// from reporting its own end.
-    above: Option<(i32, CString)>,
-}
-
-impl Watch {
-    fn new(dir: &Path) -> Result<Self> {
-        use inotify::{CreateFlags, WatchFlags};
-        let failed = || Error::io("watching", dir);
-        let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(|e| failed()(e.into()))?;
-        let add = |path: &Path, what: WatchFlags| {
-            inotify::add_watch(&events, path, what | WatchFlags::ONLYDIR)
-                .map_err(|e| Error::io("watching", path)(e.into()))
-        };
-        add(dir, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF)?;
-        let above = match (dir.parent(), dir.file_name().map(|name| CString::new(name.as_bytes()))) {
-            (Some(parent), Some(Ok(name))) => Some((add(parent, WatchFlags::DELETE | WatchFlags::MOVED_FROM)?, name)),
-            _ => None,
-        };
-        // SAFETY: it owns the descriptor, which stays open and the same until it is dropped.
-        let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
-        Ok(Self { events: events.map_err(|e| failed()(e.into()))?, above })
-    }
-
-    /// Waits for a change; false if the directory is gone and there will be none. Cancel-safe.
-    async fn changed(&self) -> Result<bool> {
-        let mut guard = self.events.readable().await.map_err(Error::io("watching", "log files"))?;
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
-        let mut reader = inotify::Reader::new(guard.get_inner(), &mut buffer);
-        let mut there = true;
-        loop {
-            match reader.next() {
-                Ok(event) => there &= !self.tells_of_removal(&event),
-                Err(Errno::WOULDBLOCK) => break,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(Error::io("watching", "log files")(error.into())),
-            }
-        }
-        guard.clear_ready();
-        Ok(there)
-    }
-
-    fn tells_of_removal(&self, event: &inotify::Event<'_>) -> bool {
-        match &self.above {
-            Some((watch, name)) if *watch == event.wd() => event.file_name() == Some(name.as_c_str()),
-            _ => event.events().intersects(inotify::ReadFlags::IGNORED | inotify::ReadFlags::DELETE_SELF),
-        }
     }
 }

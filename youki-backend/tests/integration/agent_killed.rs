@@ -14,6 +14,7 @@ crate::tests![
     a_created_container_can_still_be_started,
     an_exec_dies_with_the_agent_that_asked_for_it,
     killed_in_the_middle_of_creates_leaves_each_whole_or_not_there,
+    a_lock_of_a_creator_that_lives_is_kept_and_one_of_a_dead_one_removed,
     two_agents_see_one_truth,
 ];
 
@@ -140,6 +141,38 @@ async fn killed_in_the_middle_of_creates_leaves_each_whole_or_not_there(case: Ca
             runtime.remove_container(id).await.unwrap();
         }
     }
+}
+
+async fn a_lock_of_a_creator_that_lives_is_kept_and_one_of_a_dead_one_removed(case: Case) {
+    let root = case.root("root");
+    let mut agent = Agent::start(&root, &[]).await;
+    let spec = case.script("exit 6").await;
+    agent.ask(&Request::Pull { image: spec.image.name.clone(), auth: None }).await.unwrap();
+    let store = std::fs::File::open(root.dir.join("layers/store.lock")).unwrap();
+    // A create waits for whoever removes images; a pull would, too.
+    let about_to_be_created = async |agent: &mut Agent| {
+        let id = case.id_in(&root);
+        store.lock().unwrap();
+        agent.send(&Request::CreateOnly { id: id.clone(), spec: Box::new(spec.clone()) }).await;
+        let lock = root.run_dir.join("locks").join(id.to_string());
+        eventually("it is about to be created", || async { lock.exists() }).await;
+        (id, lock)
+    };
+    let (id, lock) = about_to_be_created(&mut agent).await;
+    let runtime = root.open().await.unwrap();
+    assert!(lock.exists(), "the lock of one that is being created was removed");
+    store.unlock().unwrap();
+    agent.answer().await.unwrap();
+    runtime.start_container(&id).await.unwrap();
+    assert_eq!(soon("it runs", runtime.wait_container(&id)).await, Ok(6));
+    drop(runtime);
+
+    let (id, lock) = about_to_be_created(&mut agent).await;
+    agent.kill().await;
+    store.unlock().unwrap();
+    let runtime = root.open().await.unwrap();
+    assert!(!lock.exists(), "the lock of one that was never created stays");
+    runtime.create_container(&id, &spec).await.unwrap();
 }
 
 async fn two_agents_see_one_truth(case: Case) {

@@ -21,6 +21,7 @@ mod exec;
 mod full_disk;
 mod images;
 mod isolation;
+mod keeper;
 mod lifecycle;
 mod limits;
 mod logs;
@@ -86,6 +87,7 @@ fn trials() -> Vec<Trial> {
         supervisor_killed::tests(),
         command_line::tests(),
         full_disk::tests(),
+        keeper::tests(),
         many::tests(),
     ]
     .into_iter()

@@ -20,12 +20,34 @@ const ROOT_VARIABLE: &str = "BERTH_TEST_AGENT_ROOT";
 /// What an agent can be asked to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    Pull { image: String, auth: Option<(String, String)> },
-    Run { id: ContainerId, spec: Box<ServiceSpec> },
-    Create { id: ContainerId, spec: Box<ServiceSpec> },
-    Start { id: ContainerId },
-    Stop { id: ContainerId, timeout: Duration },
-    Exec { id: ContainerId, command: Vec<String> },
+    Pull {
+        image: String,
+        auth: Option<(String, String)>,
+    },
+    Run {
+        id: ContainerId,
+        spec: Box<ServiceSpec>,
+    },
+    Create {
+        id: ContainerId,
+        spec: Box<ServiceSpec>,
+    },
+    /// Of an image that is there.
+    CreateOnly {
+        id: ContainerId,
+        spec: Box<ServiceSpec>,
+    },
+    Start {
+        id: ContainerId,
+    },
+    Stop {
+        id: ContainerId,
+        timeout: Duration,
+    },
+    Exec {
+        id: ContainerId,
+        command: Vec<String>,
+    },
 }
 
 /// Whether this process is one.
@@ -74,6 +96,7 @@ async fn perform(runtime: &dyn Runtime, request: Request) -> runtime_core::Resul
             runtime.pull_image(&spec.image.name).await?;
             runtime.create_container(&id, &spec).await
         }
+        Request::CreateOnly { id, spec } => runtime.create_container(&id, &spec).await,
         Request::Start { id } => runtime.start_container(&id).await,
         Request::Stop { id, timeout } => runtime.stop_container(&id, timeout).await,
         Request::Exec { id, command } => runtime.exec(&id, &command).await.map(|_| ()),
@@ -124,7 +147,8 @@ impl Agent {
         self.child.kill().await.expect("killing the agent");
     }
 
-    async fn answer(&mut self) -> Result<(), String> {
+    /// The answer to what was sent before.
+    pub async fn answer(&mut self) -> Result<(), String> {
         let line = self.answers.next_line().await.expect("reading the agent's answer");
         serde_json::from_str(&line.expect("the agent lives")).expect("an answer as JSON")
     }
