@@ -1,6 +1,11 @@
 //! What a container cannot see and cannot do.
 
+use futures_util::StreamExt;
+use runtime_core::{ExecEvent, ExecOptions};
+
 use crate::support::Case;
+use crate::support::case::words;
+use crate::support::process::supervisor;
 
 crate::tests![
     the_init_runs_under_the_seccomp_filter,
@@ -17,6 +22,8 @@ crate::tests![
     no_new_privileges_only_when_asked_for,
     it_cannot_mount_or_unshare_a_user_namespace,
     it_has_mount_points_of_its_own_only,
+    a_descriptor_that_the_agent_left_inheritable_reaches_nobody,
+    an_exec_cannot_be_looked_into_before_it_is_the_users_program,
 ];
 
 async fn the_init_runs_under_the_seccomp_filter(case: Case) {
@@ -160,4 +167,48 @@ async fn it_has_mount_points_of_its_own_only(case: Case) {
     let host = [root.dir.display().to_string(), root.run_dir.display().to_string()];
     let seen: Vec<&String> = lines.iter().filter(|line| host.iter().any(|path| line.contains(path.as_str()))).collect();
     assert!(seen.is_empty(), "{seen:?}");
+}
+
+async fn a_descriptor_that_the_agent_left_inheritable_reaches_nobody(case: Case) {
+    let path = case.suite.dir.path().join("of-the-agent");
+    std::fs::write(&path, "secret").unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+    let id = case.idle().await;
+    let init = case.runtime.get_container_pid(&id).await.unwrap().expect("it runs");
+    for pid in [supervisor(&*case.runtime, &id).await, init] {
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+            let target = std::fs::read_link(entry.unwrap().path()).unwrap_or_default();
+            assert_ne!(target, path, "process {pid} has it");
+        }
+    }
+    let seen = case.exec_ok(&id, "ls -l /proc/self/fd /proc/1/fd").await;
+    assert!(!seen.contains("of-the-agent"), "{seen}");
+}
+
+/// Looks, from within the container, at every process that still is the supervisor's copy.
+const LOOK_INTO: &str = "i=0; while [ $i -lt 400 ]; do i=$((i+1)); for p in /proc/[0-9]*; do
+    [ $p = /proc/$$ ] && continue
+    tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q ^berth-supervisor || continue
+    echo seen
+    for link in exe cwd root fd/0 fd/1 fd/2; do readlink $p/$link > /dev/null 2>&1 && echo $link; done
+    for file in environ maps mem auxv fd/0; do (: < $p/$file) 2>/dev/null && echo $file; done
+    exit 0; done; done";
+
+async fn an_exec_cannot_be_looked_into_before_it_is_the_users_program(case: Case) {
+    let id = case.idle().await;
+    // The search along such a PATH takes a while, with nothing left to do but execve.
+    let env = [("PATH".to_owned(), ":".repeat(700_000))].into();
+    let options = ExecOptions { env, ..ExecOptions::default() };
+    let looking = {
+        let case = case.clone();
+        let id = id.clone();
+        tokio::spawn(async move { case.exec_ok(&id, LOOK_INTO).await })
+    };
+    while !looking.is_finished() {
+        let events = case.runtime.exec_with(&id, &words(&["no-such-program"]), &options, None).await.unwrap();
+        let events: Vec<ExecEvent> = events.collect().await;
+        assert_eq!(events.last(), Some(&ExecEvent::Exit(127)), "{events:?}");
+    }
+    assert_eq!(looking.await.unwrap(), "seen\n", "all that could be read of it");
 }
