@@ -58,6 +58,14 @@ pub enum Error {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// There is nothing at a path in a container.
+    #[error("{id}: it has no {path}")]
+    NoSuchPath {
+        /// The container.
+        id: String,
+        /// The path.
+        path: String,
+    },
     /// A user or group is not one of the container's.
     #[error("user {user:?}: {reason}")]
     UnknownUser {
@@ -247,6 +255,7 @@ impl Error {
             Self::ExecFailed { source, .. } if source.raw_os_error() == Some(libc::ENOENT) => "exec.not_found",
             Self::ExecFailed { .. } => "exec.not_executable",
             Self::WorkingDirectory { .. } => "exec.workdir",
+            Self::NoSuchPath { .. } => "container.no_such_path",
             Self::UnknownUser { .. } => "user.not_found",
             Self::Mount { .. } => "mount.failed",
             Self::InvalidSpec { .. } => "spec.invalid",
@@ -378,7 +387,7 @@ impl From<Error> for AgentError {
         let reason = error.reason();
         match error {
             _ if error.is_unsupported() => Self::Unsupported(reason),
-            Error::NoSuchContainer { id } => Self::NotFound { container: id, reason },
+            Error::NoSuchContainer { id } | Error::NoSuchPath { id, .. } => Self::NotFound { container: id, reason },
             Error::Image(ref e) if e.code() == "image.not_found" || e.code() == "image.not_present" => {
                 Self::NotFound { container: String::new(), reason }
             }

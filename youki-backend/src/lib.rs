@@ -15,6 +15,7 @@ pub mod config;
 mod container;
 mod dir_watch;
 mod error;
+mod files;
 mod keeper;
 mod layout;
 mod lock;
@@ -30,8 +31,10 @@ pub mod supervisor;
 
 pub use config::Config;
 pub use container::{
-    CreateOptions, DEFAULT_STOP_TIMEOUT, ExecRequest, Inspect, InspectMount, InspectNetwork, RunningExec,
-    TIMEOUT_EXIT_CODE,
+    CopyInOptions, CreateOptions, DEFAULT_STOP_TIMEOUT, ExecRequest, Inspect, InspectMount, InspectNetwork,
+    RunningExec, TIMEOUT_EXIT_CODE,
 };
 pub use error::{Error, Result};
+pub use files::unpack::Owner;
+pub use files::{PathKind, pack_path, unpack_into};
 pub use runtime::YoukiRuntime;

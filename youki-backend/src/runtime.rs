@@ -1,9 +1,10 @@
 //! [`YoukiRuntime`]: its inherent methods with rich errors, and the [`Runtime`] trait over them.
 
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -19,8 +20,9 @@ use volumes_s3::VolumeStore;
 
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
-use crate::container::{CreateOptions, ExecRequest, Inspect, RunningExec};
+use crate::container::{CopyInOptions, CreateOptions, ExecRequest, Inspect, RunningExec};
 use crate::error::{Error, Result};
+use crate::files::PathKind;
 use crate::layout::Layout;
 use crate::logs::RecordStream;
 use crate::network::Bridge;
@@ -218,6 +220,51 @@ impl YoukiRuntime {
     /// [`Error::NoSuchContainer`], [`Error::NotRunning`].
     pub async fn attach(&self, id: &ContainerId, stdout: OwnedFd, stderr: OwnedFd) -> Result<Option<OwnedFd>> {
         self.0.attach(id, stdout, stderr).await
+    }
+
+    /// What is at `path` in a container; a link at its end is followed if `follow`.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NoSuchPath`].
+    pub async fn look(&self, id: &ContainerId, path: &Path, follow: bool) -> Result<PathKind> {
+        self.0.look(id, path, follow).await
+    }
+
+    /// Writes what is at `path` in a container as a tar, under its own name. Works on ended ones, too; nothing leads out
+    /// of the container's root.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NoSuchPath`], [`Error::Io`].
+    pub async fn copy_out(
+        &self,
+        id: &ContainerId,
+        path: &Path,
+        follow: bool,
+        out: impl Write + Send + 'static,
+    ) -> Result<()> {
+        self.0.copy_out(id, path, follow, out).await
+    }
+
+    /// Puts what is in `tar` into the directory `dir` of a container. Files in the way are replaced.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NoSuchPath`], [`Error::Io`].
+    pub async fn copy_in(
+        &self,
+        id: &ContainerId,
+        dir: &Path,
+        tar: impl Read + Send + 'static,
+        options: CopyInOptions,
+    ) -> Result<()> {
+        self.0.copy_in(id, dir, tar, options).await
+    }
+
+    /// Writes a container's root filesystem as a tar, every attribute kept, without what is mounted in it.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::Io`].
+    pub async fn export(&self, id: &ContainerId, out: impl Write + Send + 'static) -> Result<()> {
+        self.0.export(id, out).await
     }
 
     /// Syncs the named volumes of an ended container and gives them back, as a stop does. Tells which of them are not

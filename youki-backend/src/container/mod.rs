@@ -2,6 +2,7 @@
 
 mod attach;
 mod attempt;
+mod copy;
 mod create;
 mod exec;
 mod exit;
@@ -10,6 +11,7 @@ mod kill;
 mod logs;
 mod pause;
 mod remove;
+mod rootfs;
 mod start;
 mod state;
 mod stats;
@@ -26,6 +28,7 @@ use crate::layout::ContainerPaths;
 use crate::record::{self, ContainerRecord};
 use crate::runtime::Inner;
 
+pub use copy::CopyInOptions;
 pub use create::CreateOptions;
 pub use exec::{ExecRequest, RunningExec, TIMEOUT_EXIT_CODE};
 pub use inspect::{Inspect, InspectMount, InspectNetwork};

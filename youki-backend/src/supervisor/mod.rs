@@ -16,7 +16,7 @@ pub(crate) mod wire;
 
 pub(crate) use launch::exec_failure_code;
 pub(crate) use resident::ResidentConfig;
-pub(crate) use stage::{CreatePlan, FillPlan, LIBCONTAINER_ID};
+pub(crate) use stage::{CreatePlan, FillPlan, LIBCONTAINER_ID, Overlay};
 
 /// Bounds of what a supervisor and its helpers write about themselves, in `supervisor.log`.
 pub(crate) const MAX_SUPERVISOR_LOG_BYTES: u64 = 1 << 20;

@@ -16,6 +16,7 @@ mod agent_killed;
 mod command_line;
 mod commands;
 mod conformance;
+mod copying;
 mod errors;
 mod exec;
 mod full_disk;
@@ -88,6 +89,7 @@ fn trials() -> Vec<Trial> {
         command_line::tests(),
         full_disk::tests(),
         keeper::tests(),
+        copying::tests(),
         many::tests(),
     ]
     .into_iter()

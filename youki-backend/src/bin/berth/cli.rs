@@ -96,6 +96,10 @@ pub enum Command {
     Logs(LogsArgs),
     /// Run a command in a running container
     Exec(ExecArgs),
+    /// Copy files between a container and the host
+    Cp(CpArgs),
+    /// Write a container's root filesystem as a tar
+    Export(ExportArgs),
     /// List images
     Images(ImagesArgs),
     /// Give an image another name
@@ -129,12 +133,6 @@ pub enum Command {
     Attach(Rest),
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
-    Cp(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Export(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
     Save(Rest),
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
@@ -156,8 +154,6 @@ impl Command {
         Some(match self {
             Self::Update(_) => "update",
             Self::Attach(_) => "attach",
-            Self::Cp(_) => "cp",
-            Self::Export(_) => "export",
             Self::Save(_) => "save",
             Self::Load(_) => "load",
             Self::Push(_) => "push",
@@ -191,6 +187,32 @@ pub struct ApplyArgs {
     /// Credentials for the registry
     #[arg(long, value_name = "USER:PASSWORD")]
     pub creds: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    /// Keep owners
+    #[arg(short, long)]
+    pub archive: bool,
+    /// Copy what a link leads to
+    #[arg(short = 'L', long)]
+    pub follow_link: bool,
+    /// Nothing is said in any case
+    #[arg(short, long, hide = true)]
+    pub quiet: bool,
+    /// NAME:PATH, a path on the host, or - for a tar on standard input
+    pub source: String,
+    /// The same; - for a tar to standard output
+    pub target: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Into this file [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The container
+    pub name: String,
 }
 
 #[derive(Debug, Args)]
@@ -546,7 +568,7 @@ mod tests {
 
     #[test]
     fn commands_that_are_not_built_take_anything_and_have_a_name() {
-        assert_eq!(parse("berth cp -a web:/x .").command.unbuilt(), Some("cp"));
+        assert_eq!(parse("berth update -m 1g web").command.unbuilt(), Some("update"));
         assert_eq!(parse("berth network create --subnet 10.0.0.0/8 n").command.unbuilt(), Some("network"));
         assert_eq!(parse("berth volume diff v 1 2").command.unbuilt(), Some("volume diff"));
         assert_eq!(parse("berth ps").command.unbuilt(), None);

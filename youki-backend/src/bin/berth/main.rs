@@ -4,11 +4,12 @@
 //! |---|---|
 //! | `cli`, `run_flags`, `flag_values` | the command line and what it means |
 //! | `session` | configuration, logging, the opened runtime |
-//! | `run`, `lifecycle`, `exec`, `logs`, `stats`, `listing`, `images`, `volumes`, `doctor`, `root` | the commands |
+//! | `run`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `images`, `volumes`, `doctor`, `root` | the commands |
 //! | `streams`, `signals` | what a foreground run passes on |
 //! | `output`, `progress`, `failure` | what is printed, and how it ends |
 
 mod cli;
+mod copy;
 mod doctor;
 mod exec;
 mod failure;
@@ -140,6 +141,8 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Stats(args) => stats::stats(&session, args).await,
         Command::Logs(args) => logs::logs(&session, args).await,
         Command::Exec(args) => exec::exec(&session, args).await,
+        Command::Cp(args) => copy::cp(&session, args).await,
+        Command::Export(args) => copy::export(&session, args).await,
         Command::Pull(args) => images::pull(&session, args).await,
         Command::Images(args) => images::images(&session, args).await,
         Command::Tag(args) => images::tag(&session, args).await,

@@ -27,6 +27,7 @@ use super::wire::{MAX_FRAME_BYTES, Reply};
 use crate::error::{Error, Result};
 pub(crate) use build::LIBCONTAINER_ID;
 pub(crate) use plan::{CreatePlan, FillPlan, RESIDENT_ARGUMENT};
+pub(crate) use rootfs::Overlay;
 
 /// What the kernel should take before a supervisor, where we may say so: its container's processes.
 const SUPERVISOR_OOM_SCORE_ADJ: &str = "-998";
@@ -96,7 +97,7 @@ fn set_up(mut plan: CreatePlan) -> Result<std::convert::Infallible> {
     // Unmounts of the host reach us, so that we keep no device busy; our mounts stay ours.
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .map_err(|error| Error::io("privatising", "the mount table")(error.into()))?;
-    rootfs::mount(&plan)?;
+    plan.overlay().mount()?;
 
     let descriptors = open_descriptors(&plan)?;
     // SAFETY: this process is single-threaded, so the child may do whatever it could.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::rootfs::Overlay;
 use crate::bundle::ProcessPlan;
 use crate::bundle::resources::CgroupLimits;
 use crate::cgroup::{CgroupPaths, Hierarchy};
@@ -61,6 +62,11 @@ pub(crate) struct FillPlan {
 }
 
 impl CreatePlan {
+    pub fn overlay(&self) -> Overlay<'_> {
+        let Self { layers, upper, work, rootfs, volatile, .. } = self;
+        Overlay { layers, upper, work, rootfs, volatile: *volatile }
+    }
+
     pub fn supervisors_cgroup(&self) -> Result<CgroupPaths> {
         Ok(Hierarchy::detect()?.container_dirs(&self.supervisors_cgroup_path))
     }

@@ -1,0 +1,199 @@
+//! Trees of a container as tar: out of it ([`pack`]) and into it ([`unpack`]).
+//!
+//! A running container may change its tree while it is read or written, and on purpose. So every name is resolved by
+//! `openat2` within the tree's root, and what is walked is walked by descriptors that follow no link.
+
+pub(crate) mod pack;
+pub(crate) mod unpack;
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+use serde::Serialize;
+
+/// Directories nested deeper than this are refused: each level holds a descriptor.
+const MAX_DEPTH: usize = 512;
+/// The attribute of a tar's entry that holds the extended attribute of that name.
+const XATTR_PREFIX: &str = "SCHILY.xattr.";
+
+/// What is at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Symlink,
+    /// A device, FIFO or socket.
+    Other,
+}
+
+impl From<FileType> for PathKind {
+    fn from(kind: FileType) -> Self {
+        match kind {
+            FileType::Directory => Self::Directory,
+            FileType::RegularFile => Self::File,
+            FileType::Symlink => Self::Symlink,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Writes what is at `path` on the host as a tar, under `name`; a link at its end is followed if `follow`. What
+/// `YoukiRuntime::copy_in` takes.
+///
+/// # Errors
+/// The kernel's.
+pub fn pack_path(path: &Path, follow: bool, name: &Path, out: impl Write) -> io::Result<()> {
+    let last = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+    let source = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC | last, Mode::empty())?;
+    pack::pack(source.as_fd(), Some(name), out)
+}
+
+/// Puts what is in `tar`, as `YoukiRuntime::copy_out` writes it, into the directory `dir` of the host. Its first name
+/// component becomes `rename`; where that is `.`, what is in it comes into `dir` itself. Nothing is written outside of
+/// `dir`, whatever links there are.
+///
+/// # Errors
+/// The kernel's, with the entry's name.
+pub fn unpack_into(dir: &Path, rename: Option<&Path>, tar: impl Read, owner: unpack::Owner) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, dir, flags, Mode::empty())?;
+    unpack::unpack(root.as_fd(), Path::new("/"), rename, tar, owner)
+}
+
+/// What is at `path` within `root`; a link at its end is followed if `follow`.
+pub(crate) fn look(root: BorrowedFd<'_>, path: &Path, follow: bool) -> io::Result<(OwnedFd, PathKind)> {
+    let last = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+    let fd = open_within(root, path, OFlags::PATH | last)?;
+    let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode).into();
+    Ok((fd, kind))
+}
+
+/// Opens `path`, which ends nowhere but in `root`, whatever links there are.
+fn open_within(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let path = path.strip_prefix("/").unwrap_or(path);
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    Ok(openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use super::pack::pack;
+    use super::unpack::{Owner, unpack};
+    use super::*;
+
+    fn open(dir: &Path) -> OwnedFd {
+        fs::File::open(dir).unwrap().into()
+    }
+
+    #[test]
+    fn a_tree_comes_through_with_its_attributes() {
+        let from = tempfile::tempdir().unwrap();
+        let tree = from.path().join("tree");
+        fs::create_dir_all(tree.join("sub")).unwrap();
+        let long = "n".repeat(200);
+        fs::write(tree.join("sub").join(&long), b"content").unwrap();
+        fs::hard_link(tree.join("sub").join(&long), tree.join("same")).unwrap();
+        fs::set_permissions(tree.join("same"), fs::Permissions::from_mode(0o4750)).unwrap();
+        fs::set_permissions(tree.join("sub"), fs::Permissions::from_mode(0o1777)).unwrap();
+        symlink("/no/where", tree.join("link")).unwrap();
+        rustix::fs::mknodat(open(&tree), "fifo", FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let set = rustix::fs::setxattr(tree.join("same"), "user.note", b"\x00\xff", rustix::fs::XattrFlags::empty());
+
+        let mut tar = Vec::new();
+        pack(open(&tree).as_fd(), Some(Path::new("tree")), &mut tar).unwrap();
+        let to = tempfile::tempdir().unwrap();
+        unpack(open(to.path()).as_fd(), Path::new("/"), None, &tar[..], Owner::Kept).unwrap();
+
+        let copy = to.path().join("tree");
+        let (one, other) =
+            (fs::metadata(copy.join("same")).unwrap(), fs::metadata(copy.join("sub").join(&long)).unwrap());
+        assert_eq!((one.ino(), one.mode() & 0o7777), (other.ino(), 0o4750));
+        assert_eq!(fs::read(copy.join("same")).unwrap(), b"content");
+        let original = fs::metadata(tree.join("same")).unwrap();
+        assert_eq!((one.mtime(), one.mtime_nsec()), (original.mtime(), original.mtime_nsec()));
+        let (sub, copied) = (fs::metadata(tree.join("sub")).unwrap(), fs::metadata(copy.join("sub")).unwrap());
+        assert_eq!((copied.mode(), copied.mtime_nsec()), (sub.mode(), sub.mtime_nsec()));
+        assert_eq!(fs::read_link(copy.join("link")).unwrap(), Path::new("/no/where"));
+        assert_eq!(FileType::from_raw_mode(fs::symlink_metadata(copy.join("fifo")).unwrap().mode()), FileType::Fifo);
+        if set.is_ok() {
+            let mut value = [0; 8];
+            assert_eq!(rustix::fs::getxattr(copy.join("same"), "user.note", &mut value), Ok(2));
+        }
+    }
+
+    #[test]
+    fn a_link_in_the_way_never_leads_out_of_the_root() {
+        let host = tempfile::tempdir().unwrap();
+        let root = host.path().join("root");
+        fs::create_dir_all(root.join("real")).unwrap();
+        symlink("../../outside", root.join("up")).unwrap();
+        symlink("/real", root.join("inside")).unwrap();
+        fs::create_dir(host.path().join("outside")).unwrap();
+        let one = |name: &str| {
+            let mut builder = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(1);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(1);
+            header.set_entry_type(tar::EntryType::Regular);
+            header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_cksum();
+            builder.append(&header, &b"x"[..]).unwrap();
+            builder.into_inner().unwrap()
+        };
+        let fd = open(&root);
+        let put = |name: &str, dir: &str| unpack(fd.as_fd(), Path::new(dir), None, &one(name)[..], Owner::Kept);
+        put("inside/file", "/").unwrap();
+        assert!(root.join("real/file").exists());
+        // Within the root there is no such directory, or it is made there.
+        let _ = put("up/file", "/");
+        let _ = put("file", "/up");
+        assert!(put("../file", "/").is_err() && put("a/../../file", "/real").is_err());
+        assert_eq!(fs::read_dir(host.path().join("outside")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(host.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn the_first_name_can_be_another_and_the_owner_too() {
+        let from = tempfile::tempdir().unwrap();
+        fs::write(from.path().join("a"), "1").unwrap();
+        fs::hard_link(from.path().join("a"), from.path().join("b")).unwrap();
+        let mut tar = Vec::new();
+        pack(open(from.path()).as_fd(), Some(Path::new("old")), &mut tar).unwrap();
+        let to = tempfile::tempdir().unwrap();
+        fs::create_dir(to.path().join("dir")).unwrap();
+        let rename = Some(Path::new("new"));
+        unpack(open(to.path()).as_fd(), Path::new("dir"), rename, &tar[..], Owner::Always { uid: 0, gid: 0 }).unwrap();
+        let contents = Some(Path::new("."));
+        unpack(open(to.path()).as_fd(), Path::new("dir"), contents, &tar[..], Owner::Kept).unwrap();
+        assert!(to.path().join("dir/a").exists() && !to.path().join("dir/old").exists());
+        let new = to.path().join("dir/new");
+        assert_eq!(fs::metadata(new.join("a")).unwrap().ino(), fs::metadata(new.join("b")).unwrap().ino());
+    }
+
+    #[test]
+    fn what_is_no_tar_is_an_error_and_never_a_panic() {
+        let to = tempfile::tempdir().unwrap();
+        let mut bytes = vec![b'x'; 2048];
+        assert!(unpack(open(to.path()).as_fd(), Path::new("/"), None, &bytes[..], Owner::Kept).is_err());
+        let mut tar = Vec::new();
+        pack(open(to.path()).as_fd(), Some(Path::new("t")), &mut tar).unwrap();
+        for at in 0..tar.len().min(512) {
+            bytes.clone_from(&tar);
+            bytes[at] ^= 0xff;
+            let _ = unpack(open(to.path()).as_fd(), Path::new("/"), None, &bytes[..], Owner::Kept);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! A tree as a tar stream, with every attribute.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, OsStr};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat, statat,
+};
+use tar::{Builder, EntryType, Header};
+
+use super::{MAX_DEPTH, XATTR_PREFIX};
+
+/// Longest list of names, and longest value, that the kernel has.
+const MAX_XATTR_BYTES: usize = 64 << 10;
+
+/// Writes what `source` (an `O_PATH` descriptor will do) is as a tar: under the name `top`, or, without one, what is in
+/// that directory. What is mounted beneath is walked as it is seen. Sockets are left out: a tar has none.
+pub(crate) fn pack(source: BorrowedFd<'_>, top: Option<&Path>, out: impl Write) -> io::Result<()> {
+    let mut pack = Pack { builder: Builder::new(out), links: HashMap::new() };
+    let stat = fstat(source)?;
+    match (FileType::from_raw_mode(stat.st_mode), top) {
+        (FileType::Directory, top) => {
+            let dir = openat(source, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            if let Some(top) = top {
+                pack.directory(&dir, top, &stat)?;
+            }
+            pack.entries(dir.as_fd(), top.unwrap_or(Path::new("")), 0)?;
+        }
+        (FileType::RegularFile, Some(top)) => {
+            let file = File::open(format!("/proc/self/fd/{}", source.as_raw_fd()))?;
+            pack.file(file, top)?;
+        }
+        (FileType::Symlink, Some(top)) => {
+            let target = readlinkat(source, "", Vec::new())?;
+            pack.symlink(top, &target, &stat)?;
+        }
+        (kind, Some(top)) => pack.special(top, kind, &stat)?,
+        (_, None) => return Err(io::ErrorKind::NotADirectory.into()),
+    }
+    pack.builder.into_inner()?.flush()
+}
+
+struct Pack<W: Write> {
+    builder: Builder<W>,
+    /// Files of several names, by device and inode: the name under which each went out.
+    links: HashMap<(u64, u64), PathBuf>,
+}
+
+impl<W: Write> Pack<W> {
+    fn entries(&mut self, dir: BorrowedFd<'_>, path: &Path, depth: usize) -> io::Result<()> {
+        if depth > MAX_DEPTH {
+            return Err(io::Error::other(format!("directories are nested deeper than {MAX_DEPTH}")));
+        }
+        for entry in Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." {
+                let path = path.join(OsStr::from_bytes(name.to_bytes()));
+                match self.entry(dir, name, &path, depth) {
+                    // It was removed while its directory was read.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, parent: BorrowedFd<'_>, name: &CStr, path: &Path, depth: usize) -> io::Result<()> {
+        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let nofollow = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let dir = openat(parent, name, nofollow | OFlags::DIRECTORY, Mode::empty())?;
+                self.directory(&dir, path, &fstat(&dir)?)?;
+                self.entries(dir.as_fd(), path, depth + 1)
+            }
+            FileType::RegularFile => {
+                // Not blocking: it may be a FIFO by now.
+                let file = openat(parent, name, nofollow | OFlags::NONBLOCK, Mode::empty())?;
+                self.file(file.into(), path)
+            }
+            FileType::Symlink => {
+                let target = readlinkat(parent, name, Vec::new())?;
+                self.symlink(path, &target, &stat)
+            }
+            kind => self.special(path, kind, &stat),
+        }
+    }
+
+    fn directory(&mut self, dir: &OwnedFd, path: &Path, stat: &Stat) -> io::Result<()> {
+        self.attributes(Some(dir.as_fd()), stat)?;
+        self.builder.append_data(&mut header(EntryType::Directory, stat), path, io::empty())
+    }
+
+    fn file(&mut self, file: File, path: &Path) -> io::Result<()> {
+        let stat = fstat(&file)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(());
+        }
+        if stat.st_nlink > 1 {
+            if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
+                let first = first.clone();
+                return self.builder.append_link(&mut header(EntryType::Link, &stat), path, first);
+            }
+            self.links.insert((stat.st_dev, stat.st_ino), path.to_owned());
+        }
+        self.attributes(Some(file.as_fd()), &stat)?;
+        let mut header = header(EntryType::Regular, &stat);
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        header.set_size(size);
+        self.builder.append_data(&mut header, path, Exactly { file, left: size })
+    }
+
+    fn symlink(&mut self, path: &Path, target: &CStr, stat: &Stat) -> io::Result<()> {
+        self.attributes(None, stat)?;
+        let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+        self.builder.append_link(&mut header(EntryType::Symlink, stat), path, target)
+    }
+
+    fn special(&mut self, path: &Path, kind: FileType, stat: &Stat) -> io::Result<()> {
+        let kind = match kind {
+            FileType::CharacterDevice => EntryType::Char,
+            FileType::BlockDevice => EntryType::Block,
+            FileType::Fifo => EntryType::Fifo,
+            _ => return Ok(()),
+        };
+        self.attributes(None, stat)?;
+        let mut header = header(kind, stat);
+        header.set_device_major(rustix::fs::major(stat.st_rdev))?;
+        header.set_device_minor(rustix::fs::minor(stat.st_rdev))?;
+        self.builder.append_data(&mut header, path, io::empty())
+    }
+
+    /// What the header of the entry that follows has no place for: the time to the nanosecond, extended attributes.
+    fn attributes(&mut self, fd: Option<BorrowedFd<'_>>, stat: &Stat) -> io::Result<()> {
+        let mut all: Vec<(String, Vec<u8>)> =
+            vec![("mtime".to_owned(), format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec).into_bytes())];
+        if let Some(fd) = fd {
+            let mut names = vec![0u8; MAX_XATTR_BYTES];
+            // A filesystem without them has none.
+            let used = flistxattr(fd, &mut names).unwrap_or(0);
+            for name in names[..used].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+                // Overlay's own, and the host's labels, are no part of the tree.
+                let Ok(name) = std::str::from_utf8(name) else { continue };
+                if name.starts_with("trusted.") || name == "security.selinux" {
+                    continue;
+                }
+                let mut value = vec![0u8; MAX_XATTR_BYTES];
+                if let Ok(size) = fgetxattr(fd, name, &mut value) {
+                    value.truncate(size);
+                    all.push((format!("{XATTR_PREFIX}{name}"), value));
+                }
+            }
+        }
+        self.builder.append_pax_extensions(all.iter().map(|(name, value)| (name.as_str(), value.as_slice())))
+    }
+}
+
+fn header(kind: EntryType, stat: &Stat) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(stat.st_mode & 0o7777);
+    header.set_uid(stat.st_uid.into());
+    header.set_gid(stat.st_gid.into());
+    header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+    header.set_size(0);
+    header
+}
+
+/// As many bytes as the header promised, whatever the file becomes meanwhile: zeros for what is no longer there.
+struct Exactly {
+    file: File,
+    left: u64,
+}
+
+impl Read for Exactly {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let count = match self.file.read(&mut buffer[..wanted])? {
+            0 => {
+                buffer[..wanted].fill(0);
+                wanted
+            }
+            count => count,
+        };
+        self.left -= count as u64;
+        Ok(count)
+    }
+}

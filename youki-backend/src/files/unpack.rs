@@ -1,0 +1,259 @@
+//! A tar stream into a tree.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, RawMode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
+    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statat, symlinkat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+use tar::{Archive, Entry, EntryType};
+
+use super::{MAX_DEPTH, XATTR_PREFIX, open_within};
+
+/// Whom the files belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Whom the tar names.
+    Kept,
+    /// One for all.
+    #[allow(missing_docs)] // each field is its name
+    Always { uid: u32, gid: u32 },
+}
+
+/// Puts what is in `tar` into the directory `dir` of `root`; its first name component becomes `rename`. Files that are in
+/// the way are replaced; a directory and anything else are not put in each other's place.
+///
+/// # Errors
+/// The kernel's, with the entry's name; an entry that leaves the directory, or nothing that is a tar.
+pub(crate) fn unpack(
+    root: BorrowedFd<'_>,
+    dir: &Path,
+    rename: Option<&Path>,
+    tar: impl Read,
+    owner: Owner,
+) -> io::Result<()> {
+    // It must be one before anything is made.
+    open_within(root, dir, OFlags::PATH | OFlags::DIRECTORY)?;
+    let mut target = Target { root, dir, rename, owner, directories: Vec::new() };
+    let mut archive = Archive::new(tar);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let path = target.path(&entry.path()?)?;
+        let put = target.put(&mut entry, &path);
+        put.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+    }
+    target.finish()
+}
+
+struct Target<'a> {
+    root: BorrowedFd<'a>,
+    dir: &'a Path,
+    rename: Option<&'a Path>,
+    owner: Owner,
+    /// Made or met, with what they are to be in the end: files put into them change their times.
+    directories: Vec<(PathBuf, Attributes)>,
+}
+
+/// What a tar tells of an entry beside its content.
+struct Attributes {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    mtime: Timespec,
+    xattrs: Vec<(String, Vec<u8>)>,
+}
+
+impl Target<'_> {
+    /// Where an entry goes, within `dir`.
+    fn path(&self, name: &Path) -> io::Result<PathBuf> {
+        let mut path = PathBuf::new();
+        let mut rename = self.rename;
+        for component in name.components() {
+            match component {
+                Component::Normal(part) => match rename.take() {
+                    // What is in the first directory comes where that would have.
+                    Some(rename) if rename == Path::new(".") => {}
+                    Some(rename) => path.push(rename),
+                    None => path.push(part),
+                },
+                Component::CurDir | Component::RootDir => {}
+                _ => return Err(io::Error::other(format!("{}: it leaves its directory", name.display()))),
+            }
+        }
+        if path.components().count() > MAX_DEPTH {
+            return Err(io::Error::other(format!("{}: nested deeper than {MAX_DEPTH}", name.display())));
+        }
+        Ok(path)
+    }
+
+    fn put(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
+        let Some(name) = path.file_name().map(OsStr::to_owned) else { return Ok(()) };
+        let attributes = self.attributes(entry)?;
+        let parent = self.parent(path)?;
+        let kind = entry.header().entry_type();
+        match kind {
+            EntryType::Directory => {
+                match mkdirat(&parent, &*name, Mode::RWXU) {
+                    Err(Errno::EXIST) => {
+                        // One that a link leads to serves as well.
+                        open_within(self.root, &self.dir.join(path), OFlags::PATH | OFlags::DIRECTORY)?;
+                    }
+                    other => other?,
+                }
+                self.directories.push((path.to_owned(), attributes));
+                Ok(())
+            }
+            EntryType::Link => {
+                let link = entry.link_name()?.ok_or_else(|| io::Error::other("a hard link without a target"))?;
+                let link = self.path(&link)?;
+                let from = self.parent(&link)?;
+                let old = link.file_name().unwrap_or_default();
+                clear(&parent, &name)?;
+                Ok(linkat(&from, old, &parent, &*name, AtFlags::empty())?)
+            }
+            EntryType::Symlink => {
+                let link = entry.link_name()?.ok_or_else(|| io::Error::other("a link without a target"))?;
+                clear(&parent, &name)?;
+                symlinkat(&*link, &parent, &*name)?;
+                attributes.set_on_name(&parent, &name, None)
+            }
+            EntryType::Fifo | EntryType::Char | EntryType::Block => {
+                let header = entry.header();
+                let device = rustix::fs::makedev(
+                    header.device_major()?.unwrap_or_default(),
+                    header.device_minor()?.unwrap_or_default(),
+                );
+                let kind = match kind {
+                    EntryType::Fifo => FileType::Fifo,
+                    EntryType::Char => FileType::CharacterDevice,
+                    _ => FileType::BlockDevice,
+                };
+                clear(&parent, &name)?;
+                mknodat(&parent, &*name, kind, Mode::RUSR | Mode::WUSR, device)?;
+                attributes.set_on_name(&parent, &name, Some(attributes.mode))
+            }
+            kind if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() => {
+                let mut file = create(&parent, &name)?;
+                io::copy(entry, &mut file)?;
+                attributes.set_on(file.as_fd())
+            }
+            other => Err(io::Error::other(format!("an entry of kind {:?}", char::from(other.as_byte())))),
+        }
+    }
+
+    /// The directory that `path` lies in; what leads to it is made where it is missing.
+    fn parent(&self, path: &Path) -> io::Result<OwnedFd> {
+        let parent = self.dir.join(path.parent().unwrap_or(Path::new("")));
+        match open_within(self.root, &parent, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+        let mut done = self.dir.to_owned();
+        for part in path.parent().into_iter().flat_map(Path::components) {
+            let above = open_within(self.root, &done, OFlags::PATH | OFlags::DIRECTORY)?;
+            match mkdirat(&above, part.as_os_str(), Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => done.push(part),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        open_within(self.root, &parent, OFlags::PATH | OFlags::DIRECTORY)
+    }
+
+    fn attributes(&self, entry: &mut Entry<'_, impl Read>) -> io::Result<Attributes> {
+        let mut mtime = Timespec { tv_sec: i64::try_from(entry.header().mtime()?).unwrap_or(0), tv_nsec: 0 };
+        let mut xattrs = Vec::new();
+        for extension in entry.pax_extensions()?.into_iter().flatten() {
+            let extension = extension?;
+            let Ok(key) = extension.key() else { continue };
+            if key == "mtime" {
+                mtime = extension.value().ok().and_then(parse_time).unwrap_or(mtime);
+            } else if let Some(name) = key.strip_prefix(XATTR_PREFIX)
+                && !name.starts_with("trusted.")
+            {
+                xattrs.push((name.to_owned(), extension.value_bytes().to_vec()));
+            }
+        }
+        let header = entry.header();
+        let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::other(format!("the owner {id} is none")));
+        let (uid, gid) = match self.owner {
+            Owner::Kept => (id(header.uid()?)?, id(header.gid()?)?),
+            Owner::Always { uid, gid } => (uid, gid),
+        };
+        Ok(Attributes { mode: header.mode()? & 0o7777, uid, gid, mtime, xattrs })
+    }
+
+    /// Directories get their attributes last, the deepest first.
+    fn finish(self) -> io::Result<()> {
+        for (path, attributes) in self.directories.iter().rev() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            attributes.set_on(open_within(self.root, &self.dir.join(path), flags)?.as_fd())?;
+        }
+        Ok(())
+    }
+}
+
+impl Attributes {
+    /// Owner first: changing it takes set-user-ID bits and capabilities away.
+    fn set_on(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        fchown(fd, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))?;
+        fchmod(fd, Mode::from_raw_mode(self.mode as RawMode))?;
+        for (name, value) in &self.xattrs {
+            match fsetxattr(fd, name.as_str(), value, XattrFlags::empty()) {
+                Err(Errno::OPNOTSUPP) => {}
+                other => other?,
+            }
+        }
+        Ok(futimens(fd, &self.times())?)
+    }
+
+    fn set_on_name(&self, parent: &OwnedFd, name: &OsString, mode: Option<u32>) -> io::Result<()> {
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        if let Some(mode) = mode {
+            chmodat(parent, name, Mode::from_raw_mode(mode as RawMode), AtFlags::empty())?;
+        }
+        Ok(utimensat(parent, name, &self.times(), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    fn times(&self) -> Timestamps {
+        Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: self.mtime }
+    }
+}
+
+/// A new file under `name`, in place of one that is there.
+fn create(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match clear(parent, name) {
+        // Something is mounted on it, as on /etc/hosts: its content is what can be replaced.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            return Ok(openat(parent, name, flags | OFlags::TRUNC, Mode::empty())?.into());
+        }
+        other => other?,
+    }
+    let new = openat(parent, name, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
+    Ok(new.into())
+}
+
+/// Removes what has `name`, unless that is a directory.
+fn clear(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    match unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => {
+            let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            Err(if is_dir { io::ErrorKind::IsADirectory.into() } else { error.into() })
+        }
+    }
+}
+
+/// `1700000000.000000001`, as pax writes times.
+fn parse_time(text: &str) -> Option<Timespec> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let nanos = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+    Some(Timespec { tv_sec: seconds.parse().ok()?, tv_nsec: nanos })
+}

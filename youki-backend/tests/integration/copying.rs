@@ -1,0 +1,164 @@
+//! Files in and out of containers: cp and export, on running and on ended ones.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::support::Case;
+use crate::support::image::Image;
+
+crate::tests![
+    files_go_in_and_out_by_dockers_rules,
+    an_ended_container_is_copied_from_and_to,
+    a_link_in_the_container_leads_nowhere_else,
+    export_is_the_root_filesystem_with_its_attributes,
+    what_is_not_there_is_named,
+];
+
+fn dir(case: &Case, name: &str) -> std::path::PathBuf {
+    let dir = case.suite.dir.path().join(format!("copying-{name}"));
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+async fn files_go_in_and_out_by_dockers_rules(case: Case) {
+    let host = dir(&case, "rules");
+    let id = case.idle().await;
+    std::fs::create_dir_all(host.join("tree/sub")).unwrap();
+    std::fs::write(host.join("tree/sub/file"), "inside").unwrap();
+    std::os::unix::fs::chown(host.join("tree/sub/file"), Some(1000), Some(1000)).unwrap();
+    let (tree, contents) = (format!("{}/tree", host.display()), format!("{}/tree/.", host.display()));
+    let at = |path: &str| format!("{id}:{path}");
+    for (args, shown) in [
+        (&["cp", &tree, &at("/tmp")][..], "/tmp/tree/sub/file"),
+        (&["cp", &tree, &at("/tmp/new")], "/tmp/new/sub/file"),
+        (&["cp", &contents, &at("/tmp")], "/tmp/sub/file"),
+        (&["cp", &format!("{tree}/sub/file"), &at("/tmp/renamed")], "/tmp/renamed"),
+        (&["cp", &format!("{tree}/sub/file"), &at("tmp/renamed")], "/tmp/renamed"),
+    ] {
+        case.berth(args).await.succeeded();
+        assert_eq!(
+            case.exec_ok(&id, &format!("cat {shown}; stat -c ' %u:%g' {shown}")).await,
+            "inside 0:0\n",
+            "{args:?}"
+        );
+    }
+    case.berth(&["cp", "-a", &tree, &at("/tmp/kept")]).await.succeeded();
+    assert_eq!(case.exec_ok(&id, "stat -c %u:%g /tmp/kept/sub/file").await, "1000:1000\n");
+
+    case.exec_ok(&id, "chown 1000:29 /tmp/renamed; chmod 4750 /tmp/renamed; ln -s renamed /tmp/link").await;
+    let out = format!("{}/out", host.display());
+    case.berth(&["cp", &at("/tmp/renamed"), &out]).await.succeeded();
+    let file = std::fs::metadata(&out).unwrap();
+    assert_eq!((file.uid(), file.gid(), std::fs::read_to_string(&out).unwrap().as_str()), (0, 0, "inside"));
+    case.berth(&["cp", "-a", &at("/tmp/renamed"), &out]).await.succeeded();
+    let file = std::fs::metadata(&out).unwrap();
+    assert_eq!((file.uid(), file.gid(), file.mode() & 0o7777), (1000, 29, 0o4750));
+    case.berth(&["cp", &at("/tmp/link"), host.to_str().unwrap()]).await.succeeded();
+    assert_eq!(std::fs::read_link(host.join("link")).unwrap(), Path::new("renamed"));
+    case.berth(&["cp", "-L", &at("/tmp/link"), &format!("{}/followed", host.display())]).await.succeeded();
+    assert_eq!(std::fs::read_to_string(host.join("followed")).unwrap(), "inside");
+
+    // A tar through both ends.
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(4);
+    header.set_mode(0o600);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1);
+    builder.append_data(&mut header, "from-tar", &b"tar!"[..]).unwrap();
+    case.berth_with(&["cp", "-", &at("/tmp")], &builder.into_inner().unwrap()).await.succeeded();
+    assert_eq!(case.exec_ok(&id, "cat /tmp/from-tar").await, "tar!");
+    let tar = case.berth(&["cp", &at("/tmp/from-tar"), "-"]).await.succeeded();
+    let mut archive = tar::Archive::new(tar.as_bytes());
+    let names: Vec<_> = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
+    assert_eq!(names, [Path::new("from-tar")]);
+    // What is mounted there is written through.
+    std::fs::write(host.join("hosts"), "127.0.0.1 copied\n").unwrap();
+    case.berth(&["cp", &format!("{}/hosts", host.display()), &at("/etc/hosts")]).await.succeeded();
+    assert_eq!(case.exec_ok(&id, "cat /etc/hosts").await, "127.0.0.1 copied\n");
+}
+
+async fn an_ended_container_is_copied_from_and_to(case: Case) {
+    let host = dir(&case, "ended");
+    let mut spec = case.script("cat /tmp/in 2>/dev/null; echo out > /tmp/out; echo kept > /data/file").await;
+    spec.storage = vec![runtime_core::spec::StorageSpec::Anonymous { target: "/data".into() }];
+    let id = case.start(&spec).await;
+    case.finish(&id).await.succeeded();
+    for (path, text) in [("/tmp/out", "out\n"), ("/data/file", "kept\n")] {
+        let to = host.join("got");
+        case.berth(&["cp", &format!("{id}:{path}"), to.to_str().unwrap()]).await.succeeded();
+        assert_eq!(std::fs::read_to_string(&to).unwrap(), text, "{path}");
+    }
+    std::fs::write(host.join("in"), "read at the next start\n").unwrap();
+    case.berth(&["cp", host.join("in").to_str().unwrap(), &format!("{id}:/tmp")]).await.succeeded();
+    case.runtime.start_container(&id).await.unwrap();
+    assert_eq!(case.finish(&id).await.stdout, ["read at the next start"]);
+}
+
+async fn a_link_in_the_container_leads_nowhere_else(case: Case) {
+    let host = dir(&case, "links");
+    std::fs::write(host.join("secret"), "the host's").unwrap();
+    let secret = host.join("secret").display().to_string();
+    let id = case.idle().await;
+    let dir = host.display();
+    case.exec_ok(&id, &format!("ln -s {secret} /tmp/link; ln -s {dir} /tmp/dir; ln -s ../../../../..{dir} /tmp/up"))
+        .await;
+    for path in ["/tmp/link", "/tmp/dir/secret", "/tmp/up/secret", "/../../../../secret"] {
+        let said = case.berth(&["cp", "-L", &format!("{id}:{path}"), &format!("{dir}/stolen")]).await;
+        assert_eq!(said.code, 1, "{path}: {said:?}");
+    }
+    std::fs::write(host.join("mine"), "put").unwrap();
+    for target in ["/tmp/link", "/tmp/dir/new", "/tmp/up/new"] {
+        // Where no such directory is within the container it fails; elsewhere it must stay inside.
+        drop(case.berth(&["cp", &format!("{dir}/mine"), &format!("{id}:{target}")]).await);
+    }
+    assert_eq!(std::fs::read_to_string(&secret).unwrap(), "the host's");
+    assert!(!host.join("new").exists() && !host.join("stolen").exists());
+}
+
+async fn export_is_the_root_filesystem_with_its_attributes(case: Case) {
+    let layer = crate::support::image::LayerBuilder::new().file("opt/set", 0o4755, b"x").finish();
+    let mut spec = case.script(&format!("echo new > /tmp/new; rm /etc/group; {}", crate::support::case::IDLE)).await;
+    spec.image.name = case.push("export", &Image::busybox().layer(layer)).await;
+    spec.storage = vec![runtime_core::spec::StorageSpec::Anonymous { target: "/data".into() }];
+    let id = case.start(&spec).await;
+    case.exec_ok(&id, "echo volume > /data/file; until [ -e /tmp/new ] && [ ! -e /etc/group ]; do sleep 0.1; done")
+        .await;
+    let file = dir(&case, "export").join("root.tar");
+    for ended in [false, true] {
+        if ended {
+            case.runtime.stop_container(&id, std::time::Duration::from_secs(5)).await.unwrap();
+        }
+        case.berth(&["export", "-o", file.to_str().unwrap(), &id.to_string()]).await.succeeded();
+        let mut found = std::collections::BTreeMap::new();
+        let mut archive = tar::Archive::new(std::fs::File::open(&file).unwrap());
+        for entry in archive.entries().unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string().trim_end_matches('/').to_owned();
+            found.insert(name, (entry.header().mode().unwrap(), entry.size()));
+        }
+        assert_eq!(found.get("opt/set"), Some(&(0o4755, 1)), "{found:?}");
+        assert_eq!(found.get("tmp/new").map(|(_, size)| *size), Some(4));
+        assert_eq!(found.get("tmp").map(|(mode, _)| *mode), Some(0o1777));
+        assert!(found.contains_key("data") && !found.contains_key("data/file"), "a volume was exported");
+        assert!(!found.contains_key("etc/group") && found.contains_key("bin/busybox"), "{found:?}");
+        assert!(!found.keys().any(|name| name.starts_with("proc/")), "{found:?}");
+    }
+}
+
+async fn what_is_not_there_is_named(case: Case) {
+    let id = case.idle().await;
+    for (args, named) in [
+        (&["cp", &format!("{id}:/no/such"), "/tmp/never"][..], "/no/such"),
+        (&["cp", "/no/such/source", &format!("{id}:/tmp")], "/no/such/source"),
+        (&["cp", "nosuch:/x", "/tmp/never"], "nosuch"),
+        (&["export", "-o", "/tmp/never", "nosuch"], "nosuch"),
+        (&["cp", "/etc/hostname", &format!("{id}:/no/such/dir/file")], "/no/such/dir"),
+    ] {
+        let said = case.berth(args).await;
+        assert!(said.code == 1 && said.stderr.contains(named), "{args:?}: {said:?}");
+    }
+    assert!(!Path::new("/tmp/never").exists());
+    assert_eq!(case.berth(&["cp", "a", "b"]).await.code, 2);
+}
