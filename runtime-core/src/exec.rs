@@ -36,4 +36,6 @@ pub struct ExecOptions {
     pub workdir: Option<String>,
     /// Killed, with all that it started, after this time.
     pub timeout: Option<Duration>,
+    /// Give it a terminal: what it writes comes as `Stdout`, errors too.
+    pub tty: bool,
 }

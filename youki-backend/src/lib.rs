@@ -32,7 +32,7 @@ pub mod supervisor;
 pub use config::Config;
 pub use container::{
     CopyInOptions, CreateOptions, DEFAULT_STOP_TIMEOUT, ExecRequest, Inspect, InspectMount, InspectNetwork,
-    RunningExec, TIMEOUT_EXIT_CODE,
+    RunningExec, TIMEOUT_EXIT_CODE, Terminal, TerminalSize,
 };
 pub use error::{Error, Result};
 pub use files::unpack::Owner;

@@ -20,7 +20,7 @@ use volumes_s3::VolumeStore;
 
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
-use crate::container::{CopyInOptions, CreateOptions, ExecRequest, Inspect, RunningExec};
+use crate::container::{CopyInOptions, CreateOptions, ExecRequest, Inspect, RunningExec, Terminal, TerminalSize};
 use crate::error::{Error, Result};
 use crate::files::PathKind;
 use crate::layout::Layout;
@@ -210,6 +210,15 @@ impl YoukiRuntime {
     /// [`Error::NoSuchContainer`], [`Error::NotRunning`], [`Error::ExecFailed`].
     pub async fn start_exec(&self, id: &ContainerId, request: ExecRequest) -> Result<RunningExec> {
         self.0.exec(id, request).await
+    }
+
+    /// A new terminal of a running container. Its process's end becomes the standard streams of an exec that asks for a
+    /// `tty`.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NotRunning`], [`Error::Io`].
+    pub async fn open_terminal(&self, id: &ContainerId, size: TerminalSize) -> Result<Terminal> {
+        self.0.open_terminal(id, size).await
     }
 
     /// Copies the container's output, from now on, to two pipes or sockets, which are made non-blocking. A reader that

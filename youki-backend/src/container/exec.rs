@@ -95,7 +95,15 @@ impl Inner {
         if self.is_paused(&container) {
             return Err(not_running("paused"));
         }
+        if request.options.tty && !rustix::termios::isatty(&request.stdio[0]) {
+            return Err(Error::invalid("tty", "its standard input is no terminal"));
+        }
         let (exec, filter) = self.exec_request(&container, init, &request)?;
+        if request.options.tty {
+            // So that its user may open it again by its name.
+            rustix::fs::fchown(&request.stdio[0], Some(rustix::fs::Uid::from_raw(exec.uid)), None)
+                .map_err(|error| Error::io("giving", "the terminal to its user")(error.into()))?;
+        }
         let workdir = String::from_utf8_lossy(&exec.cwd).into_owned();
         let mut connection = self.supervisor(&container).await?.ok_or_else(|| not_running("exited"))?;
         let [stdin, stdout, stderr] = &request.stdio;
@@ -141,7 +149,7 @@ impl Inner {
             .map_err(|error| Error::io("opening", root)(error.into()))?;
         let user = request.options.user.as_deref().or(process.user.as_deref());
         let identity = users::resolve(root.as_fd(), user)?;
-        let mut env = self.exec_env(container, init)?;
+        let mut env = self.exec_env(container, init, request.options.tty)?;
         for (name, value) in &request.options.env {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 return Err(Error::invalid("env", format!("{name:?} is not a variable")));
@@ -181,6 +189,7 @@ impl Inner {
                 has_filter: filter.is_some(),
                 rlimits: process.rlimits.iter().map(|limit| (limit.resource, limit.soft, limit.hard)).collect(),
                 oom_score_adj: process.oom_score_adj.unwrap_or(0),
+                terminal: request.options.tty,
             },
             filter,
         ))
@@ -188,7 +197,7 @@ impl Inner {
 
     /// The container's environment. What came from the agent's environment or its secrets is stored nowhere: it is
     /// taken from the init's own.
-    fn exec_env(&self, container: &Container, init: u32) -> Result<Vec<String>> {
+    fn exec_env(&self, container: &Container, init: u32, tty: bool) -> Result<Vec<String>> {
         let record = &container.record;
         let resolved = |value: &str| value.starts_with("$E:") || value.starts_with("$S:");
         let mut env: BTreeMap<String, String> = record.spec.env.clone();
@@ -205,7 +214,7 @@ impl Inner {
             });
         }
         let hostname = bundle::hostname(&record.id, &record.spec)?;
-        bundle::environment(&record.image.config, &env, &hostname, false)
+        bundle::environment(&record.image.config, &env, &hostname, tty || record.spec.tty)
     }
 
     /// Runs `command` to its end: exit code and output. What cannot be executed is 127 or 126, as with a shell.
@@ -236,6 +245,9 @@ impl Inner {
         options: &ExecOptions,
         input: Option<ExecInput>,
     ) -> Result<ExecEventStream> {
+        if options.tty {
+            return self.exec_on_terminal(id, command, options, input).await;
+        }
         let mut ours = Pipes::new()?;
         if let Some(input) = input {
             let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
@@ -361,7 +373,7 @@ async fn forward(
 }
 
 /// How many bytes at the end are the beginning of a character.
-fn unfinished(bytes: &[u8]) -> usize {
+pub(super) fn unfinished(bytes: &[u8]) -> usize {
     match std::str::from_utf8(&bytes[bytes.len().saturating_sub(4)..]) {
         Ok(_) => 0,
         Err(_) => (1..=bytes.len().min(3))
@@ -385,7 +397,7 @@ async fn feed(mut input: ExecInput, mut pipe: pipe::Sender) {
 }
 
 /// What a shell would end with, and say, for a program that could not be executed where it was to be.
-fn exit_of(error: Error) -> Result<(i32, String)> {
+pub(super) fn exit_of(error: Error) -> Result<(i32, String)> {
     let code = match &error {
         Error::ExecFailed { source, .. } => crate::supervisor::exec_failure_code(source.raw_os_error().unwrap_or(0)),
         // The program was not looked for yet.

@@ -16,6 +16,7 @@ mod start;
 mod state;
 mod stats;
 mod stop;
+mod terminal;
 mod wait;
 
 use std::fs;
@@ -35,6 +36,7 @@ pub use inspect::{Inspect, InspectMount, InspectNetwork};
 pub(crate) use remove::remove_dir;
 pub(crate) use state::Observed;
 pub use stop::DEFAULT_STOP_TIMEOUT;
+pub use terminal::{Terminal, TerminalSize};
 
 /// A container as its record says.
 #[derive(Debug, Clone)]

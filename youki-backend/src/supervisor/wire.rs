@@ -68,6 +68,8 @@ pub struct ExecRequest {
     pub rlimits: Vec<(u32, u64, u64)>,
     /// Value for `oom_score_adj`.
     pub oom_score_adj: i32,
+    /// Its standard input is a terminal that is to be its controlling one.
+    pub terminal: bool,
 }
 
 /// What a supervisor answers.
@@ -243,7 +245,7 @@ impl ExecRequest {
         for (resource, soft, hard) in &self.rlimits {
             writer = writer.u32(*resource).u64(*soft).u64(*hard);
         }
-        writer.i32(self.oom_score_adj).finish()
+        writer.i32(self.oom_score_adj).u8(self.terminal.into()).finish()
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
@@ -259,6 +261,8 @@ impl ExecRequest {
             .map(|_| Ok((reader.u32()?, reader.u64()?, reader.u64()?)))
             .collect::<Result<_, Malformed>>()?;
         let oom_score_adj = reader.i32()?;
+        // Not sent by the first agents of this version.
+        let terminal = !reader.is_at_end() && reader.u8()? != 0;
         Ok(Self {
             args,
             env,
@@ -271,6 +275,7 @@ impl ExecRequest {
             has_filter,
             rlimits,
             oom_score_adj,
+            terminal,
         })
     }
 }
@@ -479,6 +484,7 @@ mod tests {
             has_filter: true,
             rlimits: vec![(7, 1024, u64::MAX)],
             oom_score_adj: -5,
+            terminal: true,
         }))
     }
 

@@ -1,10 +1,12 @@
 //! The `berth` command: exit codes, errors, and what it prints.
 
 use crate::support::Case;
+use crate::support::terminal::Terminal;
 
 crate::tests![
     a_name_or_a_command_that_cannot_be_is_a_usage_error,
     a_missing_working_directory_of_an_exec_is_126_and_named,
+    an_exec_on_a_terminal_is_one_to_both_sides,
     ps_shows_the_images_own_command,
     non_blocking_logs_and_mirrors_of_the_file_are_refused_by_name,
 ];
@@ -64,4 +66,31 @@ async fn non_blocking_logs_and_mirrors_of_the_file_are_refused_by_name(case: Cas
         assert_eq!(said.code, 125, "{said:?}");
         assert!(said.stderr.contains(named), "{said:?}");
     }
+}
+
+/// Through a real pseudo-terminal: raw, as large inside as outside, and as before when it is over.
+async fn an_exec_on_a_terminal_is_one_to_both_sides(case: Case) {
+    let id = case.idle().await.to_string();
+    let terminal = Terminal::open(33, 111);
+    let root = case.suite.shared().await.root.clone();
+    let before = terminal.mode();
+    let mut child = terminal.command(&root, &["exec", "-it", &id, "sh"]);
+    terminal.until("# ").await;
+    terminal.type_in("stty size; tty; cat\n");
+    terminal.until("33 111").await;
+    terminal.until("/dev/pts/").await;
+    assert_ne!(terminal.mode(), before, "the terminal is not raw");
+    // An interrupt is the container's affair.
+    terminal.type_in("\x03");
+    terminal.type_in("echo interr''upted; stty size\n");
+    terminal.until("interrupted").await;
+    terminal.resize(20, 50);
+    // The size is passed on by a signal.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    terminal.type_in("stty size; exit 7\n");
+    terminal.until("20 50").await;
+    assert_eq!(crate::support::case::soon("the exec's end", child.wait()).await.unwrap().code(), Some(7));
+    assert_eq!(terminal.mode(), before, "the terminal is left raw");
+    let said = case.berth(&["exec", "-it", &id, "true"]).await;
+    assert!(said.code == 125 && said.stderr.contains("no terminal"), "{said:?}");
 }

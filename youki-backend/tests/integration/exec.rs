@@ -23,6 +23,7 @@ crate::tests![
     a_multi_byte_character_is_never_split,
     a_dropped_stream_kills_the_exec_and_what_it_started,
     options_override_environment_user_and_directory,
+    a_terminal_is_the_containers_own_and_its_users,
     input_is_passed_and_its_end_closes_it,
     a_timeout_kills_and_says_so,
     a_signalled_exec_is_128_plus_n,
@@ -180,6 +181,7 @@ async fn options_override_environment_user_and_directory(case: Case) {
         user: Some("app".into()),
         workdir: Some("/etc".into()),
         timeout: None,
+        tty: false,
     };
     let events = case.runtime.exec_with(&id, &words(&["sh", "-c", show]), &options, None).await.unwrap();
     let text = text_of(&collect(events).await);
@@ -192,6 +194,23 @@ async fn options_override_environment_user_and_directory(case: Case) {
         Ok(events) => !collect(events).await.contains(&ExecEvent::Exit(0)),
     };
     assert!(failed, "an unknown user ran");
+}
+
+async fn a_terminal_is_the_containers_own_and_its_users(case: Case) {
+    let id = case.idle().await;
+    let options = ExecOptions { tty: true, user: Some("app".into()), ..ExecOptions::default() };
+    let script = "tty; stat -c %u $(tty); echo $TERM; echo error >&2; read line; echo got $line; exit 3";
+    let input = Box::pin(stream::iter([b"typed\n".to_vec()]));
+    let command = words(&["sh", "-c", script]);
+    let events = collect(case.runtime.exec_with(&id, &command, &options, Some(input)).await.unwrap()).await;
+    assert_eq!(events.last(), Some(&ExecEvent::Exit(3)), "{events:?}");
+    let text = text_of(&events).replace('\r', "");
+    let mut lines: Vec<&str> = text.lines().collect();
+    // The terminal shows what is typed, whenever that comes.
+    lines.retain(|line| *line != "typed");
+    assert_eq!(lines, ["/dev/pts/0", "1000", "xterm", "error", "got typed"]);
+    let missing = collect(case.runtime.exec_with(&id, &words(&["no-such"]), &options, None).await.unwrap()).await;
+    assert_eq!(missing.last(), Some(&ExecEvent::Exit(127)));
 }
 
 async fn input_is_passed_and_its_end_closes_it(case: Case) {

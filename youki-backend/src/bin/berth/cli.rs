@@ -343,7 +343,7 @@ pub struct ExecArgs {
     /// Pass standard input on
     #[arg(short, long)]
     pub interactive: bool,
-    /// Give it a terminal (not built yet)
+    /// Give it a terminal
     #[arg(short, long)]
     pub tty: bool,
     /// Leave it running (not built yet)

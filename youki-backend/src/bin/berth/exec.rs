@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 
-use runtime_core::ExecOptions;
+use runtime_core::{ContainerId, ExecOptions};
 use tokio::task::JoinHandle;
 use youki_backend::ExecRequest;
 
@@ -14,11 +14,11 @@ use crate::flag_values as values;
 use crate::lifecycle::container;
 use crate::run::with_exec_status;
 use crate::session::Session;
-use crate::streams;
+use crate::{streams, terminal};
 
 /// `berth exec`
 pub async fn exec(session: &Session, args: &ExecArgs) -> Result<i32> {
-    let unbuilt = [(args.tty, "--tty"), (args.detach, "--detach"), (args.privileged, "--privileged")];
+    let unbuilt = [(args.detach, "--detach"), (args.privileged, "--privileged")];
     if let Some((_, flag)) = unbuilt.iter().find(|(given, _)| *given) {
         return Err(Failure::unsupported(flag));
     }
@@ -30,8 +30,12 @@ pub async fn exec(session: &Session, args: &ExecArgs) -> Result<i32> {
         user: args.user.clone(),
         workdir: args.workdir.clone(),
         timeout: args.timeout.as_deref().map(|text| values::timeout("--timeout", text)).transpose()?,
+        tty: args.tty,
     };
     let id = container(name)?;
+    if args.tty {
+        return on_terminal(session, args, &id, command, options).await;
+    }
     let (stdout, copy_stdout) = output(io::stdout())?;
     let (stderr, copy_stderr) = output(io::stderr())?;
     let request = ExecRequest { command: command.to_vec(), options, stdio: [input(args.interactive)?, stdout, stderr] };
@@ -41,6 +45,26 @@ pub async fn exec(session: &Session, args: &ExecArgs) -> Result<i32> {
         streams::finish(copy).await?;
     }
     Ok(code)
+}
+
+async fn on_terminal(
+    session: &Session,
+    args: &ExecArgs,
+    id: &ContainerId,
+    command: &[String],
+    options: ExecOptions,
+) -> Result<i32> {
+    if args.interactive && !io::stdin().is_terminal() {
+        return Err(Failure::usage("standard input is no terminal: leave --tty out"));
+    }
+    let terminal = session.runtime.open_terminal(id, terminal::own_size()).await?;
+    let (master, stdio) = terminal.into_streams().map_err(|error| Failure::io("using", "the terminal", &error))?;
+    let request = ExecRequest { command: command.to_vec(), options, stdio };
+    let running = session.runtime.start_exec(id, request).await.map_err(with_exec_status)?;
+    let connected = terminal::Session::begin(master, args.interactive)?;
+    let code = running.wait().await;
+    connected.end().await;
+    Ok(code?)
 }
 
 /// What the process reads: standard input itself, unless it is a terminal, which stays ours.

@@ -5,7 +5,7 @@
 //! | `cli`, `run_flags`, `flag_values` | the command line and what it means |
 //! | `session` | configuration, logging, the opened runtime |
 //! | `run`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `images`, `volumes`, `doctor`, `root` | the commands |
-//! | `streams`, `signals` | what a foreground run passes on |
+//! | `streams`, `signals`, `terminal` | what a foreground run passes on |
 //! | `output`, `progress`, `failure` | what is printed, and how it ends |
 
 mod cli;
@@ -27,6 +27,7 @@ mod session;
 mod signals;
 mod stats;
 mod streams;
+mod terminal;
 mod volumes;
 
 use std::process::exit;

@@ -141,11 +141,14 @@ impl Child<'_> {
         let namespaces =
             libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
         setns(self.pidfd.as_raw_fd(), namespaces)?;
-        // SAFETY: setsid, dup2, close_range and umask take integers.
+        // SAFETY: setsid, dup2, this ioctl, close_range and umask take integers.
         unsafe {
             libc::setsid();
             for (target, source) in self.stdio.iter().enumerate() {
                 check(libc::dup2(source.as_raw_fd(), target as i32))?;
+            }
+            if self.request.terminal {
+                check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
             }
             // Before chdir, so that no directory of the host's is at hand any more. All but the errno pipe, which goes
             // with execve: until then the container could look at what is open.
