@@ -223,7 +223,8 @@ impl YoukiRuntime {
 
     /// Copies the container's output, from now on, to two pipes or sockets, which are made non-blocking. A reader that
     /// is slow holds the container back. Returns the write end of its standard input, where that is open and nobody
-    /// has it yet; dropping it is the input's end.
+    /// has it yet; dropping it is the input's end. Of a container with a `tty` it is the terminal's other end, which
+    /// everybody gets: for what is typed, and for its size ([`TerminalSize::set`]).
     ///
     /// # Errors
     /// [`Error::NoSuchContainer`], [`Error::NotRunning`].

@@ -233,7 +233,8 @@ struct OciParts {
 fn oci(input: &BundleInput<'_>, parts: OciParts) -> std::result::Result<Spec, OciSpecError> {
     let spec = input.spec;
     let mut process = ProcessBuilder::default()
-        .terminal(spec.tty)
+        // The init makes its terminal itself: see `supervisor::stage::console`.
+        .terminal(false)
         .user(UserBuilder::default().uid(0u32).gid(0u32).build()?)
         .args(parts.args)
         .env(parts.env)

@@ -117,7 +117,9 @@ impl Inner {
                 cgroup_path: record.cgroup_path.clone(),
                 attempt: record.attempt,
                 helper_pid: 0,
-                stdin: record.spec.stdin,
+                // A terminal is its own input.
+                stdin: record.spec.stdin && !record.spec.tty,
+                terminal: record.spec.tty,
                 log_file_max_bytes: (max_log_bytes / LOG_FILES).max(4096),
                 log_files: LOG_FILES as usize,
             },

@@ -195,9 +195,6 @@ fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
     if spec.init {
         return unsupported("init");
     }
-    if spec.tty {
-        return unsupported("tty");
-    }
     if spec.logs.mode.unwrap_or(default_log_mode) == LogMode::NonBlocking {
         return unsupported("logs.mode non_blocking");
     }

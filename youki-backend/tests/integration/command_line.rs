@@ -7,6 +7,8 @@ crate::tests![
     a_name_or_a_command_that_cannot_be_is_a_usage_error,
     a_missing_working_directory_of_an_exec_is_126_and_named,
     an_exec_on_a_terminal_is_one_to_both_sides,
+    a_container_on_a_terminal_is_typed_into_left_and_attached_to_again,
+    attach_passes_streams_signals_and_the_exit_code,
     ps_shows_the_images_own_command,
     non_blocking_logs_and_mirrors_of_the_file_are_refused_by_name,
 ];
@@ -76,12 +78,14 @@ async fn an_exec_on_a_terminal_is_one_to_both_sides(case: Case) {
     let before = terminal.mode();
     let mut child = terminal.command(&root, &["exec", "-it", &id, "sh"]);
     terminal.until("# ").await;
-    terminal.type_in("stty size; tty; cat\n");
+    terminal.type_in("stty size; tty; echo be''gun; cat\n");
     terminal.until("33 111").await;
     terminal.until("/dev/pts/").await;
+    terminal.until("begun").await;
     assert_ne!(terminal.mode(), before, "the terminal is not raw");
     // An interrupt is the container's affair.
     terminal.type_in("\x03");
+    terminal.until("# ").await;
     terminal.type_in("echo interr''upted; stty size\n");
     terminal.until("interrupted").await;
     terminal.resize(20, 50);
@@ -93,4 +97,70 @@ async fn an_exec_on_a_terminal_is_one_to_both_sides(case: Case) {
     assert_eq!(terminal.mode(), before, "the terminal is left raw");
     let said = case.berth(&["exec", "-it", &id, "true"]).await;
     assert!(said.code == 125 && said.stderr.contains("no terminal"), "{said:?}");
+}
+
+async fn a_container_on_a_terminal_is_typed_into_left_and_attached_to_again(case: Case) {
+    let root = case.suite.shared().await.root.clone();
+    let image = case.suite.busybox().await.to_owned();
+    let id = case.id();
+    let terminal = Terminal::open(31, 97);
+    let before = terminal.mode();
+    let args = ["run", "-it", "-u", "app", "--network", "none", "--name", &id.service, &image, "sh"];
+    let mut child = terminal.command(&root, &args);
+    terminal.until("$ ").await;
+    terminal.type_in("stty size; tty; stat -c %u $(tty); ls -l /dev/console\n");
+    terminal.until("31 97").await;
+    terminal.until("/dev/pts/0").await;
+    terminal.until("1000").await;
+    terminal.until("136").await;
+    // Ctrl-P Ctrl-Q leaves it running.
+    terminal.type_in("\x10\x11");
+    assert_eq!(crate::support::case::soon("leaving", child.wait()).await.unwrap().code(), Some(0));
+    assert_eq!(terminal.mode(), before, "the terminal is left raw");
+    assert_eq!(case.runtime.container_state(&id).await.unwrap(), runtime_core::ContainerState::Running);
+
+    let terminal = Terminal::open(22, 66);
+    let mut child = terminal.command(&root, &["attach", &id.to_string()]);
+    terminal.resize(22, 67);
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    terminal.type_in("stty size\n");
+    terminal.until("22 67").await;
+    terminal.type_in("seq 1 20000; echo all; exit 5\n");
+    assert_eq!(crate::support::case::soon("the end", child.wait()).await.unwrap().code(), Some(5));
+    terminal.until("20000").await;
+    // What went over the terminal is in the log, to the last line.
+    let finished = case.finish(&id).await;
+    let lines: Vec<&str> = finished.stdout.iter().map(|line| line.trim_end()).collect();
+    assert!(lines.contains(&"20000") && lines.contains(&"all"), "{:?}", lines.last());
+    assert_eq!(finished.outcome.exit_code, 5);
+}
+
+async fn attach_passes_streams_signals_and_the_exit_code(case: Case) {
+    let script = "trap 'echo told; exit 9' USR1; echo begin >&2; while :; do sleep 0.1; done";
+    let id = case.start(&case.script(script).await).await;
+    case.until_logged(&id, "begin").await;
+    let root = case.suite.shared().await.root.clone();
+    let mut child = crate::support::berth::command(&root)
+        .args(["attach", "--no-stdin", &id.to_string()])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    // It is attached once it has the signals of its own.
+    crate::support::case::eventually("berth attach listens", || async {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap_or(0))).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap_or("0");
+        u64::from_str_radix(caught, 16).unwrap_or(0) & (1 << (nix::libc::SIGUSR1 - 1)) != 0
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().unwrap() as i32), nix::sys::signal::SIGUSR1).unwrap();
+    assert_eq!(crate::support::case::soon("the end", child.wait()).await.unwrap().code(), Some(9));
+    let mut text = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut text).await.unwrap();
+    assert_eq!(text, "told\n");
+    let said = case.berth(&["attach", &id.to_string()]).await;
+    assert!(said.code == 1 && said.stderr.contains("not running"), "{said:?}");
 }

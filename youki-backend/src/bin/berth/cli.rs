@@ -96,6 +96,8 @@ pub enum Command {
     Logs(LogsArgs),
     /// Run a command in a running container
     Exec(ExecArgs),
+    /// Connect to a running container's streams
+    Attach(AttachArgs),
     /// Copy files between a container and the host
     Cp(CpArgs),
     /// Write a container's root filesystem as a tar
@@ -130,9 +132,6 @@ pub enum Command {
     Update(Rest),
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
-    Attach(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
     Save(Rest),
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
@@ -153,7 +152,6 @@ impl Command {
     pub fn unbuilt(&self) -> Option<&'static str> {
         Some(match self {
             Self::Update(_) => "update",
-            Self::Attach(_) => "attach",
             Self::Save(_) => "save",
             Self::Load(_) => "load",
             Self::Push(_) => "push",
@@ -187,6 +185,15 @@ pub struct ApplyArgs {
     /// Credentials for the registry
     #[arg(long, value_name = "USER:PASSWORD")]
     pub creds: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// Leave standard input out
+    #[arg(long)]
+    pub no_stdin: bool,
+    /// The container
+    pub name: String,
 }
 
 #[derive(Debug, Args)]

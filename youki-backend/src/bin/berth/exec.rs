@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use runtime_core::{ContainerId, ExecOptions};
 use tokio::task::JoinHandle;
@@ -15,6 +16,9 @@ use crate::lifecycle::container;
 use crate::run::with_exec_status;
 use crate::session::Session;
 use crate::{streams, terminal};
+
+/// Time for what a process on a terminal wrote last, once it has ended.
+const LAST_OUTPUT: Duration = Duration::from_millis(500);
 
 /// `berth exec`
 pub async fn exec(session: &Session, args: &ExecArgs) -> Result<i32> {
@@ -61,9 +65,13 @@ async fn on_terminal(
     let (master, stdio) = terminal.into_streams().map_err(|error| Failure::io("using", "the terminal", &error))?;
     let request = ExecRequest { command: command.to_vec(), options, stdio };
     let running = session.runtime.start_exec(id, request).await.map_err(with_exec_status)?;
-    let connected = terminal::Session::begin(master, args.interactive)?;
+    let shown = master.try_clone().map_err(|error| Failure::io("using", "the terminal", &error))?;
+    let lent = terminal::Lent::to(master, args.interactive)?;
+    let output = streams::copy(shown, streams::own(io::stdout())?);
     let code = running.wait().await;
-    connected.end().await;
+    // Something that it started may hold its terminal open.
+    let _ = tokio::time::timeout(LAST_OUTPUT, output).await;
+    drop(lent);
     Ok(code?)
 }
 

@@ -4,10 +4,11 @@
 //! |---|---|
 //! | `cli`, `run_flags`, `flag_values` | the command line and what it means |
 //! | `session` | configuration, logging, the opened runtime |
-//! | `run`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `images`, `volumes`, `doctor`, `root` | the commands |
+//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `images`, `volumes`, `doctor`, `root` | the commands |
 //! | `streams`, `signals`, `terminal` | what a foreground run passes on |
 //! | `output`, `progress`, `failure` | what is printed, and how it ends |
 
+mod attach;
 mod cli;
 mod copy;
 mod doctor;
@@ -142,6 +143,7 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Stats(args) => stats::stats(&session, args).await,
         Command::Logs(args) => logs::logs(&session, args).await,
         Command::Exec(args) => exec::exec(&session, args).await,
+        Command::Attach(args) => attach::attach(&session, args).await,
         Command::Cp(args) => copy::cp(&session, args).await,
         Command::Export(args) => copy::export(&session, args).await,
         Command::Pull(args) => images::pull(&session, args).await,

@@ -1,25 +1,22 @@
 //! `run`, `create` and `apply`.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::io::{self, IsTerminal, Read};
 use std::path::Path;
 
-use runtime_core::{ContainerId, ServiceSpec, WaitReason};
+use runtime_core::{ContainerId, ServiceSpec};
 use serde_json::json;
-use tokio::task::JoinHandle;
-use youki_backend::{Config, CreateOptions, Error, YoukiRuntime};
+use youki_backend::{Config, CreateOptions, Error};
 
+use crate::attach::{self, Left};
 use crate::cli::ApplyArgs;
-use crate::failure::{Failure, Result, eprint_line};
+use crate::failure::{Failure, Result};
 use crate::flag_values::credentials;
-use crate::lifecycle::warn_not_durable;
 use crate::output;
 use crate::progress::{self, Show};
 use crate::run_flags::RunArgs;
 use crate::session::Session;
 use crate::signals::Signals;
-use crate::streams;
 
 /// Longest spec that is read; one of a thousand variables has some 100 KiB.
 const MAX_SPEC_BYTES: u64 = 4 << 20;
@@ -70,6 +67,10 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
     if args.detach && args.rm {
         return Err(Failure::unsupported("--rm with --detach"));
     }
+    // Before anything is made.
+    if args.tty && args.interactive && !args.detach && !io::stdin().is_terminal() {
+        return Err(Failure::usage("standard input is no terminal: leave --tty out"));
+    }
     let session = Session::open(config, as_json).await?;
     if args.detach {
         wanted.create(&session).await?;
@@ -81,7 +82,14 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
     if let Some(status) = wanted.create_or_give_up(&session, &mut signals).await? {
         return Ok(status);
     }
-    let ended = follow(&session.runtime, &wanted, &mut signals).await;
+    let connected = attach::Wanted { input: wanted.spec.stdin, tty: wanted.spec.tty };
+    let start = async { session.runtime.start(&wanted.id).await.map_err(with_exec_status) };
+    let ended = match attach::connect(&session.runtime, &wanted.id, connected, &mut signals, start).await {
+        // It runs on, and what it leaves stays.
+        Ok(Left::Detached) => return Ok(0),
+        Ok(Left::Ended(code)) => Ok(code),
+        Err(failure) => Err(failure),
+    };
     if args.rm {
         let removed = session.runtime.remove(&wanted.id, true).await;
         return ended.and_then(|status| removed.map(|()| status).map_err(Failure::from));
@@ -141,61 +149,6 @@ fn print_id(session: &Session, id: &ContainerId) -> Result<()> {
         return output::print_json(&json!({"id": id.to_string()}));
     }
     output::print_line(&id.to_string())
-}
-
-/// Starts a created container, passes its streams and signals through, and gives its exit code once its output has
-/// come to its end and its volumes are settled.
-async fn follow(runtime: &YoukiRuntime, wanted: &Wanted, signals: &mut Signals) -> Result<i32> {
-    let id = &wanted.id;
-    let output = Output::attach(runtime, wanted).await?;
-    runtime.start(id).await.map_err(with_exec_status)?;
-    let mut waiting = std::pin::pin!(runtime.wait(id));
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut waiting => break outcome?,
-            number = signals.next() => match runtime.forward_signal(id, number).await {
-                // It ended meanwhile: the wait tells.
-                Ok(()) | Err(Error::NotRunning { .. } | Error::NoSuchContainer { .. }) => {}
-                Err(error) => tracing::warn!(container = %id, error = error.chain(), "a signal was not passed on"),
-            },
-        }
-    };
-    let copied = output.finish().await;
-    for (volume, error) in runtime.settle_volumes(id).await? {
-        warn_not_durable(&volume, &Failure::from(error).text());
-    }
-    if outcome.reason == WaitReason::RuntimeError {
-        eprint_line(&format!("berth: {id}: how it ended is not known; its supervisor was lost"));
-    }
-    copied?;
-    Ok(outcome.exit_code)
-}
-
-/// The container's output on its way to the command's.
-struct Output([JoinHandle<io::Result<()>>; 2]);
-
-impl Output {
-    async fn attach(runtime: &YoukiRuntime, wanted: &Wanted) -> Result<Self> {
-        let ((stdout, out), (stderr, err)) = (streams::pipe()?, streams::pipe()?);
-        let (own_out, own_err) = (streams::own(io::stdout())?, streams::own(io::stderr())?);
-        let stdin = runtime.attach(&wanted.id, out, err).await?;
-        if let Some(stdin) = stdin.filter(|_| wanted.spec.stdin) {
-            feed(stdin)?;
-        }
-        Ok(Self([streams::copy(stdout, own_out), streams::copy(stderr, own_err)]))
-    }
-
-    async fn finish(self) -> Result<()> {
-        let [stdout, stderr] = self.0;
-        let (stdout, stderr) = (streams::finish(stdout).await, streams::finish(stderr).await);
-        stdout.and(stderr)
-    }
-}
-
-/// Copies standard input, whose end ends the container's. Goes on beside everything else; the command's end ends it.
-fn feed(stdin: OwnedFd) -> Result<()> {
-    drop(streams::copy(streams::own(io::stdin())?, stdin));
-    Ok(())
 }
 
 /// A program that cannot be executed is the container's failure, not Berth's: 127 or 126, as a shell's.

@@ -24,7 +24,7 @@ pub struct RunArgs {
     /// Pass standard input on
     #[arg(short, long)]
     pub interactive: bool,
-    /// Give it a terminal (not built yet)
+    /// Give it a terminal
     #[arg(short, long)]
     pub tty: bool,
     /// Set a variable; with its name alone, from the own environment
@@ -179,9 +179,6 @@ impl RunArgs {
         if let Some(flag) = self.unbuilt.first() {
             return Err(Failure::unsupported(flag));
         }
-        if self.tty {
-            return Err(Failure::unsupported("--tty"));
-        }
         if let Some(policy) = &self.restart {
             let name = policy.split(':').next().unwrap_or_default();
             let kind: RestartKind = name.parse().map_err(|reason| Failure::usage(format!("--restart: {reason}")))?;
@@ -219,6 +216,7 @@ impl RunArgs {
         spec.image.pull_policy = self.pull;
         spec.platform.clone_from(&self.platform);
         spec.stdin = self.interactive;
+        spec.tty = self.tty;
         spec.remove_on_exit = self.rm;
         self.set_command(&mut spec, command)?;
         self.set_resources(&mut spec)?;
@@ -374,8 +372,6 @@ mod tests {
     fn what_is_not_built_is_refused_by_name() {
         for (line, flag) in [
             ("-p 80:80 img", "--publish"),
-            ("-t img", "--tty"),
-            ("-it img", "--tty"),
             ("--init img", "--init"),
             ("--restart always img", "--restart always"),
             ("--health-cmd true img", "--health-cmd"),

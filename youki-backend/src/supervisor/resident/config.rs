@@ -12,7 +12,7 @@ pub(crate) const LISTENER_FD: i32 = 3;
 pub(crate) const RESULT_FD: i32 = 4;
 /// The init's errno when its `execve` fails; the end of file when it succeeds.
 pub(crate) const ERRNO_FD: i32 = 5;
-/// Read ends of the container's output.
+/// Read ends of the container's output. With a terminal the first is a socket, on which the init sends that.
 pub(crate) const OUTPUT_FDS: [i32; 2] = [6, 7];
 /// Write end of the container's standard input, when it is kept open.
 pub(crate) const STDIN_FD: i32 = 8;
@@ -36,6 +36,9 @@ pub(crate) struct ResidentConfig {
     pub helper_pid: i32,
     /// The container's standard input is kept open.
     pub stdin: bool,
+    /// The container has a terminal.
+    #[serde(default)]
+    pub terminal: bool,
     /// Size at which a log file is followed by the next.
     pub log_file_max_bytes: u64,
     /// How many are kept.

@@ -115,6 +115,13 @@ impl Connection {
     }
 }
 
+/// The descriptor that comes with the next byte of `socket`, if one does.
+pub(super) fn receive_descriptor(socket: &OwnedFd) -> Option<OwnedFd> {
+    let mut descriptors = VecDeque::new();
+    receive_once(socket.as_raw_fd(), &mut [0], &mut descriptors).ok()?;
+    descriptors.pop_front()
+}
+
 /// Room for the control message that carries up to [`MAX_FDS`] descriptors, aligned as the kernel wants it.
 #[repr(C, align(8))]
 struct ControlBuffer([u8; 64]);

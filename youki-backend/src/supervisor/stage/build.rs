@@ -83,7 +83,13 @@ fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Resul
         hide_cgroups()?;
     }
 
-    let executor = Init { launch: Rc::new(launch), cgroup_view: view.map(Rc::new), errno: streams.errno.as_raw_fd() };
+    let owner = plan.oci.process().as_ref().map_or(0, |process| process.user().uid());
+    let executor = Init {
+        launch: Rc::new(launch),
+        cgroup_view: view.map(Rc::new),
+        terminal: plan.resident.terminal.then_some(owner),
+        errno: streams.errno.as_raw_fd(),
+    };
     let state_root = plan.resident.state_dir.parent().unwrap_or(Path::new("/")).to_owned();
     let said = MountErrors::listen().map_err(Error::io("listening to", "libcontainer"))?;
     let failed =

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
 
+use super::console;
 use crate::bundle::cgroup_view::CgroupView;
 use crate::supervisor::launch::{self, Launch};
 
@@ -19,6 +20,8 @@ pub(super) struct Init {
     pub launch: Rc<Launch>,
     /// What the container sees of its cgroups, on v1.
     pub cgroup_view: Option<Rc<CgroupView>>,
+    /// Whom its terminal belongs to, where it has one.
+    pub terminal: Option<u32>,
     /// Write end of the pipe that tells the supervisor of a failed `execve`.
     pub errno: RawFd,
 }
@@ -33,6 +36,9 @@ impl Executor for Init {
         self.refuse_if_orphaned().map_err(|error| failed("looking for the supervisor", error))?;
         if let Some(view) = &self.cgroup_view {
             view.attach(Path::new("/sys/fs/cgroup")).map_err(|error| failed("mounting /sys/fs/cgroup", error))?;
+        }
+        if let Some(uid) = self.terminal {
+            console::take(uid).map_err(|error| failed("making its terminal", error))?;
         }
         Ok(())
     }

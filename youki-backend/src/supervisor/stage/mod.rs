@@ -6,6 +6,7 @@
 //! on the way, and nothing that is linked with libcontainer stays in memory.
 
 mod build;
+mod console;
 mod executor;
 mod fill;
 mod mount_errors;
@@ -129,7 +130,8 @@ fn open_descriptors(plan: &CreatePlan) -> Result<Descriptors> {
     let socket = &plan.resident.socket;
     let _ = fs::remove_file(socket);
     let listener = bind(socket).map_err(Error::io("binding", socket))?;
-    let (stdout, stderr) = (pipe()?, pipe()?);
+    let stdout = if plan.resident.terminal { socket_pair().map_err(Error::io("making", "a socket"))? } else { pipe()? };
+    let stderr = pipe()?;
     for (_, end) in [&stdout, &stderr] {
         // Beyond the user's share of pipe memory it stays at 64 KiB, which is only slower.
         let _ = rustix::pipe::fcntl_setpipe_size(end, PIPE_BYTES as usize);
@@ -154,6 +156,12 @@ fn bind(socket: &std::path::Path) -> io::Result<UnixListener> {
 
 fn resident_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+}
+
+/// The init's end is the second, as with a pipe.
+fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
 fn become_resident(plan: &CreatePlan, descriptors: Descriptors) -> Result<std::convert::Infallible> {

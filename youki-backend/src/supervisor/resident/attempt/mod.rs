@@ -64,6 +64,8 @@ pub(super) struct Attempt {
     hot_until: Option<Instant>,
     attachments: Vec<Option<Attachment>>,
     stdin: Option<OwnedFd>,
+    /// Our end of the container's terminal, once its init has sent it; its output comes from a copy of this.
+    terminal: Option<OwnedFd>,
     execs: Vec<Option<Exec>>,
     exec_count: u64,
     /// The init's wait status, once it ended.
@@ -127,6 +129,7 @@ impl Attempt {
             hot_until: None,
             attachments: Vec::new(),
             stdin,
+            terminal: None,
             execs: Vec::new(),
             exec_count: 0,
             ended: None,

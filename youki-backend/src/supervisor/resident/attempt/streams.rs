@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use super::super::connection::receive_descriptor;
 use super::super::events::Source;
 use super::super::output::ReadResult;
 use super::Attempt;
@@ -26,6 +27,9 @@ pub(super) struct Attachment {
 
 impl Attempt {
     pub(super) fn read_output(&mut self, stream: usize) {
+        if stream == 0 && self.config.terminal && self.terminal.is_none() {
+            return self.receive_terminal();
+        }
         if self.attachments.iter().flatten().any(|client| !client.pending[stream].is_empty()) && self.ended.is_none() {
             return;
         }
@@ -63,6 +67,19 @@ impl Attempt {
         }
     }
 
+    /// The init sends its terminal on the socket that stands for its output until then.
+    fn receive_terminal(&mut self) {
+        let Some(socket) = self.outputs[0].pipe.take() else { return };
+        self.events.remove(&socket);
+        let received = receive_descriptor(&socket).and_then(|master| Some((master.try_clone().ok()?, master)));
+        // Without one the init has ended: the helper tells.
+        let Some((copy, master)) = received else { return };
+        let _ = rustix::io::ioctl_fionbio(&master, true);
+        let _ = self.events.add(&master, Source::Output(0));
+        self.outputs[0].pipe = Some(master);
+        self.terminal = Some(copy);
+    }
+
     pub(super) fn flush_attachment(&mut self, index: usize, stream: usize) {
         let Some(client) = self.attachments.get_mut(index).and_then(Option::as_mut) else { return };
         let Some(target) = &client.targets[stream] else { return };
@@ -95,6 +112,10 @@ impl Attempt {
             let _ = rustix::io::ioctl_fionbio(fd, true);
         }
         self.attachments.push(Some(Attachment { targets: [Some(stdout), Some(stderr)], pending: Default::default() }));
+        if let (Some(terminal), Some(connection)) = (&self.terminal, &mut self.connections[slot]) {
+            // For what is typed, and for its size. Everybody may have one.
+            return connection.send_with(&Reply::Ok, terminal);
+        }
         match (self.stdin.take(), &mut self.connections[slot]) {
             // The client holds the only copy from now on: its end of input is the container's.
             (Some(stdin), Some(connection)) => {
@@ -110,7 +131,8 @@ impl Attempt {
             if self.outputs[stream].pipe.is_none() {
                 return;
             }
-            let drained = self.outputs[stream].is_drained();
+            // A terminal hands on less at a time than it holds: its end tells.
+            let drained = self.terminal.is_none() && self.outputs[stream].is_drained();
             self.read_output(stream);
             if drained {
                 break;

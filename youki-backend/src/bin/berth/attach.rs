@@ -1,0 +1,125 @@
+//! A container's streams connected to the command's: a foreground `run`, and `attach`.
+
+use std::future::Future;
+use std::io::{self, IsTerminal};
+
+use runtime_core::{ContainerId, WaitReason};
+use tokio::task::JoinHandle;
+use youki_backend::{Error, YoukiRuntime};
+
+use crate::cli::AttachArgs;
+use crate::failure::{Failure, Result, eprint_line};
+use crate::lifecycle::{container, warn_not_durable};
+use crate::session::Session;
+use crate::signals::Signals;
+use crate::streams;
+use crate::terminal::Lent;
+
+/// What ended a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// The container, with its exit code.
+    Ended(i32),
+    /// The user, by the keys for that: it runs on.
+    Detached,
+}
+
+/// What is connected.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Standard input too.
+    pub input: bool,
+    /// The container has a terminal.
+    pub tty: bool,
+}
+
+/// `berth attach`
+pub async fn attach(session: &Session, args: &AttachArgs) -> Result<i32> {
+    let id = container(&args.name)?;
+    let one = session.runtime.inspect(&id).await?;
+    if !matches!(one.state, "running" | "stopping") {
+        return Err(Error::NotRunning { id: one.id, state: one.state }.into());
+    }
+    let wanted = Wanted { input: !args.no_stdin, tty: one.spec.tty };
+    let mut signals = Signals::listen()?;
+    let started = std::future::ready(Ok(()));
+    match connect(&session.runtime, &id, wanted, &mut signals, started).await? {
+        Left::Ended(code) => Ok(code),
+        Left::Detached => Ok(0),
+    }
+}
+
+/// Connects to `id`, lets `start` start it, passes signals through, and returns once its output has come to its end and
+/// its volumes are settled, or the user has left.
+pub async fn connect(
+    runtime: &YoukiRuntime,
+    id: &ContainerId,
+    wanted: Wanted,
+    signals: &mut Signals,
+    start: impl Future<Output = Result<()>>,
+) -> Result<Left> {
+    if wanted.tty && wanted.input && !io::stdin().is_terminal() {
+        return Err(Failure::usage("standard input is no terminal: leave --tty out"));
+    }
+    let mut attached = Attached::begin(runtime, id, wanted).await?;
+    start.await?;
+    let mut waiting = std::pin::pin!(runtime.wait(id));
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut waiting => break outcome?,
+            () = attached.left() => return Ok(Left::Detached),
+            number = signals.next() => match runtime.forward_signal(id, number).await {
+                // It ended meanwhile: the wait tells.
+                Ok(()) | Err(Error::NotRunning { .. } | Error::NoSuchContainer { .. }) => {}
+                Err(error) => tracing::warn!(container = %id, error = error.chain(), "a signal was not passed on"),
+            },
+        }
+    };
+    let copied = attached.finish().await;
+    for (volume, error) in runtime.settle_volumes(id).await? {
+        warn_not_durable(&volume, &Failure::from(error).text());
+    }
+    if outcome.reason == WaitReason::RuntimeError {
+        eprint_line(&format!("berth: {id}: how it ended is not known; its supervisor was lost"));
+    }
+    copied?;
+    Ok(Left::Ended(outcome.exit_code))
+}
+
+/// The container's output on its way to the command's, and the other way round.
+struct Attached {
+    output: [JoinHandle<io::Result<()>>; 2],
+    terminal: Option<Lent>,
+}
+
+impl Attached {
+    async fn begin(runtime: &YoukiRuntime, id: &ContainerId, wanted: Wanted) -> Result<Self> {
+        let ((stdout, out), (stderr, err)) = (streams::pipe()?, streams::pipe()?);
+        let (own_out, own_err) = (streams::own(io::stdout())?, streams::own(io::stderr())?);
+        let stdin = runtime.attach(id, out, err).await?;
+        let terminal = match stdin {
+            Some(there) if wanted.tty => Some(Lent::to(there, wanted.input)?),
+            Some(stdin) if wanted.input => {
+                // Its end ends the container's; it goes on beside everything else.
+                drop(streams::copy(streams::own(io::stdin())?, stdin));
+                None
+            }
+            _ => None,
+        };
+        Ok(Self { output: [streams::copy(stdout, own_out), streams::copy(stderr, own_err)], terminal })
+    }
+
+    /// Returns when the user leaves. Cancel-safe.
+    async fn left(&mut self) {
+        match &mut self.terminal {
+            Some(terminal) => terminal.detached().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn finish(self) -> Result<()> {
+        let [stdout, stderr] = self.output;
+        let (stdout, stderr) = (streams::finish(stdout).await, streams::finish(stderr).await);
+        stdout.and(stderr)
+    }
+}
