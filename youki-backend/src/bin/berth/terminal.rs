@@ -87,9 +87,13 @@ fn type_in(mut from: File, mut to: File, keys: bool) -> bool {
     let mut held = false;
     while let Ok(count @ 1..) = from.read(&mut chunk) {
         let mut out = Vec::with_capacity(count + 1);
+        let mut leave = false;
         for byte in &chunk[..count] {
             match (held, *byte) {
-                (true, last) if last == DETACH[1] => return true,
+                (true, last) if last == DETACH[1] => {
+                    leave = true;
+                    break;
+                }
                 (false, first) if keys && first == DETACH[0] => held = true,
                 (_, byte) => {
                     if std::mem::take(&mut held) {
@@ -109,6 +113,9 @@ fn type_in(mut from: File, mut to: File, keys: bool) -> bool {
                 }
                 Err(_) => return false,
             }
+        }
+        if leave {
+            return true;
         }
     }
     false
