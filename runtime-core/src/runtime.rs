@@ -10,7 +10,7 @@ use crate::error::{AgentError, Result};
 use crate::exec::{ExecEvent, ExecEventStream, ExecInput, ExecOptions};
 use crate::image::{ImageInfo, PruneResult, PullPolicy, RegistryAuth};
 use crate::logs::{LogEntry, LogRecordStream, LogsOptions};
-use crate::spec::ServiceSpec;
+use crate::spec::{ResourcesSpec, ServiceSpec};
 use crate::stats::{ContainerStats, DetailedStats};
 use crate::volume::VolumeStatus;
 
@@ -156,6 +156,22 @@ pub trait Runtime: Send + Sync {
         _input: Option<ExecInput>,
     ) -> Result<ExecEventStream> {
         unsupported("exec_with")
+    }
+
+    /// Freezes all processes of a running container. Ok at once on a paused one.
+    async fn pause(&self, _id: &ContainerId) -> Result<()> {
+        unsupported("pause")
+    }
+
+    /// Lets a paused container go on. Ok at once on one that is not paused.
+    async fn unpause(&self, _id: &ContainerId) -> Result<()> {
+        unsupported("unpause")
+    }
+
+    /// Sets what `changes` names of its limits, and leaves the rest. A running one has it when this returns; any keeps it
+    /// for its next start. What cannot be set changes nothing.
+    async fn update_resources(&self, _id: &ContainerId, _changes: &ResourcesSpec) -> Result<()> {
+        unsupported("update_resources")
     }
 
     /// Its processes.

@@ -17,12 +17,12 @@ use volumes_s3::VolumeStore;
 
 use crate::cgroup::Hierarchy;
 use crate::config::{self, Config};
-use crate::container::remove_dir;
+use crate::container::{Observed, remove_dir};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::lock::ContainerLock;
 use crate::network::{Bridge, NetworkConfig, Subnet};
-use crate::record;
+use crate::record::{self, NetworkRecord};
 use crate::runtime::{Inner, YoukiRuntime};
 use crate::supervisor::spawn::Spawner;
 
@@ -108,8 +108,19 @@ impl Inner {
     /// Takes away what this root has on the host outside its own directories and outside containers: the bridge and its
     /// firewall table, the cgroups. All of it is made again when it is needed.
     pub(crate) async fn dismantle(&self) -> Result<()> {
-        if let Some(id) = self.container_ids()?.first() {
-            return Err(Error::StillRunning { id: id.to_string() });
+        for id in self.container_ids()? {
+            let container = match self.container(&id) {
+                Err(Error::NoSuchContainer { .. }) => continue,
+                other => other?,
+            };
+            let Observed::Ended(record) = self.observe(&container).await? else {
+                return Err(Error::StillRunning { id: id.to_string() });
+            };
+            // Its link goes with its network namespace, a moment after its supervisor.
+            self.wait_for_supervisor(&container, &record).await?;
+            if let NetworkRecord::Bridge(lease) = &container.record.network {
+                self.bridge.detach(lease).await?;
+            }
         }
         self.bridge.remove().await?;
         let cgroup = self.hierarchy.container_dirs(&format!("/{}", self.config.cgroup_parent));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use registry::{ImageStore, InUse, PullOptions, Removed, Users};
+use runtime_core::spec::ResourcesSpec;
 use runtime_core::{
     AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, DetailedStats,
     ExecEventStream, ExecInput, ExecOptions, ImageInfo, LogEntry, LogRecordStream, LogsOptions, PruneResult,
@@ -115,6 +116,15 @@ impl YoukiRuntime {
     /// [`Error::NoSuchContainer`], [`Error::NotRunning`].
     pub async fn unpause(&self, id: &ContainerId) -> Result<()> {
         self.0.unpause(id).await
+    }
+
+    /// Sets what `changes` names of a container's limits, and leaves the rest. A running one has it when this returns;
+    /// any keeps it for its next start.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`]; [`Error::InvalidSpec`] for what cannot be, or the kernel refuses: nothing is changed.
+    pub async fn update(&self, id: &ContainerId, changes: &ResourcesSpec) -> Result<()> {
+        self.0.update(id, changes).await
     }
 
     /// [`Runtime::kill_container`].
@@ -299,7 +309,7 @@ impl YoukiRuntime {
     /// cgroups. For a root that is given up; what a container needs is made again.
     ///
     /// # Errors
-    /// [`Error::StillRunning`] while there are containers, [`Error::Network`], [`Error::Io`].
+    /// [`Error::StillRunning`] while one of its containers is, [`Error::Network`], [`Error::Io`].
     pub async fn dismantle(&self) -> Result<()> {
         self.0.dismantle().await
     }
@@ -498,6 +508,18 @@ impl Runtime for YoukiRuntime {
         input: Option<ExecInput>,
     ) -> runtime_core::Result<ExecEventStream> {
         Ok(self.0.exec_events(id, command, options, input).await?)
+    }
+
+    async fn pause(&self, id: &ContainerId) -> runtime_core::Result<()> {
+        Ok(YoukiRuntime::pause(self, id).await?)
+    }
+
+    async fn unpause(&self, id: &ContainerId) -> runtime_core::Result<()> {
+        Ok(YoukiRuntime::unpause(self, id).await?)
+    }
+
+    async fn update_resources(&self, id: &ContainerId, changes: &ResourcesSpec) -> runtime_core::Result<()> {
+        Ok(self.update(id, changes).await?)
     }
 
     async fn top(&self, id: &ContainerId) -> runtime_core::Result<Vec<TopEntry>> {

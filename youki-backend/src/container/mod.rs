@@ -17,6 +17,7 @@ mod state;
 mod stats;
 mod stop;
 mod terminal;
+mod update;
 mod wait;
 
 use std::fs;

@@ -10,6 +10,11 @@ crate::tests![
     a_container_on_a_terminal_is_typed_into_left_and_attached_to_again,
     attach_passes_streams_signals_and_the_exit_code,
     ps_shows_the_images_own_command,
+    ps_filters_and_formats_as_docker_does,
+    inspect_prints_what_a_template_asks_for,
+    top_has_the_columns_of_ps,
+    update_changes_limits_while_it_runs_and_for_the_next_start,
+    shutdown_takes_down_what_a_root_has_on_the_host,
     non_blocking_logs_and_mirrors_of_the_file_are_refused_by_name,
 ];
 
@@ -163,4 +168,113 @@ async fn attach_passes_streams_signals_and_the_exit_code(case: Case) {
     assert_eq!(text, "told\n");
     let said = case.berth(&["attach", &id.to_string()]).await;
     assert!(said.code == 1 && said.stderr.contains("not running"), "{said:?}");
+}
+
+async fn ps_filters_and_formats_as_docker_does(case: Case) {
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.labels.insert("berth.test".into(), "filtered".into());
+    let running = case.start(&spec).await.to_string();
+    spec.command.args = Some(crate::support::case::words(&["sh", "-c", "exit 3"]));
+    let ended = case.start(&spec).await;
+    case.finish(&ended).await;
+    let ended = ended.to_string();
+    let label = "label=berth.test=filtered";
+    for (args, expected) in [
+        (&["ps", "-q", "--filter", label][..], vec![&running]),
+        (&["ps", "-aq", "--filter", label], vec![&ended, &running]),
+        (&["ps", "-q", "-f", label, "-f", "status=exited"], vec![&ended]),
+        (&["ps", "-q", "-f", label, "-f", "status=exited", "-f", "status=running"], vec![&ended, &running]),
+        (&["ps", "-q", "-f", "label=berth.test", "-f", "exited=3"], vec![&ended]),
+        (&["ps", "-aq", "-f", &format!("name={running}")], vec![&running]),
+        (&["ps", "-aq", "-f", label, "-f", "label=other"], vec![]),
+    ] {
+        let text = case.berth(args).await.succeeded();
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected, "{args:?}");
+    }
+    let format = r#"{{.ID}}|{{.State}}|{{.Label "berth.test"}}|{{.spec.image.name}}"#;
+    let text = case.berth(&["ps", "-a", "-f", label, "-f", "status=exited", "--format", format]).await.succeeded();
+    assert_eq!(text, format!("{ended}|exited|filtered|{}\n", case.suite.busybox().await));
+    let table = case.berth(&["ps", "-f", label, "--format", r"table {{.Names}}\t{{.Status}}"]).await.succeeded();
+    let mut lines = table.lines();
+    assert!(lines.next().unwrap().starts_with("NAMES  ") && lines.next().unwrap().contains("Up "), "{table}");
+    for bad in [&["ps", "-f", "bogus=1"][..], &["ps", "-f", "status=asleep"], &["ps", "--format", "{{.ID"]] {
+        assert_eq!(case.berth(bad).await.code, 2, "{bad:?}");
+    }
+}
+
+async fn inspect_prints_what_a_template_asks_for(case: Case) {
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.labels.insert("a.b".into(), "c".into());
+    let id = case.start(&spec).await;
+    let name = id.to_string();
+    let pid = case.runtime.get_container_pid(&id).await.unwrap().unwrap();
+    for (template, expected) in [
+        ("{{.State.Status}} {{.State.Running}} {{.State.Pid}}", format!("running true {pid}")),
+        ("{{.state}} {{.pid}}", format!("running {pid}")),
+        (r#"{{index .Config.Labels "a.b"}}{{json .spec.labels}}"#, r#"c{"a.b":"c"}"#.to_owned()),
+    ] {
+        assert_eq!(case.berth(&["inspect", "-f", template, &name]).await.succeeded(), format!("{expected}\n"));
+    }
+    let said = case.berth(&["inspect", "--format", "{{.NoSuch.Field}}", &name]).await;
+    assert!(said.code == 2 && said.stderr.contains("NoSuch.Field"), "{said:?}");
+}
+
+async fn top_has_the_columns_of_ps(case: Case) {
+    let id = case.start(&case.spec(&["sleep", "3598"]).await).await;
+    let pid = case.runtime.get_container_pid(&id).await.unwrap().unwrap();
+    let text = case.berth(&["top", &id.to_string(), "-o", "pid,comm,args,nlwp"]).await.succeeded();
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines, [vec!["PID", "COMM", "ARGS", "NLWP"], vec![&pid.to_string(), "sleep", "sleep", "3598", "1"]]);
+    let text = case.berth(&["top", &id.to_string(), "-ef"]).await.succeeded();
+    assert!(text.starts_with("UID") && text.contains("sleep 3598"), "{text}");
+    assert_eq!(case.berth(&["top", &id.to_string(), "-o", "bogus"]).await.code, 2);
+}
+
+async fn update_changes_limits_while_it_runs_and_for_the_next_start(case: Case) {
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.resources.memory = Some("64Mi".parse().unwrap());
+    let id = case.start(&spec).await;
+    let name = id.to_string();
+    let limits = |case: &Case| {
+        let memory = case.cgroup_file(&id, "memory", &["memory.limit_in_bytes", "memory.max"]);
+        let pids = case.cgroup_file(&id, "pids", &["pids.max"]);
+        (memory.trim().to_owned(), pids.trim().to_owned())
+    };
+    // Up and down: the kernel wants the two memory limits in different orders.
+    for (memory, pids) in [("256m", "100"), ("32m", "50")] {
+        case.berth(&["update", "-m", memory, "--pids-limit", pids, &name]).await.succeeded();
+        let bytes: u64 = memory.trim_end_matches('m').parse::<u64>().unwrap() << 20;
+        assert_eq!(limits(&case), (bytes.to_string(), pids.to_owned()));
+    }
+    case.berth(&["update", "--cpus", "0.5", &name]).await.succeeded();
+    let quota = case.cgroup_file(&id, "cpu", &["cpu.cfs_quota_us", "cpu.max"]);
+    assert!(quota.starts_with("50000"), "{quota}");
+    // What is refused changes nothing.
+    let said = case.berth(&["update", "--pids-limit", "7", "--cpuset-cpus", "4000", &name]).await;
+    assert!(said.code == 2 && said.stderr.contains("cpuset"), "{said:?}");
+    assert_eq!(limits(&case), ((32 << 20).to_string(), "50".to_owned()));
+    assert_eq!(case.berth(&["update", &name]).await.code, 2);
+    assert_eq!(case.berth(&["update", "--cpus", "4000", &name]).await.code, 2);
+
+    case.runtime.stop_container(&id, std::time::Duration::from_secs(5)).await.unwrap();
+    case.berth(&["update", "--pids-limit", "60", &name]).await.succeeded();
+    case.runtime.start_container(&id).await.unwrap();
+    assert_eq!(limits(&case), ((32 << 20).to_string(), "60".to_owned()));
+}
+
+async fn shutdown_takes_down_what_a_root_has_on_the_host(case: Case) {
+    let root = case.root("down");
+    let runtime = root.open().await.unwrap();
+    let id = case.id_on(&runtime);
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.network.mode = runtime_core::spec::NetworkMode::Bridge;
+    crate::support::case::start_on(&*runtime, &id, &spec).await.unwrap();
+    let bridge = std::path::Path::new("/sys/class/net").join(&root.bridge);
+    assert!(bridge.exists() && !root.cgroup_parents().is_empty());
+    let output = crate::support::berth::command(&root).args(["shutdown", "--dismantle"]).output().await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(!bridge.exists() && root.cgroup_parents().is_empty(), "{:?}", root.cgroup_parents());
+    // The container stays, and has all of it again when it is started.
+    runtime.start_container(&id).await.unwrap();
+    assert!(bridge.exists() && runtime.get_container_ip(&id).await.unwrap().is_some());
 }

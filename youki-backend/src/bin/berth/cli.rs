@@ -80,6 +80,8 @@ pub enum Command {
     Pause(NamesArgs),
     /// Let frozen containers go on
     Unpause(NamesArgs),
+    /// Change the limits of containers
+    Update(UpdateArgs),
     /// Remove containers
     Rm(RmArgs),
     /// Wait until containers end, and print their exit codes
@@ -87,9 +89,9 @@ pub enum Command {
     /// List containers
     Ps(PsArgs),
     /// Show everything known of containers
-    Inspect(NamesArgs),
+    Inspect(InspectArgs),
     /// Show the processes of a container
-    Top(NameArgs),
+    Top(TopArgs),
     /// Show what containers use
     Stats(StatsArgs),
     /// Show what a container wrote
@@ -121,15 +123,12 @@ pub enum Command {
     /// Show how this root is set up
     Info,
     /// Stop all containers and sync their volumes, for the host's own shutdown
-    Shutdown,
+    Shutdown(ShutdownArgs),
     /// Print a script that completes commands and flags in a shell
     Completion(CompletionArgs),
     /// Keep this root's volumes synced until a signal comes, for a host without an agent
     Keeper,
 
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Update(Rest),
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
     Save(Rest),
@@ -151,7 +150,6 @@ impl Command {
     /// Its name, if it is not built yet.
     pub fn unbuilt(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Update(_) => "update",
             Self::Save(_) => "save",
             Self::Load(_) => "load",
             Self::Push(_) => "push",
@@ -229,10 +227,58 @@ pub struct CompletionArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct NameArgs {
+pub struct InspectArgs {
+    /// Print this of each: {{.state}}, {{json .mounts}}
+    #[arg(short, long, value_name = "TEMPLATE")]
+    pub format: Option<String>,
+    /// Containers are what is meant in any case
+    #[arg(long = "type", hide = true)]
+    pub kind: Option<String>,
+    /// The containers
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct TopArgs {
     /// The container
     #[arg(value_name = "NAME")]
     pub name: String,
+    /// -o COLUMN,…, -ef or aux
+    #[arg(value_name = "OPTIONS", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub options: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Limit memory: b, k, m, g
+    #[arg(short, long, value_name = "BYTES")]
+    pub memory: Option<String>,
+    /// Limit CPU time, in CPUs
+    #[arg(long, value_name = "NUMBER")]
+    pub cpus: Option<String>,
+    /// Relative weight when CPUs are short
+    #[arg(short, long, value_name = "WEIGHT")]
+    pub cpu_shares: Option<u64>,
+    /// CPUs they may run on (0-2,4)
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// Limit processes and threads; -1 for no limit
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+    /// Restart them when they end (not built yet)
+    #[arg(long, value_name = "POLICY", hide = true)]
+    pub restart: Option<String>,
+    /// The containers
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ShutdownArgs {
+    /// Take down the bridge, the firewall table and the cgroups, too; what a container needs is made again
+    #[arg(long)]
+    pub dismantle: bool,
 }
 
 #[derive(Debug, Args)]
@@ -309,6 +355,18 @@ pub struct PsArgs {
     /// Do not shorten
     #[arg(long)]
     pub no_trunc: bool,
+    /// Only those that fit: id, name, status, label, ancestor, exited, network, volume, health
+    #[arg(short, long, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    pub filter: Vec<String>,
+    /// Print this of each: {{.ID}} {{.Names}} {{.Status}}; after the word table, with headings
+    #[arg(long, value_name = "TEMPLATE")]
+    pub format: Option<String>,
+    /// Only the last so many that were created
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    pub last: Option<usize>,
+    /// Only the one that was created last
+    #[arg(short, long)]
+    pub latest: bool,
 }
 
 #[derive(Debug, Args)]
@@ -575,7 +633,6 @@ mod tests {
 
     #[test]
     fn commands_that_are_not_built_take_anything_and_have_a_name() {
-        assert_eq!(parse("berth update -m 1g web").command.unbuilt(), Some("update"));
         assert_eq!(parse("berth network create --subnet 10.0.0.0/8 n").command.unbuilt(), Some("network"));
         assert_eq!(parse("berth volume diff v 1 2").command.unbuilt(), Some("volume diff"));
         assert_eq!(parse("berth ps").command.unbuilt(), None);

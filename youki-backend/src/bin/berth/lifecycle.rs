@@ -2,10 +2,11 @@
 
 use futures_util::{StreamExt, stream};
 use runtime_core::ContainerId;
+use runtime_core::spec::ResourcesSpec;
 
-use crate::cli::{KillArgs, NamesArgs, RmArgs, StopArgs};
+use crate::cli::{KillArgs, NamesArgs, RmArgs, ShutdownArgs, StopArgs, UpdateArgs};
 use crate::failure::{Failure, Result, USAGE_STATUS, eprint_line};
-use crate::flag_values::stop_timeout;
+use crate::flag_values::{self, stop_timeout};
 use crate::output;
 use crate::session::Session;
 
@@ -44,8 +45,28 @@ pub async fn unpause(session: &Session, args: &NamesArgs) -> Result<i32> {
     each(session, &args.names, async |id| Ok(session.runtime.unpause(&id).await?), print_name).await
 }
 
+/// `berth update`
+pub async fn update(session: &Session, args: &UpdateArgs) -> Result<i32> {
+    if let Some(policy) = args.restart.as_deref().filter(|policy| *policy != "no") {
+        return Err(Failure::unsupported(format!("--restart {policy}")));
+    }
+    let changes = ResourcesSpec {
+        memory: args.memory.as_deref().map(|text| flag_values::memory("--memory", text)).transpose()?,
+        cpu: args.cpus.as_deref().map(flag_values::cpus).transpose()?,
+        cpu_shares: args.cpu_shares,
+        cpuset: args.cpuset_cpus.clone(),
+        pids: args.pids_limit.map(|limit| if limit <= 0 { -1 } else { limit }),
+        ..ResourcesSpec::default()
+    };
+    if changes == ResourcesSpec::default() {
+        return Err(Failure::usage("there is nothing to change: see `berth update --help`"));
+    }
+    let verb = async |id: ContainerId| Ok(session.runtime.update(&id, &changes).await?);
+    each(session, &args.names, verb, print_name).await
+}
+
 /// `berth shutdown`: stops every container, each in its own time, then tries again what S3 refused.
-pub async fn shutdown(session: &Session) -> Result<i32> {
+pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
     let all = session.runtime.inspect_all().await?;
     let ids: Vec<String> = all.into_iter().filter(|one| one.outcome.is_none()).map(|one| one.id).collect();
     let stop = async |id: ContainerId| Ok(session.runtime.stop(&id, None).await?);
@@ -55,6 +76,9 @@ pub async fn shutdown(session: &Session) -> Result<i32> {
             warn_not_durable(&volume, &Failure::from(error).text());
             status = 1;
         }
+    }
+    if args.dismantle {
+        session.runtime.dismantle().await?;
     }
     Ok(status)
 }

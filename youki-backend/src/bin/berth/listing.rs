@@ -1,11 +1,13 @@
-//! `ps`, `inspect`, `top`.
+//! `ps` and `inspect`.
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use runtime_core::spec::PortProtocol;
+use serde_json::{Value, json};
 use youki_backend::Inspect;
 
-use crate::cli::{NameArgs, NamesArgs, PsArgs};
-use crate::failure::Result;
+use crate::cli::{InspectArgs, PsArgs};
+use crate::failure::{Failure, Result};
+use crate::format::Template;
 use crate::lifecycle::container;
 use crate::output::{self, Table};
 use crate::session::Session;
@@ -15,10 +17,17 @@ const COMMAND_WIDTH: usize = 20;
 
 /// `berth ps`
 pub async fn ps(session: &Session, args: &PsArgs) -> Result<i32> {
+    let filters = args.filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>>>()?;
+    let template = args.format.as_deref().map(Template::parse).transpose()?;
     let mut containers = session.runtime.inspect_all().await?;
-    containers.retain(|one| args.all || matches!(one.state, "running" | "paused" | "stopping"));
+    let last = args.last.or(args.latest.then_some(1));
+    // Who asks for a state asks for those that have it, as with docker.
+    let all = args.all || last.is_some() || filters.iter().any(|filter| filter.is_about_states());
+    containers.retain(|one| all || matches!(one.state, "running" | "paused" | "stopping"));
+    containers.retain(|one| Filter::all_hold(&filters, one));
     // The newest first, as docker.
     containers.sort_by_key(|one| std::cmp::Reverse(one.created_at));
+    containers.truncate(last.unwrap_or(usize::MAX));
     if session.json {
         output::print_json(&containers)?;
         return Ok(0);
@@ -29,28 +38,23 @@ pub async fn ps(session: &Session, args: &PsArgs) -> Result<i32> {
         return Ok(0);
     }
     let now = Utc::now();
+    let rows: Vec<Row> = containers.iter().map(|one| Row::of(one, now, args.no_trunc)).collect();
+    if let Some(template) = template {
+        let lines = containers.iter().zip(&rows).map(|(one, row)| row.render(one, &template));
+        output::print(&output::lines(template.is_table.then(|| template.headings()), lines)?)?;
+        return Ok(0);
+    }
     let mut table = Table::new(["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"]);
-    for one in &containers {
-        let mut command = command(one);
-        if !args.no_trunc {
-            command = output::shorten(&command, COMMAND_WIDTH);
-        }
-        table.row([
-            one.id.clone(),
-            one.image.clone(),
-            command,
-            format!("{} ago", output::age(one.created_at, now)),
-            status(one, now),
-            ports(one),
-            one.name.clone(),
-        ]);
+    for row in rows {
+        table.row([row.id, row.image, row.command, row.running_for, row.status, row.ports, row.names]);
     }
     output::print(&table.render())?;
     Ok(0)
 }
 
 /// `berth inspect`
-pub async fn inspect(session: &Session, args: &NamesArgs) -> Result<i32> {
+pub async fn inspect(session: &Session, args: &InspectArgs) -> Result<i32> {
+    let template = args.format.as_deref().map(Template::parse).transpose()?;
     let mut found = Vec::new();
     let mut status = 0;
     for name in &args.names {
@@ -66,23 +70,193 @@ pub async fn inspect(session: &Session, args: &NamesArgs) -> Result<i32> {
             }
         }
     }
-    output::print_json(&found)?;
+    match template {
+        Some(template) => {
+            let lines = found.iter().map(|one| template.render(&json!(one), |path| dockers(one, path)));
+            output::print(&output::lines(None, lines)?)?;
+        }
+        None => output::print_json(&found)?,
+    }
     Ok(status)
 }
 
-/// `berth top`
-pub async fn top(session: &Session, args: &NameArgs) -> Result<i32> {
-    let processes = session.runtime.processes(&container(&args.name)?).await?;
-    if session.json {
-        output::print_json(&processes)?;
-        return Ok(0);
+/// A line of `ps`, in docker's names for a template.
+struct Row {
+    id: String,
+    image: String,
+    command: String,
+    running_for: String,
+    status: String,
+    ports: String,
+    names: String,
+}
+
+impl Row {
+    fn of(one: &Inspect, now: DateTime<Utc>, whole: bool) -> Self {
+        let command = command(one);
+        Self {
+            id: one.id.clone(),
+            image: one.image.clone(),
+            command: if whole { command } else { output::shorten(&command, COMMAND_WIDTH) },
+            running_for: format!("{} ago", output::age(one.created_at, now)),
+            status: status(one, now),
+            ports: ports(one),
+            names: one.name.clone(),
+        }
     }
-    let mut table = Table::new(["PID", "PPID", "USER", "COMMAND"]);
-    for process in processes {
-        table.row([process.pid.to_string(), process.ppid.to_string(), process.user, process.command]);
+
+    fn render(&self, one: &Inspect, template: &Template) -> Result<String> {
+        let joined = |words: Vec<String>| Value::from(words.join(","));
+        let lookup = |path: &[String]| {
+            let (name, key) = (path.first()?, path.get(1));
+            Some(match (name.as_str(), key) {
+                ("ID", None) => self.id.as_str().into(),
+                ("Image", None) => self.image.as_str().into(),
+                ("Command", None) => self.command.as_str().into(),
+                ("RunningFor", None) => self.running_for.as_str().into(),
+                ("CreatedAt", None) => output::time(one.created_at).into(),
+                ("Status", None) => self.status.as_str().into(),
+                ("State", None) => one.state.into(),
+                ("Ports", None) => self.ports.as_str().into(),
+                ("Names", None) => self.names.as_str().into(),
+                ("Networks", None) => joined(one.networks.iter().map(|network| network.network.clone()).collect()),
+                ("Mounts", None) => joined(one.mounts.iter().map(mount_name).collect()),
+                ("Labels", None) => {
+                    joined(one.spec.labels.iter().map(|(name, value)| format!("{name}={value}")).collect())
+                }
+                ("Label", Some(key)) => one.spec.labels.get(key).map_or(Value::Null, |value| value.as_str().into()),
+                _ => return None,
+            })
+        };
+        template.render(&json!(one), lookup)
     }
-    output::print(&table.render())?;
-    Ok(0)
+}
+
+/// The commonest of docker's names for what `inspect` shows, so that scripts go on.
+fn dockers(one: &Inspect, path: &[String]) -> Option<Value> {
+    let network = || one.networks.first();
+    Some(match path.join(".").as_str() {
+        "Id" => json!(one.id),
+        "Created" => json!(output::time(one.created_at)),
+        "State.Status" => json!(one.state),
+        "State.Running" => json!(matches!(one.state, "running" | "paused" | "stopping")),
+        "State.Paused" => json!(one.state == "paused"),
+        "State.Pid" => json!(one.pid.unwrap_or(0)),
+        "State.ExitCode" => json!(one.exit_code.unwrap_or(0)),
+        "State.Error" => json!(one.reason),
+        "State.StartedAt" => json!(one.started_at.map(output::time)),
+        "State.FinishedAt" => json!(one.finished_at.map(output::time)),
+        "State.OOMKilled" => {
+            json!(one.outcome.as_ref().is_some_and(|end| end.reason == runtime_core::WaitReason::OomKilled))
+        }
+        "State.Health.Status" => json!(one.health.as_ref().map(|health| &health.status)),
+        "Config.Image" => json!(one.image),
+        "Config.Cmd" | "Args" => json!(one.args),
+        "Config.Env" => json!(one.spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()),
+        "Config.Labels" => json!(one.spec.labels),
+        "Config.User" => json!(one.spec.user.as_deref().unwrap_or_default()),
+        "Config.Tty" => json!(one.spec.tty),
+        "Config.Hostname" => json!(one.spec.hostname),
+        "HostConfig.Privileged" => json!(one.spec.privileged),
+        "HostConfig.Memory" => json!(one.spec.resources.memory.map_or(0, |memory| memory.as_u64())),
+        "NetworkSettings.IPAddress" => json!(network().and_then(|network| network.ipv4.as_ref())),
+        "NetworkSettings.MacAddress" => json!(network().and_then(|network| network.mac.as_ref())),
+        text => {
+            let labels = path.strip_prefix(&["Config".to_owned(), "Labels".to_owned()])?;
+            let [key] = labels else { return None };
+            debug_assert!(text.ends_with(key));
+            json!(one.spec.labels.get(key))
+        }
+    })
+}
+
+/// A `--filter`.
+enum Filter {
+    Id(String),
+    Name(String),
+    Status(String),
+    Label(String, Option<String>),
+    Ancestor(String),
+    Exited(i32),
+    Network(String),
+    Volume(String),
+    Health(String),
+}
+
+impl Filter {
+    fn parse(text: &str) -> Result<Self> {
+        let wrong = |reason: &str| Failure::usage(format!("--filter {text:?}: {reason}"));
+        let (key, value) = text.split_once('=').ok_or_else(|| wrong("write KEY=VALUE"))?;
+        let value = value.to_owned();
+        Ok(match key {
+            "id" => Self::Id(value),
+            "name" => Self::Name(value),
+            "status" => {
+                let known =
+                    ["pending", "initializing", "running", "paused", "stopping", "exited", "failed", "created", "dead"];
+                if !known.contains(&value.as_str()) {
+                    return Err(wrong(&format!("a status is one of {}", known.join(", "))));
+                }
+                Self::Status(value)
+            }
+            "label" => match value.split_once('=') {
+                Some((name, value)) => Self::Label(name.to_owned(), Some(value.to_owned())),
+                None => Self::Label(value, None),
+            },
+            "ancestor" => Self::Ancestor(value),
+            "exited" => Self::Exited(value.parse().map_err(|_| wrong("not an exit code"))?),
+            "network" => Self::Network(value),
+            "volume" => Self::Volume(value),
+            "health" => Self::Health(value),
+            _ => {
+                return Err(wrong(
+                    "a key is one of id, name, status, label, ancestor, exited, network, volume and health",
+                ));
+            }
+        })
+    }
+
+    fn is_about_states(&self) -> bool {
+        matches!(self, Self::Status(_) | Self::Exited(_))
+    }
+
+    /// Docker's rule: of several filters of one key one must hold, but all labels must.
+    fn all_hold(filters: &[Self], one: &Inspect) -> bool {
+        let same = |a: &Self, b: &Self| std::mem::discriminant(a) == std::mem::discriminant(b);
+        filters.iter().all(|filter| match filter {
+            Self::Label(..) => filter.holds(one),
+            _ => filters.iter().any(|other| same(filter, other) && other.holds(one)),
+        })
+    }
+
+    fn holds(&self, one: &Inspect) -> bool {
+        match self {
+            Self::Id(text) => one.id.starts_with(text),
+            Self::Name(text) => one.name.contains(text.trim_start_matches('/')) || one.id == *text,
+            Self::Status(status) => match status.as_str() {
+                "created" => one.state == "initializing",
+                "dead" => one.state == "failed",
+                status => one.state == status,
+            },
+            Self::Label(name, value) => {
+                one.spec.labels.get(name).is_some_and(|own| value.as_ref().is_none_or(|value| own == value))
+            }
+            Self::Ancestor(image) => {
+                let bare = one.image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map(|(bare, _)| bare);
+                one.image == *image || bare == Some(image) || one.image_digest.contains(image.as_str())
+            }
+            Self::Exited(code) => one.exit_code == Some(*code),
+            Self::Network(name) => one.networks.iter().any(|network| network.network == *name),
+            Self::Volume(name) => one.mounts.iter().any(|mount| mount_name(mount) == *name || mount.target == *name),
+            Self::Health(status) => {
+                one.health.as_ref().map_or("none", |health| health.status.as_str()) == status.as_str()
+            }
+        }
+    }
+}
+
+fn mount_name(mount: &youki_backend::InspectMount) -> String {
+    mount.name.clone().unwrap_or_else(|| mount.source.display().to_string())
 }
 
 /// What it runs, in quotes as docker shows it; a dash while it is being created.
@@ -105,7 +279,7 @@ fn ports(one: &Inspect) -> String {
 }
 
 /// Docker's words.
-fn status(one: &Inspect, now: chrono::DateTime<Utc>) -> String {
+fn status(one: &Inspect, now: DateTime<Utc>) -> String {
     let since = |time: Option<_>| time.map_or_else(|| "?".to_owned(), |time| output::age(time, now));
     match one.state {
         "pending" => "Creating".to_owned(),

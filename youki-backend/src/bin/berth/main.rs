@@ -4,9 +4,9 @@
 //! |---|---|
 //! | `cli`, `run_flags`, `flag_values` | the command line and what it means |
 //! | `session` | configuration, logging, the opened runtime |
-//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `images`, `volumes`, `doctor`, `root` | the commands |
+//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `images`, `volumes`, `doctor`, `root` | the commands |
 //! | `streams`, `signals`, `terminal` | what a foreground run passes on |
-//! | `output`, `progress`, `failure` | what is printed, and how it ends |
+//! | `output`, `format`, `progress`, `failure` | what is printed, and how it ends |
 
 mod attach;
 mod cli;
@@ -15,6 +15,7 @@ mod doctor;
 mod exec;
 mod failure;
 mod flag_values;
+mod format;
 mod images;
 mod lifecycle;
 mod listing;
@@ -29,6 +30,7 @@ mod signals;
 mod stats;
 mod streams;
 mod terminal;
+mod top;
 mod volumes;
 
 use std::process::exit;
@@ -135,11 +137,12 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Kill(args) => lifecycle::kill(&session, args).await,
         Command::Pause(args) => lifecycle::pause(&session, args).await,
         Command::Unpause(args) => lifecycle::unpause(&session, args).await,
+        Command::Update(args) => lifecycle::update(&session, args).await,
         Command::Rm(args) => lifecycle::rm(&session, args).await,
         Command::Wait(args) => lifecycle::wait(&session, args).await,
         Command::Ps(args) => listing::ps(&session, args).await,
         Command::Inspect(args) => listing::inspect(&session, args).await,
-        Command::Top(args) => listing::top(&session, args).await,
+        Command::Top(args) => top::top(&session, args).await,
         Command::Stats(args) => stats::stats(&session, args).await,
         Command::Logs(args) => logs::logs(&session, args).await,
         Command::Exec(args) => exec::exec(&session, args).await,
@@ -159,7 +162,7 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Volume(VolumeCommand::Restore(args)) => volumes::restore(&session, args).await,
         Command::Volume(VolumeCommand::Rm(args)) => volumes::rm(&session, args).await,
         Command::Volume(VolumeCommand::Prune(args)) => volumes::prune(&session, args).await,
-        Command::Shutdown => lifecycle::shutdown(&session).await,
+        Command::Shutdown(args) => lifecycle::shutdown(&session, args).await,
         Command::Info => root::info(&session).await,
         other => Err(Failure::unsupported(format!("the command {}", other.unbuilt().unwrap_or("given")))),
     }

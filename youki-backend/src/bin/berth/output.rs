@@ -53,6 +53,16 @@ impl Table {
         Self { rows: vec![headings.map(str::to_owned).to_vec()] }
     }
 
+    /// One whose columns are known only now.
+    pub fn of(headings: Vec<String>) -> Self {
+        Self { rows: vec![headings] }
+    }
+
+    /// Adds a line to such a one.
+    pub fn add(&mut self, cells: Vec<String>) {
+        self.rows.push(cells.into_iter().map(|cell| cell.replace(char::is_control, " ")).collect());
+    }
+
     /// Adds a line.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.map(|cell| cell.replace(char::is_control, " ")).to_vec());
@@ -76,6 +86,21 @@ impl Table {
             text.push('\n');
         }
         text
+    }
+}
+
+/// Lines of a template, each with its newline; with `headings`, as a table whose columns are parted by tabs.
+pub fn lines(headings: Option<String>, lines: impl Iterator<Item = Result<String>>) -> Result<String> {
+    let cells = |line: &str| line.split('\t').map(str::to_owned).collect::<Vec<_>>();
+    match headings {
+        Some(headings) => {
+            let mut table = Table::of(cells(&headings));
+            for line in lines {
+                table.add(cells(&line?));
+            }
+            Ok(table.render())
+        }
+        None => lines.map(|line| Ok(format!("{}\n", line?))).collect(),
     }
 }
 

@@ -84,7 +84,9 @@ fn set_up(mut plan: CreatePlan) -> Result<std::convert::Infallible> {
         unsafe { std::env::remove_var(name) };
     }
     // The agent's service may be stopped or killed as a whole; this process is not part of it.
-    plan.supervisors_cgroup()?.join()?;
+    let cgroup = plan.supervisors_cgroup()?;
+    // Another process may have dismantled the root since the agent opened it.
+    cgroup.join().or_else(|_| cgroup.create().and_then(|()| cgroup.join()))?;
     // Without CAP_SYS_RESOURCE it stays as it is.
     let _ = fs::write("/proc/self/oom_score_adj", SUPERVISOR_OOM_SCORE_ADJ);
     let own_network = if plan.own_network { UnshareFlags::NEWNET } else { UnshareFlags::empty() };
