@@ -130,6 +130,7 @@ impl Inner {
             upper: paths.upper(),
             work: paths.work(),
             volatile: record.spec.remove_on_exit,
+            init: record.spec.init,
             own_network: record.network != NetworkRecord::Host,
             supervisors_cgroup_path: format!("/{}/supervisors", self.config.cgroup_parent),
             limits: CgroupLimits::new(&record.spec.resources, cgroup_v2)?,

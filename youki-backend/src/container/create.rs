@@ -46,6 +46,9 @@ impl Inner {
     async fn create_to_the_end(&self, id: &ContainerId, spec: &ServiceSpec, options: CreateOptions) -> Result<()> {
         id.validate()?;
         check(spec, self.config.logs.mode)?;
+        if spec.init && !self.spawner.resident_is_static() {
+            return Err(Error::Unsupported { what: "init without berth-supervisor beside the agent".to_owned() });
+        }
         let paths = self.layout.container(id);
         let lock = ContainerLock::acquire(paths.lock.clone()).await?;
         if paths.record().exists() {
@@ -191,9 +194,6 @@ fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
     }
     if spec.health.is_some() {
         return unsupported("health");
-    }
-    if spec.init {
-        return unsupported("init");
     }
     if spec.logs.mode.unwrap_or(default_log_mode) == LogMode::NonBlocking {
         return unsupported("logs.mode non_blocking");

@@ -5,7 +5,9 @@
 
 use std::ffi::{CString, c_char};
 use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 
+use super::init;
 use crate::bundle::seccomp::load;
 use crate::bundle::{CapabilitySets, Rlimit};
 
@@ -63,6 +65,15 @@ impl Launch {
         }
     }
 
+    /// The same with `executable`, the tiny init, in between: that executes the program, and tells through `errno` if it
+    /// cannot.
+    pub fn run_beneath_init(&self, executable: &OwnedFd, errno: RawFd) -> io::Error {
+        match self.take_on() {
+            Ok(()) => init::execute(executable, errno, &self.args, &self.env),
+            Err(error) => error,
+        }
+    }
+
     fn take_on(&self) -> io::Result<()> {
         for Rlimit { resource, soft, hard } in &self.rlimits {
             let limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
@@ -100,7 +111,7 @@ impl Launch {
     }
 
     /// `execvp` with an environment of its own and no fallback to a shell.
-    fn execute(&self) -> io::Error {
+    pub fn execute(&self) -> io::Error {
         let pointers = |strings: &[CString]| -> Vec<*const c_char> {
             strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
         };

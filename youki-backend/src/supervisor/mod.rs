@@ -7,6 +7,7 @@
 
 pub(crate) mod client;
 pub(crate) mod failure;
+mod init;
 pub(crate) mod launch;
 mod resident;
 mod sealed;
@@ -36,7 +37,7 @@ pub fn run_if_invoked() {
     if first == STAGE_ARGUMENT {
         create_main();
     }
-    if first.as_encoded_bytes() == stage::RESIDENT_ARGUMENT.to_bytes() {
+    if [stage::RESIDENT_ARGUMENT, init::INIT_ARGUMENT].iter().any(|one| first.as_encoded_bytes() == one.to_bytes()) {
         resident_main();
     }
 }
@@ -46,8 +47,12 @@ pub fn create_main() -> ! {
     std::process::exit(stage::main())
 }
 
-/// `main` of `berth-supervisor`.
+/// `main` of `berth-supervisor`, which is also the tiny init of containers that ask for one.
 pub fn resident_main() -> ! {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first.as_encoded_bytes() == init::INIT_ARGUMENT.to_bytes()) {
+        std::process::exit(init::main(args));
+    }
     let argument = std::env::args().nth(2);
     std::process::exit(resident::main(argument.as_deref()))
 }

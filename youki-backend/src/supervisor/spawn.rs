@@ -55,6 +55,11 @@ impl Spawner {
         &self.resident
     }
 
+    /// Whether that could run in a container that has no dynamic linker of its: as its tiny init.
+    pub fn resident_is_static(&self) -> bool {
+        is_static(&self.resident).unwrap_or(false)
+    }
+
     /// Begins to reap. Ends with the spawner. Must be called within a tokio runtime.
     pub fn start_reaping(&self) -> Result<()> {
         let mut ended = signal(SignalKind::child()).map_err(Error::io("listening for", "SIGCHLD"))?;
@@ -91,10 +96,47 @@ impl Spawner {
     }
 }
 
+/// Whether a 64-bit ELF file of this machine's byte order names no interpreter.
+fn is_static(path: &Path) -> Option<bool> {
+    use std::os::unix::fs::FileExt;
+    /// `PT_INTERP`.
+    const INTERPRETER: u32 = 3;
+    let file = File::open(path).ok()?;
+    let mut header = [0; 64];
+    file.read_exact_at(&mut header, 0).ok()?;
+    if !header.starts_with(b"\x7fELF\x02") {
+        return None;
+    }
+    let offset = u64::from_ne_bytes(header[32..40].try_into().ok()?);
+    let size = u64::from(u16::from_ne_bytes(header[54..56].try_into().ok()?));
+    let count = u64::from(u16::from_ne_bytes(header[56..58].try_into().ok()?));
+    for index in 0..count {
+        let mut kind = [0; 4];
+        file.read_exact_at(&mut kind, offset.checked_add(index * size)?).ok()?;
+        if u32::from_ne_bytes(kind) == INTERPRETER {
+            return Some(false);
+        }
+    }
+    Some(true)
+}
+
 impl Children {
     fn reap(&self) {
         let mut children = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // An error means that somebody else reaped it, which is as well.
         children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_executable_is_told_from_a_static_one() {
+        // Test programs are dynamic.
+        assert_eq!(is_static(&std::env::current_exe().unwrap()), Some(false));
+        assert_eq!(is_static(Path::new("/etc/passwd")), None);
+        assert_eq!(is_static(Path::new("/no/such")), None);
     }
 }

@@ -31,6 +31,7 @@ mod mounts;
 mod networks;
 mod outcomes;
 mod supervisor_killed;
+mod tiny_init;
 mod users;
 mod volumes;
 mod volumes_moved;
@@ -90,6 +91,7 @@ fn trials() -> Vec<Trial> {
         full_disk::tests(),
         keeper::tests(),
         copying::tests(),
+        tiny_init::tests(),
         many::tests(),
     ]
     .into_iter()

@@ -27,6 +27,9 @@ pub struct RunArgs {
     /// Give it a terminal
     #[arg(short, long)]
     pub tty: bool,
+    /// Run a tiny init that passes signals on and reaps orphans
+    #[arg(long)]
+    pub init: bool,
     /// Set a variable; with its name alone, from the own environment
     #[arg(short, long, value_name = "NAME[=VALUE]", action = ArgAction::Append)]
     pub env: Vec<String>,
@@ -144,8 +147,6 @@ pub struct UnbuiltFlags {
     #[arg(short = 'P', long, hide = true)]
     publish_all: bool,
     #[arg(long, hide = true)]
-    init: bool,
-    #[arg(long, hide = true)]
     health_cmd: Option<String>,
     #[arg(long, hide = true)]
     health_interval: Option<String>,
@@ -162,7 +163,6 @@ impl UnbuiltFlags {
         let given = [
             (!self.publish.is_empty(), "--publish"),
             (self.publish_all, "--publish-all"),
-            (self.init, "--init"),
             (self.health_cmd.is_some(), "--health-cmd"),
             (self.health_interval.is_some(), "--health-interval"),
             (self.health_timeout.is_some(), "--health-timeout"),
@@ -217,6 +217,7 @@ impl RunArgs {
         spec.platform.clone_from(&self.platform);
         spec.stdin = self.interactive;
         spec.tty = self.tty;
+        spec.init = self.init;
         spec.remove_on_exit = self.rm;
         self.set_command(&mut spec, command)?;
         self.set_resources(&mut spec)?;
@@ -372,7 +373,6 @@ mod tests {
     fn what_is_not_built_is_refused_by_name() {
         for (line, flag) in [
             ("-p 80:80 img", "--publish"),
-            ("--init img", "--init"),
             ("--restart always img", "--restart always"),
             ("--health-cmd true img", "--health-cmd"),
             ("--health-start-period 1s img", "--health-start-period"),

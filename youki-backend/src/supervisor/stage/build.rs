@@ -84,7 +84,12 @@ fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Resul
     }
 
     let owner = plan.oci.process().as_ref().map_or(0, |process| process.user().uid());
+    let init = match plan.init {
+        true => Some(Rc::new(crate::supervisor::sealed::open(&plan.resident_executable)?)),
+        false => None,
+    };
     let executor = Init {
+        init,
         launch: Rc::new(launch),
         cgroup_view: view.map(Rc::new),
         terminal: plan.resident.terminal.then_some(owner),

@@ -20,6 +20,8 @@ pub(super) struct Init {
     pub launch: Rc<Launch>,
     /// What the container sees of its cgroups, on v1.
     pub cgroup_view: Option<Rc<CgroupView>>,
+    /// The executable of the tiny init, where one is asked for.
+    pub init: Option<Rc<OwnedFd>>,
     /// Whom its terminal belongs to, where it has one.
     pub terminal: Option<u32>,
     /// Write end of the pipe that tells the supervisor of a failed `execve`.
@@ -48,7 +50,10 @@ impl Executor for Init {
     }
 
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        let error = self.launch.run();
+        let error = match &self.init {
+            Some(executable) => self.launch.run_beneath_init(executable, self.errno),
+            None => self.launch.run(),
+        };
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
         let _ = rustix::io::write(&*self.errno(), &errno.to_le_bytes());
         // SAFETY: ends this process without running anything of its parent's.

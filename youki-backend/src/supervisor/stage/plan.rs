@@ -34,6 +34,8 @@ pub(crate) struct CreatePlan {
     pub work: PathBuf,
     /// The writable layer need not survive a power cut.
     pub volatile: bool,
+    /// A tiny init starts the program.
+    pub init: bool,
     /// A network namespace of its own.
     pub own_network: bool,
     /// `/berth/supervisors`.
