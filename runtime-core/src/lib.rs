@@ -8,7 +8,7 @@
 //! | [`runtime`] | the trait |
 //! | [`spec`] | [`ServiceSpec`]: what a container shall be |
 //! | [`container`] | ids, states, outcomes, details |
-//! | [`stats`], [`logs`], [`exec`], [`image`], [`volume`] | what the calls take and return |
+//! | [`stats`], [`logs`], [`exec`], [`image`], [`volume`], [`event`] | what the calls take and return |
 //! | [`error`] | [`AgentError`] |
 //! | [`conformance`] | whether a backend keeps the contract |
 //! | [`memory`] | a minimal backend for tests of agents |
@@ -17,6 +17,7 @@
 pub mod conformance;
 pub mod container;
 pub mod error;
+pub mod event;
 pub mod exec;
 pub mod image;
 pub mod logs;
@@ -33,6 +34,7 @@ pub use container::{
     NetworkAttachmentDetail, TopEntry, WaitOutcome, WaitReason,
 };
 pub use error::{AgentError, Result};
+pub use event::{Event, EventKind, EventStream, EventsOptions};
 pub use exec::{ExecEvent, ExecEventStream, ExecInput, ExecOptions};
 pub use image::{ImageInfo, PruneResult, PullPolicy, RegistryAuth, RegistryAuthType};
 pub use logs::{LogEntry, LogRecord, LogRecordStream, LogSource, LogStream, LogsOptions};

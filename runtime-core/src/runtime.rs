@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use crate::container::{ContainerId, ContainerInspectDetails, ContainerState, ContainerSummary, TopEntry, WaitOutcome};
 use crate::error::{AgentError, Result};
+use crate::event::{EventStream, EventsOptions};
 use crate::exec::{ExecEvent, ExecEventStream, ExecInput, ExecOptions};
 use crate::image::{ImageInfo, PruneResult, PullPolicy, RegistryAuth};
 use crate::logs::{LogEntry, LogRecordStream, LogsOptions};
@@ -177,6 +178,11 @@ pub trait Runtime: Send + Sync {
     /// Its processes.
     async fn top(&self, _id: &ContainerId) -> Result<Vec<TopEntry>> {
         unsupported("top")
+    }
+
+    /// What happened to containers, images and volumes, by whichever process; a bounded history, then what happens.
+    async fn events(&self, _options: &EventsOptions) -> Result<EventStream> {
+        unsupported("events")
     }
 
     /// The named volumes of this host.

@@ -23,6 +23,7 @@
 //!   sockets/<16 hex>.sock             the supervisor's
 //!   seccomp/<hex>.bpf                 compiled filters
 //!   leases/                           the network's addresses
+//!   events/                           the journal of events
 //! ```
 
 use std::path::PathBuf;
@@ -63,6 +64,10 @@ impl Layout {
 
     pub fn seccomp_cache(&self) -> PathBuf {
         self.run.join("seccomp")
+    }
+
+    pub fn events(&self) -> PathBuf {
+        self.run.join("events")
     }
 
     pub fn leases(&self) -> PathBuf {

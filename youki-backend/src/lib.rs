@@ -16,6 +16,7 @@ mod container;
 mod dir_watch;
 mod error;
 mod files;
+mod journal;
 mod keeper;
 mod layout;
 mod lock;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use oci_spec::image::ImageConfiguration;
-use runtime_core::{ContainerId, DetailedStats, ServiceSpec, WaitOutcome, WaitReason};
+use runtime_core::{ContainerId, DetailedStats, Event, EventKind, ServiceSpec, WaitOutcome, WaitReason};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -125,6 +125,18 @@ impl ExitRecord {
             finished_at: Some(Utc::now()),
         };
         Self { attempt, supervisor: None, outcome, started_at: None, failure: Some(failure), oom_kills: 0, stats: None }
+    }
+}
+
+impl ExitRecord {
+    /// The event that it is.
+    pub fn event(&self, container: &str) -> Event {
+        Event {
+            attempt: Some(self.attempt),
+            exit_code: Some(self.outcome.exit_code),
+            detail: Some(self.failure.clone().unwrap_or_else(|| format!("{:?}", self.outcome.reason))),
+            ..Event::now(EventKind::Exit).of(container)
+        }
     }
 }
 

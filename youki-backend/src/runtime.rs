@@ -9,13 +9,15 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_core::Stream;
 use futures_util::StreamExt;
 use registry::{ImageStore, InUse, PullOptions, Removed, Users};
 use runtime_core::spec::ResourcesSpec;
 use runtime_core::{
     AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, DetailedStats,
-    ExecEventStream, ExecInput, ExecOptions, ImageInfo, LogEntry, LogRecordStream, LogsOptions, PruneResult,
-    PullPolicy, RegistryAuth, Runtime, ServiceSpec, TopEntry, VolumeStatus, WaitOutcome,
+    Event, EventKind, EventStream, EventsOptions, ExecEventStream, ExecInput, ExecOptions, ImageInfo, LogEntry,
+    LogRecordStream, LogsOptions, PruneResult, PullPolicy, RegistryAuth, Runtime, ServiceSpec, TopEntry, VolumeStatus,
+    WaitOutcome,
 };
 use volumes_s3::VolumeStore;
 
@@ -24,6 +26,7 @@ use crate::config::Config;
 use crate::container::{CopyInOptions, CreateOptions, ExecRequest, Inspect, RunningExec, Terminal, TerminalSize};
 use crate::error::{Error, Result};
 use crate::files::PathKind;
+use crate::journal::Journal;
 use crate::layout::Layout;
 use crate::logs::RecordStream;
 use crate::network::Bridge;
@@ -305,6 +308,23 @@ impl YoukiRuntime {
         self.0.sync_volumes(id).await
     }
 
+    /// [`ImageStore::pull`], which is an event when it succeeds.
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub async fn pull(&self, image: &str, options: PullOptions) -> Result<registry::Image> {
+        let pulled = self.0.images.pull(image, options).await?;
+        let event = Event { image: Some(pulled.reference.clone()), ..Event::now(EventKind::Pull) };
+        self.0.tell(event.saying(pulled.digest.clone()));
+        Ok(pulled)
+    }
+
+    /// What happened in this root, by whichever process: a bounded history since the host was booted, and with `follow`
+    /// what happens from now on.
+    pub fn events(&self, options: &EventsOptions) -> impl Stream<Item = Result<Event>> + Send + use<> {
+        Journal::new(self.0.layout.events()).stream(options)
+    }
+
     /// Takes away what this root has on the host outside its own directories: its bridge and firewall table, its
     /// cgroups. For a root that is given up; what a container needs is made again.
     ///
@@ -332,6 +352,11 @@ impl YoukiRuntime {
 }
 
 impl Inner {
+    /// Puts an event into the root's journal.
+    pub(crate) fn tell(&self, event: Event) {
+        Journal::new(self.layout.events()).put(event);
+    }
+
     /// Tells, whenever it is asked, what the containers of then need of the image store.
     fn image_users(&self) -> Arc<Users> {
         let weak = self.weak.clone();
@@ -381,8 +406,8 @@ impl Runtime for YoukiRuntime {
         auth: Option<&RegistryAuth>,
     ) -> runtime_core::Result<()> {
         let options = PullOptions { policy, auth: auth.cloned(), ..PullOptions::default() };
-        let pulled = self.0.images.pull(image, options).await;
-        pulled.map(drop).map_err(|error| Error::from(error).into_pull(image))
+        let pulled = self.pull(image, options).await;
+        pulled.map(drop).map_err(|error| error.into_pull(image))
     }
 
     async fn create_container(&self, id: &ContainerId, spec: &ServiceSpec) -> runtime_core::Result<()> {
@@ -524,6 +549,10 @@ impl Runtime for YoukiRuntime {
 
     async fn top(&self, id: &ContainerId) -> runtime_core::Result<Vec<TopEntry>> {
         Ok(self.processes(id).await?)
+    }
+
+    async fn events(&self, options: &EventsOptions) -> runtime_core::Result<EventStream> {
+        Ok(Box::pin(YoukiRuntime::events(self, options).map(|event| event.map_err(AgentError::from))))
     }
 
     async fn list_volumes(&self) -> runtime_core::Result<Vec<VolumeStatus>> {

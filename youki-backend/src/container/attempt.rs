@@ -120,6 +120,7 @@ impl Inner {
                 // A terminal is its own input.
                 stdin: record.spec.stdin && !record.spec.tty,
                 terminal: record.spec.tty,
+                events: Some(self.layout.events()),
                 log_file_max_bytes: (max_log_bytes / LOG_FILES).max(4096),
                 log_files: LOG_FILES as usize,
             },

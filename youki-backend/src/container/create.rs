@@ -7,7 +7,7 @@ use std::sync::Arc;
 use chrono::Utc;
 use registry::{Image, PullEvent, PullOptions};
 use runtime_core::spec::{LogMode, NetworkMode, RestartKind, StorageSpec};
-use runtime_core::{ContainerId, RegistryAuth, ServiceSpec};
+use runtime_core::{ContainerId, Event, EventKind, RegistryAuth, ServiceSpec};
 use tokio::sync::mpsc::UnboundedSender;
 use volumes_s3::AcquireOptions;
 
@@ -79,6 +79,8 @@ impl Inner {
             lock.remove();
             return Err(error);
         }
+        let event = Event { image: Some(container.record.image.reference.clone()), ..Event::now(EventKind::Create) };
+        self.tell(event.of(id));
         self.keep_watch(&container);
         Ok(())
     }

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use runtime_core::{Event, EventKind};
+
 use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::process::ProcessName;
@@ -29,9 +31,10 @@ impl Inner {
                 volumes.release(&task_name, &user).await.and(synced)
             });
             match tokio::time::timeout(self.config.volumes.sync_on_stop, task).await {
-                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Ok(()))) => self.tell_of_volume(&name, "durable"),
                 Ok(Ok(Err(error))) => {
                     tracing::warn!(volume = name, %error, "not durable");
+                    self.tell_of_volume(&name, &format!("not durable: {error}"));
                     failed.push((name, error));
                 }
                 Ok(Err(error)) => tracing::error!(volume = name, %error, "the sync's task ended early"),
@@ -41,6 +44,10 @@ impl Inner {
             }
         }
         failed
+    }
+
+    fn tell_of_volume(&self, name: &str, what: &str) {
+        self.tell(Event { volume: Some(name.to_owned()), ..Event::now(EventKind::Volume).saying(what) });
     }
 
     /// Waits until the supervisor that wrote an exit record has ended, and the overlay is unmounted with it.

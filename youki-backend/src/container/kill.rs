@@ -1,6 +1,6 @@
 //! Sending a signal to the init.
 
-use runtime_core::ContainerId;
+use runtime_core::{ContainerId, Event, EventKind};
 
 use crate::bundle::signal;
 use crate::error::{Error, Result};
@@ -24,7 +24,9 @@ impl Inner {
                     Error::invalid("signal", format!("{text:?} is none of KILL, TERM, INT, HUP, USR1 and USR2"))
                 })?,
         };
-        self.send_signal(&container, number).await
+        self.send_signal(&container, number).await?;
+        self.tell(Event::now(EventKind::Kill).of(id).saying(signal::name(number)));
+        Ok(())
     }
 
     /// Sends any signal; for a foreground run, which passes on what it gets.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use runtime_core::ContainerId;
+use runtime_core::{ContainerId, Event, EventKind};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
@@ -32,7 +32,9 @@ impl Inner {
         let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
         tokio::task::spawn_blocking(move || if paused { cgroup.freeze(FREEZE_PATIENCE) } else { cgroup.thaw() })
             .await
-            .map_err(Error::ThreadLost)?
+            .map_err(Error::ThreadLost)??;
+        self.tell(Event::now(if paused { EventKind::Pause } else { EventKind::Unpause }).of(id));
+        Ok(())
     }
 
     /// Whether a running container is paused.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime_core::ContainerId;
+use runtime_core::{ContainerId, Event, EventKind};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
@@ -67,6 +67,7 @@ impl Inner {
         }
         self.settle_volumes(&container).await;
         let freed = self.discard(&container).await;
+        self.tell(Event::now(EventKind::Remove).of(id));
         lock.remove();
         freed
     }

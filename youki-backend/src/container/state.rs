@@ -156,6 +156,7 @@ impl Inner {
         if let Err(error) = record::write(&container.paths.exit_record(), &record) {
             tracing::error!(container = %container.record.id, error = error.chain(), "its end is not on record");
         }
+        self.tell(record.event(&container.record.id.to_string()));
         Ok(record)
     }
 

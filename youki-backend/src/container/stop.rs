@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use runtime_core::ContainerId;
+use runtime_core::{ContainerId, Event, EventKind};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
@@ -22,6 +22,7 @@ impl Inner {
         let container = self.container(id)?;
         let timeout = timeout.or(container.record.spec.stop_timeout).unwrap_or(DEFAULT_STOP_TIMEOUT);
         self.end(&container, container.record.stop_signal, timeout).await?;
+        self.tell(Event::now(EventKind::Stop).of(id));
         self.settle_volumes(&container).await;
         Ok(())
     }

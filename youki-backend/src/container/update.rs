@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use runtime_core::ContainerId;
 use runtime_core::spec::ResourcesSpec;
+use runtime_core::{ContainerId, Event, EventKind};
 
 use super::Observed;
 use crate::bundle::resources::{self, CgroupLimits, CgroupWrite};
@@ -36,7 +36,9 @@ impl Inner {
             tokio::task::spawn_blocking(move || apply(&cgroup, &new, &old)).await.map_err(Error::ThreadLost)??;
         }
         container.record.spec.resources = after;
-        record::write(&container.paths.record(), &container.record)
+        record::write(&container.paths.record(), &container.record)?;
+        self.tell(Event::now(EventKind::Update).of(id));
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ crate::tests![
     a_container_on_a_terminal_is_typed_into_left_and_attached_to_again,
     attach_passes_streams_signals_and_the_exit_code,
     ps_shows_the_images_own_command,
+    events_tell_the_life_of_a_container_in_order,
     ps_filters_and_formats_as_docker_does,
     inspect_prints_what_a_template_asks_for,
     top_has_the_columns_of_ps,
@@ -277,4 +278,54 @@ async fn shutdown_takes_down_what_a_root_has_on_the_host(case: Case) {
     // The container stays, and has all of it again when it is started.
     runtime.start_container(&id).await.unwrap();
     assert!(bridge.exists() && runtime.get_container_ip(&id).await.unwrap().is_some());
+}
+
+async fn events_tell_the_life_of_a_container_in_order(case: Case) {
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.storage = vec![crate::volumes::named("told", "/data")];
+    let id = case.start(&spec).await;
+    let name = id.to_string();
+    let root = case.suite.shared().await.root.clone();
+    let mut follower = crate::support::berth::command(&root)
+        .args(["--json", "events", "-f", "--filter", &format!("container={}", id.service)])
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    case.berth(&["pause", &name]).await.succeeded();
+    case.berth(&["unpause", &name]).await.succeeded();
+    case.berth(&["update", "--pids-limit", "99", &name]).await.succeeded();
+    case.runtime.kill_container(&id, Some("TERM")).await.unwrap();
+    case.finish(&id).await;
+    case.runtime.start_container(&id).await.unwrap();
+    case.runtime.stop_container(&id, std::time::Duration::from_secs(5)).await.unwrap();
+    case.runtime.remove_container(&id).await.unwrap();
+    let expected = ["create", "start", "pause", "unpause", "update", "kill", "exit", "start", "exit", "stop", "remove"];
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(follower.stdout.take().unwrap()));
+    let mut followed = Vec::new();
+    while followed.len() < expected.len() {
+        let line = crate::support::case::soon("an event", lines.next_line()).await.unwrap().expect("it goes on");
+        followed.push(serde_json::from_str::<serde_json::Value>(&line).unwrap());
+    }
+    let kinds: Vec<&str> = followed.iter().map(|event| event["kind"].as_str().unwrap()).collect();
+    // A signal that is sent and the end it brings are told by two processes.
+    let sorted = |from: usize, to: usize, kinds: &[&str]| {
+        let mut some = kinds[from..to].to_vec();
+        some.sort_unstable();
+        some.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!((&kinds[..5], &kinds[7..]), (&expected[..5], &expected[7..]), "{kinds:?}");
+    assert_eq!(sorted(5, 7, &kinds), ["exit", "kill"]);
+    let numbers: Vec<u64> = followed.iter().map(|event| event["number"].as_u64().unwrap()).collect();
+    assert!(numbers.is_sorted(), "{numbers:?}");
+    assert_eq!((&followed[8]["exit_code"], &followed[8]["attempt"]), (&0.into(), &2.into()));
+    // Without --follow it ends, and tells the same.
+    let text = case.berth(&["--json", "events", "--filter", &format!("container={name}")]).await.succeeded();
+    let again: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(again, followed);
+    let text = case.berth(&["events", "--filter", "volume=told"]).await.succeeded();
+    assert!(text.contains(" volume volume told (durable)"), "{text}");
+    let text = case.berth(&["events", "--since", "2099-01-01"]).await.succeeded();
+    assert_eq!(text, "");
+    assert_eq!(case.berth(&["events", "--filter", "bogus=1"]).await.code, 2);
 }

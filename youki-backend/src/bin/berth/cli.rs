@@ -120,6 +120,8 @@ pub enum Command {
     Volume(VolumeCommand),
     /// Check whether this host can run containers
     Doctor,
+    /// Show what happened to containers, images and volumes
+    Events(EventsArgs),
     /// Show how this root is set up
     Info,
     /// Stop all containers and sync their volumes, for the host's own shutdown
@@ -141,9 +143,6 @@ pub enum Command {
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
     Network(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Events(Rest),
 }
 
 impl Command {
@@ -154,7 +153,6 @@ impl Command {
             Self::Load(_) => "load",
             Self::Push(_) => "push",
             Self::Network(_) => "network",
-            Self::Events(_) => "events",
             Self::Image(ImageCommand::History(_)) => "image history",
             Self::Image(ImageCommand::Verify(_)) => "image verify",
             Self::Volume(VolumeCommand::Claim(_)) => "volume claim",
@@ -272,6 +270,19 @@ pub struct UpdateArgs {
     /// The containers
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Go on until a signal comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only from this time on: RFC 3339, seconds since 1970, or so long ago (10m)
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only those that fit: container, image, volume, event
+    #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    pub filter: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -19,7 +19,7 @@ pub async fn pull(session: &Session, args: &PullArgs) -> Result<i32> {
     let auth = args.creds.as_deref().map(values::credentials).transpose()?;
     let (sender, shown) = progress::pull(show);
     let options = PullOptions { policy: args.policy, auth, platform: args.platform.clone(), progress: Some(sender) };
-    let pulled = session.runtime.images().pull(&args.image, options).await;
+    let pulled = session.runtime.pull(&args.image, options).await;
     shown.finish().await;
     let image = pulled?;
     if session.json {

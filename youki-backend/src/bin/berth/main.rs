@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `cli`, `run_flags`, `flag_values` | the command line and what it means |
 //! | `session` | configuration, logging, the opened runtime |
-//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `images`, `volumes`, `doctor`, `root` | the commands |
+//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `images`, `volumes`, `events`, `doctor`, `root` | the commands |
 //! | `streams`, `signals`, `terminal` | what a foreground run passes on |
 //! | `output`, `format`, `progress`, `failure` | what is printed, and how it ends |
 
@@ -12,6 +12,7 @@ mod attach;
 mod cli;
 mod copy;
 mod doctor;
+mod events;
 mod exec;
 mod failure;
 mod flag_values;
@@ -163,6 +164,7 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Volume(VolumeCommand::Rm(args)) => volumes::rm(&session, args).await,
         Command::Volume(VolumeCommand::Prune(args)) => volumes::prune(&session, args).await,
         Command::Shutdown(args) => lifecycle::shutdown(&session, args).await,
+        Command::Events(args) => events::events(&session, args).await,
         Command::Info => root::info(&session).await,
         other => Err(Failure::unsupported(format!("the command {}", other.unbuilt().unwrap_or("given")))),
     }

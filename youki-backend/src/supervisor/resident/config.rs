@@ -36,6 +36,9 @@ pub(crate) struct ResidentConfig {
     pub helper_pid: i32,
     /// The container's standard input is kept open.
     pub stdin: bool,
+    /// The journal of events; none where the agent is older than that.
+    #[serde(default)]
+    pub events: Option<PathBuf>,
     /// The container has a terminal.
     #[serde(default)]
     pub terminal: bool,

@@ -5,9 +5,12 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use runtime_core::{Event, EventKind};
+
 use super::super::events::{self, Source};
 use super::super::{exec, output};
 use super::{Attempt, BUILD_DEADLINE, KILL_PATIENCE};
+use crate::journal::Journal;
 use crate::process::ProcessName;
 use crate::supervisor::failure::Failure;
 use crate::supervisor::wire::{ExecStep, Phase, Reply};
@@ -143,8 +146,17 @@ impl Attempt {
             Some(errno) => self.answer_starters(&Reply::ExecFailed { errno, step: ExecStep::Program }),
             None => {
                 self.phase = Phase::Running;
+                self.tell(Event { attempt: Some(self.config.attempt), ..Event::now(EventKind::Start) });
                 self.answer_starters(&Reply::Ok);
             }
+        }
+    }
+
+    /// Puts an event of this container into the journal.
+    pub(super) fn tell(&self, event: Event) {
+        if let Some(dir) = &self.config.events {
+            let id = self.config.container_dir.file_name().unwrap_or_default().to_string_lossy();
+            Journal::new(dir).put(event.of(id));
         }
     }
 

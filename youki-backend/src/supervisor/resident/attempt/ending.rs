@@ -6,7 +6,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
-use runtime_core::{WaitOutcome, WaitReason};
+use runtime_core::{Event, EventKind, WaitOutcome, WaitReason};
 
 use super::super::{events, output};
 use super::Attempt;
@@ -82,6 +82,10 @@ impl Attempt {
         };
         let exit = Exit { code, signal, oom_killed, finished_at_nanos, record: Vec::new() };
         self.put_on_record(&record, &exit);
+        if oom_kills > 0 {
+            self.tell(Event::now(EventKind::Oom).saying(format!("{oom_kills} processes")));
+        }
+        self.tell(record.event(""));
         if let Err(error) = self.cgroup.remove() {
             say!("removing the cgroup: {}", error.chain());
         }
