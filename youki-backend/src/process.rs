@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -43,11 +43,18 @@ impl ProcessName {
         if Self::of(self.pid) != Some(self) {
             return true;
         }
-        let timeout = Timespec {
-            tv_sec: patience.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: patience.subsec_nanos().into(),
-        };
-        matches!(poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)), Ok(1..))
+        let begun = Instant::now();
+        loop {
+            let left = patience.saturating_sub(begun.elapsed());
+            let timeout =
+                Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)) {
+                Ok(ready) => return ready > 0,
+                // A signal, such as that of any child's end, says nothing of this process.
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
     }
 }
 
@@ -70,6 +77,31 @@ impl FromStr for ProcessName {
 mod tests {
     use super::*;
     use std::process::Command;
+
+    #[test]
+    fn a_signal_does_not_end_the_wait() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let name = ProcessName::of(child.id() as i32).unwrap();
+        extern "C" fn nothing(_: libc::c_int) {}
+        // SAFETY: the handler does nothing, and is installed without SA_RESTART for a signal that nobody else uses.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as *const () as usize;
+            libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut());
+        }
+        // SAFETY: takes nothing.
+        let waiter = unsafe { libc::pthread_self() };
+        let interrupt = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            // SAFETY: the thread waits until this one is joined.
+            unsafe { libc::pthread_kill(waiter, libc::SIGUSR2) };
+            std::thread::sleep(Duration::from_millis(100));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        });
+        assert!(name.wait_for_end(Duration::from_secs(30)));
+        interrupt.join().unwrap();
+    }
 
     #[test]
     fn the_end_of_a_process_is_seen_and_a_later_one_of_its_number_is_not_waited_for() {
