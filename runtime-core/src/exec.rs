@@ -36,6 +36,8 @@ pub struct ExecOptions {
     pub workdir: Option<String>,
     /// Killed, with all that it started, after this time.
     pub timeout: Option<Duration>,
+    /// Give it all capabilities and no system call filter, whatever the container has.
+    pub privileged: bool,
     /// Give it a terminal: what it writes comes as `Stdout`, errors too.
     pub tty: bool,
 }

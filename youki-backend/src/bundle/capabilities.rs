@@ -96,6 +96,11 @@ impl CapabilitySets {
         Self { bounding: mask, effective: mask, permitted: mask, inheritable: 0, ambient: 0 }
     }
 
+    /// All that can be given; without a device filter, as on cgroup v2, all but `MKNOD`.
+    pub(crate) fn all(device_filter: bool) -> Self {
+        Self::of(if device_filter { available() } else { available() & !bit(MKNOD) })
+    }
+
     /// The sets of a process of `uid`: another than 0 keeps of the permitted and effective ones only what is ambient,
     /// which is what the kernel's execve leaves it.
     #[must_use]

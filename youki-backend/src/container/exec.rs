@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::Container;
 use crate::bundle::{self, seccomp, users};
+use crate::cgroup::Hierarchy;
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
@@ -168,13 +169,18 @@ impl Inner {
             None => bundle::working_directory(&record.image.config, &record.spec)?,
         };
         let filter = match &process.seccomp {
+            _ if request.options.privileged => None,
             Some(plan) => {
                 let path = seccomp::filter(&self.layout.seccomp_cache(), plan, process.capabilities.bounding)?;
                 Some(File::open(&path).map_err(Error::io("opening", path))?)
             }
             None => None,
         };
-        let sets = process.capabilities.for_uid(identity.uid);
+        let container = match request.options.privileged {
+            true => bundle::CapabilitySets::all(matches!(self.hierarchy, Hierarchy::V1 { .. })),
+            false => process.capabilities,
+        };
+        let sets = container.for_uid(identity.uid);
         let bytes = |texts: Vec<String>| texts.into_iter().map(String::into_bytes).collect();
         Ok((
             wire::ExecRequest {
@@ -185,7 +191,7 @@ impl Inner {
                 gid: identity.gid,
                 groups: identity.groups,
                 capabilities: [sets.bounding, sets.effective, sets.permitted, sets.inheritable, sets.ambient],
-                no_new_privileges: process.no_new_privileges,
+                no_new_privileges: process.no_new_privileges && !request.options.privileged,
                 has_filter: filter.is_some(),
                 rlimits: process.rlimits.iter().map(|limit| (limit.resource, limit.soft, limit.hard)).collect(),
                 oom_score_adj: process.oom_score_adj.unwrap_or(0),

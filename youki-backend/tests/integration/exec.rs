@@ -24,6 +24,7 @@ crate::tests![
     a_dropped_stream_kills_the_exec_and_what_it_started,
     options_override_environment_user_and_directory,
     a_terminal_is_the_containers_own_and_its_users,
+    a_privileged_exec_has_all_that_this_process_has_itself,
     input_is_passed_and_its_end_closes_it,
     a_timeout_kills_and_says_so,
     a_signalled_exec_is_128_plus_n,
@@ -181,6 +182,7 @@ async fn options_override_environment_user_and_directory(case: Case) {
         user: Some("app".into()),
         workdir: Some("/etc".into()),
         timeout: None,
+        privileged: false,
         tty: false,
     };
     let events = case.runtime.exec_with(&id, &words(&["sh", "-c", show]), &options, None).await.unwrap();
@@ -211,6 +213,29 @@ async fn a_terminal_is_the_containers_own_and_its_users(case: Case) {
     assert_eq!(lines, ["/dev/pts/0", "1000", "xterm", "error", "got typed"]);
     let missing = collect(case.runtime.exec_with(&id, &words(&["no-such"]), &options, None).await.unwrap()).await;
     assert_eq!(missing.last(), Some(&ExecEvent::Exit(127)));
+}
+
+async fn a_privileged_exec_has_all_that_this_process_has_itself(case: Case) {
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("CapBnd:\t")).unwrap().to_owned();
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.drop_capabilities = vec!["ALL".into()];
+    spec.no_new_privileges = true;
+    let id = case.start(&spec).await;
+    let show = words(&["sh", "-c", "grep -E '^(Cap(Bnd|Eff)|Seccomp|NoNewPrivs):' /proc/self/status | cut -f2"]);
+    let none = "0000000000000000".to_owned();
+    for (privileged, expected) in [
+        (true, [own.clone(), own, "0".to_owned(), "0".to_owned()]),
+        (false, [none.clone(), none, "1".to_owned(), "2".to_owned()]),
+    ] {
+        let options = ExecOptions { privileged, ..ExecOptions::default() };
+        let text = text_of(&collect(case.runtime.exec_with(&id, &show, &options, None).await.unwrap()).await);
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        let mut expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+        expected.sort_unstable();
+        assert_eq!(lines, expected, "privileged {privileged}");
+    }
 }
 
 async fn input_is_passed_and_its_end_closes_it(case: Case) {

@@ -425,7 +425,7 @@ pub struct ExecArgs {
     /// Leave it running (not built yet)
     #[arg(short, long)]
     pub detach: bool,
-    /// Give it all privileges (not built yet)
+    /// Give it all capabilities and no seccomp filter
     #[arg(long)]
     pub privileged: bool,
     /// Set a variable; with its name alone, from the own environment

@@ -22,9 +22,9 @@ const LAST_OUTPUT: Duration = Duration::from_millis(500);
 
 /// `berth exec`
 pub async fn exec(session: &Session, args: &ExecArgs) -> Result<i32> {
-    let unbuilt = [(args.detach, "--detach"), (args.privileged, "--privileged")];
-    if let Some((_, flag)) = unbuilt.iter().find(|(given, _)| *given) {
-        return Err(Failure::unsupported(flag));
+    if args.detach {
+        // An exec belongs to whoever started it.
+        return Err(Failure::unsupported("--detach"));
     }
     let Some((name, command)) = args.name_and_command.split_first() else {
         return Err(Failure::usage("a container is needed"));
@@ -34,6 +34,7 @@ pub async fn exec(session: &Session, args: &ExecArgs) -> Result<i32> {
         user: args.user.clone(),
         workdir: args.workdir.clone(),
         timeout: args.timeout.as_deref().map(|text| values::timeout("--timeout", text)).transpose()?,
+        privileged: args.privileged,
         tty: args.tty,
     };
     let id = container(name)?;
