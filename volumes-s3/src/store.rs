@@ -385,7 +385,10 @@ impl VolumeStore {
         let (path, kept) = (self.server_file(config), check.clone());
         blocking("keep the check", move || {
             path.parent().map_or(Ok(()), make_directories)?;
-            write_json(&path, &kept)
+            // Several first users may check at once: each writes a file of its own.
+            let own = path.with_file_name(format!("{}.json", crate::record::random_id()));
+            write_json(&own, &kept)?;
+            std::fs::rename(&own, &path).map_err(|error| Error::io("write", &path, error))
         })
         .await?;
         Ok(check)

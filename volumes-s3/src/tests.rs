@@ -505,3 +505,15 @@ proptest! {
         runtime.block_on(run(steps));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn several_first_users_of_a_server_do_not_get_in_each_others_way() {
+    let host = Host::new("one", &Arc::new(Memory::default())).await;
+    let checks = (0..64).map(|_| {
+        let store = host.store.clone();
+        tokio::spawn(async move { store.check_server().await })
+    });
+    for check in futures_util::future::join_all(checks).await {
+        assert_eq!(check.unwrap().unwrap().winners, 1);
+    }
+}
