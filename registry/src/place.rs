@@ -202,7 +202,6 @@ fn make_root(paths: &Paths, place: &Place, path: &PathBuf) -> Result<()> {
     let original = place.path(paths);
     let copied = dir::open_root(&original)
         .and_then(|from| dir::open_root(&made).map(|to| (from, to)))
-        .map_err(finalise::FinaliseError::from)
         .and_then(|(from, to)| finalise::copy_root_attributes(&from, &to));
     copied.map_err(|e| Error::io("copying attributes to", &made, std::io::Error::other(e.to_string())))?;
     match fs::rename(&made, path) {

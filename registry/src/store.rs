@@ -30,7 +30,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, IFlags};
 
 use crate::client::HttpClients;
 use crate::config::StoreConfig;
@@ -39,6 +39,7 @@ use crate::error::{Error, Result};
 use crate::gc::{self, Removed, Users};
 use crate::image::{self, Image, StoredImage};
 use crate::index::Index;
+use crate::layer::dir;
 use crate::locks::{ObjectLocks, StoreHold};
 use crate::pull::{self, PullOptions};
 use crate::reference::Reference;
@@ -203,12 +204,32 @@ impl Paths {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
             made.map_err(|e| Error::io("making the directory", path, e))?;
         }
+        spread_children(&self.layers);
         Ok(())
     }
 
     /// The blob with this hex.
     pub(crate) fn blob(&self, hex: &str) -> PathBuf {
         self.blobs.join(hex)
+    }
+}
+
+/// Asks ext4 to put what is made in `directory` each in a part of the disk of its own, as it does with home directories.
+///
+/// ext4 does not give out an inode again for up to six minutes after its removal, and looks at all of those before it
+/// takes one. Next to a removed image an unpack so takes many times as long (measured: 35 s instead of 4.4 s).
+fn spread_children(directory: &Path) {
+    let spread = || {
+        let handle = dir::open_root(directory)?;
+        let flags = rustix::fs::ioctl_getflags(&handle)?;
+        if flags.contains(IFlags::TOPDIR) {
+            return Ok(());
+        }
+        rustix::fs::ioctl_setflags(&handle, flags | IFlags::TOPDIR)
+    };
+    if let Err(error) = spread() {
+        // Other file systems have no such flag, and no such habit.
+        tracing::debug!(path = %directory.display(), %error, "layers are not spread over the disk");
     }
 }
 

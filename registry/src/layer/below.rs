@@ -100,6 +100,13 @@ impl Below {
         Ok(paths)
     }
 
+    /// Where the link `found` at `path` points to.
+    pub(crate) fn read_link(&self, found: &Found, path: &[u8]) -> Result<Vec<u8>> {
+        let (parent, name) = dir::split(path);
+        let parent = dir::open_dir(self.root(found.layer), parent)?;
+        Ok(rustix::fs::readlinkat(&parent, dir::c(name)?.as_c_str(), Vec::new())?.into_bytes())
+    }
+
     /// Opens what stands at `path` in the layer of `found`, for reading.
     pub(crate) fn open(&self, found: &Found, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
         match dir::open(self.root(found.layer), path, flags | OFlags::NOFOLLOW) {

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Compression;
 use super::tar::{TarError, TarReader};
-use super::unpack::{UnpackError, Unpacked, unpack};
+use super::unpack::{Over, UnpackError, Unpacked, unpack};
 use crate::error::{Error, Result};
 use crate::limits::{Limits, RATIO_FREE_BYTES};
 use crate::store::TmpDir;
@@ -59,6 +59,8 @@ pub(crate) struct Job {
     pub(crate) root: PathBuf,
     pub(crate) tmp: Arc<TmpDir>,
     pub(crate) limits: Limits,
+    /// The layers below, if what the layer is depends on them.
+    pub(crate) over: Option<Over>,
 }
 
 /// Starts the threads. They end by themselves when the feed is dropped; the answer then goes nowhere.
@@ -78,7 +80,7 @@ pub(crate) fn start(job: Job) -> Result<oneshot::Receiver<Result<Unpacked>>> {
 }
 
 fn run(job: Job, directory: OwnedFd) -> Result<Unpacked> {
-    let Job { source, digest, diff_id, size, root, tmp, limits } = job;
+    let Job { source, digest, diff_id, size, root, tmp, limits, over } = job;
     let (pieces_out, pieces_in) = sync_channel(PIECES);
     let (recycled_out, recycled_in) = channel();
     let stop = Arc::new(AtomicBool::new(false));
@@ -94,7 +96,7 @@ fn run(job: Job, directory: OwnedFd) -> Result<Unpacked> {
         .name("berth-decode".into())
         .spawn(move || decode.run())
         .map_err(|e| Error::io("starting a thread for", &root, e))?;
-    let unpacked = unpack_pieces(pieces_in, recycled_out, directory, &limits);
+    let unpacked = unpack_pieces(pieces_in, recycled_out, directory, &limits, over.as_ref());
     if matches!(&unpacked, Err(UnpackError::Os { .. } | UnpackError::Limit { .. })) {
         stop.store(true, Ordering::Relaxed);
     }
@@ -112,7 +114,9 @@ fn run(job: Job, directory: OwnedFd) -> Result<Unpacked> {
 fn unpack_error(error: UnpackError, digest: &str, root: PathBuf) -> Error {
     let invalid = |reason: String| Error::InvalidLayer { layer: digest.to_owned(), reason };
     match error {
-        UnpackError::Invalid(reason) | UnpackError::Tar(TarError::Malformed(reason)) => invalid(reason),
+        UnpackError::Invalid(reason)
+        | UnpackError::Misplaced(reason)
+        | UnpackError::Tar(TarError::Malformed(reason)) => invalid(reason),
         UnpackError::Tar(TarError::Io(_)) => Error::Interrupted("the transfer of a layer"),
         UnpackError::Limit { what, limit, unit } => {
             Error::TooLarge { what: format!("layer {digest}: {what}"), limit, unit }
@@ -133,6 +137,7 @@ fn unpack_pieces(
     recycled: Sender<Vec<u8>>,
     directory: OwnedFd,
     limits: &Limits,
+    over: Option<&Over>,
 ) -> std::result::Result<Unpacked, UnpackError> {
     let thread = |source| UnpackError::Os { path: "this thread's umask".into(), source };
     // SAFETY: CLONE_FS unshares umask, root and working directory of this thread from the others. The thread was
@@ -140,7 +145,7 @@ fn unpack_pieces(
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }.map_err(thread)?;
     rustix::process::umask(Mode::empty());
     let mut reader = TarReader::new(PieceReader { pieces, recycled, piece: Vec::new(), position: 0, ended: false });
-    let unpacked = unpack(&mut reader, directory, limits)?;
+    let unpacked = unpack(&mut reader, directory, limits, over)?;
     let mut rest = reader.into_input();
     loop {
         let length = rest.fill_buf().map_err(TarError::Io)?.len();
