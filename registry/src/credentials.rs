@@ -1,4 +1,6 @@
-//! Credentials: given with the call, else docker's `config.json`, else none.
+//! Credentials: given with the call, else from docker's and podman's files and their helpers, else none.
+
+mod helper;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -51,30 +53,61 @@ impl From<&RegistryAuth> for Credentials {
     }
 }
 
-/// The credentials for `registry` (host and port as written in the reference). Reads files: blocking.
-pub(crate) fn find(inline: Option<&RegistryAuth>, registry: &str) -> Result<Credentials> {
+/// The credentials for `repository` of `registry` (host and port as written in the reference).
+pub(crate) async fn find(inline: Option<&RegistryAuth>, registry: &str, repository: &str) -> Result<Credentials> {
     if let Some(auth) = inline {
         return Ok(auth.into());
     }
-    match config_file() {
-        Some(path) => from_file(&path, registry),
-        None => Ok(Credentials::Anonymous),
+    for path in config_files() {
+        let (registry, repository) = (registry.to_owned(), repository.to_owned());
+        let read = {
+            let (path, registry) = (path.clone(), registry.clone());
+            tokio::task::spawn_blocking(move || from_file(&path, &registry, &repository))
+        };
+        let found = read.await.map_err(|_| Error::Interrupted("reading credentials"))??;
+        let credentials = match found {
+            Entered::Credentials(credentials) => Some(credentials),
+            Entered::Helper { name, optional } => helper::get(&name, &registry, optional)
+                .await
+                .map_err(|reason| Error::Credentials { path: path.clone(), reason })?,
+            Entered::Nothing => None,
+        };
+        if let Some(credentials) = credentials {
+            return Ok(credentials);
+        }
     }
+    Ok(Credentials::Anonymous)
 }
 
-/// The first of the places docker and podman look at; one that is named by a variable is final.
-fn config_file() -> Option<PathBuf> {
+/// The places docker and podman look at, in order; one that is named by a variable is the only one.
+fn config_files() -> Vec<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("REGISTRY_AUTH_FILE")
-        .or_else(|| set("DOCKER_CONFIG").map(|directory| directory.join("config.json")))
-        .or_else(|| set("HOME").map(|home| home.join(".docker/config.json")))
+    if let Some(path) = set("REGISTRY_AUTH_FILE").or_else(|| Some(set("DOCKER_CONFIG")?.join("config.json"))) {
+        return vec![path];
+    }
+    let runtime = set("XDG_RUNTIME_DIR").map_or_else(
+        || PathBuf::from(format!("/run/containers/{}", rustix::process::geteuid().as_raw())),
+        |directory| directory.join("containers"),
+    );
+    set("HOME").map(|home| home.join(".docker/config.json")).into_iter().chain([runtime.join("auth.json")]).collect()
 }
 
-fn from_file(path: &Path, registry: &str) -> Result<Credentials> {
+/// What a file says of a registry.
+enum Entered {
+    Credentials(Credentials),
+    /// A helper is to be asked; if it is optional, one that is not installed knows nothing.
+    Helper {
+        name: String,
+        optional: bool,
+    },
+    Nothing,
+}
+
+fn from_file(path: &Path, registry: &str, repository: &str) -> Result<Entered> {
     let mut text = Zeroizing::new(Vec::new());
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Credentials::Anonymous),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Entered::Nothing),
         Err(error) => return Err(Error::io("opening", path, error)),
     };
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::io("reading", path, e))?;
@@ -82,7 +115,7 @@ fn from_file(path: &Path, registry: &str) -> Result<Credentials> {
     if text.len() as u64 > MAX_FILE_BYTES {
         return Err(unusable(format!("it is larger than {MAX_FILE_BYTES} bytes")));
     }
-    parse(&text, registry).map_err(unusable)
+    parse(&text, registry, repository).map_err(unusable)
 }
 
 #[derive(Deserialize)]
@@ -116,21 +149,45 @@ impl From<String> for Hidden {
     }
 }
 
-/// Parses a docker `config.json` and picks the entry of `registry`. An error never quotes the text.
-fn parse(text: &[u8], registry: &str) -> std::result::Result<Credentials, String> {
+/// Parses a docker `config.json` or a podman `auth.json` and picks what it has for the repository. An error never quotes
+/// the text.
+fn parse(text: &[u8], registry: &str, repository: &str) -> std::result::Result<Entered, String> {
     let config: ConfigFile = serde_json::from_slice(text)
         .map_err(|e| format!("no docker configuration (line {}, column {})", e.line(), e.column()))?;
-    let entry = config.auths.iter().find(|(key, _)| host_of(key) == canonical(registry)).map(|(_, entry)| entry);
+    let entry = config
+        .auths
+        .iter()
+        .filter_map(|(key, entry)| Some((fit(key, registry, repository)?, entry)))
+        .max_by_key(|(fit, _)| *fit)
+        .map(|(_, entry)| entry);
+    let helper = config.helpers.iter().find(|(key, _)| fit(key, registry, "").is_some()).map(|(_, name)| name);
+    if let Some(name) = helper.filter(|name| !name.is_empty()) {
+        return Ok(Entered::Helper { name: name.clone(), optional: false });
+    }
     if let Some(credentials) = entry.map(credentials_of).transpose()?.flatten() {
-        return Ok(credentials);
+        return Ok(Entered::Credentials(credentials));
     }
-    let helper = config.helpers.iter().find(|(key, _)| host_of(key) == canonical(registry)).map(|(_, name)| name);
-    // `credsStore` holds what `auths` lists by name only; for any other registry there is nothing to ask it for.
-    let helper = helper.or(config.store.as_ref().filter(|_| entry.is_some()));
-    match helper.filter(|name| !name.is_empty()) {
-        Some(name) => Err(format!("{registry} uses the credential helper {name}, which is not supported yet")),
-        None => Ok(Credentials::Anonymous),
+    match config.store.filter(|name| !name.is_empty()) {
+        Some(name) => Ok(Entered::Helper { name, optional: entry.is_none() }),
+        None => Ok(Entered::Nothing),
     }
+}
+
+/// How closely a key fits, in bytes; `None` if it is another's. Keys are hosts, URLs (`https://index.docker.io/v1/`), or,
+/// as podman has them, hosts with the beginning of a repository.
+fn fit(key: &str, registry: &str, repository: &str) -> Option<usize> {
+    let is_url = key.contains("://");
+    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let (host, path) = key.split_once('/').unwrap_or((key, ""));
+    if canonical(host) != canonical(registry) {
+        return None;
+    }
+    let path = path.trim_end_matches('/');
+    if is_url || matches!(path, "" | "v1" | "v2") {
+        return Some(0);
+    }
+    let rest = repository.strip_prefix(path)?;
+    (rest.is_empty() || rest.starts_with('/')).then_some(path.len())
 }
 
 fn credentials_of(entry: &Entry) -> std::result::Result<Option<Credentials>, String> {
@@ -158,12 +215,6 @@ fn credentials_of(entry: &Entry) -> std::result::Result<Option<Credentials>, Str
     })
 }
 
-/// Keys are hosts or, for Docker Hub, an URL: `https://index.docker.io/v1/`.
-fn host_of(key: &str) -> &str {
-    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    canonical(key.split('/').next().unwrap_or(key))
-}
-
 fn canonical(host: &str) -> &str {
     if matches!(host, "index.docker.io" | "registry-1.docker.io") { "docker.io" } else { host }
 }
@@ -173,11 +224,15 @@ mod tests {
     use super::*;
 
     fn shown(text: &str, registry: &str) -> String {
-        match parse(text.as_bytes(), registry) {
-            Ok(Credentials::Anonymous) => "anonymous".into(),
-            Ok(Credentials::Basic { username, password }) => format!("{username}:{}", password.expose()),
-            Ok(Credentials::Bearer(token)) => format!("bearer {}", token.expose()),
-            Ok(Credentials::Identity(token)) => format!("identity {}", token.expose()),
+        let (registry, repository) = registry.split_once('/').unwrap_or((registry, "x"));
+        match parse(text.as_bytes(), registry, repository) {
+            Ok(Entered::Nothing | Entered::Credentials(Credentials::Anonymous)) => "anonymous".into(),
+            Ok(Entered::Credentials(Credentials::Basic { username, password })) => {
+                format!("{username}:{}", password.expose())
+            }
+            Ok(Entered::Credentials(Credentials::Bearer(token))) => format!("bearer {}", token.expose()),
+            Ok(Entered::Credentials(Credentials::Identity(token))) => format!("identity {}", token.expose()),
+            Ok(Entered::Helper { name, optional }) => format!("helper {name} {optional}"),
             Err(reason) => format!("error {reason}"),
         }
     }
@@ -197,7 +252,17 @@ mod tests {
             (auths("a", r#"{"auth":"YTo=","identitytoken":"t"}"#), "a", "identity t"),
             (auths("a", "{}"), "a", "anonymous"),
             ("{}".into(), "a", "anonymous"),
-            (r#"{"auths":{},"credsStore":"desktop"}"#.into(), "a", "anonymous"),
+            (r#"{"auths":{},"credsStore":"desktop"}"#.into(), "a", "helper desktop true"),
+            (r#"{"auths":{"a":{}},"credsStore":"desktop"}"#.into(), "a", "helper desktop false"),
+            (r#"{"credHelpers":{"a":"pass"}}"#.into(), "a", "helper pass false"),
+            (r#"{"credHelpers":{"a":"pass"}}"#.into(), "b", "anonymous"),
+            (auths("a/team", basic), "a/team/app", "berth:s3c:ret"),
+            (auths("a/team", basic), "a/teams/app", "anonymous"),
+            (
+                r#"{"auths":{"a":{"registrytoken":"t"},"a/team":{"username":"u","password":"p"}}}"#.into(),
+                "a/team/app",
+                "u:p",
+            ),
         ] {
             assert_eq!(shown(&text, registry), result, "{text}");
         }
@@ -208,8 +273,6 @@ mod tests {
         for (text, part) in [
             (r#"{"auths":{"a":{"auth":"hunter2"}}}"#, "base64"),
             (r#"{"auths":{"a":{"auth":5}},"x":"hunter2"}"#, "line 1"),
-            (r#"{"credHelpers":{"a":"pass"}}"#, "helper pass"),
-            (r#"{"auths":{"a":{}},"credsStore":"desktop"}"#, "helper desktop"),
             ("hunter2", "line 1"),
         ] {
             let error = shown(text, "a");

@@ -165,7 +165,7 @@ async fn session<'a>(store: &'a Arc<Inner>, reference: &Reference, auth: Option<
     if !config.mirrors.is_empty() {
         return Err(Error::Unsupported(format!("mirrors (configured for {registry})")));
     }
-    let credentials = blocking(store, move |_| credentials::find(auth.as_ref(), &registry)).await?;
+    let credentials = credentials::find(auth.as_ref(), &registry, reference.repository()).await?;
     Ok(Session::new(&store.clients, config, store.config.limits.clone(), reference, credentials))
 }
 
