@@ -10,7 +10,9 @@ use std::time::Duration;
 use runtime_core::ContainerId;
 use tokio::task::JoinSet;
 
+use crate::container::Container;
 use crate::dir_watch::DirWatch;
+use crate::error::Error;
 use crate::lock::ContainerLock;
 use crate::runtime::Inner;
 
@@ -64,24 +66,26 @@ async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch) {
             return;
         }
         let Some(inner) = weak.upgrade() else { return };
-        inner.follow(|id| {
-            let socket = inner.layout.container(id).socket;
-            all || socket.file_name().is_some_and(|name| sockets.contains(name.as_bytes()))
-        });
+        let layout = inner.layout.clone();
+        inner
+            .follow(move |id| {
+                let socket = layout.container(id).socket;
+                all || socket.file_name().is_some_and(|name| sockets.contains(name.as_bytes()))
+            })
+            .await;
     }
 }
 
 impl Inner {
     /// Follows those containers that `wanted` picks.
-    fn follow(&self, wanted: impl Fn(&ContainerId) -> bool) {
-        match self.container_ids() {
-            Ok(ids) => {
-                for id in ids.iter().filter(|id| wanted(id)) {
-                    if let Ok(container) = self.container(id) {
-                        self.keep_watch(&container);
-                    }
-                }
-            }
+    async fn follow(self: &Arc<Self>, wanted: impl Fn(&ContainerId) -> bool + Send + 'static) {
+        let inner = self.clone();
+        let found = tokio::task::spawn_blocking(move || {
+            let ids = inner.container_ids()?.into_iter().filter(|id| wanted(id));
+            Ok::<Vec<Container>, Error>(ids.filter_map(|id| inner.container(&id).ok()).collect())
+        });
+        match found.await.map_err(Error::ThreadLost).and_then(|found| found) {
+            Ok(containers) => containers.iter().for_each(|container| self.keep_watch(container)),
             Err(error) => tracing::error!(error = error.chain(), "containers cannot be listed"),
         }
     }
@@ -118,7 +122,7 @@ async fn keep(weak: Weak<Inner>, _lock: File) {
             Err(error) => tracing::error!(error = error.chain(), "containers of other processes are not followed"),
         }
         // Containers that ended while nobody kept.
-        inner.follow(|_| true);
+        inner.follow(|_| true).await;
         inner.release_orphaned_volumes().await;
     }
     let mut pause = FIRST_PAUSE;

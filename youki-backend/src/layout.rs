@@ -15,7 +15,7 @@
 //!     logs/                           CRI log files
 //!     created                         the last init that was built; without it, what there is was abandoned
 //!     supervisor.log                  messages of supervisor and helpers, bounded
-//!   trash/                            removed containers, until their files are deleted
+//!   trash/                            removed containers, until their files are deleted; locked by whoever does
 //! <run>/                              a tmpfs; gone at reboot
 //!   containers/<id>/bundle/           config.json for libcontainer; removed once the init has read it
 //!   containers/<id>/state/            libcontainer's state

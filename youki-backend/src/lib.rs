@@ -29,6 +29,7 @@ mod recovery;
 mod runtime;
 mod stats;
 pub mod supervisor;
+mod trash;
 
 pub use config::Config;
 pub use container::{

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::ProcessPlan;
 use crate::error::{Error, Result};
+use crate::process::ProcessName;
 
 /// Longest record that is read: a spec of many thousand environment variables is well below.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
@@ -125,6 +126,11 @@ impl ExitRecord {
             finished_at: Some(Utc::now()),
         };
         Self { attempt, supervisor: None, outcome, started_at: None, failure: Some(failure), oom_kills: 0, stats: None }
+    }
+
+    /// Who wrote it, if its supervisor did.
+    pub fn supervisor(&self) -> Option<ProcessName> {
+        self.supervisor.as_deref()?.parse().ok()
     }
 }
 

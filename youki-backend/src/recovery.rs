@@ -25,6 +25,7 @@ use crate::network::{Bridge, NetworkConfig, Subnet};
 use crate::record::{self, NetworkRecord};
 use crate::runtime::{Inner, YoukiRuntime};
 use crate::supervisor::spawn::Spawner;
+use crate::trash::Trash;
 
 /// Tells a root, and what wrote it.
 const VERSION_FILE: &str = "berth-root.json";
@@ -84,6 +85,7 @@ pub(crate) async fn open(mut config: Config) -> Result<YoukiRuntime> {
     let spawner = Spawner::locate(config.helper_dir.as_deref())?;
     spawner.start_reaping()?;
     let boot_id = read_line("/proc/sys/kernel/random/boot_id")?;
+    let trash = layout.trash();
 
     let inner = Arc::new_cyclic(|weak| Inner {
         config,
@@ -95,6 +97,7 @@ pub(crate) async fn open(mut config: Config) -> Result<YoukiRuntime> {
         spawner,
         boot_id,
         followed: Mutex::default(),
+        trash: Arc::new(Trash::new(trash)),
         weak: weak.clone(),
     });
     inner.reconcile().await?;
@@ -122,6 +125,8 @@ impl Inner {
                 self.bridge.detach(lease).await?;
             }
         }
+        // Supervisors that are unmounting are in a cgroup of this root's.
+        self.trash.deleted().await;
         self.bridge.remove().await?;
         let cgroup = self.hierarchy.container_dirs(&format!("/{}", self.config.cgroup_parent));
         tokio::task::spawn_blocking(move || cgroup.remove()).await.map_err(Error::ThreadLost)?
@@ -129,8 +134,7 @@ impl Inner {
 
     /// Looks at every container once; what is lost or abandoned is dealt with on the way.
     async fn reconcile(self: &Arc<Self>) -> Result<()> {
-        let trash = self.layout.trash();
-        tokio::task::spawn_blocking(move || empty(&trash)).await.map_err(Error::ThreadLost)??;
+        self.trash.delete_orphans()?;
         let mut names = Vec::new();
         let dir = self.layout.containers();
         for entry in fs::read_dir(&dir).map_err(Error::io("listing", &dir))? {
@@ -291,12 +295,4 @@ fn host_name(root_tag: &str) -> String {
 
 fn read_line(path: &str) -> Result<String> {
     Ok(fs::read_to_string(path).map_err(Error::io("reading", path))?.trim_end().to_owned())
-}
-
-fn empty(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir).map_err(Error::io("listing", dir))? {
-        let path = entry.map_err(Error::io("listing", dir))?.path();
-        remove_dir(&path)?;
-    }
-    Ok(())
 }

@@ -32,6 +32,7 @@ use crate::logs::RecordStream;
 use crate::network::Bridge;
 use crate::record::{AttemptKey, ImageRecord, NetworkRecord};
 use crate::supervisor::spawn::Spawner;
+use crate::trash::Trash;
 
 /// Berth's runtime on one root. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
@@ -50,6 +51,7 @@ pub(crate) struct Inner {
     pub boot_id: String,
     /// Attempts whose end this process waits for to sync their volumes.
     pub followed: Mutex<HashSet<AttemptKey>>,
+    pub trash: Arc<Trash>,
     pub weak: Weak<Inner>,
 }
 
@@ -159,6 +161,12 @@ impl YoukiRuntime {
             }
         }
         self.0.remove(id).await
+    }
+
+    /// Waits until the files of containers are deleted that this process removed: a removal returns before. What a
+    /// process that ends earlier leaves, the next that opens the root deletes.
+    pub async fn deletions(&self) {
+        self.0.trash.deleted().await;
     }
 
     /// [`Runtime::wait_outcome`].

@@ -8,7 +8,6 @@ use runtime_core::{Event, EventKind};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
-use crate::process::ProcessName;
 use crate::record::{AttemptKey, ExitRecord, MountKind};
 use crate::runtime::Inner;
 
@@ -52,8 +51,7 @@ impl Inner {
 
     /// Waits until the supervisor that wrote an exit record has ended, and the overlay is unmounted with it.
     pub(crate) async fn wait_for_supervisor(&self, container: &Container, ended: &ExitRecord) -> Result<()> {
-        let supervisor: Option<ProcessName> = ended.supervisor.as_deref().and_then(|name| name.parse().ok());
-        let Some(supervisor) = supervisor else { return Ok(()) };
+        let Some(supervisor) = ended.supervisor() else { return Ok(()) };
         let ended = tokio::task::spawn_blocking(move || supervisor.wait_for_end(SUPERVISOR_PATIENCE)).await;
         match ended.map_err(Error::ThreadLost)? {
             true => Ok(()),

@@ -12,7 +12,7 @@ use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
 use crate::process::ProcessName;
-use crate::record::{ExitRecord, MountKind, NetworkRecord};
+use crate::record::{MountKind, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::wire::{Reply, Request};
 
@@ -35,10 +35,9 @@ impl Inner {
             }
         };
         let mut unrecorded = None;
-        // Somebody may have started it again while the lock was waited for.
-        if let Some(mut connection) = self.supervisor(&container).await?
-            && !matches!(self.exit_record(&container), Ok(Some(_)))
-        {
+        // Somebody may have started it again while the lock was waited for. And one that has written its record answers
+        // once it has let go of socket and cgroup: the next container may take them.
+        if let Some(mut connection) = self.supervisor(&container).await? {
             match connection.ask(&Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 }).await? {
                 Some(Reply::Error(what)) => {
                     return Err(Error::Supervisor { id: id.to_string(), what, source: None });
@@ -56,32 +55,30 @@ impl Inner {
                 self.clear_cgroup(&container).await?;
             }
         }
-        match self.exit_record(&container) {
-            Ok(Some(record)) => self.wait_for_supervisor(&container, &record).await?,
-            Ok(None) => {
-                if let Some(record) = unrecorded {
-                    self.end_supervisor(&container, &record).await?;
-                }
+        let supervisor = match self.exit_record(&container) {
+            Ok(Some(record)) => record.supervisor(),
+            // It lives only to write its record, which nobody will read.
+            Ok(None) => unrecorded.and_then(|record| record.supervisor()).inspect(|supervisor| supervisor.kill()),
+            Err(error) => {
+                tracing::warn!(container = %id, error = error.chain(), "its end is not known");
+                None
             }
-            Err(error) => tracing::warn!(container = %id, error = error.chain(), "its end is not known"),
-        }
+        };
         self.settle_volumes(&container).await;
-        let freed = self.discard(&container).await;
+        let freed = self.free(&container, supervisor).await;
         self.tell(Event::now(EventKind::Remove).of(id));
         lock.remove();
         freed
     }
 
-    /// Ends a supervisor that lives only to write its record, which nobody will read.
-    async fn end_supervisor(&self, container: &Container, ended: &ExitRecord) -> Result<()> {
-        if let Some(supervisor) = ended.supervisor.as_deref().and_then(|name| name.parse::<ProcessName>().ok()) {
-            supervisor.kill();
-        }
-        self.wait_for_supervisor(container, ended).await
+    /// Frees everything that a container has which has no supervisor, of whatever there is of it. The lock is held.
+    pub(crate) async fn discard(&self, container: &Container) -> Result<()> {
+        self.free(container, None).await
     }
 
-    /// Frees everything a container has, of whatever there is of it. The lock is held.
-    pub(crate) async fn discard(&self, container: &Container) -> Result<()> {
+    /// The same after the end of one whose supervisor may still be unmounting its root: that keeps only its files, which
+    /// are deleted behind the caller's back.
+    async fn free(&self, container: &Container, supervisor: Option<ProcessName>) -> Result<()> {
         let mut errors = Vec::new();
         let mut note = |result: Result<()>| errors.extend(result.err());
         note(self.clear_cgroup(container).await);
@@ -89,43 +86,51 @@ impl Inner {
             note(self.bridge.detach(lease).await);
             note(self.bridge.free(&container.record.id.to_string()));
         }
-        let (paths, trash) = (container.paths.clone(), self.layout.trash());
-        let freed = tokio::task::spawn_blocking(move || {
-            let mut errors = Vec::new();
-            errors.extend(remove_dir(&paths.run).err());
+        let (paths, trash) = (container.paths.clone(), self.trash.clone());
+        let taken = tokio::task::spawn_blocking(move || {
             let _ = fs::remove_file(&paths.socket);
-            // Gone in one step, whatever dies while the files are deleted.
-            let grave = trash.join(format!("{}-{}", std::process::id(), rand::random::<u64>()));
-            match fs::rename(&paths.dir, &grave) {
-                Ok(()) => errors.extend(remove_dir(&grave).err()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            let run = remove_dir(&paths.run);
+            let dir = match trash.take(&paths.dir) {
                 // The directory that it goes to may need room for the name. Without its record it is gone as well.
                 Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                     let _ = fs::remove_file(paths.record());
-                    errors.extend(remove_dir(&paths.dir).err());
+                    remove_dir(&paths.dir).map(|()| None)
                 }
-                Err(error) => errors.push(Error::io("removing", &paths.dir)(error)),
+                other => other.map_err(Error::io("removing", &paths.dir)),
+            };
+            (run, dir)
+        });
+        match taken.await.map_err(Error::ThreadLost) {
+            Ok((run, dir)) => {
+                note(run);
+                match dir {
+                    Ok(Some(discarded)) => self.trash.delete(discarded, supervisor),
+                    other => note(other.map(drop)),
+                }
             }
-            errors
-        })
-        .await
-        .map_err(Error::ThreadLost);
-        match freed {
-            Ok(more) => errors.extend(more),
-            Err(error) => errors.push(error),
+            Err(error) => note(Err(error)),
         }
-        // After the files, which may have filled the disk that this is written to.
-        let user = container.record.id.to_string();
-        for mount in &container.record.mounts {
-            if let (MountKind::Named, Some(name)) = (mount.kind, &mount.name) {
-                errors.extend(self.volumes.release(name, &user).await.map_err(Error::from).err());
-            }
-        }
+        errors.extend(self.release_volumes(container).await);
         match errors.len() {
             0 => Ok(()),
             1 => Err(errors.remove(0)),
             _ => Err(Error::Several(errors)),
         }
+    }
+
+    /// Gives the volumes of a container back that is no more.
+    async fn release_volumes(&self, container: &Container) -> Vec<Error> {
+        let user = container.record.id.to_string();
+        let mut errors = Vec::new();
+        for mount in &container.record.mounts {
+            let (MountKind::Named, Some(name)) = (mount.kind, &mount.name) else { continue };
+            if self.volumes.release(name, &user).await.is_err() {
+                // The container's files may have filled the disk that this is written to.
+                self.trash.deleted().await;
+                errors.extend(self.volumes.release(name, &user).await.err().map(Error::from));
+            }
+        }
+        errors
     }
 
     /// Whether `container` is over, for those who must not remove a running one.

@@ -1,6 +1,7 @@
 //! What a container is doing: its exit record if there is one, else its supervisor's word, else it is lost.
 
 use std::io;
+use std::time::Duration;
 
 use runtime_core::{ContainerId, ContainerState};
 
@@ -13,6 +14,9 @@ use crate::record::{self, ExitRecord};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
 use crate::supervisor::wire::{Exit, Phase, Reply, Request, Status};
+
+/// Time for a supervisor to write down the end of its container before that counts as stopping.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is known of a container now.
 #[derive(Debug)]
@@ -88,11 +92,15 @@ impl Inner {
         match connection.ask(&Request::Status).await? {
             // It is writing the record, or tells it if the disk does not take it.
             Some(Reply::Status(status)) if status.phase == Phase::Exited => {
-                match connection.ask(&Request::Wait).await? {
-                    Some(Reply::Exited(exit)) => {
-                        Ok(self.record_of(container, &exit)?.map(|record| Observed::Ended(Box::new(record))))
-                    }
-                    _ => Ok(None),
+                match tokio::time::timeout(RECORD_PATIENCE, connection.ask(&Request::Wait)).await {
+                    Ok(told) => match told? {
+                        Some(Reply::Exited(exit)) => {
+                            Ok(self.record_of(container, &exit)?.map(|record| Observed::Ended(Box::new(record))))
+                        }
+                        _ => Ok(None),
+                    },
+                    // The write hangs.
+                    Err(_) => Ok(Some(Observed::Supervised(status))),
                 }
             }
             Some(Reply::Status(status)) => Ok(Some(Observed::Supervised(status))),

@@ -30,6 +30,7 @@ mod many;
 mod mounts;
 mod networks;
 mod outcomes;
+mod removal;
 mod supervisor_killed;
 mod tiny_init;
 mod users;
@@ -89,6 +90,7 @@ fn trials() -> Vec<Trial> {
         supervisor_killed::tests(),
         command_line::tests(),
         full_disk::tests(),
+        removal::tests(),
         keeper::tests(),
         copying::tests(),
         tiny_init::tests(),

@@ -89,7 +89,10 @@ pub async fn rm(session: &Session, args: &RmArgs) -> Result<i32> {
         Err(youki_backend::Error::NoSuchContainer { .. }) if args.force => Ok(false),
         other => Ok(other.map(|()| true)?),
     };
-    each(session, &args.names, verb, |name, removed| if removed { output::print_line(name) } else { Ok(()) }).await
+    let print = |name: &str, removed| if removed { output::print_line(name) } else { Ok(()) };
+    let status = each(session, &args.names, verb, print).await;
+    session.runtime.deletions().await;
+    status
 }
 
 /// `berth wait`

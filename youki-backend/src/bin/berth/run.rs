@@ -92,6 +92,7 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
     };
     if args.rm {
         let removed = session.runtime.remove(&wanted.id, true).await;
+        session.runtime.deletions().await;
         return ended.and_then(|status| removed.map(|()| status).map_err(Failure::from));
     }
     ended
@@ -135,6 +136,7 @@ impl Wanted {
         if shown.is_over().await {
             creating.await?;
             session.runtime.remove(&self.id, true).await?;
+            session.runtime.deletions().await;
         }
         Ok(Some(128 + number))
     }

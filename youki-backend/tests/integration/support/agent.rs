@@ -40,6 +40,12 @@ pub enum Request {
     Start {
         id: ContainerId,
     },
+    Wait {
+        id: ContainerId,
+    },
+    Remove {
+        id: ContainerId,
+    },
     Stop {
         id: ContainerId,
         timeout: Duration,
@@ -99,6 +105,8 @@ async fn perform(runtime: &dyn Runtime, request: Request) -> runtime_core::Resul
         Request::CreateOnly { id, spec } => runtime.create_container(&id, &spec).await,
         Request::Start { id } => runtime.start_container(&id).await,
         Request::Stop { id, timeout } => runtime.stop_container(&id, timeout).await,
+        Request::Wait { id } => runtime.wait_container(&id).await.map(|_| ()),
+        Request::Remove { id } => runtime.remove_container(&id).await,
         Request::Exec { id, command } => runtime.exec(&id, &command).await.map(|_| ()),
     }
 }

@@ -108,7 +108,7 @@ impl Attempt {
             while events::reap().is_some() {}
         }
         let _ = self.cgroup.remove();
-        let _ = fs::remove_file(&self.config.socket);
+        self.remove_socket();
         self.reply(0, &Reply::Failed(why));
         std::process::exit(1);
     }

@@ -1,6 +1,5 @@
 //! The end: the exit record, and who is told.
 
-use std::fs;
 use std::io;
 use std::mem;
 use std::time::{Duration, Instant};
@@ -89,7 +88,7 @@ impl Attempt {
         if let Err(error) = self.cgroup.remove() {
             say!("removing the cgroup: {}", error.chain());
         }
-        let _ = fs::remove_file(&self.config.socket);
+        self.remove_socket();
         self.tell_waiting(&Reply::Exited(exit));
         if let Some(listener) = self.listener.take() {
             self.events.remove(&listener);

@@ -8,6 +8,8 @@ mod streams;
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::config::{CONTROL_FD, ERRNO_FD, LISTENER_FD, OUTPUT_FDS, RESULT_FD, ResidentConfig, STDIN_FD};
@@ -40,6 +42,8 @@ pub(super) struct Attempt {
     events: Events,
     children: OwnedFd,
     listener: Option<OwnedFd>,
+    /// Which file our socket is: at its path may be a later supervisor's.
+    socket_inode: u64,
     cgroup: CgroupPaths,
     connections: Vec<Option<Connection>>,
     phase: Phase,
@@ -105,6 +109,7 @@ impl Attempt {
         let hierarchy = Hierarchy::detect().map_err(|error| io::Error::other(error.chain()))?;
         Ok(Self {
             cgroup: hierarchy.container_dirs(&config.cgroup_path),
+            socket_inode: inode(&config.socket),
             log: Log::open(&config.container_dir.join("logs"), config.log_file_max_bytes, config.log_files),
             helper_pid: Some(config.helper_pid),
             config,
@@ -215,6 +220,12 @@ impl Attempt {
         }
     }
 
+    fn remove_socket(&self) {
+        if self.socket_inode != 0 && inode(&self.config.socket) == self.socket_inode {
+            let _ = std::fs::remove_file(&self.config.socket);
+        }
+    }
+
     fn signal_init(&self, signal: i32) -> io::Result<()> {
         if self.init_pid <= 0 {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
@@ -222,6 +233,11 @@ impl Attempt {
         // SAFETY: our child, and not reaped, so the number is its own.
         exec::check(unsafe { libc::kill(self.init_pid, signal) }).map(drop)
     }
+}
+
+/// 0 of what is not there.
+fn inode(path: &Path) -> u64 {
+    std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.ino())
 }
 
 /// Puts `value` into the first free slot, and tells which.

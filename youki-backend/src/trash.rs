@@ -1,0 +1,147 @@
+//! Removed containers, until their files are deleted: behind the back of whoever removed them.
+//!
+//! A container is moved here in one step, which is its end. Whoever deletes it holds a lock on its directory; one that
+//! nobody holds was left by a process that died, and is deleted by the next that opens the root.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::watch;
+
+use crate::error::{Error, Result};
+use crate::process::ProcessName;
+
+/// Time for a supervisor to unmount and end after its container was removed; then its files are deleted beneath it.
+/// The unmount syncs the writable layer.
+const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The directory, and what this process is deleting in it.
+#[derive(Debug)]
+pub(crate) struct Trash {
+    dir: PathBuf,
+    under_way: watch::Sender<usize>,
+}
+
+/// A directory that was moved here and is to be deleted.
+#[derive(Debug)]
+pub(crate) struct Discarded {
+    path: PathBuf,
+    /// Locked, so that nobody else deletes it.
+    lock: File,
+}
+
+impl Trash {
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir, under_way: watch::Sender::new(0) }
+    }
+
+    /// Takes `dir` away in one step; `None` if it is not there. Blocks for a moment.
+    pub fn take(&self, dir: &Path) -> io::Result<Option<Discarded>> {
+        let path = self.dir.join(format!("{}-{}", std::process::id(), rand::random::<u64>()));
+        let lock = match File::open(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        fs::rename(dir, &path)?;
+        Ok(Some(Discarded { path, lock }))
+    }
+
+    /// Deletes it behind the caller's back, once `user`, in whose mounts it is, has ended. Must be called within a tokio
+    /// runtime.
+    pub fn delete(&self, discarded: Discarded, user: Option<ProcessName>) {
+        let under_way = UnderWay::begin(&self.under_way);
+        tokio::task::spawn_blocking(move || {
+            let (_under_way, Discarded { path, lock: _lock }) = (under_way, discarded);
+            if user.is_some_and(|user| !user.wait_for_end(SUPERVISOR_PATIENCE)) {
+                tracing::warn!(path = %path.display(), "a supervisor does not end: deleted while it is used");
+            }
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "cannot be deleted");
+                }
+                _ => {}
+            }
+        });
+    }
+
+    /// Begins to delete what processes left that are no more. Must be called within a tokio runtime.
+    pub fn delete_orphans(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.dir).map_err(Error::io("listing", &self.dir))? {
+            let path = entry.map_err(Error::io("listing", &self.dir))?.path();
+            // One that is gone by now was deleted by its owner.
+            let Ok(lock) = File::open(&path) else { continue };
+            if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                self.delete(Discarded { path, lock }, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all that this process deletes is deleted.
+    pub async fn deleted(&self) {
+        // The sender is ours, and lives.
+        let _ = self.under_way.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+/// Counts a deletion until it is dropped, also by a runtime that shuts down.
+#[derive(Debug)]
+struct UnderWay(watch::Sender<usize>);
+
+impl UnderWay {
+    fn begin(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[tokio::test]
+    async fn what_is_taken_is_gone_at_once_and_deleted_once_its_user_has_ended() {
+        let root = tempfile::tempdir().unwrap();
+        let (container, dir) = (root.path().join("web-rep-0"), root.path().join("trash"));
+        fs::create_dir(&dir).unwrap();
+        fs::create_dir_all(container.join("upper/etc")).unwrap();
+        let trash = Trash::new(dir.clone());
+        let mut user = Command::new("sleep").arg("60").spawn().unwrap();
+
+        let taken = trash.take(&container).unwrap().unwrap();
+        assert!(!container.exists());
+        assert!(trash.take(&container).unwrap().is_none());
+        trash.delete(taken, ProcessName::of(user.id() as i32));
+        // Another process that opens the root now leaves it alone.
+        let other = Trash::new(dir.clone());
+        other.delete_orphans().unwrap();
+        other.deleted().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "deleted while it was used");
+        user.kill().unwrap();
+        trash.deleted().await;
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        user.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_dead_process_left_is_deleted_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("1-2/upper/etc")).unwrap();
+        let trash = Trash::new(dir.path().to_owned());
+        trash.delete_orphans().unwrap();
+        trash.deleted().await;
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

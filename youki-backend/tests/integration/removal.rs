@@ -1,0 +1,51 @@
+//! A removal answers when everything but the files is free; those are deleted behind it, whoever dies.
+
+use std::path::Path;
+
+use runtime_core::AgentError;
+
+use crate::support::Case;
+use crate::support::agent::{Agent, Request};
+use crate::support::case::eventually;
+
+crate::tests![it_answers_before_the_files_are_deleted, what_a_killed_agent_was_deleting_the_next_one_deletes,];
+
+/// Deleting them takes some hundred times as long as looking whether they are there.
+const MANY_FILES: &str = "mkdir /many; cd /many; i=0; while [ $i -lt 30000 ]; do : > $i; i=$((i+1)); done";
+
+fn entries(dir: &Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
+async fn it_answers_before_the_files_are_deleted(case: Case) {
+    let root = case.root("root");
+    let runtime = root.open().await.unwrap();
+    let (id, spec) = (case.id_on(&runtime), case.script(MANY_FILES).await);
+    crate::support::case::start_on(&*runtime, &id, &spec).await.unwrap();
+    assert_eq!(runtime.wait_container(&id).await, Ok(0));
+    runtime.remove_container(&id).await.unwrap();
+    let left = entries(&root.dir.join("trash"));
+    assert_eq!(left, 1, "it waited for the deletion, or this machine deletes 30,000 files at once");
+    assert_eq!(entries(&root.dir.join("containers")), 0);
+    assert!(matches!(runtime.container_state(&id).await, Err(AgentError::NotFound { .. })));
+    // Its name is free, and so is what it had.
+    let again = case.script("[ ! -e /many ]").await;
+    crate::support::case::start_on(&*runtime, &id, &again).await.unwrap();
+    assert_eq!(runtime.wait_container(&id).await, Ok(0));
+    runtime.remove_container(&id).await.unwrap();
+    eventually("all is deleted", || async { entries(&root.dir.join("trash")) == 0 }).await;
+}
+
+async fn what_a_killed_agent_was_deleting_the_next_one_deletes(case: Case) {
+    let root = case.root("root");
+    let mut agent = Agent::start(&root, &[]).await;
+    let (id, spec) = (case.id_in(&root), case.script(MANY_FILES).await);
+    agent.ask(&Request::Run { id: id.clone(), spec: Box::new(spec) }).await.unwrap();
+    agent.ask(&Request::Wait { id: id.clone() }).await.unwrap();
+    agent.ask(&Request::Remove { id: id.clone() }).await.unwrap();
+    agent.kill().await;
+    assert_eq!(entries(&root.dir.join("trash")), 1, "it was killed too late");
+    let runtime = root.open().await.unwrap();
+    assert!(matches!(runtime.container_state(&id).await, Err(AgentError::NotFound { .. })));
+    eventually("all is deleted", || async { entries(&root.dir.join("trash")) == 0 }).await;
+}
