@@ -78,28 +78,35 @@ impl ClientKind {
     }
 }
 
-/// One pull's dealings with one repository: scheme, credentials and token are kept between its requests.
+/// One pull's dealings with one repository on one host, a registry or a mirror of it: scheme, credentials and token are
+/// kept between its requests.
 #[derive(Debug)]
-pub(crate) struct Session<'a> {
+pub(crate) struct Endpoint<'a> {
     clients: &'a HttpClients,
     config: RegistryConfig,
     limits: Limits,
     reference: Reference,
+    /// Host and port that are spoken to.
+    address: String,
+    /// What it is called: as in references, or as configured.
+    name: String,
     credentials: Credentials,
     /// What the registry takes now: a Basic pair or a token, as a header value.
     authorization: tokio::sync::RwLock<Option<HeaderValue>>,
     scheme: &'static str,
 }
 
-impl<'a> Session<'a> {
+impl<'a> Endpoint<'a> {
     pub(crate) fn new(
         clients: &'a HttpClients,
         config: RegistryConfig,
         limits: Limits,
         reference: &Reference,
+        mirror: Option<&str>,
         credentials: Credentials,
     ) -> Self {
-        let plain = config.plain_http || is_loopback(host_of(reference.endpoint()));
+        let address = mirror.unwrap_or(reference.endpoint()).to_owned();
+        let plain = config.plain_http || is_loopback(host_of(&address));
         // A registry's own token needs no challenge: it is what every request carries.
         let authorization = match &credentials {
             Credentials::Bearer(token) => bearer(token.expose()),
@@ -110,15 +117,17 @@ impl<'a> Session<'a> {
             config,
             limits,
             reference: reference.clone(),
+            address,
+            name: mirror.unwrap_or(reference.registry()).to_owned(),
             credentials,
             authorization: authorization.into(),
             scheme: if plain { "http" } else { "https" },
         }
     }
 
-    /// The registry's name as written in the reference.
+    /// Its name as written in the reference, or in the configuration.
     pub(crate) fn registry(&self) -> &str {
-        self.reference.registry()
+        &self.name
     }
 
     /// How many layers may be fetched at once, where that is configured.
@@ -232,7 +241,7 @@ impl<'a> Session<'a> {
     }
 
     fn url(&self, path: &str) -> Result<Url> {
-        let text = format!("{}://{}{path}", self.scheme, self.reference.endpoint());
+        let text = format!("{}://{}{path}", self.scheme, self.address);
         Url::parse(&text).map_err(|e| Error::InvalidReference {
             reference: self.reference.to_string(),
             reason: format!("it makes no valid address: {e}"),
@@ -273,7 +282,7 @@ impl<'a> Session<'a> {
     fn client_for(&self, url: &Url) -> Result<reqwest::Client> {
         let host = url.host_str().unwrap_or_default();
         let loopback = is_loopback(host);
-        let own = host_of(self.reference.endpoint()) == host;
+        let own = host_of(&self.address) == host;
         match url.scheme() {
             "https" => {}
             "http" if loopback || (own && self.config.plain_http) => {}

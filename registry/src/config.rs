@@ -32,7 +32,8 @@ impl StoreConfig {
 pub struct RegistryConfig {
     /// Speak plain HTTP to it. 127.0.0.0/8, `[::1]` and `localhost` do anyway.
     pub plain_http: bool,
-    /// Hosts that are asked first. Not supported yet: a pull from a registry with mirrors is refused.
+    /// Hosts (`host[:port]`) that are asked first, in this order, each with a configuration and credentials of its own.
+    /// One that fails is passed over.
     pub mirrors: Vec<String>,
     /// PEM file of certificates to be trusted beside the system's.
     pub ca: Option<PathBuf>,

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use rustix::io::Errno;
 
-use crate::client::Session;
 use crate::durability;
 use crate::error::{Error, Result};
 use crate::image::{self, Parts};
@@ -20,6 +19,7 @@ use crate::locks::ObjectLock;
 use crate::manifest::Descriptor;
 use crate::place::{self, About, LayerId, Place};
 use crate::progress::{Events, LayerPhase};
+use crate::session::Session;
 use crate::store::{Inner, TmpDir, blocking};
 use crate::transfer::transfer;
 

@@ -33,6 +33,7 @@ mod platform;
 mod progress;
 mod pull;
 mod reference;
+mod session;
 mod store;
 mod transfer;
 

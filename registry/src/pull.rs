@@ -5,7 +5,7 @@ use std::sync::Arc;
 use runtime_core::{PullPolicy, RegistryAuth};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::client::Session;
+use crate::client::Endpoint;
 use crate::credentials;
 use crate::durability;
 use crate::error::{Error, Result};
@@ -19,6 +19,7 @@ use crate::place::{self, About, Place};
 use crate::platform::Platform;
 use crate::progress::{Events, PullEvent};
 use crate::reference::Reference;
+use crate::session::Session;
 use crate::store::{Inner, blocking, write_whole};
 
 /// How an image is pulled.
@@ -98,22 +99,46 @@ pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -
     }
     let hold = blocking(store, |store| StoreHold::shared(&store.paths.store_lock)).await?;
     let session = session(store, &reference, options.auth.clone()).await?;
-    let events = Events(options.progress);
-    if let Some(image) = unchanged(store, &session, &reference, wanted.as_ref()).await? {
-        events.done(&image.digest);
+    let asked = Asked { reference: &reference, wanted, session: &session, events: &Events(options.progress) };
+    let image = match fetch(store, &asked).await {
+        // What a mirror made of it.
+        Err(Error::DigestMismatch { .. } | Error::SizeMismatch { .. } | Error::NoProgress { .. })
+            if session.give_up_mirrors() =>
+        {
+            fetch(store, &asked).await?
+        }
+        other => other?,
+    };
+    drop(hold);
+    asked.events.done(&image.digest);
+    Ok(image)
+}
+
+/// What is pulled, from where, and who hears of it.
+struct Asked<'a> {
+    reference: &'a Reference,
+    wanted: Option<Platform>,
+    session: &'a Session<'a>,
+    events: &'a Events,
+}
+
+/// Fetches what is missing of an image, and enters it.
+async fn fetch(store: &Arc<Inner>, asked: &Asked<'_>) -> Result<Image> {
+    let Asked { reference, wanted, session, events } = asked;
+    if let Some(image) = unchanged(store, session, reference, wanted.as_ref()).await? {
         return Ok(image);
     }
-    let wanted = wanted.unwrap_or_else(Platform::host);
-    let resolved = resolve(store, &session, &reference, &wanted).await?;
+    let platform = wanted.clone().unwrap_or_else(Platform::host);
+    let resolved = resolve(store, session, reference, &platform).await?;
     events.resolved(&resolved.digest, &resolved.manifest);
-    let config = config(store, &session, &resolved.manifest).await?;
+    let config = config(store, session, &resolved.manifest).await?;
     let runs_on = manifest::config_platform(&config);
-    if options.platform.is_some() && wanted.rank(&runs_on).is_none() {
-        let (reference, platform) = (reference.to_string(), wanted.to_string());
+    if wanted.is_some() && platform.rank(&runs_on).is_none() {
+        let (reference, platform) = (reference.to_string(), platform.to_string());
         return Err(Error::NoPlatform { reference, platform, available: vec![runs_on.to_string()] });
     }
     let parts = Parts::new(resolved.manifest.clone(), config);
-    let settled = layers(store, &parts, Some(&session), Some(&events)).await?;
+    let settled = layers(store, &parts, Some(session), Some(events)).await?;
     let entry = Entry::new(
         &reference.to_string(),
         &resolved.digest,
@@ -130,10 +155,7 @@ pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -
         Ok(())
     })
     .await?;
-    let image = assemble(store, reference.to_string(), resolved.digest, parts, settled).await?;
-    drop(hold);
-    events.done(&image.digest);
-    Ok(image)
+    assemble(store, reference.to_string(), resolved.digest, parts, settled).await
 }
 
 /// The local image of a reference, if it is whole and of the platform asked for.
@@ -160,13 +182,18 @@ fn fits(image: &Image, wanted: Option<&Platform>) -> bool {
 }
 
 async fn session<'a>(store: &'a Arc<Inner>, reference: &Reference, auth: Option<RegistryAuth>) -> Result<Session<'a>> {
-    let registry = reference.registry().to_owned();
-    let config = store.config.registries.get(&registry).cloned().unwrap_or_default();
-    if !config.mirrors.is_empty() {
-        return Err(Error::Unsupported(format!("mirrors (configured for {registry})")));
+    let (registry, repository) = (reference.registry(), reference.repository());
+    let config_of = |host: &str| store.config.registries.get(host).cloned().unwrap_or_default();
+    let (config, limits) = (config_of(registry), &store.config.limits);
+    let mut mirrors = Vec::with_capacity(config.mirrors.len());
+    for mirror in &config.mirrors {
+        let credentials = credentials::find(None, mirror, repository).await?;
+        let (config, limits) = (config_of(mirror), limits.clone());
+        mirrors.push(Endpoint::new(&store.clients, config, limits, reference, Some(mirror), credentials));
     }
-    let credentials = credentials::find(auth.as_ref(), &registry, reference.repository()).await?;
-    Ok(Session::new(&store.clients, config, store.config.limits.clone(), reference, credentials))
+    let credentials = credentials::find(auth.as_ref(), registry, repository).await?;
+    let registry = Endpoint::new(&store.clients, config, limits.clone(), reference, None, credentials);
+    Ok(Session::new(mirrors, registry))
 }
 
 /// The local image, if a HEAD request says that the registry has the same.

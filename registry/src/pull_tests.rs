@@ -21,9 +21,17 @@ struct Manners {
     /// Layers are somebody else's: a redirect there.
     redirect_to: Option<String>,
     wants_basic: bool,
+    /// Tokens from the registry's own `/token`, each good for so many requests.
+    token_uses: Option<usize>,
     /// Other bytes than the digest says.
     lie: bool,
+    /// Documents are followed by so many spaces.
+    padding: usize,
 }
+
+/// Tokens given out, and requests that the last one was used for.
+#[derive(Debug, Default)]
+struct Tokens(Mutex<(usize, usize)>);
 
 struct Registry {
     address: String,
@@ -96,10 +104,11 @@ async fn serve(manners: Manners) -> Registry {
     let address = listener.local_addr().unwrap().to_string();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let record = Arc::clone(&seen);
+    let tokens = Arc::new(Tokens::default());
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
-            let (content, layers, manners, record) =
-                (content.clone(), layers.clone(), manners.clone(), Arc::clone(&record));
+            let (content, layers, manners) = (content.clone(), layers.clone(), manners.clone());
+            let (record, tokens) = (Arc::clone(&record), Arc::clone(&tokens));
             tokio::spawn(async move {
                 let mut request = Vec::new();
                 while !request.ends_with(b"\r\n\r\n") {
@@ -110,7 +119,7 @@ async fn serve(manners: Manners) -> Registry {
                 }
                 let request = String::from_utf8(request).unwrap().to_lowercase();
                 record.lock().unwrap().push(request.clone());
-                let answer = answer(&request, &content, &layers, &manners);
+                let answer = answer(&request, &content, &layers, &manners, &tokens);
                 let _ = socket.write_all(&answer).await;
             });
         }
@@ -118,7 +127,13 @@ async fn serve(manners: Manners) -> Registry {
     Registry { address, seen }
 }
 
-fn answer(request: &str, content: &HashMap<String, Vec<u8>>, layers: &[String], manners: &Manners) -> Vec<u8> {
+fn answer(
+    request: &str,
+    content: &HashMap<String, Vec<u8>>,
+    layers: &[String],
+    manners: &Manners,
+    tokens: &Tokens,
+) -> Vec<u8> {
     let path = request.split(' ').nth(1).unwrap_or_default();
     let plain = |status: &str, more: &str| {
         format!("HTTP/1.1 {status}\r\n{more}content-length: 0\r\nconnection: close\r\n\r\n").into_bytes()
@@ -126,12 +141,34 @@ fn answer(request: &str, content: &HashMap<String, Vec<u8>>, layers: &[String], 
     if manners.wants_basic && !request.contains("authorization: basic yjpz") {
         return plain("401 Unauthorized", "www-authenticate: Basic realm=\"x\"\r\n");
     }
+    if let Some(uses) = manners.token_uses {
+        let mut tokens = tokens.0.lock().unwrap();
+        let host = request.split("host: ").nth(1).and_then(|rest| rest.split('\r').next()).unwrap();
+        if path.starts_with("/token?") {
+            if !request.contains("authorization: basic yjpz") || !path.contains("service=s&scope=repository%3ax%3apull")
+            {
+                return plain("401 Unauthorized", "");
+            }
+            *tokens = (tokens.0 + 1, 0);
+            let body = format!(r#"{{"token":"t{}.x","expires_in":60}}"#, tokens.0);
+            return format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+                .into();
+        }
+        if tokens.1 >= uses || !request.contains(&format!("authorization: bearer t{}.x", tokens.0)) {
+            let challenge = format!(r#"Bearer realm="http://{host}/token",service="s",scope="repository:x:pull""#);
+            return plain("401 Unauthorized", &format!("www-authenticate: {challenge}\r\n"));
+        }
+        tokens.1 += 1;
+    }
     let Some(body) = content.get(path) else { return plain("404 Not Found", "") };
     let is_layer = layers.iter().any(|digest| path.ends_with(digest.as_str()));
     if let Some(target) = manners.redirect_to.as_ref().filter(|_| is_layer) {
         return plain("307 Temporary Redirect", &format!("location: http://{target}{path}\r\n"));
     }
     let mut body = body.clone();
+    if !is_layer {
+        body.resize(body.len() + manners.padding, b' ');
+    }
     if manners.lie && is_layer {
         let middle = body.len() / 2;
         body[middle] ^= 1;
@@ -296,4 +333,105 @@ async fn a_layer_that_no_sync_covered_before_a_reboot_is_unpacked_again() {
     let found = root.store().find(&reference).await.unwrap().unwrap();
     assert_eq!(std::fs::metadata(found.layers[0].join("d/f")).unwrap().len(), 200_000);
     assert_eq!(registry.count(""), before, "the blob was here");
+}
+
+fn with_password() -> PullOptions {
+    let auth = RegistryAuth { username: "b".into(), password: "s3cret".into(), auth_type: RegistryAuthType::Basic };
+    PullOptions { auth: Some(auth), ..PullOptions::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_expires_in_the_middle_of_a_pull_is_renewed() {
+    let Some(root) = Root::new() else { return };
+    // Cuts make for more requests: the token of one is not good for the next.
+    let manners = Manners { token_uses: Some(1), cut_after: Some(50_000), ..Manners::default() };
+    let registry = serve(manners).await;
+    let reference = format!("{}/x", registry.address);
+    let refused = root.store().pull(&reference, PullOptions::default()).await.unwrap_err();
+    assert_eq!(refused.code(), "registry.unauthorized");
+    let mut config = StoreConfig::new(root.0.path().into());
+    // One request at a time: a token that another request used up is no expiry.
+    config.limits.concurrent_layers = 1;
+    ImageStore::open(config).unwrap().pull(&reference, with_password()).await.unwrap();
+    assert!(registry.count("get /token?") >= 5, "{} tokens", registry.count("get /token?"));
+    let shown = registry.seen.lock().unwrap().iter().filter(|r| r.contains("/v2/") && r.contains("basic")).count();
+    assert_eq!(shown, 0, "the registry was shown the password that only its token service wants");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_come_first_and_one_that_fails_is_passed_over() {
+    let Some(root) = Root::new() else { return };
+    let registry = serve(Manners { wants_basic: true, ..Manners::default() }).await;
+    let good = serve(Manners::default()).await;
+    let lying = serve(Manners { lie: true, ..Manners::default() }).await;
+    let reference = format!("{}/x", registry.address);
+    let pull = async |mirrors: Vec<String>| {
+        let fresh = tempfile::tempdir_in(root.0.path()).unwrap();
+        let mut config = StoreConfig::new(fresh.path().into());
+        let own = crate::RegistryConfig { mirrors, ..crate::RegistryConfig::default() };
+        config.registries.insert(registry.address.clone(), own);
+        let pulled = ImageStore::open(config).unwrap().pull(&reference, with_password()).await.unwrap();
+        assert_eq!(pulled.reference, format!("{reference}:latest"), "it is named after the registry");
+    };
+    pull(vec!["127.0.0.1:1".into(), good.address.clone()]).await;
+    assert_eq!(registry.count(""), 0, "the mirror had all");
+    assert!(good.count("/blobs/") >= 3);
+    pull(vec!["127.0.0.1:1".into()]).await;
+    assert!(registry.count("/blobs/") >= 3);
+    let before = registry.count("/blobs/");
+    pull(vec![lying.address.clone()]).await;
+    assert!(lying.count("/blobs/") > 0 && registry.count("/blobs/") > before);
+    assert_eq!(
+        good.count("authorization") + lying.count("authorization"),
+        0,
+        "the registry's password went to a mirror"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_larger_than_allowed_are_refused_and_leave_nothing() {
+    let Some(root) = Root::new() else { return };
+    let limit = usize::try_from(crate::limits::MAX_MANIFEST_BYTES).unwrap();
+    let registry = serve(Manners { padding: limit, ..Manners::default() }).await;
+    let error = root.store().pull(&format!("{}/x", registry.address), PullOptions::default()).await.unwrap_err();
+    assert_eq!(error.code(), "image.too_large", "{error}");
+    assert_eq!(root.left(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_beyond_the_limits_are_refused_and_leave_nothing() {
+    let Some(root) = Root::new() else { return };
+    let registry = serve(Manners::default()).await;
+    let reference = format!("{}/x", registry.address);
+    let limits = |change: fn(&mut crate::Limits)| {
+        let mut limits = crate::Limits::default();
+        change(&mut limits);
+        limits
+    };
+    for (what, limits) in [
+        ("layers", limits(|l| l.layers = 1)),
+        ("blob", limits(|l| l.blob_bytes = 100_000)),
+        ("bytes", limits(|l| l.layer_bytes = 100_000)),
+        ("entries", limits(|l| l.layer_entries = 2)),
+        ("config", limits(|l| l.config_bytes = 10)),
+        ("manifest", limits(|l| l.manifest_bytes = 10)),
+        ("depth", limits(|l| l.path_depth = 1)),
+    ] {
+        let fresh = tempfile::tempdir_in(root.0.path()).unwrap();
+        let mut config = StoreConfig::new(fresh.path().into());
+        config.limits = limits;
+        let store = ImageStore::open(config).unwrap();
+        let error = store.pull(&reference, PullOptions::default()).await.unwrap_err();
+        assert_eq!(error.code(), "image.too_large", "{what}: {error}");
+        let fresh = Root(fresh);
+        // The threads of another layer of the dropped pull may still be ending.
+        for _ in 0..500 {
+            if !fresh.left().iter().any(|path| path.contains("tmp-")) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        store.prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();
+        assert_eq!(fresh.left(), Vec::<String>::new(), "{what}");
+    }
 }

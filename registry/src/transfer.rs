@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 
-use crate::client::{Session, is_passing};
+use crate::client::is_passing;
 use crate::error::{Error, Result};
 use crate::layer::stream::Feed;
 use crate::limits::MAX_RETRIES;
 use crate::manifest::Descriptor;
+use crate::session::Session;
 
 /// First wait after a cut; doubled while no byte arrives in between.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
@@ -58,10 +59,10 @@ async fn pass(
     done: &mut u64,
     progress: &impl Fn(u64),
 ) -> Result<Passed> {
-    let (mut response, begins) = session.blob(&blob.digest, *done).await?;
+    let (endpoint, mut response, begins) = session.blob(&blob.digest, *done).await?;
     let mut skip = done.checked_sub(begins).unwrap_or_default();
     loop {
-        let mut chunk = match session.next_chunk(&mut response, &blob.digest).await {
+        let mut chunk = match endpoint.next_chunk(&mut response, &blob.digest).await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => return Ok(Passed::Ended),
             Err(error) if is_passing(&error) => return Ok(Passed::Cut(error)),
