@@ -26,6 +26,7 @@ mod index;
 mod layer;
 mod layers;
 mod limits;
+mod load;
 mod locks;
 mod manifest;
 mod place;

@@ -73,7 +73,7 @@ async fn complete(store: &Arc<Inner>, entry: Entry) -> Result<Option<Image>> {
     assemble(store, reference, entry.digest, parts, settled).await.map(Some)
 }
 
-async fn assemble(
+pub(crate) async fn assemble(
     store: &Arc<Inner>,
     reference: String,
     digest: String,

@@ -40,6 +40,7 @@ use crate::gc::{self, Removed, Users};
 use crate::image::{self, Image, StoredImage};
 use crate::index::Index;
 use crate::layer::dir;
+use crate::load;
 use crate::locks::{ObjectLocks, StoreHold};
 use crate::pull::{self, PullOptions};
 use crate::reference::Reference;
@@ -116,6 +117,13 @@ impl ImageStore {
     pub async fn remove(&self, image: &str, force: bool, users: Arc<Users>) -> Result<Removed> {
         let image = image.to_owned();
         self.blocking(move |store| gc::remove(store, &image, force, &*users)).await
+    }
+
+    /// Loads all images of an OCI image layout (a directory or an archive) or of an archive that `docker save` or
+    /// `podman save` wrote, compressed or not. Each has the names that it has there; one without any is found by its
+    /// digest. Nothing is taken over that does not match its digest.
+    pub async fn load(&self, path: &Path) -> Result<Vec<Image>> {
+        load::load(&self.0, path).await
     }
 
     /// Gives a local image another reference. `target` must have a tag and no digest.

@@ -20,6 +20,7 @@ crate::tests![
     a_removed_image_is_gone_and_its_shared_layers_stay,
     an_image_in_use_is_removed_only_by_force_and_its_container_lives,
     a_tag_is_a_further_name,
+    a_loaded_archive_runs_without_a_registry,
     pulls_of_one_image_at_once_all_succeed,
     owners_modes_links_and_times_of_a_layer_are_exact,
 ];
@@ -45,6 +46,27 @@ async fn a_pull_by_digest_is_that_image(case: Case) {
     let by_digest = format!("{}@{}", reference.rsplit_once(':').unwrap().0, digest_of(&old.documents().1));
     assert_eq!(output_of(&case, &by_digest, PullPolicy::IfNotPresent).await, ["old"]);
     assert_eq!(output_of(&case, &reference, PullPolicy::IfNotPresent).await, ["new"]);
+}
+
+/// As `docker save` writes it, by skopeo; from a file and from standard input.
+async fn a_loaded_archive_runs_without_a_registry(case: Case) {
+    let reference = case.push("saved", &printing("loaded")).await;
+    let file = case.suite.dir.path().join("saved.tar");
+    let target = format!("docker-archive:{}:example.org/loaded:1", file.display());
+    let copied = std::process::Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false", &format!("docker://{reference}"), &target])
+        .status()
+        .expect("skopeo runs");
+    assert!(copied.success());
+    let said = case.berth(&["load", "-i", file.to_str().unwrap()]).await.succeeded();
+    assert_eq!(said, "Loaded image: example.org/loaded:1\n");
+    let piped = case.berth_with(&["--json", "load"], &std::fs::read(&file).unwrap()).await.json();
+    assert_eq!(piped[0]["reference"], "example.org/loaded:1");
+    assert_eq!(output_of(&case, "example.org/loaded:1", PullPolicy::Never).await, ["loaded"]);
+    let listed = case.berth(&["images", "--digests", "example.org/loaded"]).await.succeeded();
+    let id = piped[0]["id"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    assert!(listed.contains("IMAGE ID") && listed.contains(&id[..12]), "{listed}");
+    assert!(listed.contains(piped[0]["digest"].as_str().unwrap()), "{listed}");
 }
 
 async fn a_moved_tag_is_followed_only_when_asked(case: Case) {

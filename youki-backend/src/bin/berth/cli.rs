@@ -134,9 +134,8 @@ pub enum Command {
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
     Save(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Load(Rest),
+    /// Take images from an OCI layout or an archive
+    Load(LoadArgs),
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
     Push(Rest),
@@ -150,7 +149,6 @@ impl Command {
     pub fn unbuilt(&self) -> Option<&'static str> {
         Some(match self {
             Self::Save(_) => "save",
-            Self::Load(_) => "load",
             Self::Push(_) => "push",
             Self::Network(_) => "network",
             Self::Image(ImageCommand::History(_)) => "image history",
@@ -461,6 +459,16 @@ pub struct ImagesArgs {
     /// Digests are shown in any case
     #[arg(long, hide = true)]
     pub digests: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// An archive, or the directory of an OCI layout [default: an archive on standard input]
+    #[arg(short, long, value_name = "FILE", default_value = "/dev/stdin", hide_default_value = true)]
+    pub input: PathBuf,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Args)]

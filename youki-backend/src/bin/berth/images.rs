@@ -1,4 +1,4 @@
-//! `pull`, `images`, `tag`, `rmi`, `prune`, `image inspect`.
+//! `pull`, `images`, `load`, `tag`, `rmi`, `prune`, `image inspect`.
 
 use std::io::{self, BufRead, IsTerminal};
 
@@ -6,7 +6,7 @@ use registry::{PullOptions, Removed};
 use runtime_core::PruneResult;
 use serde_json::json;
 
-use crate::cli::{ImageNamesArgs, ImagesArgs, PruneArgs, PullArgs, RmiArgs, TagArgs};
+use crate::cli::{ImageNamesArgs, ImagesArgs, LoadArgs, PruneArgs, PullArgs, RmiArgs, TagArgs};
 use crate::failure::{Failure, Result, eprint_line};
 use crate::flag_values as values;
 use crate::output::{self, Table, decimal_size};
@@ -58,7 +58,7 @@ pub async fn images(session: &Session, args: &ImagesArgs) -> Result<i32> {
         output::print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>())?;
         return Ok(0);
     }
-    let mut table = Table::new(["REPOSITORY", "TAG", "DIGEST", "SIZE", "UNIQUE", "SHARED"]);
+    let mut table = Table::new(["REPOSITORY", "TAG", "IMAGE ID", "DIGEST", "SIZE", "UNIQUE", "SHARED"]);
     for image in &images {
         let (repository, tag) = match registry::Reference::parse(&image.reference) {
             Ok(name) => (format!("{}/{}", name.registry(), name.repository()), name.tag().map(str::to_owned)),
@@ -67,6 +67,7 @@ pub async fn images(session: &Session, args: &ImagesArgs) -> Result<i32> {
         table.row([
             repository,
             tag.unwrap_or_else(|| "<none>".to_owned()),
+            if args.no_trunc { image.id.clone() } else { progress::short(&image.id) },
             image.digest.clone(),
             decimal_size(image.size_bytes),
             decimal_size(image.unique_bytes),
@@ -74,6 +75,26 @@ pub async fn images(session: &Session, args: &ImagesArgs) -> Result<i32> {
         ]);
     }
     output::print(&table.render())?;
+    Ok(0)
+}
+
+/// `berth load`
+pub async fn load(session: &Session, args: &LoadArgs) -> Result<i32> {
+    let images = session.runtime.images().load(&args.input).await?;
+    if session.json {
+        let line = |image: &registry::Image| {
+            json!({
+                "reference": image.reference,
+                "digest": image.digest,
+                "id": image.id,
+                "size_bytes": image.size_bytes,
+            })
+        };
+        output::print_json(&images.iter().map(line).collect::<Vec<_>>())?;
+    } else if !args.quiet {
+        let line = |image: &registry::Image| format!("Loaded image: {}\n", image.reference);
+        output::print(&images.iter().map(line).collect::<String>())?;
+    }
     Ok(0)
 }
 

@@ -152,6 +152,7 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Export(args) => copy::export(&session, args).await,
         Command::Pull(args) => images::pull(&session, args).await,
         Command::Images(args) => images::images(&session, args).await,
+        Command::Load(args) => images::load(&session, args).await,
         Command::Tag(args) => images::tag(&session, args).await,
         Command::Rmi(args) => images::rmi(&session, args).await,
         Command::Prune(args) => images::prune(&session, args).await,

@@ -1,0 +1,429 @@
+//! Images from files: an OCI layout, as a directory or an archive, or an archive as `docker save` writes it.
+//!
+//! An archive is taken apart into a temporary directory first, under names of our own: the order of its members and the
+//! links among them are the writer's. Blobs are then verified and moved into the store as a pull's are.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::durability;
+use crate::error::{Error, Result};
+use crate::image::{Image, Parts, digest_of};
+use crate::index::{Entry, Index};
+use crate::layer::Compression;
+use crate::layer::tar::{Kind, TarReader};
+use crate::layers::layers;
+use crate::limits::MAX_INDEX_DEPTH;
+use crate::locks::StoreHold;
+use crate::manifest::{self, Descriptor, Document, Manifest, OCI_MANIFEST};
+use crate::platform::Platform;
+use crate::pull::assemble;
+use crate::reference::Reference;
+use crate::store::{Inner, TmpDir, blocking, write_whole};
+
+/// Members of one archive; real ones hold a few for each layer.
+const MAX_MEMBERS: usize = 100_000;
+/// Links that are followed from one member to the next: `docker save` lets equal layers be links to one.
+const MAX_MEMBER_LINKS: usize = 4;
+/// Where containerd and docker keep the full reference.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Loads all images of `path`; see [`ImageStore::load`](crate::ImageStore::load).
+pub(crate) async fn load(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
+    let _hold = blocking(store, |store| StoreHold::shared(&store.paths.store_lock)).await?;
+    let path = path.to_path_buf();
+    let found = blocking(store, move |store| {
+        let source = Source::open(store, &path)?;
+        match source.read("index.json", store.config.limits.manifest_bytes)? {
+            Some(index) => source.layout_images(store, &index),
+            None => source.docker_images(store),
+        }
+    })
+    .await?;
+    let mut images = Vec::new();
+    for Loaded { names, digest, size, parts } in found {
+        let settled = layers(store, &parts, None, None).await?;
+        let names = if names.is_empty() { vec![format!("<none>@{digest}")] } else { names };
+        for name in &names {
+            let entry = Entry::new(name, &digest, size, &parts.manifest, None);
+            let put = move |index: &mut Index| {
+                index.put(entry);
+                Ok(())
+            };
+            blocking(store, move |store| Index::update(&store.paths, put)).await?;
+            images.push(assemble(store, name.clone(), digest.clone(), parts.clone(), settled.clone()).await?);
+        }
+    }
+    blocking(store, |store| {
+        durability::sync_in_background(store);
+        Ok(())
+    })
+    .await?;
+    Ok(images)
+}
+
+/// An image whose blobs are in the store.
+struct Loaded {
+    names: Vec<String>,
+    digest: String,
+    size: u64,
+    parts: Parts,
+}
+
+/// What is loaded from, by the names that its documents use.
+struct Source {
+    path: PathBuf,
+    members: BTreeMap<String, Member>,
+    /// Where an archive was taken apart; files in it may be moved away.
+    tmp: Option<Arc<TmpDir>>,
+}
+
+enum Member {
+    File(PathBuf),
+    Link(String),
+}
+
+#[derive(Deserialize)]
+struct LayoutIndex {
+    manifests: Vec<LayoutEntry>,
+}
+
+#[derive(Deserialize)]
+struct LayoutEntry {
+    #[serde(flatten)]
+    descriptor: Descriptor,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// One image of `manifest.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    layers: Option<Vec<String>>,
+}
+
+impl Source {
+    fn open(store: &Inner, path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
+        let metadata = file.metadata().map_err(|e| Error::io("looking at", path, e))?;
+        let mut source = Self { path: path.to_path_buf(), members: BTreeMap::new(), tmp: None };
+        if metadata.is_dir() {
+            source.list(path)?;
+        } else {
+            let tmp = TmpDir::create(&store.paths)?;
+            source.take_apart(file, tmp.path(), store.config.limits.blob_bytes)?;
+            source.tmp = Some(tmp);
+        }
+        Ok(source)
+    }
+
+    /// The files of a layout; whatever else lies there is none of ours.
+    fn list(&mut self, path: &Path) -> Result<()> {
+        for name in ["index.json", "manifest.json"] {
+            if path.join(name).is_file() {
+                self.members.insert(name.to_owned(), Member::File(path.join(name)));
+            }
+        }
+        let blobs = path.join("blobs/sha256");
+        let entries = match fs::read_dir(&blobs) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io("listing", &blobs, error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io("listing", &blobs, e))?;
+            let name = format!("blobs/sha256/{}", entry.file_name().to_string_lossy());
+            self.members.insert(name, Member::File(entry.path()));
+        }
+        Ok(())
+    }
+
+    fn take_apart(&mut self, file: File, into: &Path, limit: u64) -> Result<()> {
+        let mut input = BufReader::with_capacity(256 << 10, file);
+        let magic = input.fill_buf().map_err(|e| Error::io("reading", &self.path, e))?;
+        let input: Box<dyn BufRead> = match Compression::of_magic(magic) {
+            Compression::None => Box::new(input),
+            Compression::Gzip => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(input))),
+            Compression::Zstd => {
+                let decoder = zstd::stream::read::Decoder::with_buffer(input);
+                Box::new(BufReader::new(decoder.map_err(|e| Error::io("reading", &self.path, e))?))
+            }
+        };
+        let mut reader = TarReader::new(input);
+        loop {
+            let entry = match reader.next_entry() {
+                Ok(Some(entry)) => entry,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(self.invalid(error.to_string())),
+            };
+            if self.members.len() >= MAX_MEMBERS {
+                let what = format!("the number of members of {}", self.path.display());
+                return Err(Error::TooLarge { what, limit: MAX_MEMBERS as u64, unit: "members" });
+            }
+            let Some(name) = member_name("", &entry.path) else { continue };
+            let member = match entry.kind {
+                Kind::File if entry.size > limit => {
+                    return Err(Error::TooLarge { what: format!("{name:.200?} of the archive"), limit, unit: "bytes" });
+                }
+                Kind::File if entry.sparse.is_none() => {
+                    let path = into.join(self.members.len().to_string());
+                    let mut file = File::create_new(&path).map_err(|e| Error::io("creating", &path, e))?;
+                    while reader.data_left() > 0 {
+                        let written = reader.data(1 << 20, |piece| file.write_all(piece).map(|()| piece.len()));
+                        match written.map_err(|e| self.invalid(e.to_string()))? {
+                            Some(written) => _ = written.map_err(|e| Error::io("writing", &path, e))?,
+                            None => return Err(self.invalid(format!("{name:.200?} ends early"))),
+                        }
+                    }
+                    Member::File(path)
+                }
+                Kind::File => return Err(self.invalid(format!("{name:.200?} is sparse"))),
+                Kind::Symlink => {
+                    let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
+                    let Some(target) = member_name(directory, &entry.link) else { continue };
+                    Member::Link(target)
+                }
+                Kind::Hardlink => {
+                    let Some(target) = member_name("", &entry.link) else { continue };
+                    Member::Link(target)
+                }
+                _ => continue,
+            };
+            self.members.insert(name, member);
+        }
+    }
+
+    fn invalid(&self, reason: String) -> Error {
+        Error::InvalidManifest { what: self.path.display().to_string(), reason }
+    }
+
+    fn file(&self, name: &str) -> Option<&Path> {
+        let mut name = name;
+        for _ in 0..=MAX_MEMBER_LINKS {
+            match self.members.get(name)? {
+                Member::File(path) => return Some(path),
+                Member::Link(target) => name = target,
+            }
+        }
+        None
+    }
+
+    /// A small member's bytes.
+    fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        let Some(path) = self.file(name) else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(|e| Error::io("opening", path, e))?;
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io("reading", path, e))?;
+        if bytes.len() as u64 > limit {
+            return Err(Error::TooLarge { what: format!("{name:.200?}"), limit, unit: "bytes" });
+        }
+        Ok(Some(bytes))
+    }
+
+    fn wanted(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        self.read(name, limit)?.ok_or_else(|| self.invalid(format!("it has no {name:.200?}")))
+    }
+
+    /// A document of the layout, verified.
+    fn document(&self, digest: &str, limit: u64) -> Result<Vec<u8>> {
+        let bytes = self.wanted(&blob_name(digest), limit)?;
+        let found = digest_of(&bytes);
+        if found == digest {
+            return Ok(bytes);
+        }
+        Err(Error::DigestMismatch { what: "a blob of the layout".into(), expected: digest.to_owned(), found })
+    }
+
+    fn layout_images(&self, store: &Inner, index: &[u8]) -> Result<Vec<Loaded>> {
+        let index: LayoutIndex = serde_json::from_slice(index).map_err(|e| self.invalid(e.to_string()))?;
+        let limits = &store.config.limits;
+        let mut images = Vec::new();
+        for LayoutEntry { descriptor, annotations } in index.manifests {
+            let mut digest = descriptor.digest;
+            let mut depth = 0;
+            let (bytes, manifest) = loop {
+                if !crate::reference::is_sha256(&digest) {
+                    return Err(self.invalid(format!("{digest:.100?} is no sha256 digest")));
+                }
+                let bytes = self.document(&digest, limits.manifest_bytes)?;
+                match Document::parse(&bytes, None, &digest, limits)? {
+                    Document::Manifest(manifest) => break (bytes, manifest),
+                    Document::Index(manifests) => {
+                        digest = manifest::choose(&manifests, &Platform::host(), &digest)?.digest.clone();
+                        depth += 1;
+                    }
+                }
+                if depth > MAX_INDEX_DEPTH {
+                    let what = "the nesting of indexes of the layout".to_owned();
+                    return Err(Error::TooLarge { what, limit: MAX_INDEX_DEPTH as u64, unit: "levels" });
+                }
+            };
+            for layer in &manifest.layers {
+                let found = self.keep(store, &blob_name(&layer.digest))?.0;
+                if found != layer.digest {
+                    let expected = layer.digest.clone();
+                    return Err(Error::DigestMismatch { what: "a layer of the layout".into(), expected, found });
+                }
+            }
+            let config = self.document(&manifest.config.digest, limits.config_bytes)?;
+            let name = annotations.get(CONTAINERD_NAME).or(annotations.get(REF_NAME));
+            let names = name.map(|name| full_name(name)).transpose()?.into_iter().collect();
+            images.push(enter(store, names, &bytes, manifest, &config)?);
+        }
+        Ok(images)
+    }
+
+    fn docker_images(&self, store: &Inner) -> Result<Vec<Loaded>> {
+        let limits = &store.config.limits;
+        let list = self.wanted("manifest.json", limits.manifest_bytes)?;
+        let list: Vec<DockerImage> = serde_json::from_slice(&list).map_err(|e| self.invalid(e.to_string()))?;
+        let mut images = Vec::new();
+        for DockerImage { config, repo_tags, layers } in list {
+            let config = self.wanted(&config, limits.config_bytes)?;
+            // Equal layers are one member, which is moved away the first time.
+            let mut kept: BTreeMap<PathBuf, serde_json::Value> = BTreeMap::new();
+            let mut descriptors = Vec::new();
+            for name in layers.unwrap_or_default() {
+                let file =
+                    self.file(&name).ok_or_else(|| self.invalid(format!("it has no {name:.200?}")))?.to_path_buf();
+                if !kept.contains_key(&file) {
+                    let (digest, size, compression) = self.keep(store, &name)?;
+                    let suffix = match compression {
+                        Compression::None => "",
+                        Compression::Gzip => "+gzip",
+                        Compression::Zstd => "+zstd",
+                    };
+                    let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
+                    kept.insert(file.clone(), json!({"mediaType": media_type, "digest": digest, "size": size}));
+                }
+                descriptors.extend(kept.get(&file).cloned());
+            }
+            let manifest = json!({
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "config": {
+                    "mediaType": "application/vnd.oci.image.config.v1+json",
+                    "digest": digest_of(&config),
+                    "size": config.len(),
+                },
+                "layers": descriptors,
+            });
+            let bytes = manifest.to_string().into_bytes();
+            let Document::Manifest(manifest) = Document::parse(&bytes, None, "manifest.json", limits)? else {
+                return Err(self.invalid("its manifest is an index".into()));
+            };
+            let names = repo_tags.unwrap_or_default().iter().map(|name| full_name(name)).collect::<Result<_>>()?;
+            images.push(enter(store, names, &bytes, manifest, &config)?);
+        }
+        Ok(images)
+    }
+
+    /// Puts a member into the store as a blob: its digest, size and compression.
+    fn keep(&self, store: &Inner, name: &str) -> Result<(String, u64, Compression)> {
+        let from = self.file(name).ok_or_else(|| self.invalid(format!("it has no {name:.200?}")))?;
+        let mut input = match File::open(from) {
+            Ok(file) => BufReader::with_capacity(256 << 10, file),
+            // It is in the store already, moved there for another image of this archive.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.tmp.is_some() => {
+                return self.kept(store, name);
+            }
+            Err(error) => return Err(Error::io("opening", from, error)),
+        };
+        let reading = |e| Error::io("reading", from, e);
+        let compression = Compression::of_magic(input.fill_buf().map_err(reading)?);
+        let owned = match &self.tmp {
+            Some(_) => None,
+            None => Some(TmpDir::create(&store.paths)?),
+        };
+        let beside = owned.as_ref().map(|tmp| tmp.path().join("blob"));
+        let mut copy = match &beside {
+            Some(path) => Some(File::create_new(path).map_err(|e| Error::io("creating", path, e))?),
+            None => None,
+        };
+        let (mut hash, mut size) = (Sha256::new(), 0u64);
+        loop {
+            let piece = input.fill_buf().map_err(reading)?;
+            if piece.is_empty() {
+                break;
+            }
+            let length = piece.len();
+            hash.update(piece);
+            if let Some(copy) = &mut copy {
+                copy.write_all(piece).map_err(|e| Error::io("writing a blob to", &store.paths.blobs, e))?;
+            }
+            size += length as u64;
+            input.consume(length);
+        }
+        let hex = format!("{:x}", hash.finalize());
+        let to = store.paths.blob(&hex);
+        fs::rename(beside.as_deref().unwrap_or(from), &to).map_err(|e| Error::io("moving a blob to", &to, e))?;
+        Ok((format!("sha256:{hex}"), size, compression))
+    }
+
+    /// A blob that was moved away before; only members that are named by their digest can be found again.
+    fn kept(&self, store: &Inner, name: &str) -> Result<(String, u64, Compression)> {
+        let hex = name.rsplit('/').next().unwrap_or(name);
+        let hex = hex.strip_suffix(".tar").unwrap_or(hex);
+        let digest = format!("sha256:{hex}");
+        if !crate::reference::is_sha256(&digest) {
+            return Err(self.invalid(format!("{name:.200?} is a layer of two images")));
+        }
+        let path = store.paths.blob(hex);
+        let mut input = BufReader::new(File::open(&path).map_err(|e| Error::io("opening", &path, e))?);
+        let magic = input.fill_buf().map_err(|e| Error::io("reading", &path, e))?;
+        let compression = Compression::of_magic(magic);
+        let size = fs::metadata(&path).map_err(|e| Error::io("looking at", &path, e))?.len();
+        Ok((digest, size, compression))
+    }
+}
+
+/// Puts manifest and config into the store.
+fn enter(store: &Inner, names: Vec<String>, bytes: &[u8], manifest: Manifest, config: &[u8]) -> Result<Loaded> {
+    let parsed = manifest::parse_config(config, &manifest)?;
+    let (digest, size) = (digest_of(bytes), bytes.len() as u64);
+    write_whole(&store.paths.blob(manifest.config.hex()), config)?;
+    write_whole(&store.paths.blob(digest.strip_prefix("sha256:").unwrap_or(&digest)), bytes)?;
+    Ok(Loaded { names, digest, size, parts: Parts::new(manifest, parsed) })
+}
+
+fn blob_name(digest: &str) -> String {
+    format!("blobs/sha256/{}", digest.strip_prefix("sha256:").unwrap_or(digest))
+}
+
+/// The reference that a name stands for. A bare word, as `skopeo copy … oci:DIR:WORD` writes it, is a local name.
+fn full_name(name: &str) -> Result<String> {
+    let local = !name.contains(['/', ':']);
+    let text = if local { format!("localhost/{name}:latest") } else { name.to_owned() };
+    Ok(Reference::parse(&text)?.to_string())
+}
+
+/// The name of a member as documents write it; `None` if it is no text or leads out of the archive.
+fn member_name(directory: &str, path: &[u8]) -> Option<String> {
+    let path = std::str::from_utf8(path).ok()?;
+    let mut parts: Vec<&str> = Vec::new();
+    for part in directory.split('/').chain(path.split('/')) {
+        match part {
+            "" | "." => {}
+            ".." => _ = parts.pop()?,
+            part => parts.push(part),
+        }
+    }
+    (!parts.is_empty()).then(|| parts.join("/"))
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -1,0 +1,117 @@
+//! Archives that skopeo makes of a pulled image, and broken ones.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use crate::layer::tar::tests::{header, with_data};
+use crate::{ImageStore, StoreConfig};
+
+fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("not root: skipped");
+    }
+    root
+}
+
+fn store(root: &Path) -> ImageStore {
+    ImageStore::open(StoreConfig::new(root.into())).unwrap()
+}
+
+/// A `docker save` archive by hand, its second layer a link to the first, as docker writes equal layers.
+fn docker_archive() -> Vec<u8> {
+    let layer = [header(b"d/", b'5', 0, |_| {}), with_data(header(b"d/f", b'0', 1, |_| {}), b"f")].concat();
+    let diff_id = crate::image::digest_of(&layer);
+    let architecture = crate::platform::Platform::host().architecture;
+    let config = format!(
+        r#"{{"architecture":"{architecture}","os":"linux","rootfs":{{"type":"layers","diff_ids":["{diff_id}","{diff_id}"]}}}}"#
+    );
+    let manifest =
+        r#"[{"Config":"c.json","RepoTags":["example.org/a:1","b:2"],"Layers":["1/layer.tar","2/layer.tar"]}]"#;
+    let file = |name: &[u8], data: &[u8]| with_data(header(name, b'0', data.len() as u64, |_| {}), data);
+    let link = header(b"2/layer.tar", b'2', 0, |b| b[157..171].copy_from_slice(b"../1/layer.tar"));
+    [
+        link,
+        file(b"1/layer.tar", &layer),
+        file(b"c.json", config.as_bytes()),
+        file(b"manifest.json", manifest.as_bytes()),
+        vec![0; 1024],
+    ]
+    .concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_and_layouts_give_the_same_image() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let archive = base.path().join("saved.tar");
+    std::fs::write(&archive, docker_archive()).unwrap();
+    let first = store(&base.path().join("first"));
+    let images = first.load(&archive).await.unwrap();
+    let names: Vec<&str> = images.iter().map(|image| image.reference.as_str()).collect();
+    assert_eq!(names, ["example.org/a:1", "docker.io/library/b:2"]);
+    assert_eq!(std::fs::read(images[0].layers[0].join("d/f")).unwrap(), b"f");
+    assert_eq!(first.list().await.unwrap().len(), 2);
+    // skopeo, another reader, makes layouts and archives of it.
+    for (i, target) in
+        ["oci:l:x", "oci:m:example.org/a:1", "oci-archive:o.tar:example.org/a:1", "docker-archive:d.tar:b:2"]
+            .into_iter()
+            .enumerate()
+    {
+        let copied = Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "-q", "docker-archive:saved.tar:example.org/a:1", target])
+            .current_dir(base.path())
+            .status();
+        let Ok(copied) = copied else {
+            eprintln!("no skopeo: skipped");
+            return;
+        };
+        assert!(copied.success(), "{target}");
+        let file = target.split(':').nth(1).unwrap();
+        let other = store(&base.path().join(i.to_string()));
+        let loaded = other.load(&base.path().join(file)).await.unwrap();
+        let expected = ["localhost/x:latest", "example.org/a:1", "example.org/a:1", "docker.io/library/b:2"][i];
+        assert_eq!((loaded.len(), loaded[0].reference.as_str()), (1, expected), "{target}");
+        assert_eq!(std::fs::read(loaded[0].layers[0].join("d/f")).unwrap(), b"f", "{target}");
+        assert_eq!(loaded[0].config.rootfs(), images[0].config.rootfs(), "{target}");
+        let left: Vec<_> = std::fs::read_dir(base.path().join(i.to_string()).join("layers"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .filter(|name| name.as_encoded_bytes().starts_with(b"tmp-"))
+            .collect();
+        assert!(left.is_empty(), "{target}: {left:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_archives_are_typed_errors_and_enter_nothing() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let store = store(&base.path().join("root"));
+    let good = docker_archive();
+    let mut damaged = good.clone();
+    // The layer's only file.
+    let at = damaged.windows(3).position(|bytes| bytes == b"d/f").unwrap();
+    damaged[at + 512] = b'g';
+    let loop_of_links = header(b"manifest.json", b'2', 0, |b| b[157..170].copy_from_slice(b"manifest.json"));
+    for (what, bytes, code) in [
+        ("empty", Vec::new(), "image.invalid_manifest"),
+        ("no tar", vec![b'x'; 2000], "image.invalid_manifest"),
+        ("cut", good[..2000].to_vec(), "image.invalid_manifest"),
+        ("another diff ID", damaged, "image.digest_mismatch"),
+        ("links in a circle", loop_of_links, "image.invalid_manifest"),
+    ] {
+        let path = base.path().join("archive");
+        std::fs::write(&path, bytes).unwrap();
+        let error = store.load(&path).await.unwrap_err();
+        assert_eq!(error.code(), code, "{what}: {error}");
+        assert!(store.list().await.unwrap().is_empty(), "{what}");
+    }
+    store.prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();
+    assert_eq!(std::fs::read_dir(base.path().join("root/images/blobs/sha256")).unwrap().count(), 0);
+}
