@@ -21,6 +21,7 @@ crate::tests![
     an_image_in_use_is_removed_only_by_force_and_its_container_lives,
     a_tag_is_a_further_name,
     a_loaded_archive_runs_without_a_registry,
+    a_pull_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole,
     pulls_of_one_image_at_once_all_succeed,
     owners_modes_links_and_times_of_a_layer_are_exact,
 ];
@@ -239,4 +240,48 @@ async fn owners_modes_links_and_times_of_a_layer_are_exact(case: Case) {
         "6",
     ];
     assert_eq!(case.run(&spec).await.succeeded(), expected);
+}
+
+async fn a_pull_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole(case: Case) {
+    let mut state = 1u64;
+    let data: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u8
+    })
+    .take(40 << 20)
+    .collect();
+    let image = Image::busybox().layer(LayerBuilder::new().dir("big", 0o755).file("big/f", 0o644, &data).finish());
+    let reference = case.push("latest", &image).await;
+    let root = case.root("killed");
+    let (store, pull) = (root.dir.join("layers"), Request::Pull { image: reference.clone(), auth: None });
+    let in_the_making = || -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(&store).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.file_name().unwrap().as_encoded_bytes().starts_with(b"tmp-")).collect()
+    };
+    let arrived = || {
+        let size = |path: &std::path::PathBuf| std::fs::metadata(path.join("blob")).map_or(0, |blob| blob.len());
+        in_the_making().iter().map(size).max().unwrap_or(0)
+    };
+    for least in [1 << 20, 20 << 20] {
+        let mut agent = Agent::start(&root, &[]).await;
+        assert_eq!(in_the_making(), Vec::<std::path::PathBuf>::new(), "an open leaves what a dead pull began");
+        agent.send(&pull).await;
+        let begun = std::time::Instant::now();
+        while arrived() < least {
+            assert!(begun.elapsed().as_secs() < 60, "the pull does not get so far");
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        agent.kill().await;
+        assert!(arrived() >= least, "it was over before the kill");
+    }
+    // Two processes at once, over what is left.
+    let (mut agent, mut other) = (Agent::start(&root, &[]).await, Agent::start(&root, &[]).await);
+    let (one, two) = tokio::join!(agent.ask(&pull), other.ask(&pull));
+    one.and(two).unwrap();
+    assert_eq!(in_the_making(), Vec::<std::path::PathBuf>::new());
+    let diff_id = image.layers.last().unwrap().diff_id.strip_prefix("sha256:").unwrap();
+    let unpacked = std::fs::read(store.join("diff").join(diff_id).join("big/f")).unwrap();
+    assert!(unpacked == data, "a file of a killed pull was taken for whole");
+    agent.kill().await;
+    other.kill().await;
 }
