@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, MountBuilder};
 use runtime_core::ServiceSpec;
 use runtime_core::spec::StorageSpec;
+use serde::{Deserialize, Serialize};
 
 use super::{EtcFiles, VolumeMount};
 use crate::error::{Error, Result};
@@ -32,13 +32,41 @@ const PROC_FILES: [&str; 8] = [
     "/proc/uptime",
 ];
 
-/// All mounts, checked. `volumes` are the spec's binds and volumes and the image's, resolved to host paths.
+/// No device, no setuid, no program.
+const SEALED: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+
+/// One mount, as the init makes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MountPlan {
+    /// What is mounted.
+    pub source: MountSource,
+    /// Absolute path in the container; made where the image lacks it.
+    pub target: String,
+    /// `MOUNT_ATTR_*`; for a bind they hold for everything mounted beneath it, too.
+    pub attributes: u64,
+}
+
+/// What a mount shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum MountSource {
+    /// A filesystem of the kernel's.
+    Filesystem {
+        /// `tmpfs`, `proc`, …
+        kind: String,
+        /// As fsconfig(2) takes them.
+        options: Vec<(String, String)>,
+    },
+    /// A directory or file of the host's, with what is mounted beneath it.
+    Bind(PathBuf),
+}
+
+/// All mounts but `/proc` and `/dev`, which are libcontainer's, checked. `volumes` are the spec's binds and volumes and the image's, resolved to host paths.
 pub(super) fn mounts(
     spec: &ServiceSpec,
     volumes: &[VolumeMount],
     etc: &EtcFiles<'_>,
     cgroup_v2: bool,
-) -> Result<Vec<Mount>> {
+) -> Result<Vec<MountPlan>> {
     let mut user = Vec::new();
     check(spec)?;
     for (index, storage) in spec.storage.iter().enumerate() {
@@ -47,10 +75,9 @@ pub(super) fn mounts(
             if mode > MAX_MODE {
                 return Err(Error::invalid(format!("storage[{index}].mode"), format!("{mode:o} is not a mode")));
             }
-            let mut options =
-                vec!["nosuid".to_owned(), "nodev".to_owned(), "noexec".to_owned(), format!("mode={mode:o}")];
-            options.extend(size.map(|size| format!("size={}", size.as_u64())));
-            user.push((target_of(spec, target)?, mount("tmpfs", "tmpfs", target, options)?));
+            let mut options = vec![("mode", format!("{mode:o}"))];
+            options.extend(size.map(|size| ("size", size.as_u64().to_string())));
+            user.push((target_of(spec, target)?, filesystem("tmpfs", target, &options, SEALED)));
         }
     }
     let mut seen: BTreeSet<String> = user.iter().map(|(target, _)| target.clone()).collect();
@@ -60,19 +87,15 @@ pub(super) fn mounts(
             return Err(Error::invalid(field_of(spec, &volume.target), format!("{target} is mounted twice")));
         }
         require(spec, volume)?;
-        user.push((target, bind(&volume.source, &volume.target, volume.readonly)?));
+        user.push((target, bind(&volume.source, &volume.target, volume.readonly)));
     }
-    let mut all: Vec<Mount> = Vec::new();
-    for (target, mount) in system(spec, cgroup_v2)? {
-        if !seen.contains(target) {
-            all.push(mount);
-        }
-    }
+    let mut all = system(spec, cgroup_v2)?;
+    all.retain(|mount| !seen.contains(&mount.target));
     for (source, target) in
         [(etc.hosts, "/etc/hosts"), (etc.hostname, "/etc/hostname"), (etc.resolv_conf, "/etc/resolv.conf")]
     {
         if !seen.contains(target) {
-            user.push((target.to_owned(), bind(source, target, false)?));
+            user.push((target.to_owned(), bind(source, target, false)));
         }
     }
     user.sort_by_key(|(target, _)| target.matches('/').count());
@@ -161,55 +184,38 @@ fn field_of(spec: &ServiceSpec, target: &str) -> String {
     }
 }
 
-/// The kernel's filesystems, by target.
-fn system(spec: &ServiceSpec, cgroup_v2: bool) -> Result<Vec<(&'static str, Mount)>> {
-    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+/// The kernel's filesystems that the init mounts.
+fn system(spec: &ServiceSpec, cgroup_v2: bool) -> Result<Vec<MountPlan>> {
     let shm = spec.shm_size.map_or(DEFAULT_SHM_BYTES, runtime_core::spec::ByteSize::as_u64);
     if shm == 0 {
         return Err(Error::invalid("shm_size", "it must be larger than 0"));
     }
-    let sealed = ["nosuid", "noexec", "nodev"];
-    let mut sys = words(&sealed);
-    if !spec.privileged {
-        sys.push("ro".to_owned());
-    }
-    let mut shm_options = words(&sealed);
-    shm_options.extend(["mode=1777".to_owned(), format!("size={shm}")]);
-    let dev = words(&["nosuid", "strictatime", "mode=755", "size=65536k"]);
-    let pts = words(&["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]);
+    let text = |text: &str| text.to_owned();
+    let sys = SEALED | if spec.privileged { 0 } else { libc::MOUNT_ATTR_RDONLY };
+    let pts = [("ptmxmode", text("0666")), ("mode", text("0620")), ("gid", text("5"))];
+    let shm_options = [("source", text("shm")), ("mode", text("1777")), ("size", shm.to_string())];
     let mut mounts = vec![
-        ("/proc", mount("proc", "proc", "/proc", words(&sealed))?),
-        ("/dev", mount("tmpfs", "tmpfs", "/dev", dev)?),
-        ("/dev/pts", mount("devpts", "devpts", "/dev/pts", pts)?),
-        ("/sys", mount("sysfs", "sysfs", "/sys", sys.clone())?),
-        ("/dev/mqueue", mount("mqueue", "mqueue", "/dev/mqueue", words(&sealed))?),
-        ("/dev/shm", mount("tmpfs", "shm", "/dev/shm", shm_options)?),
+        filesystem("devpts", "/dev/pts", &pts, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC),
+        filesystem("sysfs", "/sys", &[], sys),
+        filesystem("mqueue", "/dev/mqueue", &[], SEALED),
+        filesystem("tmpfs", "/dev/shm", &shm_options, SEALED),
     ];
     if cgroup_v2 {
         // On v1 the helper attaches a read-only view itself: see `cgroup_view`.
-        mounts.push(("/sys/fs/cgroup", mount("cgroup", "cgroup", "/sys/fs/cgroup", sys)?));
+        mounts.push(filesystem("cgroup2", "/sys/fs/cgroup", &[], sys));
     }
     Ok(mounts)
 }
 
-fn bind(source: &Path, target: &str, readonly: bool) -> Result<Mount> {
-    // `ro` alone leaves what is mounted beneath the source writable.
-    let words: &[&str] = if readonly { &["rbind", "ro", "rro"] } else { &["rbind"] };
-    let source = source.to_str().ok_or_else(|| Error::Configuration {
-        what: source.display().to_string(),
-        reason: "a path that is not UTF-8 cannot be mounted".to_owned(),
-    })?;
-    mount("bind", source, target, words.iter().map(|word| (*word).to_owned()).collect())
+fn bind(source: &Path, target: &str, readonly: bool) -> MountPlan {
+    let attributes = if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    MountPlan { source: MountSource::Bind(source.to_owned()), target: target.to_owned(), attributes }
 }
 
-fn mount(kind: &str, source: &str, target: &str, options: Vec<String>) -> Result<Mount> {
-    MountBuilder::default()
-        .typ(kind)
-        .source(PathBuf::from(source))
-        .destination(PathBuf::from(target))
-        .options(options)
-        .build()
-        .map_err(|error| Error::invalid("storage", format!("{target}: {error}")))
+fn filesystem(kind: &str, target: &str, options: &[(&str, String)], attributes: u64) -> MountPlan {
+    let options = options.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let source = MountSource::Filesystem { kind: kind.to_owned(), options };
+    MountPlan { source, target: target.to_owned(), attributes }
 }
 
 #[cfg(test)]
@@ -228,18 +234,26 @@ mod tests {
         VolumeMount { source: "/src".into(), target: target.into(), readonly }
     }
 
-    fn built(spec: &ServiceSpec, volumes: &[VolumeMount], cgroup_v2: bool) -> Result<Vec<Mount>> {
+    fn built(spec: &ServiceSpec, volumes: &[VolumeMount], cgroup_v2: bool) -> Result<Vec<MountPlan>> {
         let file = Path::new("/run/x");
         mounts(spec, volumes, &EtcFiles { hosts: file, hostname: file, resolv_conf: file }, cgroup_v2)
     }
 
-    fn targets(mounts: &[Mount]) -> Vec<&str> {
-        mounts.iter().map(|mount| mount.destination().to_str().unwrap()).collect()
+    fn targets(mounts: &[MountPlan]) -> Vec<&str> {
+        mounts.iter().map(|mount| mount.target.as_str()).collect()
     }
 
-    fn options<'a>(mounts: &'a [Mount], target: &str) -> Vec<&'a str> {
-        let mount = mounts.iter().find(|mount| mount.destination() == Path::new(target)).unwrap();
-        mount.options().as_ref().unwrap().iter().map(String::as_str).collect()
+    fn at<'a>(mounts: &'a [MountPlan], target: &str) -> &'a MountPlan {
+        mounts.iter().find(|mount| mount.target == target).unwrap()
+    }
+
+    fn option<'a>(mounts: &'a [MountPlan], target: &str, name: &str) -> Option<&'a str> {
+        let MountSource::Filesystem { options, .. } = &at(mounts, target).source else { return None };
+        options.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    fn is_read_only(mounts: &[MountPlan], target: &str) -> bool {
+        at(mounts, target).attributes & libc::MOUNT_ATTR_RDONLY != 0
     }
 
     #[test]
@@ -247,21 +261,11 @@ mod tests {
         let mounts = built(&spec(vec![]), &[], false).unwrap();
         assert_eq!(
             targets(&mounts),
-            [
-                "/proc",
-                "/dev",
-                "/dev/pts",
-                "/sys",
-                "/dev/mqueue",
-                "/dev/shm",
-                "/etc/hosts",
-                "/etc/hostname",
-                "/etc/resolv.conf"
-            ]
+            ["/dev/pts", "/sys", "/dev/mqueue", "/dev/shm", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]
         );
-        assert!(options(&mounts, "/sys").contains(&"ro"));
-        assert!(options(&mounts, "/dev/shm").contains(&"size=67108864"));
-        assert!(options(&built(&spec(vec![]), &[], true).unwrap(), "/sys/fs/cgroup").contains(&"ro"));
+        assert!(is_read_only(&mounts, "/sys") && !is_read_only(&mounts, "/dev/shm"));
+        assert_eq!(option(&mounts, "/dev/shm", "size"), Some("67108864"));
+        assert!(is_read_only(&built(&spec(vec![]), &[], true).unwrap(), "/sys/fs/cgroup"));
     }
 
     #[test]
@@ -273,12 +277,14 @@ mod tests {
             [volume("/dev/shm", false), volume("/a", true), volume("/etc/hosts", false), volume("/etc", false)];
         let mounts = built(&spec(storage), &volumes, false).unwrap();
         assert_eq!(
-            targets(&mounts)[5..],
+            targets(&mounts)[3..],
             ["/a", "/etc", "/dev/shm", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/a/b/c"]
         );
-        assert_eq!(options(&mounts, "/a/b/c"), ["nosuid", "nodev", "noexec", "mode=700", "size=1024"]);
-        assert_eq!(options(&mounts, "/a"), ["rbind", "ro", "rro"]);
-        assert_eq!(options(&mounts, "/dev/shm"), ["rbind"]);
+        assert_eq!(option(&mounts, "/a/b/c", "mode"), Some("700"));
+        assert_eq!(option(&mounts, "/a/b/c", "size"), Some("1024"));
+        assert_eq!(at(&mounts, "/a/b/c").attributes, SEALED);
+        assert!(is_read_only(&mounts, "/a") && !is_read_only(&mounts, "/dev/shm"));
+        assert_eq!(at(&mounts, "/dev/shm").source, MountSource::Bind("/src".into()));
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn what_libcontainer_must_not_do_is_left_out_of_its_spec() {
     for absent in ["capabilities", "noNewPrivileges", "rlimits", "oomScoreAdj"] {
         assert!(process.get(absent).is_none(), "{absent}: {process}");
     }
-    for absent in ["resources", "seccomp", "devices"] {
+    for absent in ["resources", "seccomp", "devices", "maskedPaths", "readonlyPaths"] {
         assert!(json["linux"].get(absent).is_none(), "{absent}");
     }
     assert!(json.get("hooks").is_none());
@@ -88,7 +88,8 @@ fn the_spec_overrides_the_image() {
     assert_eq!((bundle.process.user.as_deref(), bundle.stop_signal), (Some("0:5"), 37));
     assert!(bundle.process.no_new_privileges);
     let json = serde_json::to_value(&bundle.oci).unwrap();
-    assert_eq!((&json["hostname"], &json["root"]["readonly"]), (&"front.example".into(), &true.into()));
+    assert_eq!(json["hostname"], "front.example");
+    assert!(bundle.root.read_only);
     assert_eq!(json["linux"]["sysctl"], serde_json::json!({"kernel.shmmax": "1"}));
     assert!(bundle.process.net_sysctls.contains(&("net.core.somaxconn".into(), "9".into())));
     assert!(json["process"]["env"].as_array().unwrap().contains(&"TERM=xterm".into()));
@@ -103,8 +104,7 @@ fn privileged_means_everything_and_is_refused_without_a_device_filter() {
     assert_eq!(bundle.process.seccomp, None);
     assert_eq!(bundle.process.capabilities.bounding, capabilities::available());
     assert!(bundle.process.cgroup_view_writable);
-    let linux = bundle.oci.linux().as_ref().unwrap();
-    assert!(linux.masked_paths().as_ref().unwrap().is_empty() && linux.readonly_paths().as_ref().unwrap().is_empty());
+    assert!(bundle.root.masked.is_empty() && bundle.root.read_only_paths.is_empty());
     assert_eq!(built(&spec, &image(), true).unwrap_err().code(), "unsupported.here");
     let device = DeviceSpec { path: "/dev/null".into(), read: true, write: true, mknod: false };
     let spec = ServiceSpec { devices: vec![device], ..ServiceSpec::new("i") };

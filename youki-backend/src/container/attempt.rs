@@ -137,6 +137,7 @@ impl Inner {
             limits: CgroupLimits::new(&record.spec.resources, cgroup_v2)?,
             device_rules: bundle::device_rules(&record.spec)?,
             oci: bundle.oci,
+            root: bundle.root,
             process: bundle.process,
             filter,
             fill,

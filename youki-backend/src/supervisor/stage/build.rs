@@ -16,20 +16,20 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::executor::Init;
 use super::fill;
-use super::mount_errors::MountErrors;
+use super::mounts::RootMounts;
 use super::{CreatePlan, Descriptors};
 use crate::bundle::cgroup_view::CgroupView;
 use crate::bundle::resources::{CgroupLimits, CgroupWrite};
-use crate::bundle::{users, workdir};
+use crate::bundle::users;
 use crate::cgroup::{CgroupPaths, Dirs};
 use crate::error::{Error, Result, chain};
-use crate::supervisor::failure::Failure;
+use crate::supervisor::failure::{CREATE_FAILED, Failure};
 use crate::supervisor::launch::{Launch, Program};
 
 /// libcontainer's name for the container, in a directory that is its alone.
 pub(crate) const LIBCONTAINER_ID: &str = "c";
 
-const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+pub(super) const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
 /// Builds, reports, and ends.
 pub(super) fn main(plan: CreatePlan, descriptors: Descriptors) -> ! {
@@ -66,8 +66,9 @@ fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Resul
     for volume in &plan.fill {
         fill::fill(&root, &volume.target, &volume.source)?;
     }
-    let launch = finish_bundle(&mut plan, &root)?;
+    let (launch, identity) = finish_bundle(&mut plan, &root)?;
     drop(root);
+    let mounts = RootMounts::prepare(plan.root.clone())?;
     say(report, "build")?;
 
     let cgroup = plan.cgroup()?;
@@ -83,7 +84,6 @@ fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Resul
         hide_cgroups()?;
     }
 
-    let owner = plan.oci.process().as_ref().map_or(0, |process| process.user().uid());
     let init = match plan.init {
         true => Some(Rc::new(crate::supervisor::sealed::open(&plan.resident_executable)?)),
         false => None,
@@ -91,14 +91,19 @@ fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Resul
     let executor = Init {
         init,
         launch: Rc::new(launch),
+        mounts: Rc::new(mounts),
+        owner: (identity.uid, identity.gid),
         cgroup_view: view.map(Rc::new),
-        terminal: plan.resident.terminal.then_some(owner),
+        terminal: plan.resident.terminal,
+        report: report.as_raw_fd(),
         errno: streams.errno.as_raw_fd(),
     };
     let state_root = plan.resident.state_dir.parent().unwrap_or(Path::new("/")).to_owned();
-    let said = MountErrors::listen().map_err(Error::io("listening to", "libcontainer"))?;
-    let failed =
-        |error: libcontainer::error::LibcontainerError| said.explain(plan.oci.mounts().as_deref(), chain(&error));
+    let failed = |error: libcontainer::error::LibcontainerError| Error::CreateFailed {
+        id: LIBCONTAINER_ID.to_owned(),
+        code: CREATE_FAILED,
+        reason: chain(&error),
+    };
     let container = ContainerBuilder::new(LIBCONTAINER_ID.to_owned(), SyscallType::default())
         .with_executor(executor)
         .with_root_path(state_root)
@@ -122,11 +127,10 @@ fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Resul
 }
 
 /// Resolves the user in the merged root, writes config.json, and prepares what the init does last.
-fn finish_bundle(plan: &mut CreatePlan, root: &OwnedFd) -> Result<Launch> {
+fn finish_bundle(plan: &mut CreatePlan, root: &OwnedFd) -> Result<(Launch, users::Identity)> {
     use std::os::fd::AsFd;
     let identity = users::resolve(root.as_fd(), plan.process.user.as_deref())?;
     let process = plan.oci.process_mut().get_or_insert_default();
-    workdir::ensure(root.as_fd(), &process.cwd().to_string_lossy())?;
     let user = process.user_mut();
     user.set_uid(identity.uid);
     user.set_gid(identity.gid);
@@ -150,7 +154,7 @@ fn finish_bundle(plan: &mut CreatePlan, root: &OwnedFd) -> Result<Launch> {
     let path = plan.bundle.join("config.json");
     let config = serde_json::to_vec(&plan.oci).map_err(|error| Error::io("writing", &path)(error.into()))?;
     fs::write(&path, config).map_err(Error::io("writing", &path))?;
-    Ok(launch)
+    Ok((launch, identity))
 }
 
 fn write_device_rules(cgroup: &CgroupPaths, rules: &[String]) -> Result<()> {

@@ -9,8 +9,9 @@ mod build;
 mod console;
 mod executor;
 mod fill;
-mod mount_errors;
+mod mounts;
 mod plan;
+mod root_path;
 mod rootfs;
 
 use std::ffi::CString;

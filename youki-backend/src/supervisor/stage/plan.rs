@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::rootfs::Overlay;
-use crate::bundle::ProcessPlan;
 use crate::bundle::resources::CgroupLimits;
+use crate::bundle::{ProcessPlan, RootPlan};
 use crate::cgroup::{CgroupPaths, Hierarchy};
 use crate::error::Result;
 use crate::supervisor::resident::ResidentConfig;
@@ -46,6 +46,8 @@ pub(crate) struct CreatePlan {
     pub device_rules: Vec<String>,
     /// For libcontainer; the user is resolved here.
     pub oci: oci_spec::runtime::Spec,
+    /// What the init does in its root.
+    pub root: RootPlan,
     /// What is applied by ourselves.
     pub process: ProcessPlan,
     /// The compiled system call filter.
