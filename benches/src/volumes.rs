@@ -1,4 +1,4 @@
-//! First and unchanged sync of a volume to an S3 endpoint.
+//! Sync of a volume to an S3 endpoint, first, changed a little and unchanged, and its restore.
 
 use std::fs;
 use std::path::Path;
@@ -28,12 +28,18 @@ pub struct Settings {
     /// Bytes in each, incompressible
     #[arg(long, default_value_t = 256 << 10)]
     file_bytes: usize,
-    /// First syncs of each side; each is followed by three unchanged ones
+    /// First syncs of each side; each is followed by three unchanged ones, one after a change of one file in a hundred,
+    /// and a restore
     #[arg(long, default_value_t = 3)]
     runs: usize,
 }
 
 const UNCHANGED: usize = 3;
+/// Places of the phases among the tables.
+const FIRST: usize = 0;
+const UNCHANGED_SYNC: usize = 1;
+const CHANGED: usize = 2;
+const RESTORE: usize = 3;
 const FILES_IN_DIRECTORY: usize = 100;
 
 pub async fn measure(options: &Options, settings: &Settings) -> Result<Vec<Report>> {
@@ -49,14 +55,13 @@ pub async fn measure(options: &Options, settings: &Settings) -> Result<Vec<Repor
     let runtime = YoukiRuntime::open(scratch.config.clone()).await?;
     let bytes = settings.files * settings.file_bytes;
     let what = format!("{:.1} MB in {} files", bytes as f64 / 1e6, settings.files);
-    let sides = ["berth volume sync", "rclone sync"];
-    let report = |phase: &str, unit| Report::new(format!("{phase} sync of {what}: {unit}"), "s", &sides);
-    let mut reports = [
-        report("first", "time"),
-        report("first", "CPU of the tool"),
-        report("unchanged", "time"),
-        report("unchanged", "CPU of the tool"),
-    ];
+    let sides = ["berth volume", "rclone sync"];
+    let report = |phase: &str, unit| Report::new(format!("{phase} of {what}: {unit}"), "s", &sides);
+    let phases = ["first sync", "unchanged sync", "sync after 1 % of the files changed", "restore"];
+    let mut reports: Vec<Report> =
+        phases.iter().flat_map(|phase| [report(phase, "time"), report(phase, "CPU of the tool")]).collect();
+    let note = "Berth's ends when all of it is on disk (syncfs), rclone's when it is written.";
+    reports[2 * RESTORE].notes.push(note.to_owned());
     for round in 0..settings.runs {
         let name = format!("bench-{round}");
         // A user, as a container is one: without it the volume would be given back and claimed again each time.
@@ -64,26 +69,42 @@ pub async fn measure(options: &Options, settings: &Settings) -> Result<Vec<Repor
         fill(&volume.path, settings, round as u64)?;
         nix::unistd::sync();
         let target = format!("bench:{}/{prefix}/rclone-{round}", settings.bucket);
+        let berth = |scratch: &Scratch| {
+            let mut berth = scratch.berth();
+            berth.env("BERTH_S3_BUCKET", &settings.bucket).env("BERTH_S3_ENDPOINT", &settings.endpoint);
+            berth.env("BERTH_S3_PREFIX", format!("{prefix}/berth"));
+            berth
+        };
+        let sync = |side: usize| -> Result<Cost> {
+            match side {
+                0 => timed(berth(&scratch).args(["volume", "sync", &name])),
+                _ => timed(rclone_sync(settings).arg(&volume.path).arg(&target)),
+            }
+        };
         for turn in 0..2 {
             let side = (round + turn) % 2;
-            let sync = || -> Result<Cost> {
-                if side == 0 {
-                    let mut berth = scratch.berth();
-                    berth.env("BERTH_S3_BUCKET", &settings.bucket).env("BERTH_S3_ENDPOINT", &settings.endpoint);
-                    berth.env("BERTH_S3_PREFIX", format!("{prefix}/berth"));
-                    timed(berth.args(["volume", "sync", &name]))
-                } else {
-                    let mut rclone = rclone(settings);
-                    rclone.arg("sync").args(["--transfers", "16", "--checkers", "16", "--fast-list"]);
-                    timed(rclone.arg(&volume.path).arg(&target))
-                }
-            };
             for pass in 0..=UNCHANGED {
-                let cost = sync()?;
-                let table = if pass == 0 { 0 } else { 2 };
-                reports[table].add(side, cost.wall.as_secs_f64());
-                reports[table + 1].add(side, cost.cpu.as_secs_f64());
+                let cost = sync(side)?;
+                add(&mut reports, if pass == 0 { FIRST } else { UNCHANGED_SYNC }, side, cost);
             }
+        }
+        change(&volume.path, settings)?;
+        nix::unistd::sync();
+        for turn in 0..2 {
+            let side = (round + turn) % 2;
+            add(&mut reports, CHANGED, side, sync(side)?);
+        }
+        for turn in 0..2 {
+            let side = (round + turn) % 2;
+            let to = scratch.dir.join(format!("restored-{side}"));
+            nix::unistd::sync();
+            let cost = if side == 0 {
+                timed(berth(&scratch).args(["volume", "restore", &name, "--to"]).arg(&to))?
+            } else {
+                timed(rclone_sync(settings).arg(&target).arg(&to))?
+            };
+            add(&mut reports, RESTORE, side, cost);
+            fs::remove_dir_all(&to).context("removing what was restored")?;
         }
         runtime.volumes().release(&name, "bench").await?;
         runtime.volumes().remove(&name, true, true).await?;
@@ -91,6 +112,29 @@ pub async fn measure(options: &Options, settings: &Settings) -> Result<Vec<Repor
     let _ = timed(rclone(settings).arg("purge").arg(format!("bench:{}/{prefix}", settings.bucket)));
     scratch.close(runtime).await?;
     Ok(reports.into_iter().map(Report::finished).collect())
+}
+
+fn add(reports: &mut [Report], phase: usize, side: usize, cost: Cost) {
+    reports[2 * phase].add(side, cost.wall.as_secs_f64());
+    reports[2 * phase + 1].add(side, cost.cpu.as_secs_f64());
+}
+
+/// Writes one file in a hundred anew.
+fn change(dir: &Path, settings: &Settings) -> Result<()> {
+    for number in (0..settings.files).step_by(100) {
+        let path = dir.join(format!("d{}", number / FILES_IN_DIRECTORY)).join(format!("f{number}"));
+        let mut content = fs::read(&path).context("reading a file of the volume")?;
+        content.iter_mut().for_each(|byte| *byte = !*byte);
+        fs::write(&path, content).context("changing a file of the volume")?;
+    }
+    Ok(())
+}
+
+/// `rclone sync` with what makes it fastest here.
+fn rclone_sync(settings: &Settings) -> Command {
+    let mut command = rclone(settings);
+    command.arg("sync").args(["--transfers", "16", "--checkers", "16", "--fast-list"]);
+    command
 }
 
 /// rclone with the remote `bench`, and no configuration of the user's.

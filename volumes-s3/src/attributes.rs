@@ -11,6 +11,9 @@ const XATTR_LIMIT: usize = 64 << 10;
 /// Mark the root of a volume's tree; the value is the volume's name. The second is for who may not set the first.
 /// They say something of this host, not of the tree: they are not taken into a generation.
 const MARKERS: [&CStr; 2] = [c"trusted.berth.volume", c"user.berth.volume"];
+/// On the root of a new tree until it holds all that it is to be filled with. Not one of `user.*`: a container could
+/// set those, and what bears this mark is nobody's data.
+const UNFILLED: &CStr = c"trusted.berth.unfilled";
 
 /// Names and values.
 pub(crate) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
@@ -33,7 +36,7 @@ pub(crate) fn read(directory: BorrowedFd<'_>, name: &CStr) -> Result<Attributes,
     let mut attributes = Vec::new();
     for name in names.split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
-        if MARKERS.contains(&name) {
+        if is_own(name.to_bytes()) {
             continue;
         }
         let mut value = vec![0; XATTR_LIMIT];
@@ -56,7 +59,7 @@ pub(crate) fn write(directory: BorrowedFd<'_>, name: &CStr, attributes: &[(Vec<u
     let path = through_proc(directory, name);
     attributes
         .iter()
-        .filter(|(name, _)| MARKERS.iter().all(|marker| marker.to_bytes() != name))
+        .filter(|(name, _)| !is_own(name))
         .try_for_each(|(name, value)| rustix::fs::lsetxattr(&path, name.as_slice(), value, XattrFlags::empty()))
 }
 
@@ -76,6 +79,40 @@ pub(crate) fn is_marked(root: impl AsFd, volume: &str) -> bool {
         let length = rustix::fs::fgetxattr(&root, *marker, &mut value[..]);
         length.is_ok_and(|length| &value[..length] == volume.as_bytes())
     })
+}
+
+/// Marks the root of a new tree as one that is still to be filled.
+pub(crate) fn mark_unfilled(root: impl AsFd) -> Result<(), Errno> {
+    rustix::fs::fsetxattr(root, UNFILLED, b"", XattrFlags::empty())
+}
+
+/// Whether a new volume, of whose tree `root` is the root, is still to be filled.
+///
+/// # Errors
+/// Those of reading its attributes.
+pub fn is_unfilled(root: impl AsFd) -> std::io::Result<bool> {
+    match rustix::fs::fgetxattr(root, UNFILLED, &mut [0u8; 0][..]) {
+        Ok(_) => Ok(true),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Says that a new volume holds all that it is to be filled with: from here on it is data. What was written must be on
+/// disk.
+///
+/// # Errors
+/// Those of writing its attributes.
+pub fn mark_filled(root: impl AsFd) -> std::io::Result<()> {
+    match rustix::fs::fremovexattr(root, UNFILLED) {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Of this host's, and not of the tree.
+fn is_own(name: &[u8]) -> bool {
+    MARKERS.iter().chain([&UNFILLED]).any(|own| own.to_bytes() == name)
 }
 
 /// There are no calls for attributes that take a directory and a name on kernels before 6.13.

@@ -46,8 +46,8 @@ impl S3Config {
         format!("{}/{}", self.endpoint.as_deref().unwrap_or("s3://"), self.bucket)
     }
 
-    /// What tells one place of volumes from another: a tree's record of what it published is worth nothing elsewhere.
-    pub(crate) fn identity(&self) -> String {
+    /// The way to a place of volumes. Several may lead to one: which place it is, the place itself tells.
+    pub(crate) fn address(&self) -> String {
         let endpoint = self.endpoint.as_deref().unwrap_or("aws").trim_end_matches('/');
         format!("{endpoint}|{}|{}", self.bucket, self.key_prefix())
     }

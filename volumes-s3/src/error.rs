@@ -43,6 +43,14 @@ pub enum Error {
         /// The containers.
         users: Vec<String>,
     },
+    /// A create of this host has made it, and fills it.
+    #[error("volume {name}: still being filled from the image of {}", users.join(", "))]
+    BeingFilled {
+        /// The volume.
+        name: String,
+        /// The containers being created.
+        users: Vec<String>,
+    },
     /// Another host holds the claim.
     #[error("volume {name}: in use on host {host} (record {record})")]
     InUseElsewhere {
@@ -65,6 +73,14 @@ pub enum Error {
         owner: String,
         /// The generation beside the main line that holds what this host could not publish.
         branch: Option<u64>,
+    },
+    /// The time given to a sync was over before it was. What is owed is journaled.
+    #[error("volume {name}: not in S3 within {patience:?}")]
+    SyncTimedOut {
+        /// The volume.
+        name: String,
+        /// The time it was given.
+        patience: std::time::Duration,
     },
     /// The tree here and the newest generation both changed.
     #[error("volume {name}: changed here since generation {}, and generation {remote} in S3 is newer",
@@ -214,8 +230,10 @@ impl Error {
             Self::NotFound { .. } => "volume.not_found",
             Self::GenerationNotFound { .. } => "volume.generation_not_found",
             Self::InUse { .. } => "volume.in_use",
+            Self::BeingFilled { .. } => "volume.being_filled",
             Self::InUseElsewhere { .. } => "volume.in_use_elsewhere",
             Self::Fenced { .. } => "volume.fenced",
+            Self::SyncTimedOut { .. } => "volume.sync_timed_out",
             Self::Conflict { .. } => "volume.conflict",
             Self::Unsynced { .. } => "volume.unsynced",
             Self::S3Unreachable { .. } => "volume.s3_unreachable",
@@ -244,6 +262,7 @@ impl Error {
             Self::NotFound { .. } => "`berth volume ls` lists the volumes of this host".into(),
             Self::GenerationNotFound { name, .. } => format!("`berth volume history {name}` lists them"),
             Self::InUse { .. } => "stop and remove those containers first".into(),
+            Self::BeingFilled { .. } => "wait until that container is created".into(),
             Self::InUseElsewhere { host, .. } => {
                 format!(
                     "stop its container on {host}; if that host is dead, take the volume over by name (`take_over`)"
@@ -253,6 +272,9 @@ impl Error {
                 format!("`berth volume restore {name} --generation {branch} --to DIR` brings the branch back")
             }
             Self::Fenced { .. } => "nothing was lost; use the volume on the host that owns it".into(),
+            Self::SyncTimedOut { name, .. } => {
+                format!("check the endpoint; the keeper tries again, and so does `berth volume sync {name}`")
+            }
             Self::Conflict { name, .. } => format!(
                 "`berth volume restore {name} --discard-local` takes the newer generation; copy what you need from here first"
             ),
@@ -275,7 +297,7 @@ impl Error {
     /// Whether trying again later may help without anyone doing anything.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::S3Unreachable { .. } | Self::Interrupted { .. })
+        matches!(self, Self::S3Unreachable { .. } | Self::SyncTimedOut { .. } | Self::Interrupted { .. })
     }
 
     pub(crate) fn io(operation: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {

@@ -20,6 +20,7 @@ mod manifest;
 mod name;
 mod object_store;
 mod pack;
+mod place;
 mod progress;
 mod record;
 mod removal;
@@ -38,6 +39,7 @@ mod uploads;
 mod volume;
 mod walk;
 
+pub use attributes::{is_unfilled, mark_filled};
 pub use config::{S3Config, VolumesConfig};
 pub use error::{Error, Result};
 pub use history::HistoryEntry;

@@ -8,8 +8,20 @@ use crate::sync::publish;
 use crate::volume::Volume;
 
 impl VolumeStore {
-    pub(crate) async fn make_usable(&self, volume: &mut Volume, options: &AcquireOptions) -> Result<Acquired> {
+    pub(crate) async fn make_usable(
+        &self,
+        volume: &mut Volume,
+        user: &str,
+        options: &AcquireOptions,
+    ) -> Result<Acquired> {
         let path = volume.paths.data();
+        if volume.is_unfilled()? {
+            let others: Vec<_> = volume.state.users.keys().filter(|other| *other != user).cloned().collect();
+            if !others.is_empty() {
+                return Err(Error::BeingFilled { name: volume.name.clone(), users: others });
+            }
+            volume.discard_tree().await?;
+        }
         let here = volume.is_here()?;
         let acquired = |is_new, claimed| Acquired { path: path.clone(), is_new, claimed };
         if volume.remote.is_none() {
@@ -19,7 +31,7 @@ impl VolumeStore {
             if volume.state.tree.is_some() {
                 return Err(Error::NoBucket { name: volume.name.clone(), operation: "restoring it" });
             }
-            volume.make_empty().await?;
+            volume.make_empty(options.fill).await?;
             return Ok(acquired(true, false));
         }
         match self.contact(volume).await {
@@ -56,7 +68,7 @@ impl VolumeStore {
             let record = self.tree_record(volume, generation).await?;
             self.restore_into_place(volume, &record, &options.progress).await?;
         } else if !here {
-            volume.make_empty().await?;
+            volume.make_empty(options.fill).await?;
         }
         Ok(acquired(!here && restore.is_none(), !options.readonly))
     }
@@ -70,6 +82,10 @@ impl VolumeStore {
     pub(crate) async fn sync_locked(&self, volume: &mut Volume) -> Result<()> {
         if !volume.is_here()? {
             return Err(Error::NotFound { name: volume.name.clone() });
+        }
+        if volume.is_unfilled()? {
+            let users = volume.state.users.keys().cloned().collect();
+            return Err(Error::BeingFilled { name: volume.name.clone(), users });
         }
         let published = match self.trust_server().await {
             Ok(()) => publish(volume).await,
@@ -96,6 +112,46 @@ impl VolumeStore {
         }
         volume.save().await?;
         published
+    }
+
+    /// Writes down that `user` is gone and what is owed for it, then tries once to do that.
+    ///
+    /// The journal comes first: a try may hang, and its process may end before it does. The error in Ok tells what is
+    /// still owed. With `undone` the user has never run.
+    pub(crate) async fn end_use(&self, volume: &mut Volume, name: &str, undone: bool) -> Result<Option<Error>> {
+        let Some(user) = volume.state.users.remove(name) else { return Ok(None) };
+        let unfilled = volume.is_unfilled()?;
+        let made_for_it = undone && volume.state.made_by.as_deref() == Some(name);
+        if (unfilled || made_for_it) && volume.state.users.is_empty() && volume.is_here()? {
+            volume.discard_tree().await?;
+        }
+        let claims = volume.state.epoch.is_some() || volume.state.pending.claim;
+        volume.state.pending.release |= claims && !volume.state.has_writer();
+        if !user.readonly && !unfilled && volume.remote.is_some() && volume.is_here()? {
+            volume.state.pending.sync = true;
+            volume.state.last_error.get_or_insert_with(|| "the sync after its last use has not ended".to_owned());
+        }
+        volume.save().await?;
+        let owed = match volume.remote.is_some() && !user.readonly {
+            true => self.settle(volume).await.err(),
+            false => None,
+        };
+        if let Some(error) = &owed {
+            tracing::warn!(volume = volume.name, %error, "not durable");
+        }
+        self.forget_blank(volume).await?;
+        Ok(owed)
+    }
+
+    /// Removes what is kept of a volume that never held anything: its create was undone.
+    pub(crate) async fn forget_blank(&self, volume: &mut Volume) -> Result<()> {
+        let state = &volume.state;
+        let published = state.tree.is_some() || state.head.as_ref().is_some_and(|head| head.generation.is_some());
+        if volume.known && state.users.is_empty() && !state.owes() && !published && !volume.is_here()? {
+            self.remove_local(volume).await?;
+            volume.known = false;
+        }
+        Ok(())
     }
 
     /// Syncs and gives the claim back if that is due; what fails is journaled.

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use rustix::fs::FlockOperation;
+
 use crate::claim::{self, Standing};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::record::random_id;
-use crate::state::sync_parent;
+use crate::state::{TEMPORARY, sync_parent};
 use crate::store::VolumeStore;
-use crate::volume::{Volume, make_directories};
+use crate::volume::{Volume, make_directories, open_lock};
 
 impl VolumeStore {
     pub(crate) async fn remove_history(&self, volume: &mut Volume, force: bool) -> Result<()> {
@@ -90,6 +92,30 @@ pub(crate) fn empty_trash(root: &Path) {
 /// Deletes trees whose restore was cut off. Only with the lock.
 pub(crate) fn remove_leftovers(directory: &Path) {
     remove_entries(directory, "restore-");
+}
+
+/// Deletes files whose writing was cut off, and a directory that holds nothing else. Only with the lock.
+pub(crate) fn remove_unfinished(directory: &Path) {
+    for file in ["state", "commit"] {
+        let _ = std::fs::remove_file(directory.join(file).with_extension(TEMPORARY));
+    }
+    let _ = std::fs::remove_dir(directory);
+}
+
+/// Tidies up after whoever was killed in the middle of something. What is in use is left alone: its user tidies up.
+pub(crate) fn reconcile(root: &Path, names: &[String]) {
+    for name in names {
+        let directory = root.join(name);
+        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+        let mut names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).peekable();
+        let empty = names.peek().is_none();
+        if empty || names.any(|name| name.ends_with(TEMPORARY) || name.starts_with("restore-")) {
+            let Ok(lock) = open_lock(root, name, FlockOperation::NonBlockingLockExclusive) else { continue };
+            remove_leftovers(&directory);
+            remove_unfinished(&directory);
+            drop(lock);
+        }
+    }
 }
 
 fn remove_entries(directory: &Path, prefix: &str) {

@@ -10,17 +10,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::pack::{Digest, PackId};
-use crate::record::Record;
+use crate::record::{Record, random_id};
 
 /// Version of the file.
 const FORMAT: u32 = 1;
+/// Ends the name of a JSON file that is being written.
+pub(crate) const TEMPORARY: &str = "json.tmp";
 
 /// The file `state.json` of a volume.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct State {
     pub format: u32,
-    /// Endpoint, bucket and prefix that all of the following is about.
+    /// The id of the place that all of the following is about.
     pub place: Option<String>,
     /// The newest record seen.
     pub head: Option<Record>,
@@ -34,6 +36,8 @@ pub(crate) struct State {
     pub durable_at: Option<DateTime<Utc>>,
     /// Who uses the volume on this host.
     pub users: BTreeMap<String, User>,
+    /// The create that made and fills the tree, as long as nobody has used it since: if it is undone, so is the tree.
+    pub made_by: Option<String>,
     /// What is still owed to S3.
     pub pending: Pending,
     pub bytes_at_risk: u64,
@@ -145,11 +149,18 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let failed = |error: std::io::Error| Error::io("write", path, error);
     let bytes = serde_json::to_vec_pretty(value).map_err(|error| failed(error.into()))?;
-    let temporary = path.with_extension("json.tmp");
+    let temporary = path.with_extension(TEMPORARY);
     let mut file = std::fs::File::create(&temporary).map_err(failed)?;
     file.write_all(&bytes).and_then(|()| file.sync_data()).map_err(failed)?;
     std::fs::rename(&temporary, path).map_err(failed)?;
     sync_parent(path)
+}
+
+/// The same for a file that no lock guards: each of several writers has a temporary file of its own.
+pub(crate) fn write_json_unlocked<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let own = path.with_file_name(format!("{}.json", random_id()));
+    write_json(&own, value)?;
+    std::fs::rename(&own, path).map_err(|error| Error::io("write", path, error))
 }
 
 /// Makes a rename or removal in the directory of `path` durable.

@@ -4,10 +4,12 @@
 //! <root>/                       root:root 0700
 //!   .locks/<name>               one lock a volume; never removed
 //!   .servers/<digest>.json      whether an endpoint and bucket crown one winner
+//!   .places/<digest>.json       which place an endpoint, bucket and prefix lead to
 //!   .trash/                     trees being deleted; anyone may go on with that
 //!   <name>/
 //!     state.json                what is known and owed: users, claim, generation; replaced whole, synced
-//!     data/                     the tree, marked by an attribute with the volume's name
+//!     data/                     the tree, marked by an attribute with the volume's name; by another while it is new and
+//!                               not filled yet
 //!     scan                      a cache: entries of the last generation with inodes, times and chunks
 //!     scan.new, commit.json     a record about to be put, and its scan; settled before anything else is done
 //!     uploads                   packs of an unfinished sync that have arrived
@@ -18,7 +20,7 @@
 //! `scan`, `scan.new` and `uploads` can go without loss: files are then read, and sent, again. In the bucket, see
 //! `FORMAT.md`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use runtime_core::{PruneResult, VolumeStatus};
@@ -32,10 +34,11 @@ use crate::history::HistoryEntry;
 use crate::name;
 use crate::object_store::{self, ObjectStore};
 use crate::pack::Digest;
+use crate::place::Place;
 use crate::progress::Progress;
-use crate::removal::{empty_trash, refuse_in_use, tree_size};
+use crate::removal::{empty_trash, reconcile, refuse_in_use, tree_size};
 use crate::server_check::{ServerCheck, race};
-use crate::state::{State, User, read_json, write_json};
+use crate::state::{State, User, read_json, write_json_unlocked};
 use crate::volume::{Paths, Remote, Volume, make_directories, status};
 
 /// How a container wants a volume.
@@ -45,6 +48,9 @@ pub struct AcquireOptions {
     pub readonly: bool,
     /// Take the claim from another host. Only who knows that the other host is dead may say so.
     pub take_over: bool,
+    /// The caller fills a new volume and then says so ([`crate::mark_filled`]). Until then it is no data: nobody else
+    /// gets it, nothing of it is published, and when the use ends before, or its process dies, it is taken back.
+    pub fill: bool,
     /// A limit in bytes. Not built yet: `Error::Unsupported`.
     pub size: Option<u64>,
     /// Text that is kept and shown.
@@ -102,6 +108,7 @@ pub struct VolumeStore {
 pub(crate) struct Inner {
     pub(crate) config: VolumesConfig,
     store: OnceCell<Arc<dyn ObjectStore>>,
+    place: Option<Arc<Place>>,
 }
 
 impl VolumeStore {
@@ -117,10 +124,12 @@ impl VolumeStore {
         blocking("open the volumes", move || {
             make_directories(&root)?;
             empty_trash(&root);
+            reconcile(&root, &names(&root)?);
             Ok(())
         })
         .await?;
-        Ok(Self { inner: Arc::new(Inner { config, store: OnceCell::new() }) })
+        let place = config.s3.as_ref().map(|s3| Arc::new(Place::new(&config.root, s3)));
+        Ok(Self { inner: Arc::new(Inner { config, store: OnceCell::new(), place }) })
     }
 
     /// Makes the volume usable by `user` (a container's id): claims it if it is to be written, restores it where this
@@ -139,15 +148,18 @@ impl VolumeStore {
         let user = user.to_owned();
         self.detached(name, move |store, name| async move {
             let mut volume = store.lock(&name).await?;
-            let acquired = store.make_usable(&mut volume, &options).await;
+            let acquired = store.make_usable(&mut volume, &user, &options).await;
             if let Err(error) = acquired {
                 if volume.state.epoch.is_some() && !volume.state.has_writer() && volume.known {
                     volume.state.pending.release = true;
                     volume.save().await?;
                     store.settle_release(&mut volume).await;
                 }
+                store.forget_blank(&mut volume).await?;
                 return Err(error);
             }
+            let made = options.fill && acquired.as_ref().is_ok_and(|acquired| acquired.is_new);
+            volume.state.made_by = made.then(|| user.clone());
             volume.state.users.insert(user, User { readonly: options.readonly });
             volume.state.pending.release = false;
             if options.tier.is_some() {
@@ -159,23 +171,49 @@ impl VolumeStore {
         .await
     }
 
-    /// Ends the use by `user`. When no writer is left, the tree is synced and the claim given back. Nothing is deleted.
+    /// Ends the use by `user`: the tree is synced if it could write, and when no writer is left the claim is given back.
+    /// No data is deleted; a new volume that was not filled is taken back. Nothing happens if `user` does not use it.
     ///
-    /// With S3 away this is Ok: it is journaled, and done by [`VolumeStore::retry_pending`].
+    /// That the use has ended, and what is owed for it, is on disk before S3 is asked. `Some` error tells what is still
+    /// owed, and why: it is journaled, and done by [`VolumeStore::retry_pending`] or [`VolumeStore::sync`].
     ///
     /// # Errors
-    /// Only those of the disk. What else failed stands in the status.
-    pub async fn release(&self, name: &str, user: &str) -> Result<()> {
+    /// Only those of the disk.
+    pub async fn release(&self, name: &str, user: &str) -> Result<Option<Error>> {
         let user = user.to_owned();
         self.detached(name, move |store, name| async move {
             let mut volume = store.lock(&name).await?;
-            if volume.state.users.remove(&user).is_none() && !volume.state.owes() {
-                return Ok(());
+            store.end_use(&mut volume, &user, false).await
+        })
+        .await
+    }
+
+    /// The same for a `user` whose create failed: it has never run, and a volume made for it goes, filled or not, unless
+    /// somebody else has used it since.
+    ///
+    /// # Errors
+    /// Only those of the disk.
+    pub async fn undo(&self, name: &str, user: &str) -> Result<Option<Error>> {
+        let user = user.to_owned();
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            store.end_use(&mut volume, &user, true).await
+        })
+        .await
+    }
+
+    /// Ends the use by `user`, who was to fill a new volume and died before. Nothing happens if the volume is full, or
+    /// `user` does not use it.
+    ///
+    /// # Errors
+    /// Only those of the disk.
+    pub async fn give_up_filling(&self, name: &str, user: &str) -> Result<()> {
+        let user = user.to_owned();
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            if volume.is_unfilled()? {
+                store.end_use(&mut volume, &user, true).await?;
             }
-            let claims = volume.state.epoch.is_some() || volume.state.pending.claim;
-            volume.state.pending.release |= claims && !volume.state.has_writer();
-            volume.save().await?;
-            store.settle_release(&mut volume).await;
             Ok(())
         })
         .await
@@ -364,6 +402,7 @@ impl VolumeStore {
                 if volume.state.owes() {
                     volume.state.pending.release |= volume.state.epoch.is_some() && !volume.state.has_writer();
                     store.settle(&mut volume).await?;
+                    store.forget_blank(&mut volume).await?;
                 }
                 Ok(volume.status())
             });
@@ -385,10 +424,7 @@ impl VolumeStore {
         let (path, kept) = (self.server_file(config), check.clone());
         blocking("keep the check", move || {
             path.parent().map_or(Ok(()), make_directories)?;
-            // Several first users may check at once: each writes a file of its own.
-            let own = path.with_file_name(format!("{}.json", crate::record::random_id()));
-            write_json(&own, &kept)?;
-            std::fs::rename(&own, &path).map_err(|error| Error::io("write", &path, error))
+            write_json_unlocked(&path, &kept)
         })
         .await?;
         Ok(check)
@@ -424,11 +460,11 @@ impl VolumeStore {
     }
 
     pub(crate) async fn lock(&self, name: &str) -> Result<Volume> {
-        let store = match &self.inner.config.s3 {
-            Some(config) => Some(self.client(config).await?),
-            None => None,
+        let bucket = match (&self.inner.config.s3, &self.inner.place) {
+            (Some(config), Some(place)) => Some((self.client(config).await?, place.clone())),
+            _ => None,
         };
-        Volume::lock(&self.inner.config, name, store).await
+        Volume::lock(&self.inner.config, name, bucket).await
     }
 
     pub(crate) async fn client(&self, config: &S3Config) -> Result<Arc<dyn ObjectStore>> {
@@ -445,19 +481,7 @@ impl VolumeStore {
 
     async fn names(&self) -> Result<Vec<String>> {
         let root = self.inner.config.root.clone();
-        blocking("list the volumes", move || {
-            let failed = |error| Error::io("read", &root, error);
-            let mut names = Vec::new();
-            for entry in std::fs::read_dir(&root).map_err(failed)? {
-                let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-                if name::check(&name).is_ok() {
-                    names.push(name);
-                }
-            }
-            names.sort_unstable();
-            Ok(names)
-        })
-        .await
+        blocking("list the volumes", move || names(&root)).await
     }
 
     /// Runs `work` to its end even if the caller stops waiting.
@@ -470,4 +494,18 @@ impl VolumeStore {
         let task = tokio::spawn(work(self.clone(), name.to_owned()));
         task.await.map_err(|_| Error::Interrupted { operation: "a volume's work" })?
     }
+}
+
+/// The names that volumes have beneath `root`, in order.
+fn names(root: &Path) -> Result<Vec<String>> {
+    let failed = |error| Error::io("read", root, error);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(root).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        if name::check(&name).is_ok() {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }

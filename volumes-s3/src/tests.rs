@@ -20,6 +20,8 @@ use crate::object_store::{ObjectStore, Put};
 use crate::record::{Record, RecordKind};
 use crate::{AcquireOptions, RestoreOptions, S3Config, VolumeStore, VolumesConfig};
 
+mod trouble;
+
 /// Objects in memory.
 #[derive(Debug, Default)]
 struct Memory {
@@ -27,12 +29,21 @@ struct Memory {
     away: AtomicBool,
     /// The next put-if-absent happens, and its answer is lost.
     lose_answer: AtomicBool,
+    /// Every put-if-absent is told that it won.
+    racy: AtomicBool,
+    /// No request is answered.
+    hang: AtomicBool,
+    asked: AtomicUsize,
     puts: AtomicUsize,
     put_bytes: AtomicUsize,
 }
 
 impl Memory {
-    fn reach(&self) -> Result<()> {
+    async fn reach(&self) -> Result<()> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.hang.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         if self.away.load(Ordering::SeqCst) { Err(unreachable_error()) } else { Ok(()) }
     }
 
@@ -53,16 +64,16 @@ fn unreachable_error() -> Error {
 #[async_trait]
 impl ObjectStore for Memory {
     async fn put(&self, key: &str, body: Bytes) -> Result<()> {
-        self.reach()?;
+        self.reach().await?;
         self.count(&body);
         self.objects.lock().unwrap().insert(key.into(), body);
         Ok(())
     }
 
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<Put> {
-        self.reach()?;
+        self.reach().await?;
         let mut objects = self.objects.lock().unwrap();
-        if objects.contains_key(key) {
+        if objects.contains_key(key) && !self.racy.load(Ordering::SeqCst) {
             return Ok(Put::Exists);
         }
         self.count(&body);
@@ -71,7 +82,7 @@ impl ObjectStore for Memory {
     }
 
     async fn get(&self, key: &str, range: Option<Range<u64>>, _limit: usize) -> Result<Option<Bytes>> {
-        self.reach()?;
+        self.reach().await?;
         let object = self.objects.lock().unwrap().get(key).cloned();
         Ok(object.map(|object| match range {
             Some(range) => object.slice(range.start as usize..(range.end as usize).min(object.len())),
@@ -80,25 +91,25 @@ impl ObjectStore for Memory {
     }
 
     async fn size(&self, key: &str) -> Result<Option<u64>> {
-        self.reach()?;
+        self.reach().await?;
         Ok(self.objects.lock().unwrap().get(key).map(|object| object.len() as u64))
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>> {
-        self.reach()?;
+        self.reach().await?;
         let objects = self.objects.lock().unwrap();
         let wanted = |key: &&String| key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after);
         Ok(objects.keys().filter(wanted).take(1000).cloned().collect())
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        self.reach()?;
+        self.reach().await?;
         self.objects.lock().unwrap().remove(key);
         Ok(())
     }
 
     async fn check_bucket(&self) -> Result<()> {
-        self.reach()
+        self.reach().await
     }
 }
 
@@ -110,18 +121,18 @@ struct Host {
 
 impl Host {
     async fn new(name: &str, memory: &Arc<Memory>) -> Self {
+        Self::with(name, memory, |s3| s3).await
+    }
+
+    async fn with(name: &str, memory: &Arc<Memory>, change: impl FnOnce(S3Config) -> S3Config) -> Self {
         // In memory: every sync also syncs the filesystem, and a busy disk makes that slow.
         let root = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
-        let s3 = S3Config { bucket: "test".into(), prefix: Some("p".into()), ..S3Config::default() };
-        let config = VolumesConfig {
-            root: root.path().join("volumes"),
-            run_dir: root.path().join("run"),
-            host: name.into(),
-            s3: Some(s3),
-            take_over_after: None,
-        };
-        let store = VolumeStore::open_with(config, memory.clone()).await.unwrap();
-        Self { store, _root: root }
+        Self { store: open(root.path(), name, memory, change).await, _root: root }
+    }
+
+    /// Another process on the same root.
+    async fn again(&self, name: &str, memory: &Arc<Memory>, change: impl FnOnce(S3Config) -> S3Config) -> VolumeStore {
+        open(self._root.path(), name, memory, change).await
     }
 
     async fn acquire(&self) -> Result<crate::Acquired> {
@@ -143,6 +154,18 @@ impl Host {
     async fn read(&self) -> String {
         fs::read_to_string(self.data().await.join("file")).unwrap()
     }
+}
+
+async fn open(root: &Path, name: &str, memory: &Arc<Memory>, change: impl FnOnce(S3Config) -> S3Config) -> VolumeStore {
+    let s3 = change(S3Config { bucket: "test".into(), prefix: Some("p".into()), ..S3Config::default() });
+    let config = VolumesConfig {
+        root: root.join("volumes"),
+        run_dir: root.join("run"),
+        host: name.into(),
+        s3: Some(s3),
+        take_over_after: None,
+    };
+    VolumeStore::open_with(config, memory.clone()).await.unwrap()
 }
 
 fn code<T>(result: Result<T>) -> &'static str {
@@ -460,7 +483,7 @@ async fn run(steps: Vec<Step>) {
         match step {
             Step::Acquire(host) => drop(hosts[host].acquire().await),
             Step::TakeOver(host) => drop(hosts[host].take_over().await),
-            Step::Release(host) => hosts[host].store.release("v", "web").await.unwrap(),
+            Step::Release(host) => drop(hosts[host].store.release("v", "web").await.unwrap()),
             Step::Write(host) => {
                 // Only what uses a volume writes to it.
                 if !hosts[host].store.users("v").await.unwrap().is_empty() {

@@ -10,13 +10,15 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::attributes;
-use crate::config::VolumesConfig;
+use crate::config::{S3Config, VolumesConfig};
 use crate::error::{Error, Result};
 use crate::fetch::{Packs, blocking};
 use crate::log::{Append, Log};
 use crate::object_store::ObjectStore;
 use crate::pack::Packer;
+use crate::place::Place;
 use crate::record::{FORMAT, Record, RecordKind, random_id};
+use crate::removal::{empty_trash, move_to_trash, remove_unfinished};
 use crate::scan::{Difference, difference, scan};
 use crate::scan_record::RecordReader;
 use crate::state::{Commit, State, TreeMark, read_json, remove_file, sync_parent, write_json};
@@ -83,43 +85,37 @@ pub(crate) struct Volume {
     /// There was a state on disk.
     pub known: bool,
     pub remote: Option<Remote>,
+    /// The bucket, and which place it is.
+    place: Option<(S3Config, Arc<Place>)>,
     lock: Arc<File>,
 }
 
 impl Volume {
     /// Waits for the lock of the volume and reads its state.
-    pub(crate) async fn lock(config: &VolumesConfig, name: &str, store: Option<Arc<dyn ObjectStore>>) -> Result<Self> {
-        let locks = config.root.join(".locks");
-        let path = locks.join(name);
-        let lock = blocking("wait for a lock", move || {
-            make_directories(&locks)?;
-            let failed = |error| Error::io("lock", &path, error);
-            let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
-            loop {
-                match flock(&file, FlockOperation::LockExclusive) {
-                    Ok(()) => return Ok(file),
-                    Err(Errno::INTR) => {}
-                    Err(error) => return Err(failed(error.into())),
-                }
-            }
+    pub(crate) async fn lock(
+        config: &VolumesConfig,
+        name: &str,
+        bucket: Option<(Arc<dyn ObjectStore>, Arc<Place>)>,
+    ) -> Result<Self> {
+        let (root, locked) = (config.root.clone(), name.to_owned());
+        let lock =
+            blocking("wait for a lock", move || open_lock(&root, &locked, FlockOperation::LockExclusive)).await?;
+        let paths = Paths::new(&config.root, name);
+        let of_volume = paths.clone();
+        let state = blocking("read the state", move || {
+            remove_unfinished(&of_volume.directory);
+            State::load(&of_volume.state())
         })
         .await?;
-        let paths = Paths::new(&config.root, name);
-        let state_path = paths.state();
-        let state = blocking("read the state", move || State::load(&state_path)).await?;
         let known = state.is_some();
-        let mut state = state.unwrap_or_default();
-        let remote = match (&config.s3, store) {
-            (Some(s3), Some(store)) => {
-                if state.place.as_deref().is_some_and(|place| place != s3.identity()) {
-                    state.forget_history();
-                }
-                state.place = Some(s3.identity());
-                Some(Remote::new(store, format!("{}{name}/", s3.key_prefix())))
-            }
-            _ => None,
-        };
-        Ok(Self { name: name.to_owned(), host: config.host.clone(), paths, state, known, remote, lock: Arc::new(lock) })
+        let state = state.unwrap_or_default();
+        let (mut remote, mut place) = (None, None);
+        if let (Some(s3), Some((store, at))) = (&config.s3, bucket) {
+            remote = Some(Remote::new(store, format!("{}{name}/", s3.key_prefix())));
+            place = Some((s3.clone(), at));
+        }
+        let (name, host) = (name.to_owned(), config.host.clone());
+        Ok(Self { name, host, paths, state, known, remote, place, lock: Arc::new(lock) })
     }
 
     /// Keeps the lock for as long as it lives: for threads that may outlive a future.
@@ -148,8 +144,30 @@ impl Volume {
         }
     }
 
-    /// Makes an empty tree.
-    pub(crate) async fn make_empty(&mut self) -> Result<()> {
+    /// Whether the tree here is new, and still to be filled: a part of what an image holds, and nobody's data.
+    pub(crate) fn is_unfilled(&self) -> Result<bool> {
+        if !self.is_here()? {
+            return Ok(false);
+        }
+        let data = self.paths.data();
+        attributes::is_unfilled(open_root(&data)?).map_err(|error| Error::io("read the attributes of", &data, error))
+    }
+
+    /// Takes the tree away. Whoever still writes to it writes to what is being deleted.
+    pub(crate) async fn discard_tree(&self) -> Result<()> {
+        let (data, hold) = (self.paths.data(), self.hold());
+        blocking("discard a tree", move || {
+            let root = data.parent().and_then(Path::parent).unwrap_or(&data);
+            move_to_trash(root, &data)?;
+            empty_trash(root);
+            drop(hold);
+            sync_parent(&data)
+        })
+        .await
+    }
+
+    /// Makes an empty tree; with `to_be_filled` one that is no data before it is full.
+    pub(crate) async fn make_empty(&mut self, to_be_filled: bool) -> Result<()> {
         let (paths, name) = (self.paths.clone(), self.name.clone());
         blocking("create a volume", move || {
             let data = paths.data();
@@ -159,6 +177,9 @@ impl Volume {
             let root = open_root(&fresh)?;
             rustix::fs::fchmod(&root, rustix::fs::Mode::from_raw_mode(0o755)).map_err(failed)?;
             attributes::mark(&root, &name).map_err(failed)?;
+            if to_be_filled {
+                attributes::mark_unfilled(&root).map_err(failed)?;
+            }
             set_aside_foreign(&data)?;
             std::fs::rename(&fresh, &data).map_err(|error| Error::io("create", &data, error))?;
             sync_parent(&data)
@@ -169,6 +190,7 @@ impl Volume {
 
     /// The newest record, once an earlier commit is settled. A history that is not the one this host knew is new to it.
     pub(crate) async fn head(&mut self) -> Result<Option<Record>> {
+        self.settle_place().await?;
         self.settle_commit().await?;
         let Some(remote) = &self.remote else { return Ok(None) };
         let head = remote.log.head(self.state.head.clone()).await?;
@@ -179,6 +201,19 @@ impl Volume {
         }
         self.state.head.clone_from(&head);
         Ok(head)
+    }
+
+    /// What is known of a history is worth something only in the place where it is.
+    async fn settle_place(&mut self) -> Result<()> {
+        let (Some(remote), Some((config, place))) = (&self.remote, &self.place) else { return Ok(()) };
+        let place = place.id(&remote.store, config).await?;
+        if self.state.place.as_deref() != Some(place) {
+            if self.state.place.is_some() {
+                self.state.forget_history();
+            }
+            self.state.place = Some(place.to_owned());
+        }
+        Ok(())
     }
 
     /// The record to append next; the caller changes what its kind changes.
@@ -337,6 +372,22 @@ pub(crate) fn status(name: &str, paths: &Paths, state: &State) -> VolumeStatus {
         owner: state.head.as_ref().and_then(|head| head.owner.clone()),
         last_error: state.last_error.clone(),
         size_bytes: state.tree.as_ref().map(|tree| tree.size_bytes),
+    }
+}
+
+/// Takes the lock of a volume, as `operation` says.
+pub(crate) fn open_lock(root: &Path, name: &str, operation: FlockOperation) -> Result<File> {
+    let locks = root.join(".locks");
+    make_directories(&locks)?;
+    let path = locks.join(name);
+    let failed = |error| Error::io("lock", &path, error);
+    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    loop {
+        match flock(&file, operation) {
+            Ok(()) => return Ok(file),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
     }
 }
 

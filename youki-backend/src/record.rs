@@ -1,11 +1,13 @@
 //! What is written down of a container: its record, and how its last attempt ended.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use oci_spec::image::ImageConfiguration;
+use runtime_core::spec::StorageSpec;
 use runtime_core::{ContainerId, DetailedStats, Event, EventKind, ServiceSpec, WaitOutcome, WaitReason};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -53,6 +55,18 @@ pub(crate) struct AttemptKey {
 impl ContainerRecord {
     pub fn attempt_key(&self) -> AttemptKey {
         AttemptKey { id: self.id.clone(), created_at: self.created_at, attempt: self.attempt }
+    }
+}
+
+impl ContainerRecord {
+    /// The named volumes that its spec asks for, each once, in the order of their names.
+    pub fn named_volumes(&self) -> BTreeSet<&str> {
+        let storage = self.spec.storage.iter();
+        let names = storage.filter_map(|storage| match storage {
+            StorageSpec::Named { name, .. } => Some(name.as_str()),
+            _ => None,
+        });
+        names.collect()
     }
 }
 

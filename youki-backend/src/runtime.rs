@@ -99,11 +99,12 @@ impl YoukiRuntime {
         self.0.start(id).await
     }
 
-    /// [`Runtime::stop_container`]; the spec's or the default time-out if `None`.
+    /// [`Runtime::stop_container`]; the spec's or the default time-out if `None`. Tells which of its named volumes are
+    /// not durable yet, and why, the first time.
     ///
     /// # Errors
     /// [`Error::NoSuchContainer`], [`Error::StopTimedOut`].
-    pub async fn stop(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<()> {
+    pub async fn stop(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<Vec<(String, volumes_s3::Error)>> {
         self.0.stop(id, timeout).await
     }
 
@@ -149,11 +150,12 @@ impl YoukiRuntime {
         self.0.send_signal(&container, number).await
     }
 
-    /// [`Runtime::remove_container`]; without `force`, one that runs is refused.
+    /// [`Runtime::remove_container`]; without `force`, one that runs is refused. Tells which of its named volumes are
+    /// not durable yet, and why, unless that was told before.
     ///
     /// # Errors
     /// [`Error::NoSuchContainer`], [`Error::StillRunning`], and what failed while all the rest was freed.
-    pub async fn remove(&self, id: &ContainerId, force: bool) -> Result<()> {
+    pub async fn remove(&self, id: &ContainerId, force: bool) -> Result<Vec<(String, volumes_s3::Error)>> {
         if !force {
             let container = self.0.container(id)?;
             if !self.0.is_ended(&container).await? {
@@ -428,11 +430,11 @@ impl Runtime for YoukiRuntime {
     }
 
     async fn stop_container(&self, id: &ContainerId, timeout: Duration) -> runtime_core::Result<()> {
-        Ok(self.stop(id, Some(timeout)).await?)
+        Ok(self.stop(id, Some(timeout)).await.map(drop)?)
     }
 
     async fn remove_container(&self, id: &ContainerId) -> runtime_core::Result<()> {
-        Ok(self.remove(id, true).await?)
+        Ok(self.remove(id, true).await.map(drop)?)
     }
 
     async fn container_state(&self, id: &ContainerId) -> runtime_core::Result<ContainerState> {

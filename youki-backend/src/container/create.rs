@@ -1,5 +1,6 @@
 //! Creating: from a spec to an init that waits to be started. Every step has its undo; what fails leaves nothing.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -136,6 +137,11 @@ impl Inner {
         let mut mounts = Vec::new();
         let mut fill = Vec::new();
         let mut anonymous = 0;
+        let mut volumes = BTreeMap::new();
+        // In the order of their names: two creates that fill what the other one waits for would wait for ever.
+        for name in record.named_volumes() {
+            volumes.insert(name.to_owned(), self.acquire_volume(record, name, true).await?);
+        }
         let image_volumes = bundle::image_volumes(&record.image.config, &record.spec);
         let implied = image_volumes.into_iter().map(|target| StorageSpec::Anonymous { target });
         for (index, storage) in record.spec.storage.iter().cloned().chain(implied).enumerate() {
@@ -144,11 +150,12 @@ impl Inner {
                     (MountKind::Bind, existing(&source, index)?, target, readonly, None)
                 }
                 StorageSpec::Named { name, target, readonly, .. } => {
-                    let acquired = self.acquire_volume(record, &name).await?;
-                    if acquired.is_new {
+                    let Some(acquired) = volumes.get_mut(&name) else { continue };
+                    // Mounted twice, it takes on what is at its first target.
+                    if std::mem::take(&mut acquired.is_new) {
                         fill.push(FillPlan { source: acquired.path.clone(), target: target.clone() });
                     }
-                    (MountKind::Named, acquired.path, target, readonly, Some(name))
+                    (MountKind::Named, acquired.path.clone(), target, readonly, Some(name))
                 }
                 StorageSpec::Anonymous { target } => {
                     let source = container.paths.anonymous_volume(anonymous);
@@ -165,8 +172,13 @@ impl Inner {
         Ok(fill)
     }
 
-    /// Makes the volume `name` this container's, as its spec asks.
-    pub(super) async fn acquire_volume(&self, record: &ContainerRecord, name: &str) -> Result<volumes_s3::Acquired> {
+    /// Makes the volume `name` this container's, as its spec asks. Only a create fills a new one.
+    pub(super) async fn acquire_volume(
+        &self,
+        record: &ContainerRecord,
+        name: &str,
+        fill: bool,
+    ) -> Result<volumes_s3::Acquired> {
         // Mounted more than once, it is claimed if any of its mounts is writable.
         let mut wanted: Option<AcquireOptions> = None;
         for storage in &record.spec.storage {
@@ -180,8 +192,31 @@ impl Inner {
                 all.tier = all.tier.take().or(tier.clone());
             }
         }
-        let acquired = self.volumes.acquire(name, &record.id.to_string(), wanted.unwrap_or_default()).await;
-        acquired.map_err(|source| Error::OneVolume { name: name.to_owned(), source })
+        let options = AcquireOptions { fill, ..wanted.unwrap_or_default() };
+        loop {
+            match self.volumes.acquire(name, &record.id.to_string(), options.clone()).await {
+                Err(volumes_s3::Error::BeingFilled { users, .. }) => self.wait_until_filled(name, users).await?,
+                acquired => return acquired.map_err(|source| Error::OneVolume { name: name.to_owned(), source }),
+            }
+        }
+    }
+
+    /// Returns when none of `users` fills the volume any more: its create is done, undone, or dead.
+    async fn wait_until_filled(&self, name: &str, users: Vec<String>) -> Result<()> {
+        for user in users {
+            let lock = match user.parse::<ContainerId>() {
+                Ok(id) => Some((ContainerLock::acquire(self.layout.container(&id).lock).await?, id)),
+                Err(_) => None,
+            };
+            let given_up = self.volumes.give_up_filling(name, &user).await;
+            if let Some((lock, id)) = lock
+                && !self.layout.container(&id).record().exists()
+            {
+                lock.remove();
+            }
+            given_up.map_err(|source| Error::OneVolume { name: name.to_owned(), source })?;
+        }
+        Ok(())
     }
 }
 

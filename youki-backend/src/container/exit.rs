@@ -17,32 +17,48 @@ const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(60);
 impl Inner {
     /// Syncs the named volumes of an ended container and gives them back, within the configured time: what does not
     /// become durable is journaled by the volume store, retried by the keeper, and told here by name.
+    ///
+    /// One that the container does not use any more is settled already: it is not tried again, and said once.
     pub(crate) async fn settle_volumes(&self, container: &Container) -> Vec<(String, volumes_s3::Error)> {
+        self.end_volumes(container, false).await
+    }
+
+    /// The same for a container whose create is `undone`: volumes that were made for it go.
+    pub(super) async fn end_volumes(&self, container: &Container, undone: bool) -> Vec<(String, volumes_s3::Error)> {
         let user = container.record.id.to_string();
-        let mut failed = Vec::new();
-        for mount in &container.record.mounts {
-            let (MountKind::Named, Some(name)) = (mount.kind, mount.name.clone()) else { continue };
-            let (volumes, user, readonly, task_name) =
-                (self.volumes.clone(), user.clone(), mount.readonly, name.clone());
-            // On its own: a time that runs out must not cut a sync off.
-            let task = tokio::spawn(async move {
-                let synced = if readonly { Ok(()) } else { volumes.sync(&task_name).await.map(drop) };
-                volumes.release(&task_name, &user).await.and(synced)
-            });
-            match tokio::time::timeout(self.config.volumes.sync_on_stop, task).await {
-                Ok(Ok(Ok(()))) => self.tell_of_volume(&name, "durable"),
-                Ok(Ok(Err(error))) => {
-                    tracing::warn!(volume = name, %error, "not durable");
-                    self.tell_of_volume(&name, &format!("not durable: {error}"));
-                    failed.push((name, error));
-                }
-                Ok(Err(error)) => tracing::error!(volume = name, %error, "the sync's task ended early"),
-                Err(_) => {
-                    tracing::warn!(volume = name, "not durable: the sync takes longer than sync_on_stop and goes on")
-                }
+        let settling = container.record.named_volumes().into_iter().map(|name| self.end_volume(name, &user, undone));
+        futures_util::future::join_all(settling).await.into_iter().flatten().collect()
+    }
+
+    /// One of them. `None` if nothing is owed.
+    async fn end_volume(&self, name: &str, user: &str, undone: bool) -> Option<(String, volumes_s3::Error)> {
+        if !self.volumes.users(name).await.is_ok_and(|users| users.iter().any(|other| other == user)) {
+            return None;
+        }
+        let (volumes, task_name, task_user) = (self.volumes.clone(), name.to_owned(), user.to_owned());
+        // On its own: a time that runs out must not cut a sync off.
+        let task = tokio::spawn(async move {
+            match undone {
+                true => volumes.undo(&task_name, &task_user).await,
+                false => volumes.release(&task_name, &task_user).await,
+            }
+        });
+        let patience = self.config.volumes.sync_on_stop;
+        let owed = match tokio::time::timeout(patience, task).await {
+            Ok(Ok(Ok(owed))) => owed,
+            Ok(Ok(Err(error))) => Some(error),
+            Ok(Err(_)) => Some(volumes_s3::Error::Interrupted { operation: "the sync of a volume" }),
+            Err(_) => Some(volumes_s3::Error::SyncTimedOut { name: name.to_owned(), patience }),
+        };
+        match &owed {
+            None if self.config.s3.is_some() => self.tell_of_volume(name, "durable"),
+            None => {}
+            Some(error) => {
+                tracing::warn!(volume = name, %error, "not durable");
+                self.tell_of_volume(name, &format!("not durable: {error}"));
             }
         }
-        failed
+        owed.map(|error| (name.to_owned(), error))
     }
 
     fn tell_of_volume(&self, name: &str, what: &str) {

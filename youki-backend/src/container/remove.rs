@@ -12,18 +12,19 @@ use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
 use crate::process::ProcessName;
-use crate::record::{MountKind, NetworkRecord};
+use crate::record::NetworkRecord;
 use crate::runtime::Inner;
 use crate::supervisor::wire::{Reply, Request};
 
 impl Inner {
     /// Kills `id` if it runs, and frees all of it. Goes on to its end when the future is dropped.
-    pub(crate) async fn remove(self: &Arc<Self>, id: &ContainerId) -> Result<()> {
+    /// Tells which of its named volumes are not durable yet.
+    pub(crate) async fn remove(self: &Arc<Self>, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
         let (inner, id) = (self.clone(), id.clone());
         tokio::spawn(async move { inner.remove_to_the_end(&id).await }).await.map_err(Error::ThreadLost)?
     }
 
-    async fn remove_to_the_end(&self, id: &ContainerId) -> Result<()> {
+    async fn remove_to_the_end(&self, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
         let container = self.container(id)?;
         let ended = self.end(&container, libc::SIGKILL, Duration::ZERO).await;
         let lock = ContainerLock::acquire(container.paths.lock.clone()).await?;
@@ -64,21 +65,21 @@ impl Inner {
                 None
             }
         };
-        self.settle_volumes(&container).await;
-        let freed = self.free(&container, supervisor).await;
+        let owed = self.settle_volumes(&container).await;
+        let freed = self.free(&container, supervisor, false).await;
         self.tell(Event::now(EventKind::Remove).of(id));
         lock.remove();
-        freed
+        freed.map(|()| owed)
     }
 
-    /// Frees everything that a container has which has no supervisor, of whatever there is of it. The lock is held.
+    /// Frees everything that a container has whose create is undone, of whatever there is of it. The lock is held.
     pub(crate) async fn discard(&self, container: &Container) -> Result<()> {
-        self.free(container, None).await
+        self.free(container, None, true).await
     }
 
     /// The same after the end of one whose supervisor may still be unmounting its root: that keeps only its files, which
     /// are deleted behind the caller's back.
-    async fn free(&self, container: &Container, supervisor: Option<ProcessName>) -> Result<()> {
+    async fn free(&self, container: &Container, supervisor: Option<ProcessName>, undone: bool) -> Result<()> {
         let mut errors = Vec::new();
         let mut note = |result: Result<()>| errors.extend(result.err());
         note(self.clear_cgroup(container).await);
@@ -110,7 +111,7 @@ impl Inner {
             }
             Err(error) => note(Err(error)),
         }
-        errors.extend(self.release_volumes(container).await);
+        errors.extend(self.release_volumes(container, undone).await);
         match errors.len() {
             0 => Ok(()),
             1 => Err(errors.remove(0)),
@@ -119,18 +120,18 @@ impl Inner {
     }
 
     /// Gives the volumes of a container back that is no more.
-    async fn release_volumes(&self, container: &Container) -> Vec<Error> {
-        let user = container.record.id.to_string();
-        let mut errors = Vec::new();
-        for mount in &container.record.mounts {
-            let (MountKind::Named, Some(name)) = (mount.kind, &mount.name) else { continue };
-            if self.volumes.release(name, &user).await.is_err() {
-                // The container's files may have filled the disk that this is written to.
-                self.trash.deleted().await;
-                errors.extend(self.volumes.release(name, &user).await.err().map(Error::from));
-            }
+    async fn release_volumes(&self, container: &Container, undone: bool) -> Vec<Error> {
+        let of_disk = |(_, error): &(String, _)| {
+            matches!(error, volumes_s3::Error::Io { .. } | volumes_s3::Error::DiskFull { .. })
+        };
+        // What only S3 refused is journaled.
+        if !self.end_volumes(container, undone).await.iter().any(of_disk) {
+            return Vec::new();
         }
-        errors
+        // The container's files may have filled the disk that this is written to.
+        self.trash.deleted().await;
+        let again = self.end_volumes(container, undone).await.into_iter().filter(of_disk);
+        again.map(|(name, source)| Error::OneVolume { name, source }).collect()
     }
 
     /// Whether `container` is over, for those who must not remove a running one.

@@ -62,7 +62,7 @@ impl Inner {
         for index in 0..container.record.mounts.len() {
             let mount = &container.record.mounts[index];
             if let (MountKind::Named, Some(name)) = (mount.kind, mount.name.clone()) {
-                let acquired = self.acquire_volume(&container.record, &name).await?;
+                let acquired = self.acquire_volume(&container.record, &name, false).await?;
                 container.record.mounts[index].source = acquired.path;
             }
         }

@@ -140,7 +140,13 @@ impl Inner {
     async fn find_lost(&self, container: &Container) -> Result<Observed> {
         let Some(lock) = ContainerLock::try_acquire(&container.paths.lock)? else { return Ok(Observed::Pending) };
         // Whoever held the lock a moment ago may have changed all of it.
-        let container = self.container(&container.record.id)?;
+        let container = match self.container(&container.record.id) {
+            Ok(container) => container,
+            Err(error) => {
+                lock.remove();
+                return Err(error);
+            }
+        };
         if let Some(record) = self.exit_record(&container)? {
             return Ok(Observed::Ended(Box::new(record)));
         }

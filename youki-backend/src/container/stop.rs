@@ -18,13 +18,16 @@ pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(10);
 impl Inner {
     /// Stops `id`, and tries to make its volumes durable. `timeout`: the spec's or the default if `None`. Cancel-safe:
     /// the supervisor goes on, and calling it again joins it.
-    pub(crate) async fn stop(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<()> {
+    pub(crate) async fn stop(
+        &self,
+        id: &ContainerId,
+        timeout: Option<Duration>,
+    ) -> Result<Vec<(String, volumes_s3::Error)>> {
         let container = self.container(id)?;
         let timeout = timeout.or(container.record.spec.stop_timeout).unwrap_or(DEFAULT_STOP_TIMEOUT);
         self.end(&container, container.record.stop_signal, timeout).await?;
         self.tell(Event::now(EventKind::Stop).of(id));
-        self.settle_volumes(&container).await;
-        Ok(())
+        Ok(self.settle_volumes(&container).await)
     }
 
     /// Sends `signal`, waits `timeout`, kills, and returns when the end is on record. Ok at once if it is.

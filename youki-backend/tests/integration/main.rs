@@ -36,6 +36,7 @@ mod tiny_init;
 mod users;
 mod volumes;
 mod volumes_moved;
+mod volumes_trouble;
 
 use std::process::ExitCode;
 
@@ -86,6 +87,7 @@ fn trials() -> Vec<Trial> {
         errors::tests(),
         volumes::tests(),
         volumes_moved::tests(),
+        volumes_trouble::tests(),
         agent_killed::tests(),
         supervisor_killed::tests(),
         command_line::tests(),

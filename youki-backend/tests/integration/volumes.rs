@@ -167,23 +167,23 @@ async fn without_named_volumes_or_without_a_bucket_sync_is_ok(case: Case) {
 }
 
 /// An endpoint that can be switched on: connections are refused until then.
-struct Switch {
+pub struct Switch {
     port: u16,
     upstream: String,
     task: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Switch {
-    fn off(upstream: &str) -> Self {
+    pub fn off(upstream: &str) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Self { port, upstream: upstream.trim_start_matches("http://").to_owned(), task: None }
     }
 
-    fn endpoint(&self) -> String {
+    pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    async fn turn_on(&mut self) {
+    pub async fn turn_on(&mut self) {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
         let upstream = self.upstream.clone();
         self.task = Some(tokio::spawn(async move {
@@ -199,8 +199,19 @@ impl Switch {
         }));
     }
 
+    /// Takes connections, and answers nothing.
+    pub async fn hang(&mut self) {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
+        self.task = Some(tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                connections.push(connection);
+            }
+        }));
+    }
+
     /// Cuts every connection and refuses new ones.
-    async fn turn_off(&mut self) {
+    pub async fn turn_off(&mut self) {
         if let Some(task) = self.task.take() {
             task.abort();
             let _aborted = task.await;

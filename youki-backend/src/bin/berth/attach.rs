@@ -9,7 +9,7 @@ use youki_backend::{Error, YoukiRuntime};
 
 use crate::cli::AttachArgs;
 use crate::failure::{Failure, Result, eprint_line};
-use crate::lifecycle::{container, warn_not_durable};
+use crate::lifecycle::{container, warn_of_volumes};
 use crate::session::Session;
 use crate::signals::Signals;
 use crate::streams;
@@ -76,9 +76,7 @@ pub async fn connect(
         }
     };
     let copied = attached.finish().await;
-    for (volume, error) in runtime.settle_volumes(id).await? {
-        warn_not_durable(&volume, &Failure::from(error).text());
-    }
+    warn_of_volumes(runtime.settle_volumes(id).await?);
     if outcome.reason == WaitReason::RuntimeError {
         eprint_line(&format!("berth: {id}: how it ended is not known; its supervisor was lost"));
     }

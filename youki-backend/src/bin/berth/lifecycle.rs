@@ -22,8 +22,7 @@ pub async fn start(session: &Session, args: &NamesArgs) -> Result<i32> {
 pub async fn stop(session: &Session, args: &StopArgs) -> Result<i32> {
     let timeout = args.time.map(stop_timeout);
     let verb = async |id: ContainerId| {
-        session.runtime.stop(&id, timeout).await?;
-        warn_of_volumes(session, &id).await;
+        warn_of_volumes(session.runtime.stop(&id, timeout).await?);
         Ok(())
     };
     each(session, &args.names, verb, print_name).await
@@ -69,13 +68,14 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<i32> {
 pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
     let all = session.runtime.inspect_all().await?;
     let ids: Vec<String> = all.into_iter().filter(|one| one.outcome.is_none()).map(|one| one.id).collect();
-    let stop = async |id: ContainerId| Ok(session.runtime.stop(&id, None).await?);
+    // What is not durable after that is tried again, and told then.
+    let stop = async |id: ContainerId| Ok(session.runtime.stop(&id, None).await.map(drop)?);
     let mut status = each(session, &ids, stop, print_name).await?;
-    for (volume, synced) in session.runtime.volumes().retry_pending().await? {
-        if let Err(error) = synced {
-            warn_not_durable(&volume, &Failure::from(error).text());
-            status = 1;
-        }
+    let retried = session.runtime.volumes().retry_pending().await?;
+    let owed: Vec<_> = retried.into_iter().filter_map(|(volume, synced)| Some((volume, synced.err()?))).collect();
+    if !owed.is_empty() {
+        warn_of_volumes(owed);
+        status = 1;
     }
     if args.dismantle {
         session.runtime.dismantle().await?;
@@ -87,7 +87,7 @@ pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
 pub async fn rm(session: &Session, args: &RmArgs) -> Result<i32> {
     let verb = async |id: ContainerId| match session.runtime.remove(&id, args.force).await {
         Err(youki_backend::Error::NoSuchContainer { .. }) if args.force => Ok(false),
-        other => Ok(other.map(|()| true)?),
+        other => Ok(other.map(warn_of_volumes).map(|()| true)?),
     };
     let print = |name: &str, removed| if removed { output::print_line(name) } else { Ok(()) };
     let status = each(session, &args.names, verb, print).await;
@@ -158,20 +158,16 @@ pub fn container(name: &str) -> Result<ContainerId> {
     name.parse().map_err(|_| no_such(name))
 }
 
-/// Says which named volumes of an ended container are not durable yet.
-async fn warn_of_volumes(session: &Session, id: &ContainerId) {
-    let Ok(inspect) = session.runtime.inspect(id).await else { return };
-    for name in inspect.mounts.iter().filter(|mount| !mount.readonly).filter_map(|mount| mount.name.as_ref()) {
-        if let Ok(status) = session.runtime.volumes().status(name).await
-            && (status.bytes_at_risk > 0 || status.last_error.is_some())
-        {
-            let why = status.last_error.unwrap_or_else(|| format!("{} bytes are not synced", status.bytes_at_risk));
-            warn_not_durable(name, &why);
+/// Says which named volumes of an ended container are not durable yet, and which this host lost: what those held is in
+/// S3, but not in their main line.
+pub fn warn_of_volumes(owed: Vec<(String, volumes_s3::Error)>) {
+    for (volume, error) in owed {
+        if matches!(error, volumes_s3::Error::Fenced { .. }) {
+            let hint = error.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+            eprint_line(&format!("berth: warning: {error}{hint}"));
+        } else {
+            let why = Failure::from(error).text();
+            eprint_line(&format!("berth: warning: volume {volume}: not durable yet: {why}"));
         }
     }
-}
-
-/// The warning that a volume's newest data is on this host only.
-pub fn warn_not_durable(volume: &str, why: &str) {
-    eprint_line(&format!("berth: warning: volume {volume}: not durable yet: {why}"));
 }

@@ -12,6 +12,7 @@ use crate::attach::{self, Left};
 use crate::cli::ApplyArgs;
 use crate::failure::{Failure, Result};
 use crate::flag_values::credentials;
+use crate::lifecycle::warn_of_volumes;
 use crate::output;
 use crate::progress::{self, Show};
 use crate::run_flags::RunArgs;
@@ -91,7 +92,7 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
         Err(failure) => Err(failure),
     };
     if args.rm {
-        let removed = session.runtime.remove(&wanted.id, true).await;
+        let removed = session.runtime.remove(&wanted.id, true).await.map(warn_of_volumes);
         session.runtime.deletions().await;
         return ended.and_then(|status| removed.map(|()| status).map_err(Failure::from));
     }
@@ -135,7 +136,7 @@ impl Wanted {
         // A pull may be left at any point, and can be long; what follows it is short, and has to be undone.
         if shown.is_over().await {
             creating.await?;
-            session.runtime.remove(&self.id, true).await?;
+            warn_of_volumes(session.runtime.remove(&self.id, true).await?);
             session.runtime.deletions().await;
         }
         Ok(Some(128 + number))

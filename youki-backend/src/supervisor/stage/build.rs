@@ -12,6 +12,7 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::{Pid, Signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::executor::Init;
@@ -31,8 +32,13 @@ pub(crate) const LIBCONTAINER_ID: &str = "c";
 
 pub(super) const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
-/// Builds, reports, and ends.
-pub(super) fn main(plan: CreatePlan, descriptors: Descriptors) -> ! {
+/// Builds, reports, and ends. Nobody waits for it once `supervisor`, its parent, is gone.
+pub(super) fn main(plan: CreatePlan, descriptors: Descriptors, supervisor: Option<Pid>) -> ! {
+    let bound = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    if bound.is_err() || rustix::process::getppid() != supervisor {
+        // SAFETY: ends this process without running anything of its parent's.
+        unsafe { libc::_exit(1) }
+    }
     let Descriptors { listener, result, errno, stdout, stderr, stdin } = descriptors;
     // So that each pipe has one reader and ends when it should.
     drop((listener, result.0, errno.0, stdout.0, stderr.0, stdin.1));

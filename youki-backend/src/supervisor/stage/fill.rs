@@ -18,21 +18,28 @@ use crate::error::{Error, Result};
 /// How deep an image's directories may be nested here: deeper ones would exhaust this process's stack.
 const MAX_DEPTH: usize = 512;
 
-/// Copies what is at `target` in `root` into the empty directory `volume`. A target that is no directory leaves the
-/// volume as it is.
+/// Copies what is at `target` in `root` into the empty directory `volume`, then says that it is full. A target that is
+/// no directory leaves it empty.
 pub(super) fn fill(root: &OwnedFd, target: &str, volume: &Path) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let from = match openat2(root, target.trim_start_matches('/'), flags, Mode::empty(), ResolveFlags::IN_ROOT) {
-        Ok(from) => from,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
+        Ok(from) => Some(from),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => None,
         Err(error) => return Err(Error::io("opening", target)(error.into())),
     };
     let failed = Error::io("filling", volume);
     let copy = || -> io::Result<()> {
         let to = openat(CWD, volume, flags, Mode::empty())?;
-        copy_entries(from.as_fd(), to.as_fd(), 0)?;
-        let stat = rustix::fs::fstat(&from)?;
-        copy_attributes(from.as_fd(), to.as_fd(), &stat)
+        if let Some(from) = from {
+            copy_entries(from.as_fd(), to.as_fd(), 0)?;
+            let stat = rustix::fs::fstat(&from)?;
+            copy_attributes(from.as_fd(), to.as_fd(), &stat)?;
+            // A power cut must not leave the half of it, and the word that it is all.
+            if volumes_s3::is_unfilled(&to)? {
+                rustix::fs::syncfs(&to)?;
+            }
+        }
+        volumes_s3::mark_filled(&to)
     };
     copy().map_err(failed)
 }

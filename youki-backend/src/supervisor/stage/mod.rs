@@ -104,10 +104,11 @@ fn set_up(mut plan: CreatePlan) -> Result<std::convert::Infallible> {
     plan.overlay().mount()?;
 
     let descriptors = open_descriptors(&plan)?;
+    let supervisor = Some(rustix::process::getpid());
     // SAFETY: this process is single-threaded, so the child may do whatever it could.
     let helper = unsafe { libc::fork() };
     match helper {
-        0 => build::main(plan, descriptors),
+        0 => build::main(plan, descriptors, supervisor),
         -1 => Err(Error::io("forking", "the helper")(io::Error::last_os_error())),
         pid => {
             plan.resident.helper_pid = pid;

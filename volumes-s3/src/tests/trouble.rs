@@ -1,0 +1,180 @@
+//! What is cut off, hangs, lies, or moves: nothing of it is taken for what it is not.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Host, Memory, code};
+use crate::record::RecordKind;
+use crate::{AcquireOptions, RestoreOptions, S3Config};
+
+/// Only root may set the mark that these are about.
+fn may_mark() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn to_fill() -> AcquireOptions {
+    AcquireOptions { fill: true, ..AcquireOptions::default() }
+}
+
+#[tokio::test]
+async fn a_volume_that_was_not_filled_to_its_end_is_begun_anew() {
+    if !may_mark() {
+        return;
+    }
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    // The creator dies half-way: nothing is undone.
+    let first = host.store.acquire("v", "web", to_fill()).await.unwrap();
+    assert!(first.is_new);
+    fs::write(first.path.join("half"), "of what the image has").unwrap();
+    assert_eq!(code(host.store.sync("v").await), "volume.being_filled");
+    assert_eq!(code(host.store.acquire("v", "other", to_fill()).await), "volume.being_filled");
+    assert_eq!(host.store.users("v").await.unwrap(), ["web"]);
+    let second = host.store.acquire("v", "web", to_fill()).await.unwrap();
+    assert!(second.is_new, "half of it was taken as whole");
+    assert_eq!(fs::read_dir(&second.path).unwrap().count(), 0, "it was not emptied");
+    fs::write(second.path.join("all"), "of it").unwrap();
+    crate::mark_filled(fs::File::open(&second.path).unwrap()).unwrap();
+    assert!(!host.store.acquire("v", "other", to_fill()).await.unwrap().is_new);
+    host.store.give_up_filling("v", "web").await.unwrap();
+    assert_eq!(host.store.users("v").await.unwrap(), ["other", "web"], "a full volume has nobody who fills it");
+    host.store.sync("v").await.unwrap();
+    assert_eq!(fs::read_to_string(second.path.join("all")).unwrap(), "of it");
+    // The mark is this host's: it is in no generation.
+    let to = host._root.path().join("beside");
+    host.store.restore("v", RestoreOptions { to: Some(to.clone()), ..Default::default() }).await.unwrap();
+    assert!(!crate::is_unfilled(fs::File::open(to).unwrap()).unwrap());
+}
+
+#[tokio::test]
+async fn a_new_volume_of_an_undone_create_is_taken_back() {
+    if !may_mark() {
+        return;
+    }
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    let path = host.store.acquire("v", "web", to_fill()).await.unwrap().path;
+    fs::write(path.join("half"), "of it").unwrap();
+    crate::mark_filled(fs::File::open(&path).unwrap()).unwrap();
+    // It goes whatever S3 says, and the claim as soon as that can be said.
+    memory.away.store(true, Ordering::SeqCst);
+    assert!(host.store.undo("v", "web").await.unwrap().is_some());
+    assert!(!path.exists());
+    memory.away.store(false, Ordering::SeqCst);
+    host.store.retry_pending().await.unwrap();
+    assert_eq!(code(host.store.status("v").await), "volume.not_found");
+    assert!(!host.store.inner_root().join("v").exists());
+    let kinds: Vec<_> = host.store.history("v", true).await.unwrap_or_default();
+    assert_eq!(kinds.last().map(|entry| entry.kind), Some(RecordKind::Released));
+    // Another may have it now, and begins with nothing.
+    let two = Host::new("two", &memory).await;
+    assert!(two.store.acquire("v", "web", to_fill()).await.unwrap().is_new);
+    assert_eq!(two.store.release("v", "web").await.unwrap().map(|error| error.code()), None);
+    assert!(two.store.list().await.unwrap().is_empty(), "what was never full was kept");
+    // What somebody else has used, or a user that ran, is theirs.
+    let path = two.store.acquire("v", "web", to_fill()).await.unwrap().path;
+    crate::mark_filled(fs::File::open(&path).unwrap()).unwrap();
+    two.store.acquire("v", "other", to_fill()).await.unwrap();
+    two.store.release("v", "other").await.unwrap();
+    two.store.undo("v", "web").await.unwrap();
+    assert!(path.exists());
+    two.store.acquire("v", "web", to_fill()).await.unwrap();
+    two.store.undo("v", "web").await.unwrap();
+    assert!(path.exists());
+}
+
+#[tokio::test]
+async fn what_is_owed_is_journaled_before_s3_is_asked() {
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    host.acquire().await.unwrap();
+    host.write("precious").await;
+    // A server that answers nothing: the release is still at it when its process dies.
+    memory.hang.store(true, Ordering::SeqCst);
+    let (store, process) = (host.store.clone(), tokio::runtime::Runtime::new().unwrap());
+    process.spawn(async move { store.release("v", "web").await });
+    let owed = async {
+        while host.store.status("v").await.unwrap().last_error.is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), owed).await.expect("nothing is journaled");
+    assert!(host.store.users("v").await.unwrap().is_empty());
+    memory.hang.store(false, Ordering::SeqCst);
+    process.shutdown_background();
+    let another = host.again("one", &memory, |s3| s3).await;
+    assert_eq!(another.retry_pending().await.unwrap().len(), 1);
+    let status = another.status("v").await.unwrap();
+    assert_eq!((status.last_error, status.generation.is_some(), status.owner), (None, true, None));
+}
+
+#[tokio::test]
+async fn who_does_not_use_a_volume_any_more_asks_nothing_of_s3() {
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    host.acquire().await.unwrap();
+    host.write("x").await;
+    memory.away.store(true, Ordering::SeqCst);
+    assert_eq!(host.store.release("v", "web").await.unwrap().unwrap().code(), "volume.s3_unreachable");
+    let asked = memory.asked.load(Ordering::SeqCst);
+    assert!(host.store.release("v", "web").await.unwrap().is_none(), "said twice");
+    assert_eq!(memory.asked.load(Ordering::SeqCst), asked);
+    assert!(host.store.status("v").await.unwrap().last_error.is_some(), "forgotten");
+}
+
+#[tokio::test]
+async fn one_place_by_another_address_is_the_same_place() {
+    let memory = Arc::new(Memory::default());
+    let at = |url: &str| {
+        let url = url.to_owned();
+        move |s3| S3Config { endpoint: Some(url), ..s3 }
+    };
+    let host = Host::with("one", &memory, at("http://127.0.0.1:9000")).await;
+    host.acquire().await.unwrap();
+    host.write("first").await;
+    let first = host.store.sync("v").await.unwrap();
+    let moved = host.again("one", &memory, at("https://s3.example.net")).await;
+    assert_eq!(moved.sync("v").await.unwrap().generation, first.generation, "read or sent again");
+    host.write("second").await;
+    let second = moved.sync("v").await.unwrap();
+    assert_eq!((second.generation, second.last_error), (first.generation.map(|number| number + 1), None));
+    // Another place is another one, whatever it is called: nothing of the first one's history holds there.
+    let elsewhere = Arc::new(Memory::default());
+    let other = host.again("one", &elsewhere, at("http://elsewhere")).await;
+    assert_eq!(other.sync("v").await.unwrap().generation, Some(2));
+    assert!(elsewhere.objects.lock().unwrap().keys().any(|key| key.contains("/packs/")));
+}
+
+#[tokio::test]
+async fn a_server_that_crowns_two_is_refused_unless_permitted_by_name() {
+    let memory = Arc::new(Memory::default());
+    memory.racy.store(true, Ordering::SeqCst);
+    let host = Host::new("one", &memory).await;
+    assert_eq!(host.store.check_server().await.unwrap().winners, 16);
+    assert_eq!(code(host.acquire().await), "volume.racy_server");
+    assert!(host.store.list().await.unwrap().is_empty());
+    let permitted = Host::with("two", &memory, |s3| S3Config { allow_racy_put: true, ..s3 }).await;
+    assert!(permitted.acquire().await.unwrap().claimed);
+}
+
+#[tokio::test]
+async fn what_a_kill_left_half_written_is_tidied_up() {
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    host.acquire().await.unwrap();
+    host.write("kept").await;
+    let root = host.store.inner_root().to_owned();
+    fs::write(root.join("v/state.json.tmp"), "{").unwrap();
+    fs::create_dir_all(root.join("v/restore-0123/half")).unwrap();
+    fs::create_dir(root.join("never")).unwrap();
+    fs::write(root.join("never/state.json.tmp"), "").unwrap();
+    let again = host.again("one", &memory, |s3| s3).await;
+    let mut left: Vec<_> =
+        fs::read_dir(root.join("v")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["data", "state.json"]);
+    assert!(!root.join("never").exists());
+    assert_eq!(again.list().await.unwrap().len(), 1);
+    assert_eq!(host.read().await, "kept");
+}

@@ -1,0 +1,307 @@
+//! Named volumes when things go wrong: creates that are cut off, an S3 that hangs, refuses, or moves, a lost claim. Each
+//! is told as it is, and nothing is lost or taken for whole that is not.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use runtime_core::ServiceSpec;
+use runtime_core::spec::StorageSpec;
+
+use crate::support::Case;
+use crate::support::agent::{Agent, Request};
+use crate::support::berth::{Said, command};
+use crate::support::case::{IDLE, eventually, start_on};
+use crate::support::image::{Image, LayerBuilder};
+use crate::support::process::{gone, kill};
+use crate::support::root::Root;
+use crate::volumes::{Switch, exec_ok, named, spec, with_volume};
+
+crate::tests![
+    an_undone_create_takes_its_new_volumes_back,
+    a_volume_whose_creator_was_killed_is_filled_anew_by_the_next,
+    who_fills_a_volume_dies_with_its_supervisor,
+    creates_at_once_all_get_a_new_volume_whole,
+    a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good,
+    a_run_with_s3_down_asks_once_and_says_it_once,
+    a_fenced_stop_says_where_the_data_is,
+    s3_by_another_address_is_no_other_owner,
+    mounted_read_only_and_writable_it_is_claimed,
+];
+
+/// Files that an image has at `/data`: enough that a fill can be caught in the middle.
+const FILES: usize = 6000;
+const STOP: Duration = Duration::from_secs(10);
+
+/// With many files at `/data`, which tells how many it sees.
+async fn full_spec(case: &Case) -> ServiceSpec {
+    let mut layer = LayerBuilder::new().dir("data", 0o750);
+    for number in 0..FILES {
+        layer = layer.file(&format!("data/{number}"), 0o644, &[b'x'; 2000]);
+    }
+    let mut spec = spec(case, "ls /data | wc -l; stat -c %a /data").await;
+    spec.image.name = case.push("full", &Image::busybox().layer(layer.finish())).await;
+    spec
+}
+
+fn count(data: &Path) -> usize {
+    std::fs::read_dir(data).map_or(0, Iterator::count)
+}
+
+/// What the volume `data` of `root` holds once its filling has begun.
+async fn half_filled(root: &Root) -> std::path::PathBuf {
+    let data = root.dir.join("volumes/data/data");
+    let begin = Instant::now();
+    while count(&data) == 0 {
+        assert!(begin.elapsed() < Duration::from_secs(60), "the volume is not filled");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    data
+}
+
+/// The supervisor of a container that is being created, and its helper.
+fn supervisor_and_helper(root: &Root) -> (u32, u32) {
+    let find = |wanted: &dyn Fn(u32) -> bool| {
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.find(|pid| wanted(*pid))
+    };
+    let dir = root.dir.to_str().unwrap().to_owned();
+    let begin = Instant::now();
+    loop {
+        let supervisor = find(&|pid| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command);
+            command.starts_with("berth-supervisor") && command.contains(&dir)
+        });
+        if let Some(supervisor) = supervisor {
+            let parent = format!("PPid:\t{supervisor}");
+            let status = |pid| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            if let Some(helper) = find(&|pid| status(pid).lines().any(|line| line == parent)) {
+                return (supervisor, helper);
+            }
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "no supervisor, or no helper of it");
+    }
+}
+
+async fn an_undone_create_takes_its_new_volumes_back(case: Case) {
+    let root = case.root_with_s3("root", "p").await;
+    let runtime = root.open().await.unwrap();
+    let mut bad = full_spec(&case).await;
+    bad.user = Some("nobody-of-that-name".into());
+    runtime.pull_image(&bad.image.name).await.unwrap();
+    runtime.create_container(&case.id_on(&runtime), &bad).await.unwrap_err();
+    assert_eq!(runtime.list_volumes().await.unwrap().len(), 0, "its volume stayed");
+    // One that fails between two volumes has not kept the first.
+    let mut bad = spec(&case, "true").await;
+    bad.storage.push(StorageSpec::Bind { source: "/no/such/source".into(), target: "/b".into(), readonly: false });
+    runtime.create_container(&case.id_on(&runtime), &bad).await.unwrap_err();
+    assert_eq!(runtime.list_volumes().await.unwrap().len(), 0, "its volume stayed");
+    // Not held by a claim either: another host may have it.
+    let other = case.root_with_s3("other", "p").await.open().await.unwrap();
+    let id = with_volume(&case, &other).await;
+    exec_ok(&other, &id, "echo x > /data/x").await;
+}
+
+async fn a_volume_whose_creator_was_killed_is_filled_anew_by_the_next(case: Case) {
+    let root = case.root("root");
+    let spec = full_spec(&case).await;
+    let mut agent = Agent::start(&root, &[]).await;
+    agent.ask(&Request::Pull { image: spec.image.name.clone(), auth: None }).await.unwrap();
+    let killed = case.id_in(&root);
+    agent.send(&Request::Create { id: killed.clone(), spec: Box::new(spec.clone()) }).await;
+    let data = half_filled(&root).await;
+    agent.kill().await;
+    let half = count(&data);
+    assert!(half < FILES, "{half} files: it was not caught in the middle");
+    // What is nobody's and would be seen if it were kept.
+    std::fs::write(data.join("of the half"), "x").unwrap();
+
+    let runtime = root.open().await.unwrap();
+    let id = case.id_on(&runtime);
+    start_on(&*runtime, &id, &spec).await.unwrap();
+    let lines = crate::support::case::finish_on(&*runtime, &id).await.succeeded();
+    assert_eq!(lines, [FILES.to_string(), "750".to_owned()]);
+    runtime.remove_container(&id).await.unwrap();
+    let _cut_off_or_never_there = runtime.remove_container(&killed).await;
+    // Full, it is data: a create that does not fill it keeps what is there.
+    std::fs::write(data.join("of the user"), "x").unwrap();
+    let id = case.id_on(&runtime);
+    start_on(&*runtime, &id, &spec).await.unwrap();
+    let lines = crate::support::case::finish_on(&*runtime, &id).await.succeeded();
+    assert_eq!(lines[0], (FILES + 1).to_string());
+}
+
+async fn who_fills_a_volume_dies_with_its_supervisor(case: Case) {
+    let root = case.root("root");
+    let runtime = root.open().await.unwrap();
+    let spec = full_spec(&case).await;
+    runtime.pull_image(&spec.image.name).await.unwrap();
+    let id = case.id_on(&runtime);
+    let creating = {
+        let (runtime, id, spec) = (runtime.clone(), id.clone(), spec.clone());
+        tokio::spawn(async move { runtime.create_container(&id, &spec).await })
+    };
+    let data = half_filled(&root).await;
+    let ino = std::fs::metadata(&data).unwrap().ino();
+    let (supervisor, helper) = supervisor_and_helper(&root);
+    kill(supervisor);
+    eventually("the helper is gone", || async { gone(helper) }).await;
+    creating.await.unwrap().unwrap_err();
+    assert!(!data.exists(), "the half of a volume stayed");
+    runtime.create_container(&id, &spec).await.unwrap();
+    assert_ne!(std::fs::metadata(&data).unwrap().ino(), ino);
+    assert_eq!(count(&data), FILES);
+}
+
+async fn creates_at_once_all_get_a_new_volume_whole(case: Case) {
+    let root = case.root("root");
+    let runtime = root.open().await.unwrap();
+    let mut spec = full_spec(&case).await;
+    // Two volumes, named in either order: who waits for the other must not be waited for.
+    let mut turned = spec.clone();
+    spec.storage = vec![named("data", "/data"), named("more", "/more")];
+    turned.storage = vec![named("more", "/more"), named("data", "/data")];
+    runtime.pull_image(&spec.image.name).await.unwrap();
+    let ids: Vec<_> = (0..4).map(|_| case.id_on(&runtime)).collect();
+    let runs = ids.iter().enumerate().map(|(number, id)| {
+        let (runtime, spec) = (runtime.clone(), if number % 2 == 0 { spec.clone() } else { turned.clone() });
+        async move {
+            start_on(&*runtime, id, &spec).await.unwrap_or_else(|error| panic!("{id}: {error}"));
+            crate::support::case::finish_on(&*runtime, id).await.succeeded()
+        }
+    });
+    for lines in futures_util::future::join_all(runs).await {
+        assert_eq!(lines[0], FILES.to_string(), "it saw a part of the volume");
+    }
+}
+
+/// Runs `berth ARGS…` on `root`.
+async fn berth(root: &Root, args: &[&str]) -> Said {
+    let mut command = command(root);
+    command.args(args).stdin(std::process::Stdio::null()).kill_on_drop(true);
+    let output = command.output().await.expect("running berth");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Said { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+async fn a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good(case: Case) {
+    let mut root = case.root_with_s3("root", "p").await;
+    root.keeper = false;
+    let location = root.s3.as_mut().unwrap();
+    let mut switch = Switch::off(&location.endpoint);
+    location.endpoint = switch.endpoint();
+    switch.turn_on().await;
+    let runtime = root.open().await.unwrap();
+    let id = with_volume(&case, &runtime).await;
+    exec_ok(&runtime, &id, "echo precious > /data/file").await;
+    switch.turn_off().await;
+    switch.hang().await;
+    let begin = Instant::now();
+    let file = case.suite.dir.path().join("two-seconds.toml");
+    std::fs::write(&file, "[volumes]\nsync_on_stop = \"2s\"\n").unwrap();
+    let said = berth(&root, &["--config", file.to_str().unwrap(), "stop", &id.to_string()]).await;
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(said.stderr.contains("not durable"), "{said:?}");
+    assert!(begin.elapsed() < Duration::from_secs(12), "{:?} for a time of 2 s", begin.elapsed());
+    let status = runtime.volume_status("data").await.unwrap();
+    assert!(status.last_error.is_some() && status.durable_at.is_none(), "{status:?}");
+    switch.turn_off().await;
+    switch.turn_on().await;
+    // The process that tried is gone. The next chance is anybody's: the container is not needed for it.
+    runtime.remove_container(&id).await.unwrap();
+    berth(&root, &["volume", "sync", "data"]).await.succeeded();
+    let status = runtime.volume_status("data").await.unwrap();
+    assert_eq!((status.last_error, status.owner), (None, None), "not made good, or not given back");
+    drop(runtime);
+    root.wipe();
+    let runtime = root.open().await.unwrap();
+    let id = with_volume(&case, &runtime).await;
+    assert_eq!(exec_ok(&runtime, &id, "cat /data/file").await, "precious\n");
+}
+
+async fn a_run_with_s3_down_asks_once_and_says_it_once(case: Case) {
+    let mut root = case.root_with_s3("root", "p").await;
+    root.keeper = false;
+    let location = root.s3.as_mut().unwrap();
+    let mut switch = Switch::off(&location.endpoint);
+    location.endpoint = switch.endpoint();
+    switch.turn_on().await;
+    let image = case.suite.busybox().await.to_owned();
+    let words = ["run", "--rm", "--network", "none", "-v", "data:/data", image.as_str(), "sh", "-c"];
+    let run = |script: &'static str| words.into_iter().chain([script]).collect::<Vec<_>>();
+    let said = berth(&root, &run("echo one > /data/file")).await;
+    assert_eq!((said.code, said.stderr.contains("not durable")), (0, false), "{said:?}");
+    switch.turn_off().await;
+    let begin = Instant::now();
+    let said = berth(&root, &run("echo two > /data/file")).await;
+    let took = begin.elapsed();
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(said.stderr.matches("not durable").count(), 1, "{said:?}");
+    // One try to claim and one to sync, of some three seconds each.
+    assert!(took < Duration::from_secs(11), "{took:?}");
+    let kept = berth(&root, &["volume", "inspect", "data"]).await.json();
+    assert!(kept[0]["bytes_at_risk"].as_u64() > Some(0) && kept[0]["last_error"].is_string(), "{kept}");
+    switch.turn_on().await;
+    berth(&root, &["volume", "sync", "data"]).await.succeeded();
+    let kept = berth(&root, &["volume", "inspect", "data"]).await.json();
+    assert!(kept[0]["bytes_at_risk"] == 0 && kept[0]["last_error"].is_null(), "{kept}");
+}
+
+async fn a_fenced_stop_says_where_the_data_is(case: Case) {
+    let (a, b) = (case.root_with_s3("a", "p").await, case.root_with_s3("b", "p").await);
+    let a = Root { keeper: false, ..a };
+    let (here, other) = (a.open().await.unwrap(), b.open().await.unwrap());
+    let id = with_volume(&case, &here).await;
+    exec_ok(&here, &id, "echo unsynced > /data/file").await;
+    let mut take_over = spec(&case, IDLE).await;
+    let StorageSpec::Named { take_over: flag, .. } = &mut take_over.storage[0] else { unreachable!("a named volume") };
+    *flag = true;
+    start_on(&*other, &case.id_on(&other), &take_over).await.unwrap();
+    let said = berth(&a, &["stop", &id.to_string()]).await;
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(!said.stderr.contains("not durable"), "it is in S3: {said:?}");
+    assert!(said.stderr.contains("no longer owns it") && said.stderr.contains("kept as generation"), "{said:?}");
+    // Where it says.
+    let number = said.stderr.split("--generation ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+    let to = case.suite.dir.path().join("branch");
+    let to = to.to_str().unwrap();
+    berth(&a, &["volume", "restore", "data", "--generation", &number, "--to", to]).await.succeeded();
+    assert_eq!(std::fs::read_to_string(Path::new(to).join("file")).unwrap(), "unsynced\n");
+}
+
+async fn s3_by_another_address_is_no_other_owner(case: Case) {
+    let mut root = case.root_with_s3("root", "p").await;
+    let runtime = root.open().await.unwrap();
+    let id = with_volume(&case, &runtime).await;
+    exec_ok(&runtime, &id, "echo one > /data/file").await;
+    runtime.sync_container_volumes(&id).await.unwrap();
+    let before = runtime.volume_status("data").await.unwrap();
+    let location = root.s3.as_mut().unwrap();
+    location.endpoint = location.endpoint.replace("127.0.0.1", "localhost");
+    drop(runtime);
+    let runtime = root.open().await.unwrap();
+    exec_ok(&runtime, &id, "echo two > /data/file").await;
+    runtime.sync_container_volumes(&id).await.expect("the host fenced itself");
+    let after = runtime.volume_status("data").await.unwrap();
+    assert_eq!((after.generation, &after.owner), (before.generation.map(|number| number + 1), &before.owner));
+    runtime.stop_container(&id, STOP).await.unwrap();
+    runtime.remove_container(&id).await.unwrap();
+}
+
+async fn mounted_read_only_and_writable_it_is_claimed(case: Case) {
+    let root = case.root_with_s3("root", "p").await;
+    let runtime = root.open().await.unwrap();
+    let mut spec = spec(&case, IDLE).await;
+    let StorageSpec::Named { readonly, .. } = &mut spec.storage[0] else { unreachable!("a named volume") };
+    *readonly = true;
+    spec.storage.push(named("data", "/writable"));
+    let id = case.id_on(&runtime);
+    start_on(&*runtime, &id, &spec).await.unwrap();
+    assert!(runtime.volume_status("data").await.unwrap().owner.is_some(), "written to without a claim");
+    exec_ok(&runtime, &id, "echo x > /writable/file; cat /data/file; ! echo y > /data/file").await;
+    runtime.stop_container(&id, STOP).await.unwrap();
+    let status = runtime.volume_status("data").await.unwrap();
+    assert!(status.durable_at.is_some(), "{status:?}");
+}
