@@ -48,7 +48,8 @@ struct RootVersion {
     incompatible: Vec<String>,
 }
 
-pub(crate) async fn open(mut config: Config) -> Result<YoukiRuntime> {
+/// Brings all containers in line, or only the one that is asked for.
+pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Result<YoukiRuntime> {
     make_private(&config.root)?;
     config.root = fs::canonicalize(&config.root).map_err(Error::io("resolving", &config.root))?;
     refuse_unsuitable(&config.root)?;
@@ -100,7 +101,13 @@ pub(crate) async fn open(mut config: Config) -> Result<YoukiRuntime> {
         trash: Arc::new(Trash::new(trash)),
         weak: weak.clone(),
     });
-    inner.reconcile().await?;
+    match only {
+        Some(id) => {
+            id.validate()?;
+            inner.reconcile_one(id).await?;
+        }
+        None => inner.reconcile().await?,
+    }
     if inner.config.keeper {
         crate::keeper::start(&inner);
     }

@@ -62,7 +62,16 @@ impl YoukiRuntime {
     /// # Errors
     /// [`Error::Configuration`], [`Error::IncompatibleRoot`], [`Error::HelperMissing`], [`Error::Io`].
     pub async fn open(config: Config) -> Result<Self> {
-        crate::recovery::open(config).await
+        crate::recovery::open(config, None).await
+    }
+
+    /// The same for work with one container alone: only its state is true when this returns, the others' are as they
+    /// were last seen. For commands that come and go beside a runtime that is open.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub async fn open_for(config: Config, id: &ContainerId) -> Result<Self> {
+        crate::recovery::open(config, Some(id)).await
     }
 
     /// How it is configured.

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 pub(crate) use kill::kill_dir;
 
@@ -27,7 +29,7 @@ const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 const MAX_DEPTH: usize = 32;
 
 /// The cgroup hierarchies of this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Hierarchy {
     /// One tree per controller; several controllers may share one.
     V1 {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use tokio::task::JoinHandle;
+
 use super::Container;
 use crate::bundle::{self, BundleInput, EtcFiles, VolumeMount, resources::CgroupLimits, seccomp};
 use crate::cgroup::Hierarchy;
@@ -20,15 +22,31 @@ use crate::supervisor::{CreatePlan, FillPlan, MAX_SUPERVISOR_LOG_BYTES, Resident
 /// Files that a container's log is kept in.
 const LOG_FILES: u64 = 10;
 
+/// A supervisor that is being executed, and its process id.
+#[derive(Debug)]
+pub(super) struct StartedSupervisor(JoinHandle<Result<(Connection, u32)>>);
+
 impl Inner {
-    /// Starts a supervisor that builds the container up to an init that waits. The record must be written; it gets
-    /// what only the bundle knows. On an error the supervisor is gone or going.
-    pub(super) async fn launch(&self, container: &mut Container, fill: Vec<FillPlan>) -> Result<Connection> {
+    /// Starts a supervisor, which waits for its plan: while it is executed there is time to make that. One that gets
+    /// none ends by itself. The container's directory must be there.
+    pub(super) fn start_supervisor(&self, paths: &ContainerPaths) -> Result<StartedSupervisor> {
+        let (spawner, log) = (self.spawner.clone(), supervisor_log(paths)?);
+        Ok(StartedSupervisor(tokio::task::spawn_blocking(move || spawner.spawn(log))))
+    }
+
+    /// Lets `supervisor` build the container up to an init that waits. The record must be written; it gets what only
+    /// the bundle knows. On an error the supervisor is gone or going.
+    pub(super) async fn launch(
+        &self,
+        container: &mut Container,
+        fill: Vec<FillPlan>,
+        supervisor: StartedSupervisor,
+    ) -> Result<Connection> {
         let env = self.resolve_env(&container.record).await?;
-        let (plan, log) = self.plan(container, &env, fill)?;
+        let plan = self.plan(container, &env, fill)?;
         let payload = serde_json::to_vec(&plan)
             .map_err(|error| Error::Corrupt { path: plan.bundle.clone(), reason: error.to_string() })?;
-        let (mut connection, supervisor_pid) = self.spawner.spawn(log)?;
+        let (mut connection, supervisor_pid) = supervisor.0.await.map_err(Error::ThreadLost)??;
         let id = container.record.id.to_string();
         let sent = async {
             connection.send_raw(&(payload.len() as u32).to_le_bytes()).await?;
@@ -69,7 +87,7 @@ impl Inner {
         container: &mut Container,
         env: &BTreeMap<String, String>,
         fill: Vec<FillPlan>,
-    ) -> Result<(CreatePlan, fs::File)> {
+    ) -> Result<CreatePlan> {
         let Container { paths, record } = container;
         let etc = [paths.etc("hosts"), paths.etc("hostname"), paths.etc("resolv.conf")];
         write_etc(&etc, record)?;
@@ -133,6 +151,7 @@ impl Inner {
             volatile: record.spec.remove_on_exit,
             init: record.spec.init,
             own_network: record.network != NetworkRecord::Host,
+            hierarchy: self.hierarchy.clone(),
             supervisors_cgroup_path: format!("/{}/supervisors", self.config.cgroup_parent),
             limits: CgroupLimits::new(&record.spec.resources, cgroup_v2)?,
             device_rules: bundle::device_rules(&record.spec)?,
@@ -142,7 +161,7 @@ impl Inner {
             filter,
             fill,
         };
-        Ok((plan, supervisor_log(paths)?))
+        Ok(plan)
     }
 
     /// The spec's environment with `$E:VAR` and `$S:name` replaced.

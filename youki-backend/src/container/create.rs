@@ -114,12 +114,13 @@ impl Inner {
         for dir in [paths.dir.join("etc"), paths.logs(), paths.run.clone()] {
             fs::create_dir_all(&dir).map_err(Error::io("creating", &dir))?;
         }
+        let supervisor = self.start_supervisor(&paths)?;
         container.record.network = self.lease_network(container)?;
         let fill = self.resolve_mounts(container).await?;
         // The record makes the container: from here on it is found again, whatever dies.
         record::write(&paths.record(), &container.record)?;
         drop(hold);
-        self.launch(container, fill).await.map(drop)
+        self.launch(container, fill, supervisor).await.map(drop)
     }
 
     fn lease_network(&self, container: &Container) -> Result<NetworkRecord> {

@@ -59,6 +59,7 @@ impl Inner {
 
     /// Builds the container anew for one more attempt: same root, address and logs.
     async fn begin_attempt(&self, container: &mut Container) -> Result<Connection> {
+        let supervisor = self.start_supervisor(&container.paths)?;
         for index in 0..container.record.mounts.len() {
             let mount = &container.record.mounts[index];
             if let (MountKind::Named, Some(name)) = (mount.kind, mount.name.clone()) {
@@ -75,7 +76,7 @@ impl Inner {
         // From here on the earlier exit record is out of date.
         record::write(&container.paths.record(), &container.record)?;
         clear_dir(&container.paths.run)?;
-        self.launch(container, Vec::new()).await
+        self.launch(container, Vec::new(), supervisor).await
     }
 
     async fn tell_to_start(&self, container: &Container, mut connection: Connection) -> Result<()> {

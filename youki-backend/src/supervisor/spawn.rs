@@ -21,7 +21,7 @@ const RESIDENT_NAME: &str = "berth-supervisor";
 pub(super) static SELF_IS_HELPER: AtomicBool = AtomicBool::new(false);
 
 /// Starts supervisors.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Spawner {
     stage: PathBuf,
     resident: PathBuf,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use runtime_core::{ContainerId, ExecOptions};
 use tokio::task::JoinHandle;
-use youki_backend::ExecRequest;
+use youki_backend::{Config, ExecRequest};
 
 use crate::cli::ExecArgs;
 use crate::failure::{Failure, Result};
@@ -21,7 +21,7 @@ use crate::{streams, terminal};
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
 
 /// `berth exec`
-pub async fn exec(session: &Session, args: &ExecArgs) -> Result<i32> {
+pub async fn exec(config: Config, as_json: bool, args: &ExecArgs) -> Result<i32> {
     if args.detach {
         // An exec belongs to whoever started it.
         return Err(Failure::unsupported("--detach"));
@@ -38,8 +38,9 @@ pub async fn exec(session: &Session, args: &ExecArgs) -> Result<i32> {
         tty: args.tty,
     };
     let id = container(name)?;
+    let session = Session::open_for(config, as_json, &id).await?;
     if args.tty {
-        return on_terminal(session, args, &id, command, options).await;
+        return on_terminal(&session, args, &id, command, options).await;
     }
     let (stdout, copy_stdout) = output(io::stdout())?;
     let (stderr, copy_stderr) = output(io::stderr())?;

@@ -122,12 +122,13 @@ fn execute(cli: Cli) -> Result<i32> {
 async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
     let config = session::configure(&global)?;
     let json = global.json;
-    // These need no root, or one of their own kind.
+    // These need no root, or open it in their own way.
     let command = match command {
         Command::Doctor => return doctor::doctor(config, json).await,
         Command::Keeper => return root::keeper(config).await,
         Command::Run(args) => return run::run(config, json, &args).await,
         Command::Create(args) => return run::create(config, json, &args).await,
+        Command::Exec(args) => return exec::exec(config, json, &args).await,
         Command::Apply(args) => return run::apply(config, json, &args).await,
         other => other,
     };
@@ -146,7 +147,6 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Top(args) => top::top(&session, args).await,
         Command::Stats(args) => stats::stats(&session, args).await,
         Command::Logs(args) => logs::logs(&session, args).await,
-        Command::Exec(args) => exec::exec(&session, args).await,
         Command::Attach(args) => attach::attach(&session, args).await,
         Command::Cp(args) => copy::cp(&session, args).await,
         Command::Export(args) => copy::export(&session, args).await,

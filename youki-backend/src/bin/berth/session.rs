@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use runtime_core::ContainerId;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -27,6 +28,11 @@ impl Session {
     /// Opens the root of `config`.
     pub async fn open(config: Config, json: bool) -> Result<Self> {
         Ok(Self { runtime: YoukiRuntime::open(config).await?, json })
+    }
+
+    /// The same for work with `id` alone, which costs no more where there are a thousand.
+    pub async fn open_for(config: Config, json: bool, id: &ContainerId) -> Result<Self> {
+        Ok(Self { runtime: YoukiRuntime::open_for(config, id).await?, json })
     }
 }
 

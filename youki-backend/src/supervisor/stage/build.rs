@@ -77,7 +77,7 @@ fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Resul
     let mounts = RootMounts::prepare(plan.root.clone())?;
     say(report, "build")?;
 
-    let cgroup = plan.cgroup()?;
+    let cgroup = plan.cgroup();
     cgroup.create()?;
     write_device_rules(&cgroup, &plan.device_rules)?;
     let view = cgroup_view(&cgroup, plan.process.cgroup_view_writable)?;

@@ -1,8 +1,8 @@
 //! The first of a supervisor's life, linked with libcontainer: from spawn to the exec of the resident.
 //!
-//! It reads the plan from the agent, leaves the agent's cgroup, takes namespaces of its own, mounts the root
-//! filesystem, opens the pipes and the socket, forks the helper that builds the container ([`build`]), and becomes the
-//! resident by exec while that works. Process id, children and their pending ends survive the exec; so one exec is
+//! It reads the plan from the agent, takes namespaces of its own, mounts the root filesystem, opens the pipes and the
+//! socket, forks the helper that builds the container ([`build`]), and while that works leaves the agent's cgroup and
+//! becomes the resident by exec. Process id, children and their pending ends survive the exec; so one exec is
 //! on the way, and nothing that is linked with libcontainer stays in memory.
 
 mod build;
@@ -84,12 +84,6 @@ fn set_up(mut plan: CreatePlan) -> Result<std::convert::Infallible> {
         // SAFETY: this process is single-threaded.
         unsafe { std::env::remove_var(name) };
     }
-    // The agent's service may be stopped or killed as a whole; this process is not part of it.
-    let cgroup = plan.supervisors_cgroup()?;
-    // Another process may have dismantled the root since the agent opened it.
-    cgroup.join().or_else(|_| cgroup.create().and_then(|()| cgroup.join()))?;
-    // Without CAP_SYS_RESOURCE it stays as it is.
-    let _ = fs::write("/proc/self/oom_score_adj", SUPERVISOR_OOM_SCORE_ADJ);
     let own_network = if plan.own_network { UnshareFlags::NEWNET } else { UnshareFlags::empty() };
     // SAFETY: this process is single-threaded and holds nothing that depends on its namespaces.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | own_network) }
@@ -111,10 +105,22 @@ fn set_up(mut plan: CreatePlan) -> Result<std::convert::Infallible> {
         0 => build::main(plan, descriptors, supervisor),
         -1 => Err(Error::io("forking", "the helper")(io::Error::last_os_error())),
         pid => {
+            leave_agent(&plan)?;
             plan.resident.helper_pid = pid;
             become_resident(&plan, descriptors)
         }
     }
+}
+
+/// The agent's service may be stopped or killed as a whole; this process is not part of it. Neither is the helper, which
+/// joins the container's cgroup meanwhile.
+fn leave_agent(plan: &CreatePlan) -> Result<()> {
+    let cgroup = plan.supervisors_cgroup();
+    // Another process may have dismantled the root since the agent opened it.
+    cgroup.join().or_else(|_| cgroup.create().and_then(|()| cgroup.join()))?;
+    // Without CAP_SYS_RESOURCE it stays as it is.
+    let _ = fs::write("/proc/self/oom_score_adj", SUPERVISOR_OOM_SCORE_ADJ);
+    Ok(())
 }
 
 /// `ip link set lo up` in this process's network namespace: all that network `none` has.

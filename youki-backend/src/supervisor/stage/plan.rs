@@ -9,7 +9,6 @@ use super::rootfs::Overlay;
 use crate::bundle::resources::CgroupLimits;
 use crate::bundle::{ProcessPlan, RootPlan};
 use crate::cgroup::{CgroupPaths, Hierarchy};
-use crate::error::Result;
 use crate::supervisor::resident::ResidentConfig;
 
 /// Tells a process that it is to be the resident supervisor.
@@ -38,6 +37,8 @@ pub(crate) struct CreatePlan {
     pub init: bool,
     /// A network namespace of its own.
     pub own_network: bool,
+    /// Where cgroups are.
+    pub hierarchy: Hierarchy,
     /// `/berth/supervisors`.
     pub supervisors_cgroup_path: String,
     /// Written once the container is built.
@@ -71,11 +72,11 @@ impl CreatePlan {
         Overlay { layers, upper, work, rootfs, volatile: *volatile }
     }
 
-    pub fn supervisors_cgroup(&self) -> Result<CgroupPaths> {
-        Ok(Hierarchy::detect()?.container_dirs(&self.supervisors_cgroup_path))
+    pub fn supervisors_cgroup(&self) -> CgroupPaths {
+        self.hierarchy.container_dirs(&self.supervisors_cgroup_path)
     }
 
-    pub fn cgroup(&self) -> Result<CgroupPaths> {
-        Ok(Hierarchy::detect()?.container_dirs(&self.resident.cgroup_path))
+    pub fn cgroup(&self) -> CgroupPaths {
+        self.hierarchy.container_dirs(&self.resident.cgroup_path)
     }
 }
