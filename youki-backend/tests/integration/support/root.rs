@@ -53,7 +53,15 @@ impl Root {
 
     /// The same host as seen after its data root was wiped.
     pub fn wipe(&self) {
-        std::fs::remove_dir_all(&self.dir).unwrap_or_else(|error| panic!("wiping {}: {error}", self.dir.display()));
+        // A removal's files may still be on their way out.
+        let wiped = (0..50).any(|_| {
+            let left = std::fs::remove_dir_all(&self.dir).is_err() && self.dir.exists();
+            if left {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+            !left
+        });
+        assert!(wiped, "{} is still there", self.dir.display());
     }
 
     pub fn config(&self) -> youki_backend::Config {
