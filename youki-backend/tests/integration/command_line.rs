@@ -1,6 +1,12 @@
 //! The `berth` command: exit codes, errors, and what it prints.
 
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+
 use crate::support::Case;
+use crate::support::berth::command;
 use crate::support::terminal::Terminal;
 
 crate::tests![
@@ -9,6 +15,8 @@ crate::tests![
     an_exec_on_a_terminal_is_one_to_both_sides,
     a_container_on_a_terminal_is_typed_into_left_and_attached_to_again,
     attach_passes_streams_signals_and_the_exit_code,
+    a_run_whose_output_nobody_reads_ends,
+    a_named_volume_without_a_bucket_is_said_to_stay_here,
     ps_shows_the_images_own_command,
     events_tell_the_life_of_a_container_in_order,
     ps_filters_and_formats_as_docker_does,
@@ -46,6 +54,33 @@ async fn a_missing_working_directory_of_an_exec_is_126_and_named(case: Case) {
     let said = case.berth(&["--json", "exec", "-w", "/etc/passwd", &id, "true"]).await;
     assert!(said.code == 126 && said.stderr.contains("\"exec.workdir\""), "{said:?}");
     assert_eq!(case.berth(&["exec", &id, "no-such-program"]).await.code, 127);
+}
+
+async fn a_run_whose_output_nobody_reads_ends(case: Case) {
+    let image = case.suite.busybox().await.to_owned();
+    let shared = &case.suite.shared().await.root;
+    let mut child = command(shared)
+        .args(["run", "--rm", "--stop-timeout", "1", &image, "yes"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut first = [0; 2];
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut first).await.unwrap();
+    drop(stdout);
+    let status = tokio::time::timeout(Duration::from_secs(60), child.wait()).await.expect("it runs on").unwrap();
+    assert_eq!((&first, status.code()), (b"y\n", Some(141)));
+}
+
+async fn a_named_volume_without_a_bucket_is_said_to_stay_here(case: Case) {
+    let image = case.suite.busybox().await.to_owned();
+    let root = case.root("local-volume");
+    let run = ["run", "--rm", "--network", "none", "-v", "here:/data", &image, "true"];
+    let output = command(&root).args(run).output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("volume here: no bucket is configured"), "{said}");
 }
 
 async fn ps_shows_the_images_own_command(case: Case) {
@@ -90,7 +125,7 @@ async fn an_exec_on_a_terminal_is_one_to_both_sides(case: Case) {
     terminal.until("interrupted").await;
     terminal.resize(20, 50);
     // The size is passed on by a signal.
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     terminal.type_in("stty size; exit 7\n");
     terminal.until("20 50").await;
     assert_eq!(crate::support::case::soon("the exec's end", child.wait()).await.unwrap().code(), Some(7));
@@ -122,7 +157,7 @@ async fn a_container_on_a_terminal_is_typed_into_left_and_attached_to_again(case
     let terminal = Terminal::open(22, 66);
     let mut child = terminal.command(&root, &["attach", &id.to_string()]);
     terminal.resize(22, 67);
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     terminal.type_in("stty size\n");
     terminal.until("22 67").await;
     terminal.type_in("seq 1 20000; echo all; exit 5\n");
@@ -142,8 +177,8 @@ async fn attach_passes_streams_signals_and_the_exit_code(case: Case) {
     let root = case.suite.shared().await.root.clone();
     let mut child = crate::support::berth::command(&root)
         .args(["attach", "--no-stdin", &id.to_string()])
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::piped())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .unwrap();
@@ -155,11 +190,11 @@ async fn attach_passes_streams_signals_and_the_exit_code(case: Case) {
         u64::from_str_radix(caught, 16).unwrap_or(0) & (1 << (nix::libc::SIGUSR1 - 1)) != 0
     })
     .await;
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().unwrap() as i32), nix::sys::signal::SIGUSR1).unwrap();
     assert_eq!(crate::support::case::soon("the end", child.wait()).await.unwrap().code(), Some(9));
     let mut text = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut text).await.unwrap();
+    stdout.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "told\n");
     let said = case.berth(&["attach", &id.to_string()]).await;
     assert!(said.code == 1 && said.stderr.contains("not running"), "{said:?}");
@@ -251,7 +286,7 @@ async fn update_changes_limits_while_it_runs_and_for_the_next_start(case: Case) 
     assert_eq!(case.berth(&["update", &name]).await.code, 2);
     assert_eq!(case.berth(&["update", "--cpus", "4000", &name]).await.code, 2);
 
-    case.runtime.stop_container(&id, std::time::Duration::from_secs(5)).await.unwrap();
+    case.runtime.stop_container(&id, Duration::from_secs(5)).await.unwrap();
     case.berth(&["update", "--pids-limit", "60", &name]).await.succeeded();
     case.runtime.start_container(&id).await.unwrap();
     assert_eq!(limits(&case), ((32 << 20).to_string(), "60".to_owned()));
@@ -282,7 +317,7 @@ async fn events_tell_the_life_of_a_container_in_order(case: Case) {
     let root = case.suite.shared().await.root.clone();
     let mut follower = crate::support::berth::command(&root)
         .args(["--json", "events", "-f", "--filter", &format!("container={}", id.service)])
-        .stdout(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .unwrap();
@@ -292,7 +327,7 @@ async fn events_tell_the_life_of_a_container_in_order(case: Case) {
     case.runtime.kill_container(&id, Some("TERM")).await.unwrap();
     case.finish(&id).await;
     case.runtime.start_container(&id).await.unwrap();
-    case.runtime.stop_container(&id, std::time::Duration::from_secs(5)).await.unwrap();
+    case.runtime.stop_container(&id, Duration::from_secs(5)).await.unwrap();
     case.runtime.remove_container(&id).await.unwrap();
     let expected = ["create", "start", "pause", "unpause", "update", "kill", "exit", "start", "exit", "stop", "remove"];
     let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(follower.stdout.take().unwrap()));

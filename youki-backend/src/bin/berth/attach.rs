@@ -2,8 +2,11 @@
 
 use std::future::Future;
 use std::io::{self, IsTerminal};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use runtime_core::{ContainerId, WaitReason};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use youki_backend::{Error, YoukiRuntime};
 
@@ -22,6 +25,8 @@ pub enum Left {
     Ended(i32),
     /// The user, by the keys for that: it runs on.
     Detached,
+    /// Whoever read the command's output: it runs on.
+    Unread,
 }
 
 /// What is connected.
@@ -45,7 +50,7 @@ pub async fn attach(session: &Session, args: &AttachArgs) -> Result<i32> {
     let started = std::future::ready(Ok(()));
     match connect(&session.runtime, &id, wanted, &mut signals, started).await? {
         Left::Ended(code) => Ok(code),
-        Left::Detached => Ok(0),
+        Left::Detached | Left::Unread => Ok(0),
     }
 }
 
@@ -64,10 +69,12 @@ pub async fn connect(
     let mut attached = Attached::begin(runtime, id, wanted).await?;
     start.await?;
     let mut waiting = std::pin::pin!(runtime.wait(id));
+    let unread = attached.unread.clone();
     let outcome = loop {
         tokio::select! {
             outcome = &mut waiting => break outcome?,
             () = attached.left() => return Ok(Left::Detached),
+            () = unread.notified() => return Ok(Left::Unread),
             number = signals.next() => match runtime.forward_signal(id, number).await {
                 // It ended meanwhile: the wait tells.
                 Ok(()) | Err(Error::NotRunning { .. } | Error::NoSuchContainer { .. }) => {}
@@ -87,6 +94,8 @@ pub async fn connect(
 /// The container's output on its way to the command's, and the other way round.
 struct Attached {
     output: [JoinHandle<io::Result<()>>; 2],
+    /// Told when nobody reads standard output any more.
+    unread: Arc<Notify>,
     terminal: Option<Lent>,
 }
 
@@ -104,7 +113,9 @@ impl Attached {
             }
             _ => None,
         };
-        Ok(Self { output: [streams::copy(stdout, own_out), streams::copy(stderr, own_err)], terminal })
+        let unread = Arc::new(Notify::new());
+        let output = [copy_or_tell(stdout, own_out, unread.clone()), streams::copy(stderr, own_err)];
+        Ok(Self { output, unread, terminal })
     }
 
     /// Returns when the user leaves. Cancel-safe.
@@ -120,4 +131,16 @@ impl Attached {
         let (stdout, stderr) = (streams::finish(stdout).await, streams::finish(stderr).await);
         stdout.and(stderr)
     }
+}
+
+/// Copies until the end of `from`; tells when `to` has lost its reader before.
+fn copy_or_tell(from: OwnedFd, to: OwnedFd, unread: Arc<Notify>) -> JoinHandle<io::Result<()>> {
+    let copy = streams::copy(from, to);
+    tokio::spawn(async move {
+        let copied = copy.await.map_err(io::Error::other)?;
+        if copied.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            unread.notify_one();
+        }
+        copied
+    })
 }

@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::Path;
 
+use runtime_core::spec::StorageSpec;
 use runtime_core::{ContainerId, ServiceSpec};
 use serde_json::json;
 use youki_backend::{Config, CreateOptions, Error};
 
 use crate::attach::{self, Left};
 use crate::cli::ApplyArgs;
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, eprint_line};
 use crate::flag_values::credentials;
 use crate::lifecycle::warn_of_volumes;
 use crate::output;
@@ -89,6 +90,11 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
         // It runs on, and what it leaves stays.
         Ok(Left::Detached) => return Ok(0),
         Ok(Left::Ended(code)) => Ok(code),
+        // As a program in a pipeline ends.
+        Ok(Left::Unread) => {
+            let stopped = session.runtime.stop(&wanted.id, None).await.map(warn_of_volumes);
+            stopped.map(|()| 128 + libc::SIGPIPE).map_err(Failure::from)
+        }
         Err(failure) => Err(failure),
     };
     if args.rm {
@@ -112,7 +118,19 @@ impl Wanted {
         Ok(Self { id: args.id()?, spec: args.spec()?, options })
     }
 
+    /// Whoever forgot the bucket would find an empty volume on the next host.
+    fn warn_of_local_volumes(&self, session: &Session) {
+        let named = self.spec.storage.iter().find_map(|storage| match storage {
+            StorageSpec::Named { name, .. } => Some(name),
+            _ => None,
+        });
+        if let (Some(name), None) = (named, &session.runtime.config().s3) {
+            eprint_line(&format!("berth: warning: volume {name}: no bucket is configured: it stays on this host"));
+        }
+    }
+
     async fn create(&self, session: &Session) -> Result<()> {
+        self.warn_of_local_volumes(session);
         let (sender, shown) = progress::pull(show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let created = session.runtime.create(&self.id, &self.spec, options).await;
@@ -122,6 +140,7 @@ impl Wanted {
 
     /// The same, unless a signal asks to end before: then the exit code, and nothing is left.
     async fn create_or_give_up(&self, session: &Session, signals: &mut Signals) -> Result<Option<i32>> {
+        self.warn_of_local_volumes(session);
         let (sender, mut shown) = progress::pull(show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let mut creating = std::pin::pin!(session.runtime.create(&self.id, &self.spec, options));
