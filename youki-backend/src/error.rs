@@ -184,6 +184,44 @@ pub enum Error {
         /// Its subnet.
         subnet: String,
     },
+    /// A network of that name is not defined.
+    #[error("{name}: no such network")]
+    NoSuchNetwork {
+        /// The name.
+        name: String,
+    },
+    /// A network of that name is defined.
+    #[error("{name}: a network of this name exists")]
+    NetworkExists {
+        /// The name.
+        name: String,
+    },
+    /// Containers have addresses of the network.
+    #[error("{name}: used by {}", .by.join(", "))]
+    NetworkInUse {
+        /// The network.
+        name: String,
+        /// By whom.
+        by: Vec<String>,
+    },
+    /// Two networks would have addresses in common.
+    #[error("network {network}: {subnet} overlaps with {with}")]
+    SubnetOverlap {
+        /// The network.
+        network: String,
+        /// Its subnet.
+        subnet: String,
+        /// The other.
+        with: String,
+    },
+    /// A port of the host is somebody's already.
+    #[error("port {port} is taken by {owner}")]
+    PortTaken {
+        /// Address, port and protocol, as `0.0.0.0:80/tcp`.
+        port: String,
+        /// A container or a process.
+        owner: String,
+    },
     /// The system call filter could not be compiled or loaded.
     #[error("seccomp: {what}")]
     Seccomp {
@@ -270,6 +308,11 @@ impl Error {
             Self::Corrupt { .. } => "root.corrupt",
             Self::Network { .. } => "network.failed",
             Self::SubnetExhausted { .. } => "network.exhausted",
+            Self::NoSuchNetwork { .. } => "network.not_found",
+            Self::NetworkExists { .. } => "network.exists",
+            Self::NetworkInUse { .. } => "network.in_use",
+            Self::SubnetOverlap { .. } => "network.overlap",
+            Self::PortTaken { .. } => "port.taken",
             Self::Seccomp { .. } => "seccomp.failed",
             Self::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => "disk.full",
             Self::Io { .. } => "io.failed",
@@ -305,6 +348,11 @@ impl Error {
             Self::NoSecretsProvider { .. } => "start the container from the agent that holds the secrets".to_owned(),
             Self::IncompatibleRoot { .. } => "use the Berth that wrote it, or a newer one".to_owned(),
             Self::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => FREE_SPACE.to_owned(),
+            Self::NoSuchNetwork { .. } => "`berth network ls` lists the networks of this root".to_owned(),
+            Self::NetworkExists { .. } => "choose another name, or remove it first: `berth network rm`".to_owned(),
+            Self::NetworkInUse { .. } => "remove these containers first".to_owned(),
+            Self::SubnetOverlap { .. } => "choose another --subnet".to_owned(),
+            Self::PortTaken { .. } => "stop its owner, or publish another port".to_owned(),
             Self::SubnetExhausted { .. } => "remove containers, or configure a larger --subnet".to_owned(),
             Self::Several(errors) => return errors.first().and_then(Self::hint),
             Self::Image(error) => return error.hint().map(str::to_owned),
@@ -401,7 +449,13 @@ impl From<Error> for AgentError {
             Error::Configuration { .. } | Error::IncompatibleRoot { .. } | Error::HelperMissing { .. } => {
                 Self::Configuration(reason)
             }
-            Error::Network { .. } | Error::SubnetExhausted { .. } => Self::Network(reason),
+            Error::Network { .. }
+            | Error::SubnetExhausted { .. }
+            | Error::NoSuchNetwork { .. }
+            | Error::NetworkExists { .. }
+            | Error::NetworkInUse { .. }
+            | Error::SubnetOverlap { .. }
+            | Error::PortTaken { .. } => Self::Network(reason),
             _ => Self::Internal(reason),
         }
     }

@@ -15,6 +15,7 @@
 //!     logs/                           CRI log files
 //!     created                         the last init that was built; without it, what there is was abandoned
 //!     supervisor.log                  messages of supervisor and helpers, bounded
+//!   networks/<name>.json              definitions of networks
 //!   trash/                            removed containers, until their files are deleted; locked by whoever does
 //! <run>/                              a tmpfs; gone at reboot
 //!   containers/<id>/bundle/           config.json for libcontainer; removed once the init has read it
@@ -22,7 +23,9 @@
 //!   locks/<id>                        one per container, held by whoever changes it
 //!   sockets/<16 hex>.sock             the supervisor's
 //!   seccomp/<hex>.bpf                 compiled filters
-//!   leases/                           the network's addresses
+//!   leases/<network>/                 addresses, an empty file each
+//!   names/<network>/                  containers that run, and what they are called
+//!   ports/<id>                        ports of the host that a container has
 //!   events/                           the journal of events
 //! ```
 
@@ -70,8 +73,9 @@ impl Layout {
         self.run.join("events")
     }
 
-    pub fn leases(&self) -> PathBuf {
-        self.run.join("leases")
+    /// Definitions of networks.
+    pub fn networks(&self) -> PathBuf {
+        self.root.join("networks")
     }
 }
 

@@ -39,4 +39,5 @@ pub use container::{
 pub use error::{Error, Result};
 pub use files::unpack::Owner;
 pub use files::{PathKind, pack_path, unpack_into};
+pub use network::{NetworkInfo, NetworkMember, NetworkOptions};
 pub use runtime::YoukiRuntime;

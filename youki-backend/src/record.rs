@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use oci_spec::image::ImageConfiguration;
 use runtime_core::spec::StorageSpec;
-use runtime_core::{ContainerId, DetailedStats, Event, EventKind, ServiceSpec, WaitOutcome, WaitReason};
+use runtime_core::{ContainerId, DetailedStats, Event, EventKind, PortMapping, ServiceSpec, WaitOutcome, WaitReason};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,12 @@ pub(crate) struct ContainerRecord {
     pub stop_signal: i32,
     /// Its own network namespace, with an address where it is attached to a network.
     pub network: NetworkRecord,
+    /// Published ports, with the host's port of each.
+    #[serde(default)]
+    pub ports: Vec<PortMapping>,
+    /// The port that a container in the host's network was given as `PORT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_override: Option<u16>,
     /// What an exec takes on; unknown until the bundle is built.
     pub process: Option<ProcessPlan>,
 }

@@ -21,7 +21,7 @@ use crate::container::{Observed, remove_dir};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::lock::ContainerLock;
-use crate::network::{Bridge, NetworkConfig, Subnet};
+use crate::network::{Definition, Networks, Place, Subnet};
 use crate::record::{self, NetworkRecord};
 use crate::runtime::{Inner, YoukiRuntime};
 use crate::supervisor::spawn::Spawner;
@@ -65,11 +65,12 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
 
     let tag = config::root_tag(&config.root);
     let subnet: Subnet = config.network.subnet.parse()?;
-    let bridge = Bridge::new(NetworkConfig {
-        bridge: config.network.bridge.clone(),
-        subnet,
+    let networks = Networks::new(Place {
         table: format!("berth_{tag}"),
-        leases: layout.leases(),
+        default: Definition::default_network(&config.network.bridge, subnet),
+        definitions: layout.networks(),
+        run: layout.run.clone(),
+        containers: layout.containers(),
     })?;
     let images = ImageStore::open(StoreConfig {
         registries: config.registries.clone(),
@@ -93,7 +94,7 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
         layout,
         images,
         volumes,
-        bridge,
+        networks,
         hierarchy,
         spawner,
         boot_id,
@@ -129,12 +130,12 @@ impl Inner {
             // Its link goes with its network namespace, a moment after its supervisor.
             self.wait_for_supervisor(&container, &record).await?;
             if let NetworkRecord::Bridge(lease) = &container.record.network {
-                self.bridge.detach(lease).await?;
+                self.networks.detach(lease).await?;
             }
         }
         // Supervisors that are unmounting are in a cgroup of this root's.
         self.trash.deleted().await;
-        self.bridge.remove().await?;
+        self.networks.dismantle().await?;
         let cgroup = self.hierarchy.container_dirs(&format!("/{}", self.config.cgroup_parent));
         tokio::task::spawn_blocking(move || cgroup.remove()).await.map_err(Error::ThreadLost)?
     }
@@ -161,11 +162,12 @@ impl Inner {
             });
         }
         while looks.join_next().await.is_some() {}
-        let (layout, bridge) = (self.layout.clone(), self.bridge.clone());
+        let (layout, networks) = (self.layout.clone(), self.networks.clone());
         tokio::task::spawn_blocking(move || {
             remove_orphaned_locks(&layout)?;
             // One that is being created has its lock, and maybe no record yet.
-            bridge.reconcile(&|id| layout.containers().join(id).exists() || layout.run.join("locks").join(id).exists())
+            networks
+                .reconcile(&|id| layout.containers().join(id).exists() || layout.run.join("locks").join(id).exists())
         })
         .await
         .map_err(Error::ThreadLost)??;

@@ -29,7 +29,7 @@ use crate::files::PathKind;
 use crate::journal::Journal;
 use crate::layout::Layout;
 use crate::logs::RecordStream;
-use crate::network::Bridge;
+use crate::network::{NetworkInfo, NetworkOptions, Networks};
 use crate::record::{AttemptKey, ImageRecord, NetworkRecord};
 use crate::supervisor::spawn::Spawner;
 use crate::trash::Trash;
@@ -45,7 +45,7 @@ pub(crate) struct Inner {
     pub layout: Layout,
     pub images: ImageStore,
     pub volumes: VolumeStore,
-    pub bridge: Bridge,
+    pub networks: Networks,
     pub hierarchy: Hierarchy,
     pub spawner: Spawner,
     pub boot_id: String,
@@ -344,6 +344,47 @@ impl YoukiRuntime {
         Journal::new(self.0.layout.events()).stream(options)
     }
 
+    /// Defines a network for containers to be in: a bridge of its own, made when the first of them is created.
+    ///
+    /// # Errors
+    /// [`Error::NetworkExists`], [`Error::SubnetOverlap`], [`Error::Configuration`].
+    pub async fn create_network(&self, name: &str, options: &NetworkOptions) -> Result<NetworkInfo> {
+        self.0.networks.create(name, options).await
+    }
+
+    /// Removes a network that no container is in.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchNetwork`], [`Error::NetworkInUse`], [`Error::Network`].
+    pub async fn remove_network(&self, name: &str) -> Result<()> {
+        self.0.networks.remove(name).await
+    }
+
+    /// The networks of this root, the default one first.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn networks(&self) -> Result<Vec<NetworkInfo>> {
+        self.0.networks.list()
+    }
+
+    /// A network and who is in it.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchNetwork`].
+    pub fn network(&self, name: &str) -> Result<NetworkInfo> {
+        self.0.networks.inspect(name)
+    }
+
+    /// Puts back what somebody took away of the networks: the firewall table, bridges that containers are on, and their
+    /// places at it.
+    ///
+    /// # Errors
+    /// [`Error::Network`], [`Error::Configuration`].
+    pub async fn reload_networks(&self) -> Result<()> {
+        self.0.networks.reload().await
+    }
+
     /// Takes away what this root has on the host outside its own directories: its bridge and firewall table, its
     /// cgroups. For a root that is given up; what a container needs is made again.
     ///
@@ -491,8 +532,7 @@ impl Runtime for YoukiRuntime {
     }
 
     async fn get_container_port_override(&self, id: &ContainerId) -> runtime_core::Result<Option<u16>> {
-        self.0.container(id)?;
-        Ok(None)
+        Ok(self.0.container(id)?.record.port_override)
     }
 
     async fn sync_container_volumes(&self, id: &ContainerId) -> runtime_core::Result<()> {

@@ -7,6 +7,7 @@ use std::path::Path;
 use tokio::task::JoinHandle;
 
 use super::Container;
+use super::network::PORT_VARIABLE;
 use crate::bundle::{self, BundleInput, EtcFiles, VolumeMount, resources::CgroupLimits, seccomp};
 use crate::cgroup::Hierarchy;
 use crate::error::{Error, Result};
@@ -60,8 +61,13 @@ impl Inner {
             match connection.receive().await? {
                 Some(Reply::NamespacesReady) => {
                     if let NetworkRecord::Bridge(lease) = &container.record.network {
-                        let (bridge, lease) = (self.bridge.clone(), lease.clone());
-                        attaching = Some(tokio::spawn(async move { bridge.attach(&lease, supervisor_pid).await }));
+                        let hostname = bundle::hostname(&container.record.id, &container.record.spec)?;
+                        let names = network::names_of(&container.record.id, &hostname, &container.record.spec);
+                        let (networks, lease, id) = (self.networks.clone(), lease.clone(), id.clone());
+                        attaching =
+                            Some(tokio::spawn(
+                                async move { networks.attach(&lease, &id, names, supervisor_pid).await },
+                            ));
                     }
                 }
                 Some(Reply::Created { .. }) => break Ok(()),
@@ -183,6 +189,9 @@ impl Inner {
                 value.clone()
             };
             env.insert(name.clone(), value);
+        }
+        if let Some(port) = record.port_override {
+            env.insert(PORT_VARIABLE.to_owned(), port.to_string());
         }
         Ok(env)
     }

@@ -104,6 +104,8 @@ impl Inner {
             mounts: Vec::new(),
             stop_signal: libc::SIGTERM,
             network: NetworkRecord::None,
+            ports: Vec::new(),
+            port_override: None,
             process: None,
         }
     }
@@ -116,6 +118,7 @@ impl Inner {
         }
         let supervisor = self.start_supervisor(&paths)?;
         container.record.network = self.lease_network(container)?;
+        self.reserve_ports(&mut container.record)?;
         let fill = self.resolve_mounts(container).await?;
         // The record makes the container: from here on it is found again, whatever dies.
         record::write(&paths.record(), &container.record)?;
@@ -124,11 +127,11 @@ impl Inner {
     }
 
     fn lease_network(&self, container: &Container) -> Result<NetworkRecord> {
-        Ok(match container.record.spec.network_mode() {
-            NetworkMode::Host => NetworkRecord::Host,
-            NetworkMode::None => NetworkRecord::None,
-            NetworkMode::Bridge => NetworkRecord::Bridge(self.bridge.lease(&container.record.id.to_string())?),
-            NetworkMode::Named(name) => return Err(Error::Unsupported { what: format!("the network {name:?}") }),
+        let mode = container.record.spec.network_mode();
+        Ok(match self.networks.of(mode) {
+            Some(network) => NetworkRecord::Bridge(self.networks.lease(network, &container.record.id.to_string())?),
+            None if *mode == NetworkMode::Host => NetworkRecord::Host,
+            None => NetworkRecord::None,
         })
     }
 

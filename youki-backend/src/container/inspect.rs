@@ -181,10 +181,10 @@ fn inspect(container: &Container, observed: &Observed) -> Inspect {
     });
     let networks = match &record.network {
         NetworkRecord::Bridge(lease) => vec![InspectNetwork {
-            network: record.spec.network_mode().to_string(),
+            network: lease.network.clone(),
             aliases: record.spec.network.aliases.clone(),
             ipv4: Some(lease.ip.to_string()),
-            ipv6: None,
+            ipv6: lease.v6.as_ref().map(|v6| v6.ip.to_string()),
             mac: Some(lease.mac.to_string()),
         }],
         NetworkRecord::Host | NetworkRecord::None => Vec::new(),
@@ -210,7 +210,7 @@ fn inspect(container: &Container, observed: &Observed) -> Inspect {
         spec: record.spec.clone(),
         mounts: mounts.collect(),
         networks,
-        ports: record.spec.port_mappings.clone(),
+        ports: record.ports.clone(),
         health: None,
         cgroup_path: record.cgroup_path.clone(),
         last_stats: ended.and_then(|ended| ended.stats.clone()),

@@ -9,6 +9,7 @@ mod exit;
 mod inspect;
 mod kill;
 mod logs;
+mod network;
 mod pause;
 mod remove;
 mod rootfs;

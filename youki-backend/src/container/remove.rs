@@ -83,9 +83,10 @@ impl Inner {
         let mut errors = Vec::new();
         let mut note = |result: Result<()>| errors.extend(result.err());
         note(self.clear_cgroup(container).await);
+        note(self.leave_network(container).await);
         if let NetworkRecord::Bridge(lease) = &container.record.network {
-            note(self.bridge.detach(lease).await);
-            note(self.bridge.free(&container.record.id.to_string()));
+            note(self.networks.detach(lease).await);
+            note(self.networks.free(lease, &container.record.id.to_string()));
         }
         let (paths, trash) = (container.paths.clone(), self.trash.clone());
         let taken = tokio::task::spawn_blocking(move || {

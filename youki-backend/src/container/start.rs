@@ -68,9 +68,10 @@ impl Inner {
             }
         }
         if let NetworkRecord::Bridge(earlier) = &container.record.network {
-            let lease = self.bridge.lease_again(&container.record.id.to_string(), earlier)?;
+            let lease = self.networks.lease_again(&container.record.id.to_string(), earlier)?;
             container.record.network = NetworkRecord::Bridge(lease);
         }
+        self.reserve_ports(&mut container.record)?;
         container.record.attempt += 1;
         container.record.boot_id.clone_from(&self.boot_id);
         // From here on the earlier exit record is out of date.

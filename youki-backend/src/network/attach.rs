@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -15,9 +17,10 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::bridge::{self, failed};
+use super::definition::{Definition, Place};
 use super::netlink::{CREATE, Netlink};
-use super::{Lease, NetworkConfig};
-use crate::error::Result;
+use super::{Lease, names, ports};
+use crate::error::{Error, Result};
 
 /// The container's end of the veth pair.
 const CONTAINER_IFNAME: &str = "eth0";
@@ -25,24 +28,41 @@ const CONTAINER_IFNAME: &str = "eth0";
 /// `lo` is the first interface of every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// Attaches; the calling thread ends up in the container's network namespace.
-pub(super) fn attach(config: &NetworkConfig, lease: &Lease, pid: u32) -> Result<()> {
+/// What is attached.
+#[derive(Debug, Clone)]
+pub(super) struct Attachment {
+    pub lease: Lease,
+    pub id: String,
+    /// What it is called in its network.
+    pub names: Vec<String>,
+    /// A process in its network namespace.
+    pub pid: u32,
+}
+
+/// Attaches, and opens its ports; the calling thread ends up in the container's network namespace.
+pub(super) fn attach(place: &Place, network: &Definition, attachment: &Attachment) -> Result<()> {
+    let Attachment { lease, id, names, pid } = attachment;
     let namespace =
-        open_namespace(pid).map_err(|e| failed(config, &format!("opening the network of process {pid}"), e))?;
-    let mut host = Netlink::open().map_err(|e| failed(config, "opening netlink", e))?;
-    make_pair(config, lease, &namespace, &mut host)?;
-    let set_up = enter(&namespace).and_then(|()| configure(lease));
-    set_up.map_err(|e| {
+        open_namespace(*pid).map_err(|e| failed(network, &format!("opening the network of process {pid}"), e))?;
+    let mut host = Netlink::open().map_err(|e| failed(network, "opening netlink", e))?;
+    ports::open(place, id)?;
+    make_pair(place, network, lease, &namespace, &mut host)?;
+    names::join(place, lease, id, names)?;
+    let set_up = enter(&namespace).map_err(|e| failed(network, "entering the container's network", e));
+    set_up.and_then(|()| configure(network, lease)).inspect_err(|_| {
         // The first error is the one to tell; the pair also goes with the namespace.
         let _ = delete_link(&mut host, &lease.host_ifname);
-        failed(config, &format!("giving {} to process {pid}", lease.ip), e)
     })
 }
 
 /// Deletes the host's end, and so the pair.
-pub(super) fn detach(config: &NetworkConfig, host_ifname: &str) -> Result<()> {
-    let mut host = Netlink::open().map_err(|e| failed(config, "opening netlink", e))?;
-    delete_link(&mut host, host_ifname).map_err(|e| failed(config, &format!("deleting {host_ifname}"), e))
+pub(super) fn detach(lease: &Lease) -> Result<()> {
+    let gone = Netlink::open().and_then(|mut host| delete_link(&mut host, &lease.host_ifname));
+    gone.map_err(|error| Error::Network {
+        network: lease.network.clone(),
+        what: format!("deleting {} failed", lease.host_ifname),
+        source: Some(Box::new(error)),
+    })
 }
 
 /// Holds the namespace, so that the process may die and its number be used again.
@@ -62,28 +82,32 @@ fn enter(namespace: &File) -> io::Result<()> {
 }
 
 /// One message makes both ends: the host's up and in the bridge, the other in the container.
-fn make_pair(config: &NetworkConfig, lease: &Lease, namespace: &File, host: &mut Netlink) -> Result<()> {
-    let _held = bridge::hold(config)?;
+fn make_pair(place: &Place, network: &Definition, lease: &Lease, namespace: &File, host: &mut Netlink) -> Result<()> {
+    let _held = bridge::hold(place, network)?;
     let mut tries = 0;
     loop {
         tries += 1;
-        let bridge = bridge::ensure(config, host)?;
-        let message = RouteNetlinkMessage::NewLink(pair(lease, namespace, bridge));
+        let bridge = bridge::ensure(place, network, host)?;
+        let message = RouteNetlinkMessage::NewLink(pair(network, lease, namespace, bridge));
         match host.request([(message, CREATE)]) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                let hairpin = RouteNetlinkMessage::NewLink(hairpin(lease));
+                let set = host.request([(hairpin, 0)]);
+                return set.map_err(|e| failed(network, &format!("setting {} up", lease.host_ifname), e));
+            }
             // Left by an attempt whose namespace is still held by somebody. The lease is ours, so the name is.
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) && tries == 1 => {
                 delete_link(host, &lease.host_ifname)
-                    .map_err(|e| failed(config, &format!("deleting {}", lease.host_ifname), e))?;
+                    .map_err(|e| failed(network, &format!("deleting {}", lease.host_ifname), e))?;
             }
             // The bridge was removed under us, by hand.
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) && tries == 1 => {}
-            Err(e) => return Err(failed(config, &format!("making {}", lease.host_ifname), e)),
+            Err(e) => return Err(failed(network, &format!("making {}", lease.host_ifname), e)),
         }
     }
 }
 
-fn pair(lease: &Lease, namespace: &File, bridge: u32) -> LinkMessage {
+fn pair(network: &Definition, lease: &Lease, namespace: &File, bridge: u32) -> LinkMessage {
     // Not up yet: the kernel refuses that for the peer of a pair that is still being made.
     let mut inner = LinkMessage::default();
     inner.attributes = vec![
@@ -91,6 +115,7 @@ fn pair(lease: &Lease, namespace: &File, bridge: u32) -> LinkMessage {
         LinkAttribute::Address(lease.mac.0.to_vec()),
         LinkAttribute::NetNsFd(namespace.as_raw_fd()),
     ];
+    inner.attributes.extend(network.mtu.map(LinkAttribute::Mtu));
     let mut outer = bridge::up(0);
     outer.attributes = vec![
         LinkAttribute::IfName(lease.host_ifname.clone()),
@@ -100,46 +125,100 @@ fn pair(lease: &Lease, namespace: &File, bridge: u32) -> LinkMessage {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(inner))),
         ]),
     ];
+    if let Some(mtu) = network.mtu {
+        outer.attributes.push(LinkAttribute::Mtu(mtu));
+    }
     outer
 }
 
-/// In the container's namespace: loopback, address, default route.
-fn configure(lease: &Lease) -> io::Result<()> {
-    let mut netlink = Netlink::open()?;
-    let link = netlink.link(CONTAINER_IFNAME)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-    let index = link.header.index;
+/// Lets a bridge send back through the port it came from: where the host filters bridged packets too
+/// (`bridge-nf-call-iptables`, as docker's hosts do), what a container sends to its own published port goes this way.
+fn hairpin(lease: &Lease) -> LinkMessage {
+    let mut port = LinkMessage::default();
+    port.attributes = vec![
+        LinkAttribute::IfName(lease.host_ifname.clone()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        ]),
+    ];
+    port
+}
+
+/// In the container's namespace: loopback, addresses, default routes (none leads out of an internal network).
+fn configure(network: &Definition, lease: &Lease) -> Result<()> {
+    let what = format!("giving {} to the container", lease.ip);
+    let failed = |e| failed(network, &what, e);
+    let mut netlink = Netlink::open().map_err(failed)?;
+    let link = netlink.link(CONTAINER_IFNAME).map_err(failed)?;
+    let index = link.ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENODEV)))?.header.index;
+    if lease.v6.is_some() {
+        bridge::sysctl(&format!("ipv6/conf/{CONTAINER_IFNAME}/disable_ipv6"), "0")?;
+        bridge::sysctl("ipv6/conf/lo/disable_ipv6", "0")?;
+        // Its route is given to it.
+        bridge::sysctl(&format!("ipv6/conf/{CONTAINER_IFNAME}/accept_ra"), "0")?;
+    }
     let mask = u32::MAX.checked_shr(lease.prefix_len.into()).unwrap_or(0);
     let broadcast = Ipv4Addr::from_bits(lease.ip.to_bits() | mask);
-    netlink.request([
+    let ends = Ends { ip: lease.ip, prefix_len: lease.prefix_len, broadcast };
+    let mut messages = vec![
         (RouteNetlinkMessage::SetLink(bridge::up(LOOPBACK_INDEX)), 0),
         (RouteNetlinkMessage::SetLink(bridge::up(index)), 0),
-        (address(index, lease.ip, lease.prefix_len, broadcast), CREATE),
-        (default_route(index, lease.gateway), CREATE),
-    ])
+        (address(index, &ends), CREATE),
+    ];
+    if let Some(v6) = &lease.v6 {
+        messages.push((address6(index, v6.ip, v6.prefix_len), CREATE));
+    }
+    if !network.internal {
+        messages.push((default_route(index, lease.gateway.into()), CREATE));
+        messages.extend(lease.v6.as_ref().map(|v6| (default_route(index, v6.gateway.into()), CREATE)));
+    }
+    netlink.request(messages).map_err(failed)
+}
+
+/// An interface's IPv4 address.
+pub(super) struct Ends {
+    pub ip: Ipv4Addr,
+    pub prefix_len: u8,
+    pub broadcast: Ipv4Addr,
 }
 
 /// The message that gives a link an address.
-pub(super) fn address(index: u32, ip: Ipv4Addr, prefix_len: u8, broadcast: Ipv4Addr) -> RouteNetlinkMessage {
+pub(super) fn address(index: u32, ends: &Ends) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
-    message.header.prefix_len = prefix_len;
+    message.header.prefix_len = ends.prefix_len;
     message.header.index = index;
     message.attributes = vec![
-        AddressAttribute::Local(IpAddr::V4(ip)),
-        AddressAttribute::Address(IpAddr::V4(ip)),
-        AddressAttribute::Broadcast(broadcast),
+        AddressAttribute::Local(IpAddr::V4(ends.ip)),
+        AddressAttribute::Address(IpAddr::V4(ends.ip)),
+        AddressAttribute::Broadcast(ends.broadcast),
     ];
     RouteNetlinkMessage::NewAddress(message)
 }
 
-fn default_route(index: u32, gateway: Ipv4Addr) -> RouteNetlinkMessage {
+/// The same for IPv6; of use at once, since nobody else was given it.
+pub(super) fn address6(index: u32, ip: Ipv6Addr, prefix_len: u8) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.prefix_len = prefix_len;
+    message.header.index = index;
+    message.attributes = vec![AddressAttribute::Address(IpAddr::V6(ip)), AddressAttribute::Flags(AddressFlags::Nodad)];
+    RouteNetlinkMessage::NewAddress(message)
+}
+
+fn default_route(index: u32, gateway: IpAddr) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    let (family, gateway) = match gateway {
+        IpAddr::V4(ip) => (AddressFamily::Inet, RouteAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, RouteAddress::Inet6(ip)),
+    };
+    message.header.address_family = family;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Boot;
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
-    message.attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway)), RouteAttribute::Oif(index)];
+    message.attributes = vec![RouteAttribute::Gateway(gateway), RouteAttribute::Oif(index)];
     RouteNetlinkMessage::NewRoute(message)
 }
 

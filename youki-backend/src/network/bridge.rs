@@ -2,43 +2,73 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
+use super::attach::{self, Ends};
+use super::definition::{Definition, Place};
 use super::netlink::{CREATE, Netlink};
-use super::{Mac, NetworkConfig, firewall, lease};
+use super::{Mac, lease, routes};
 use crate::error::{Error, Result};
 use crate::layout::hex;
 
-const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+const SYSCTLS: &str = "/proc/sys/net";
 
-/// Sees to it that bridge, forwarding and firewall are in place; the bridge's index.
-pub(super) fn ensure(config: &NetworkConfig, netlink: &mut Netlink) -> Result<u32> {
-    firewall::ensure(config)?;
-    enable_forwarding()?;
+/// Sees to it that bridge and forwarding are in place; the bridge's index. One made anew, because somebody deleted it,
+/// gets the containers of before.
+pub(super) fn ensure(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<u32> {
+    enable_forwarding(network)?;
     loop {
-        match find(config, netlink)? {
+        match find(place, network, netlink)? {
             Found::Ready(index) => return Ok(index),
             Found::Unfinished(index) => {
-                finish(config, netlink, index)?;
+                finish(network, netlink, index)?;
+                adopt(place, network, netlink, index)?;
                 return Ok(index);
             }
             Found::Outdated(index) => {
                 let what = "is in use with another subnet";
-                if netlink.has_ports(index).map_err(|e| failed(config, "listing its ports", e))? {
+                if netlink.has_ports(index).map_err(|e| failed(network, "listing its ports", e))? {
                     return Err(Error::Configuration {
-                        what: format!("bridge {}", config.bridge),
+                        what: format!("bridge {}", network.bridge),
                         reason: what.to_owned(),
                     });
                 }
-                delete(config, netlink, index)?;
+                delete(network, netlink, index)?;
             }
-            Found::No => create(config, netlink)?,
+            Found::No => {
+                routes::refuse_overlap(&network.name, network.subnet, Some(&network.bridge))?;
+                create(place, network, netlink)?;
+            }
         }
     }
+}
+
+/// Makes the host's ends of this network's containers its bridge's ports, where they are not.
+pub(super) fn adopt(place: &Place, network: &Definition, netlink: &mut Netlink, bridge: u32) -> Result<()> {
+    let dir = place.leases(&network.name);
+    if !dir.exists() {
+        return Ok(());
+    }
+    for (_, holder) in lease::list(&dir)? {
+        let name = lease::host_ifname(&place.table, &holder);
+        let link = netlink.link(&name).map_err(|e| failed(network, &format!("looking for {name}"), e))?;
+        let Some(link) = link else { continue };
+        if !link.attributes.contains(&LinkAttribute::Controller(bridge)) {
+            let mut port = up(link.header.index);
+            port.attributes.push(LinkAttribute::Controller(bridge));
+            match netlink.request([(RouteNetlinkMessage::SetLink(port), 0)]) {
+                // Its container has just ended.
+                Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}
+                other => other.map_err(|e| failed(network, &format!("taking {name} back"), e))?,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Held shared while a container is attached, exclusively while bridge and table are removed: else one could be
@@ -46,30 +76,30 @@ pub(super) fn ensure(config: &NetworkConfig, netlink: &mut Netlink) -> Result<u3
 const LOCK: &str = "bridge.lock";
 
 /// Keeps [`remove`] of any process out while the file is open.
-pub(super) fn hold(config: &NetworkConfig) -> Result<fs::File> {
-    lease::lock(&config.leases, LOCK, FlockOperation::LockShared)
+pub(super) fn hold(place: &Place, network: &Definition) -> Result<fs::File> {
+    lease::lock(&place.leases(&network.name), LOCK, FlockOperation::LockShared)
 }
 
-/// Removes bridge and table if nothing is attached.
-pub(super) fn remove(config: &NetworkConfig) -> Result<()> {
+/// Removes the bridge if nothing is attached; whether it is gone.
+pub(super) fn remove(place: &Place, network: &Definition) -> Result<bool> {
     // Without the directory nobody has leased or attached anything.
-    let _alone = match config.leases.exists() {
-        true => Some(lease::lock(&config.leases, LOCK, FlockOperation::LockExclusive)?),
+    let _alone = match place.leases(&network.name).exists() {
+        true => Some(lease::lock(&place.leases(&network.name), LOCK, FlockOperation::LockExclusive)?),
         false => None,
     };
-    let mut netlink = Netlink::open().map_err(|e| failed(config, "opening netlink", e))?;
-    match find(config, &mut netlink) {
+    let mut netlink = Netlink::open().map_err(|e| failed(network, "opening netlink", e))?;
+    match find(place, network, &mut netlink) {
         Ok(Found::Ready(index) | Found::Unfinished(index) | Found::Outdated(index)) => {
-            if netlink.has_ports(index).map_err(|e| failed(config, "listing its ports", e))? {
-                return Ok(());
+            if netlink.has_ports(index).map_err(|e| failed(network, "listing its ports", e))? {
+                return Ok(false);
             }
-            delete(config, &mut netlink, index)?;
+            delete(network, &mut netlink, index)?;
         }
-        // Without a bridge, or with somebody else's, the table is ours all the same.
+        // Somebody else's stays.
         Ok(Found::No) | Err(Error::Configuration { .. }) => {}
         Err(error) => return Err(error),
     }
-    firewall::remove(config)
+    Ok(true)
 }
 
 enum Found {
@@ -83,12 +113,14 @@ enum Found {
 }
 
 /// The alias that says whose a bridge is.
-fn alias(config: &NetworkConfig) -> String {
-    format!("{} {}", config.table, config.subnet)
+fn alias(place: &Place, network: &Definition) -> String {
+    let Definition { subnet, gateway, subnet6, mtu, .. } = network;
+    let subnet6 = subnet6.map(|subnet6| subnet6.to_string()).unwrap_or_default();
+    format!("{} {subnet} {gateway} {subnet6} {}", place.table, mtu.unwrap_or(0))
 }
 
-fn find(config: &NetworkConfig, netlink: &mut Netlink) -> Result<Found> {
-    let found = netlink.link(&config.bridge).map_err(|e| failed(config, "looking for it", e))?;
+fn find(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<Found> {
+    let found = netlink.link(&network.bridge).map_err(|e| failed(network, "looking for it", e))?;
     let Some(link) = found else { return Ok(Found::No) };
     let index = link.header.index;
     let marked = link.attributes.iter().find_map(|attribute| match attribute {
@@ -96,13 +128,13 @@ fn find(config: &NetworkConfig, netlink: &mut Netlink) -> Result<Found> {
         _ => None,
     });
     match marked {
-        Some(text) if text == alias(config) => match link.header.flags.contains(LinkFlags::Up) {
+        Some(text) if text == alias(place, network) => match link.header.flags.contains(LinkFlags::Up) {
             true => Ok(Found::Ready(index)),
             false => Ok(Found::Unfinished(index)),
         },
-        Some(text) if text.split(' ').next() == Some(&config.table) => Ok(Found::Outdated(index)),
+        Some(text) if text.split(' ').next() == Some(&place.table) => Ok(Found::Outdated(index)),
         _ => Err(Error::Configuration {
-            what: format!("bridge {}", config.bridge),
+            what: format!("bridge {}", network.bridge),
             reason: "an interface of this name exists and is not this root's; choose another --bridge and --subnet"
                 .to_owned(),
         }),
@@ -110,27 +142,29 @@ fn find(config: &NetworkConfig, netlink: &mut Netlink) -> Result<Found> {
 }
 
 /// What it is called until it is marked.
-pub(super) fn unfinished_name(config: &NetworkConfig) -> String {
-    format!("bt{}", &hex(&Sha256::digest(&config.table))[..12])
+pub(super) fn unfinished_name(place: &Place, network: &Definition) -> String {
+    let digest = Sha256::new().chain_update(&place.table).chain_update([0]).chain_update(&network.bridge).finalize();
+    format!("bt{}", &hex(&digest)[..12])
 }
 
 /// Makes it under a name that is this root's alone, marks it, and only then gives it its own: so a bridge of that name
 /// is never ours without the mark, and never another's with it, whoever dies or is faster.
-fn create(config: &NetworkConfig, netlink: &mut Netlink) -> Result<()> {
-    let unfinished = unfinished_name(config);
+fn create(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<()> {
+    let unfinished = unfinished_name(place, network);
     let mut bridge = LinkMessage::default();
     bridge.attributes = vec![
         LinkAttribute::IfName(unfinished.clone()),
         // Without one of its own it takes the lowest of its ports', and changes with them.
-        LinkAttribute::Address(Mac::of(config.subnet.gateway()).0.to_vec()),
+        LinkAttribute::Address(Mac::of(network.gateway).0.to_vec()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
     ];
+    bridge.attributes.extend(network.mtu.map(LinkAttribute::Mtu));
     match netlink.request([(RouteNetlinkMessage::NewLink(bridge), CREATE)]) {
         // Left by a process of this root, or being made by one.
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
-        other => other.map_err(|e| failed(config, "creating it", e))?,
+        other => other.map_err(|e| failed(network, "creating it", e))?,
     }
-    let link = netlink.link(&unfinished).map_err(|e| failed(config, "looking for it", e))?;
+    let link = netlink.link(&unfinished).map_err(|e| failed(network, "looking for it", e))?;
     // None: that other process has just finished it.
     let Some(index) = link.map(|link| link.header.index) else { return Ok(()) };
     let change = |attribute| {
@@ -140,37 +174,48 @@ fn create(config: &NetworkConfig, netlink: &mut Netlink) -> Result<()> {
         (RouteNetlinkMessage::SetLink(link), 0)
     };
     netlink
-        .request([change(LinkAttribute::IfAlias(alias(config)))])
-        .and_then(|()| netlink.request([change(LinkAttribute::IfName(config.bridge.clone()))]))
+        .request([change(LinkAttribute::IfAlias(alias(place, network)))])
+        .and_then(|()| netlink.request([change(LinkAttribute::IfName(network.bridge.clone()))]))
         .or_else(|error| {
-            delete(config, netlink, index)?;
+            delete(network, netlink, index)?;
             match error.raw_os_error() {
                 // Somebody has that name: whose it is, the next look will tell.
                 Some(libc::EEXIST | libc::ENODEV) => Ok(()),
-                _ => Err(failed(config, "naming it", error)),
+                _ => Err(failed(network, "naming it", error)),
             }
         })
 }
 
-fn finish(config: &NetworkConfig, netlink: &mut Netlink, index: u32) -> Result<()> {
-    let up = RouteNetlinkMessage::SetLink(up(index));
-    match netlink.request([(address(config, index), CREATE)]) {
-        Err(e) if e.raw_os_error() != Some(libc::EEXIST) => return Err(failed(config, "giving it its address", e)),
-        _ => {}
+fn finish(network: &Definition, netlink: &mut Netlink, index: u32) -> Result<()> {
+    if !network.internal {
+        // So that what the host sends from its loopback to a published port may go this way; the firewall's raw chain
+        // keeps what comes from the bridge away from the loopback.
+        sysctl(&format!("ipv4/conf/{}/route_localnet", network.bridge), "1")?;
     }
-    netlink.request([(up, 0)]).map_err(|e| failed(config, "setting it up", e))
+    if network.subnet6.is_some() {
+        sysctl(&format!("ipv6/conf/{}/disable_ipv6", network.bridge), "0")?;
+        sysctl(&format!("ipv6/conf/{}/accept_ra", network.bridge), "0")?;
+    }
+    let ends =
+        Ends { ip: network.gateway, prefix_len: network.subnet.prefix_len(), broadcast: network.subnet.broadcast() };
+    let v6 = network.subnet6.map(|subnet| attach::address6(index, subnet.gateway(), subnet.prefix_len()));
+    for address in [Some(attach::address(index, &ends)), v6].into_iter().flatten() {
+        match netlink.request([(address, CREATE)]) {
+            Err(e) if e.raw_os_error() != Some(libc::EEXIST) => {
+                return Err(failed(network, "giving it its address", e));
+            }
+            _ => {}
+        }
+    }
+    netlink.request([(RouteNetlinkMessage::SetLink(up(index)), 0)]).map_err(|e| failed(network, "setting it up", e))
 }
 
-fn address(config: &NetworkConfig, index: u32) -> RouteNetlinkMessage {
-    super::attach::address(index, config.subnet.gateway(), config.subnet.prefix_len(), config.subnet.broadcast())
-}
-
-fn delete(config: &NetworkConfig, netlink: &mut Netlink, index: u32) -> Result<()> {
+fn delete(network: &Definition, netlink: &mut Netlink, index: u32) -> Result<()> {
     let mut link = LinkMessage::default();
     link.header.index = index;
     match netlink.request([(RouteNetlinkMessage::DelLink(link), 0)]) {
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-        other => other.map_err(|e| failed(config, "deleting it", e)),
+        other => other.map_err(|e| failed(network, "deleting it", e)),
     }
 }
 
@@ -183,14 +228,41 @@ pub(super) fn up(index: u32) -> LinkMessage {
     link
 }
 
-fn enable_forwarding() -> Result<()> {
-    let now = fs::read(FORWARDING).map_err(Error::io("reading", FORWARDING))?;
-    if now.first() == Some(&b'0') {
-        fs::write(FORWARDING, "1").map_err(Error::io("writing", FORWARDING))?;
+/// Lets the host pass packets on. With IPv6, hosts that pass them on no longer learn their own routes from routers
+/// unless told so: those that did go on.
+fn enable_forwarding(network: &Definition) -> Result<()> {
+    if network.internal {
+        return Ok(());
     }
-    Ok(())
+    sysctl("ipv4/ip_forward", "1")?;
+    if network.subnet6.is_none() || read_sysctl("ipv6/conf/all/forwarding")? == "1" {
+        return Ok(());
+    }
+    let conf = Path::new(SYSCTLS).join("ipv6/conf");
+    for entry in fs::read_dir(&conf).map_err(Error::io("listing", &conf))?.flatten() {
+        let path = entry.path().join("accept_ra");
+        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
+            fs::write(&path, "2").map_err(Error::io("writing", &path))?;
+        }
+    }
+    sysctl("ipv6/conf/all/forwarding", "1")
 }
 
-pub(super) fn failed(config: &NetworkConfig, what: &str, source: io::Error) -> Error {
-    Error::Network { network: config.bridge.clone(), what: format!("{what} failed"), source: Some(Box::new(source)) }
+/// Sets a parameter of the calling thread's network namespace, if it is not so already.
+pub(super) fn sysctl(name: &str, value: &str) -> Result<()> {
+    if read_sysctl(name)? == value {
+        return Ok(());
+    }
+    let path = Path::new(SYSCTLS).join(name);
+    fs::write(&path, value).map_err(Error::io("writing", path))
+}
+
+fn read_sysctl(name: &str) -> Result<String> {
+    let path = Path::new(SYSCTLS).join(name);
+    let text = fs::read_to_string(&path).map_err(Error::io("reading", path))?;
+    Ok(text.trim_end().to_owned())
+}
+
+pub(super) fn failed(network: &Definition, what: &str, source: io::Error) -> Error {
+    Error::Network { network: network.name.clone(), what: format!("{what} failed"), source: Some(Box::new(source)) }
 }

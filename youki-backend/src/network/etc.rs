@@ -171,7 +171,15 @@ mod tests {
     fn lease() -> Lease {
         let ip = Ipv4Addr::new(10, 97, 0, 7);
         let gateway = Ipv4Addr::new(10, 97, 0, 1);
-        Lease { ip, prefix_len: 16, gateway, mac: Mac::of(ip), host_ifname: "bv0".into() }
+        Lease {
+            ip,
+            prefix_len: 16,
+            gateway,
+            mac: Mac::of(ip),
+            host_ifname: "bv0".into(),
+            network: "bridge".into(),
+            v6: None,
+        }
     }
 
     fn own(strings: &[&str]) -> Vec<String> {

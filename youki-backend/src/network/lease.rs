@@ -1,8 +1,8 @@
 //! Address leases, one empty file each.
 //!
 //! ```text
-//! <leases>/lock                    flock'ed by whoever changes anything here; holds the address given out last
-//! <leases>/10.97.0.2@web-rep-0     container web-rep-0 has 10.97.0.2
+//! <run>/leases/<network>/lock                   flock'ed by whoever changes anything here; the address given out last
+//! <run>/leases/<network>/10.97.0.2@web-rep-0    container web-rep-0 has 10.97.0.2
 //! ```
 //! Making and removing an empty file is atomic, so a crash at any moment leaves leases or none; the lock goes with its
 //! holder. Addresses are given out in turn: one just freed is the last to be used again, so that nobody's old
@@ -13,7 +13,7 @@ use std::fmt;
 use std::fs;
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
@@ -22,16 +22,19 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::NetworkConfig;
+use super::definition::{DEFAULT_NETWORK, Definition, Place, subdirectories};
 use crate::error::{Error, Result};
 use crate::layout::hex;
 
 /// File that is locked by whoever changes leases.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 
 /// What a container has in a network. Kept in its record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
+    /// Which network.
+    #[serde(default = "default_network")]
+    pub network: String,
     /// Its address.
     pub ip: Ipv4Addr,
     /// Bits of the network's part of it.
@@ -42,6 +45,24 @@ pub(crate) struct Lease {
     pub mac: Mac,
     /// The host's end of the veth pair.
     pub host_ifname: String,
+    /// In a network with IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6: Option<Lease6>,
+}
+
+/// The IPv6 part of a lease: the address of the same number in its subnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lease6 {
+    /// Its address.
+    pub ip: Ipv6Addr,
+    /// Bits of the network's part of it.
+    pub prefix_len: u8,
+    /// Where its default route goes.
+    pub gateway: Ipv6Addr,
+}
+
+fn default_network() -> String {
+    DEFAULT_NETWORK.to_owned()
 }
 
 /// A hardware address.
@@ -98,82 +119,105 @@ impl TryFrom<String> for Mac {
     }
 }
 
-/// Leases an address, `wanted` if that is free.
-pub(super) fn take(config: &NetworkConfig, id: &str, wanted: Option<Ipv4Addr>) -> Result<Lease> {
+/// Leases an address of the network `name`, `wanted` if that is free.
+pub(super) fn take(place: &Place, name: &str, id: &str, wanted: Option<Ipv4Addr>) -> Result<Lease> {
     if id.is_empty() || id.contains(['/', '\0']) {
         return Err(Error::invalid("id", format!("{id:?} cannot hold a lease")));
     }
-    let lock = lock(&config.leases, LOCK, FlockOperation::LockExclusive)?;
+    let name = place.find(name)?.name;
+    let dir = place.leases(&name);
+    let lock = lock(&dir, LOCK, FlockOperation::LockExclusive)?;
+    // Only now: until the lock was had, it might have been removed, or made anew.
+    let network = place.find(&name)?;
+    let usable = |ip: Ipv4Addr| network.subnet.is_host(ip) && ip != network.gateway;
     let mut taken = HashSet::new();
-    for (ip, holder) in list(&config.leases)? {
+    for (ip, holder) in list(&dir)? {
         // One outside the subnet, which was configured anew since, is of no use to it.
-        if holder == id && config.subnet.is_host(ip) {
-            return Ok(lease(config, id, ip));
+        if holder == id && usable(ip) {
+            return Ok(lease(place, &network, id, ip));
         }
         taken.insert(ip);
     }
-    let free = |ip: &Ipv4Addr| config.subnet.is_host(*ip) && !taken.contains(ip);
+    let free = |ip: &Ipv4Addr| usable(*ip) && !taken.contains(ip);
     let ip = match wanted.filter(free) {
         Some(ip) => ip,
         None => {
-            let ip = next_free(config, &lock, free)?;
+            let ip = next_free(&network, &dir, &lock, free)?;
             // Only a hint, so it need not be whole after a crash.
             let text = format!("{ip:<15}\n");
-            lock.write_at(text.as_bytes(), 0).map_err(Error::io("writing", &config.leases))?;
+            lock.write_at(text.as_bytes(), 0).map_err(Error::io("writing", &dir))?;
             ip
         }
     };
-    let path = config.leases.join(format!("{ip}@{id}"));
+    let path = dir.join(format!("{ip}@{id}"));
     File::create_new(&path).map_err(Error::io("creating", &path))?;
-    Ok(lease(config, id, ip))
+    Ok(lease(place, &network, id, ip))
 }
 
-fn next_free(config: &NetworkConfig, lock: &File, free: impl Fn(&Ipv4Addr) -> bool) -> Result<Ipv4Addr> {
+fn next_free(network: &Definition, dir: &Path, lock: &File, free: impl Fn(&Ipv4Addr) -> bool) -> Result<Ipv4Addr> {
     let mut last = [0; 15];
-    let len = lock.read_at(&mut last, 0).map_err(Error::io("reading", &config.leases))?;
+    let len = lock.read_at(&mut last, 0).map_err(Error::io("reading", dir))?;
     let last = std::str::from_utf8(&last[..len]).unwrap_or_default().trim().parse().ok();
-    let mut ip = last.unwrap_or(config.subnet.gateway());
-    for _ in 0..config.subnet.hosts() {
-        ip = config.subnet.next_host(ip);
+    let mut ip = last.unwrap_or(network.subnet.first());
+    for _ in 0..network.subnet.hosts() {
+        ip = network.subnet.next_host(ip);
         if free(&ip) {
             return Ok(ip);
         }
     }
-    Err(Error::SubnetExhausted { network: config.bridge.clone(), subnet: config.subnet.to_string() })
+    Err(Error::SubnetExhausted { network: network.name.clone(), subnet: network.subnet.to_string() })
 }
 
-/// Frees the leases whose holder is `unwanted`; tells whose they were.
-pub(super) fn free(config: &NetworkConfig, unwanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
-    if !config.leases.exists() {
-        return Ok(Vec::new());
-    }
-    let _lock = lock(&config.leases, LOCK, FlockOperation::LockExclusive)?;
+/// Frees the leases, in every network, whose holder is `unwanted`; tells whose they were.
+pub(super) fn free(place: &Place, unwanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut freed = Vec::new();
-    for (ip, holder) in list(&config.leases)? {
-        if unwanted(&holder) {
-            let path = config.leases.join(format!("{ip}@{holder}"));
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", path)(e)),
-                _ => freed.push(holder),
+    for dir in subdirectories(&place.run.join("leases"))? {
+        if !dir.is_dir() {
+            continue;
+        }
+        let _lock = lock(&dir, LOCK, FlockOperation::LockExclusive)?;
+        for (ip, holder) in list(&dir)? {
+            if unwanted(&holder) {
+                let path = dir.join(format!("{ip}@{holder}"));
+                match fs::remove_file(&path) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", path)(e)),
+                    _ => freed.push(holder),
+                }
             }
         }
     }
     Ok(freed)
 }
 
-fn lease(config: &NetworkConfig, id: &str, ip: Ipv4Addr) -> Lease {
+/// Frees one lease.
+pub(super) fn give_back(place: &Place, lease: &Lease, id: &str) -> Result<()> {
+    let path = place.leases(&lease.network).join(format!("{}@{id}", lease.ip));
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn lease(place: &Place, network: &Definition, id: &str, ip: Ipv4Addr) -> Lease {
+    let v6 = network.subnet6.zip(network.subnet.index(ip)).map(|(subnet, index)| Lease6 {
+        ip: subnet.nth(index),
+        prefix_len: subnet.prefix_len(),
+        gateway: subnet.gateway(),
+    });
     Lease {
+        network: network.name.clone(),
         ip,
-        prefix_len: config.subnet.prefix_len(),
-        gateway: config.subnet.gateway(),
+        prefix_len: network.subnet.prefix_len(),
+        gateway: network.gateway,
         mac: Mac::of(ip),
-        host_ifname: host_ifname(&config.table, id),
+        host_ifname: host_ifname(&place.table, id),
+        v6,
     }
 }
 
 /// Of table and id, so that no other root, and no other container of this one, has the same. 48 bits of a digest:
 /// among a million names two collide with a chance of 0.2 %, and then the second create fails.
-fn host_ifname(table: &str, id: &str) -> String {
+pub(super) fn host_ifname(table: &str, id: &str) -> String {
     let digest = Sha256::new().chain_update(table).chain_update([0]).chain_update(id).finalize();
     format!("bv{}", &hex(&digest)[..12])
 }
@@ -199,8 +243,8 @@ pub(super) fn lock(dir: &Path, name: &str, how: FlockOperation) -> Result<File> 
     }
 }
 
-/// All leases. What is not one (the lock) is passed over.
-fn list(dir: &Path) -> Result<Vec<(Ipv4Addr, String)>> {
+/// All leases of a directory. What is not one (the lock) is passed over.
+pub(super) fn list(dir: &Path) -> Result<Vec<(Ipv4Addr, String)>> {
     let mut leases = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::io("listing", dir))? {
         let name = entry.map_err(Error::io("listing", dir))?.file_name();

@@ -1,92 +1,121 @@
-//! The default network: a bridge on the host, an address for each container, masquerade on the way out.
+//! Networks: a bridge on the host for each, addresses, published ports, names, and the way out.
 //!
 //! ```text
 //! host                                      container
 //!   berth0 ── bv<12 hex> ═══ veth ═══ eth0  02:be:<address>, <address>/16, default route by the gateway
 //!   10.97.0.1, the gateway
-//!   nft table `ip berth_<12 hex of the root>`: masquerade, forwarding
+//!   nft table `inet berth_<12 hex of the root>`: masquerade, forwarding, published ports
 //! ```
-//! Everything of a root carries its tag: table and veths by their names, the bridge by its alias. A bridge of that name
-//! without that alias is somebody else's and is refused. A veth vanishes with the container's network namespace, so
-//! only the lease of the address has to be given back; it lies in a file and survives agent and supervisor.
+//! Everything of a root carries its tag: table and veths by their names, bridges by their alias. A bridge of that name
+//! without that alias is somebody else's and is refused. A veth vanishes with the container's network namespace; its
+//! address is leased in a file until the container is removed; ports and names are its own while it runs.
 //!
-//! Rooms for later: a named network is another [`Bridge`] with its own subnet and lease directory; published ports are
-//! chains of [`firewall`]'s table.
+//! | file | |
+//! |---|---|
+//! | `definition` | what networks there are, and where their state lies |
+//! | `subnet`, `lease` | addresses |
+//! | `bridge`, `attach`, `netlink`, `routes` | interfaces and routes |
+//! | `firewall` | the nft table |
+//! | `ports`, `sockets` | ports of the host |
+//! | `names`, `etc` | `/etc/hosts` and `/etc/resolv.conf` |
 
 mod attach;
 mod bridge;
+mod definition;
 mod etc;
 mod firewall;
 mod lease;
+mod names;
 mod netlink;
+mod ports;
+mod routes;
+mod sockets;
 mod subnet;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use runtime_core::ServiceSpec;
+use chrono::{DateTime, Utc};
 use runtime_core::spec::NetworkMode;
+use runtime_core::{ContainerId, PortMapping, ServiceSpec};
+use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::{Error, Result};
+use attach::Attachment;
 
+pub use definition::NetworkOptions;
+pub(crate) use definition::{DEFAULT_NETWORK, Definition, Place};
 pub(crate) use etc::{hosts_file, resolv_conf};
 pub(crate) use lease::{Lease, Mac};
+pub(crate) use ports::PortRequest;
 pub(crate) use subnet::Subnet;
 
 /// Attaches at once. The kernel makes links one at a time whatever is asked (`rtnl_lock`): more only wait in threads.
 const CONCURRENT_CHANGES: usize = 4;
 
-/// Longest name of an interface: `IFNAMSIZ` less the final 0.
-const MAX_INTERFACE_NAME_LEN: usize = 15;
-
-/// What a bridge network is made of.
-#[derive(Debug, Clone)]
-pub(crate) struct NetworkConfig {
-    /// Name of the bridge interface, up to 15 characters.
+/// A network, as `berth network inspect` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkInfo {
+    /// Its name; `bridge` is the default network's.
+    pub name: String,
+    /// Its bridge interface.
     pub bridge: String,
-    /// Its addresses; the first is the gateway's.
-    pub subnet: Subnet,
-    /// The nft table, `berth_<root tag>`; also marks the bridge as this root's.
-    pub table: String,
-    /// Directory of the address leases; made when first needed.
-    pub leases: PathBuf,
+    /// Its addresses.
+    pub subnet: String,
+    /// The bridge's address.
+    pub gateway: String,
+    /// Its IPv6 addresses.
+    pub ipv6_subnet: Option<String>,
+    /// The bridge's IPv6 address.
+    pub ipv6_gateway: Option<String>,
+    /// Nothing leaves it, and nothing comes in.
+    pub internal: bool,
+    /// Its largest packet, if it was said.
+    pub mtu: Option<u32>,
+    /// When it was created; the default network was not.
+    #[serde(with = "runtime_core::time::option")]
+    pub created_at: Option<DateTime<Utc>>,
+    /// Containers that have an address of it, by id.
+    pub containers: Vec<NetworkMember>,
 }
 
-/// One bridge network. Cloning is cheap and shares it.
+/// A container in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkMember {
+    /// The container.
+    pub id: String,
+    /// Its address.
+    pub ipv4: String,
+    /// Its IPv6 address.
+    pub ipv6: Option<String>,
+    /// Its hardware address.
+    pub mac: String,
+}
+
+/// The networks of a root. Cloning is cheap and shares them.
 #[derive(Debug, Clone)]
-pub(crate) struct Bridge {
-    config: Arc<NetworkConfig>,
+pub(crate) struct Networks {
+    place: Arc<Place>,
     changes: Arc<Semaphore>,
 }
 
-impl Bridge {
-    /// Checks the configuration; touches nothing.
+impl Networks {
+    /// Checks the default network; touches nothing.
     ///
     /// # Errors
     /// [`Error::Configuration`].
-    pub fn new(config: NetworkConfig) -> Result<Self> {
-        let name = &config.bridge;
-        let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        if name.is_empty()
-            || name.len() > MAX_INTERFACE_NAME_LEN
-            || !name.bytes().all(valid)
-            || !name.as_bytes()[0].is_ascii_alphanumeric()
-        {
-            let reason =
-                "a bridge's name is 1 to 15 letters, digits, '_', '.' or '-', and begins with one of the first two";
-            return Err(Error::Configuration { what: format!("bridge {name:?}"), reason: reason.to_owned() });
-        }
-        Ok(Self { config: Arc::new(config), changes: Arc::new(Semaphore::new(CONCURRENT_CHANGES)) })
+    pub fn new(place: Place) -> Result<Self> {
+        definition::check_bridge_name(&place.default.bridge)?;
+        Ok(Self { place: Arc::new(place), changes: Arc::new(Semaphore::new(CONCURRENT_CHANGES)) })
     }
 
-    /// Leases an address to container `id`; the one it has, if it has one. It stays leased until [`free`](Self::free),
-    /// whoever dies, and no two containers of any process get the same. Blocks for a file lock.
+    /// Leases an address in `network` to container `id`; the one it has, if it has one. It stays leased until
+    /// [`free`](Self::free), whoever dies, and no two containers of any process get the same. Blocks for a file lock.
     ///
     /// # Errors
-    /// [`Error::SubnetExhausted`], [`Error::Io`].
-    pub fn lease(&self, id: &str) -> Result<Lease> {
-        lease::take(&self.config, id, None)
+    /// [`Error::NoSuchNetwork`], [`Error::SubnetExhausted`], [`Error::Io`].
+    pub fn lease(&self, network: &str, id: &str) -> Result<Lease> {
+        lease::take(&self.place, network, id, None)
     }
 
     /// As [`lease`](Self::lease), but the address of an earlier lease if it is free: after a reboot, when leases are
@@ -95,36 +124,49 @@ impl Bridge {
     /// # Errors
     /// As [`lease`](Self::lease).
     pub fn lease_again(&self, id: &str, earlier: &Lease) -> Result<Lease> {
-        lease::take(&self.config, id, Some(earlier.ip))
+        lease::take(&self.place, &earlier.network, id, Some(earlier.ip))
     }
 
-    /// Gives the address of container `id` back; it may have none. Blocks for a file lock.
+    /// Gives the address of container `id` back.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn free(&self, id: &str) -> Result<()> {
-        lease::free(&self.config, |holder| holder == id).map(drop)
+    pub fn free(&self, lease: &Lease, id: &str) -> Result<()> {
+        lease::give_back(&self.place, lease, id)
     }
 
-    /// Frees the leases of containers that are not `known` and tells whose they were. A container that is being
-    /// created must be known: it leases before it is on record. Blocks for a file lock.
+    /// Reserves ports of the host, and tells which: those asked for, and free ones where none was. They are opened with
+    /// [`attach`](Self::attach), and given back by [`leave`](Self::leave). Blocks for a file lock.
+    ///
+    /// # Errors
+    /// [`Error::PortTaken`] naming the owner, [`Error::InvalidSpec`], [`Error::Io`].
+    pub fn reserve(&self, request: &PortRequest<'_>) -> Result<Vec<PortMapping>> {
+        ports::reserve(&self.place, request)
+    }
+
+    /// Frees what containers have that are not `known`, and tells whose addresses were. A container that is being
+    /// created must be known: it leases before it is on record. Blocks for file locks.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn reconcile(&self, known: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
-        lease::free(&self.config, |holder| !known(holder))
+        ports::reconcile(&self.place, known)?;
+        names::reconcile(&self.place, known)?;
+        lease::free(&self.place, |holder| !known(holder))
     }
 
-    /// Connects the network namespace of process `pid`, which must be its own, to the bridge: an interface `eth0` with
-    /// the leased address and the default route, `lo` up. Makes bridge and firewall table where they are missing. What
-    /// a failure leaves half done is undone. Dropping the future lets it finish in the background: [`detach`](
-    /// Self::detach) then, as after success.
+    /// Connects the network namespace of process `pid`, which must be its own, to the lease's bridge: an interface
+    /// `eth0` with the leased address and the default route, `lo` up. Opens its ports, and tells the others of the
+    /// network its `names`. Makes bridge and firewall table where they are missing. What a failure leaves half done is
+    /// undone, but for ports and names ([`leave`](Self::leave)). Dropping the future lets it finish in the background:
+    /// [`detach`](Self::detach) then, as after success.
     ///
     /// # Errors
-    /// [`Error::Network`]; [`Error::Configuration`] when an interface of the bridge's name is not this root's.
-    pub async fn attach(&self, lease: &Lease, pid: u32) -> Result<()> {
-        let lease = lease.clone();
-        self.change(move |config| attach::attach(config, &lease, pid)).await
+    /// [`Error::Network`]; [`Error::Configuration`] when an interface of the bridge's name is not this root's;
+    /// [`Error::SubnetOverlap`] when the host is on a network that the bridge would hide.
+    pub async fn attach(&self, lease: &Lease, id: &str, names: Vec<String>, pid: u32) -> Result<()> {
+        let attachment = Attachment { lease: lease.clone(), id: id.to_owned(), names, pid };
+        self.change(move |place| attach::attach(place, &place.find(&attachment.lease.network)?, &attachment)).await
     }
 
     /// Takes the container's interface away. There may be none: it vanishes with its network namespace.
@@ -132,51 +174,190 @@ impl Bridge {
     /// # Errors
     /// [`Error::Network`].
     pub async fn detach(&self, lease: &Lease) -> Result<()> {
-        let name = lease.host_ifname.clone();
-        self.change(move |config| attach::detach(config, &name)).await
+        let lease = lease.clone();
+        self.change(move |_| attach::detach(&lease)).await
     }
 
-    /// Removes bridge and firewall table, if the bridge is this root's and nothing is attached to it.
+    /// Gives the ports of a container back that runs no more, and takes its name from the others' files.
+    ///
+    /// # Errors
+    /// [`Error::Network`], [`Error::Io`].
+    pub async fn leave(&self, id: &str, lease: Option<&Lease>) -> Result<()> {
+        let has = |lease: &&Lease| self.place.names(&lease.network).join(format!("{}@{id}", lease.ip)).exists();
+        let lease = lease.filter(has).cloned();
+        if lease.is_none() && !self.place.ports().join(id).exists() {
+            return Ok(());
+        }
+        let id = id.to_owned();
+        self.change(move |place| {
+            let closed = ports::close(place, &id);
+            lease.map_or(Ok(()), |lease| names::leave(place, &lease, &id)).and(closed)
+        })
+        .await
+    }
+
+    /// Puts back what somebody took away: bridges that containers are on, their places at it, the firewall.
+    ///
+    /// # Errors
+    /// [`Error::Network`], [`Error::Configuration`], [`Error::Io`].
+    pub async fn reload(&self) -> Result<()> {
+        self.change(|place| {
+            for network in place.all()? {
+                let leases = place.leases(&network.name);
+                if !leases.exists() || lease::list(&leases)?.is_empty() {
+                    continue;
+                }
+                let mut host = netlink::Netlink::open().map_err(|e| bridge::failed(&network, "opening netlink", e))?;
+                let _held = bridge::hold(place, &network)?;
+                let index = bridge::ensure(place, &network, &mut host)?;
+                bridge::adopt(place, &network, &mut host, index)?;
+            }
+            ports::reload(place)
+        })
+        .await
+    }
+
+    /// Removes all bridges and the firewall table, unless something is attached.
     ///
     /// # Errors
     /// [`Error::Network`].
-    pub async fn remove(&self) -> Result<()> {
-        self.change(bridge::remove).await
+    pub async fn dismantle(&self) -> Result<()> {
+        self.change(|place| {
+            let mut all_gone = true;
+            for network in place.all()? {
+                all_gone &= bridge::remove(place, &network)?;
+            }
+            if all_gone { firewall::remove(place) } else { Ok(()) }
+        })
+        .await
     }
 
-    async fn change<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&NetworkConfig) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let config = Arc::clone(&self.config);
+    /// Defines a network.
+    ///
+    /// # Errors
+    /// [`Error::NetworkExists`], [`Error::SubnetOverlap`], [`Error::Configuration`].
+    pub async fn create(&self, name: &str, options: &NetworkOptions) -> Result<NetworkInfo> {
+        let (name, options) = (name.to_owned(), options.clone());
+        self.change(move |place| Ok(info(place, definition::create(place, &name, &options)?, Vec::new()))).await
+    }
+
+    /// Removes a network that no container has an address of.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchNetwork`], [`Error::NetworkInUse`].
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.change(move |place| {
+            // Nobody has an address, so nothing is attached but what is just going.
+            definition::remove(place, &name, |network| bridge::remove(place, network).map(drop))?;
+            ports::refresh(place)
+        })
+        .await
+    }
+
+    /// A network and who is in it.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchNetwork`], [`Error::Io`].
+    pub fn inspect(&self, name: &str) -> Result<NetworkInfo> {
+        let network = self.place.find(name)?;
+        let leases = self.place.leases(&network.name);
+        let held = if leases.exists() { lease::list(&leases)? } else { Vec::new() };
+        Ok(info(&self.place, network, held))
+    }
+
+    /// All networks, the default one first.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn list(&self) -> Result<Vec<NetworkInfo>> {
+        let mut all = Vec::new();
+        for network in self.place.all()? {
+            match self.inspect(&network.name) {
+                Err(Error::NoSuchNetwork { .. }) => {}
+                other => all.push(other?),
+            }
+        }
+        Ok(all)
+    }
+
+    /// The network of a mode, where it is one of ours.
+    pub fn of<'a>(&self, mode: &'a NetworkMode) -> Option<&'a str> {
+        match mode {
+            NetworkMode::Bridge => Some(DEFAULT_NETWORK),
+            NetworkMode::Named(name) => Some(name),
+            NetworkMode::Host | NetworkMode::None => None,
+        }
+    }
+
+    async fn change<T: Send + 'static>(&self, work: impl FnOnce(&Place) -> Result<T> + Send + 'static) -> Result<T> {
+        let place = Arc::clone(&self.place);
         let failed = |source: Option<Box<dyn std::error::Error + Send + Sync>>| Error::Network {
-            network: self.config.bridge.clone(),
+            network: self.place.table.clone(),
             what: "its thread could not be run".to_owned(),
             source,
         };
         let permit = Arc::clone(&self.changes).acquire_owned().await.map_err(|e| failed(Some(Box::new(e))))?;
         on_own_thread(move || {
             let _permit = permit;
-            work(&config)
+            work(&place)
         })
         .await
         .unwrap_or_else(|error| Err(failed(error.map(Into::into))))
     }
 }
 
-/// Refuses what is not built yet, before anything is made for it.
+/// Checks what a spec asks of the network, before anything is made for it.
 ///
 /// # Errors
-/// [`Error::Unsupported`].
+/// [`Error::InvalidSpec`].
 pub(crate) fn check(spec: &ServiceSpec) -> Result<()> {
-    if let NetworkMode::Named(name) = spec.network_mode() {
-        return Err(Error::Unsupported { what: format!("the network {name:?} (only bridge, none and host)") });
+    for alias in &spec.network.aliases {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        if alias.is_empty() || alias.len() > 253 || !alias.bytes().all(plain) {
+            return Err(Error::invalid("network.aliases", format!("{alias:?} is not a host name")));
+        }
     }
-    // With the host's network every port is open as it is, and with none there is nothing to publish, as with docker.
-    if *spec.network_mode() == NetworkMode::Bridge && !spec.port_mappings.is_empty() {
-        return Err(Error::Unsupported { what: "publishing ports".to_owned() });
+    ports::check(&spec.port_mappings)
+}
+
+/// What a container is called in its network: its own name, its service's, its host name and its aliases.
+pub(crate) fn names_of(id: &ContainerId, hostname: &str, spec: &ServiceSpec) -> Vec<String> {
+    let mut names = vec![id.service.clone()];
+    for name in [id.to_string(), hostname.to_owned()].into_iter().chain(spec.network.aliases.iter().cloned()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
     }
-    Ok(())
+    names
+}
+
+fn info(place: &Place, network: Definition, held: Vec<(std::net::Ipv4Addr, String)>) -> NetworkInfo {
+    let mut containers: Vec<NetworkMember> = held
+        .into_iter()
+        .map(|(ip, id)| {
+            let lease = lease::lease(place, &network, &id, ip);
+            NetworkMember {
+                id,
+                ipv4: ip.to_string(),
+                ipv6: lease.v6.map(|v6| v6.ip.to_string()),
+                mac: lease.mac.to_string(),
+            }
+        })
+        .collect();
+    containers.sort_by(|one, other| one.id.cmp(&other.id));
+    NetworkInfo {
+        subnet: network.subnet.to_string(),
+        gateway: network.gateway.to_string(),
+        ipv6_subnet: network.subnet6.map(|subnet| subnet.to_string()),
+        ipv6_gateway: network.subnet6.map(|subnet| subnet.gateway().to_string()),
+        name: network.name,
+        bridge: network.bridge,
+        internal: network.internal,
+        mtu: network.mtu,
+        created_at: network.created_at,
+        containers,
+    }
 }
 
 /// Runs `work` on a thread of its own, which may enter another network namespace and never comes back from there: a

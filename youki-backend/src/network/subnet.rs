@@ -1,7 +1,7 @@
-//! An IPv4 network.
+//! An IPv4 network, and an IPv6 one.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -25,9 +25,36 @@ impl Subnet {
         self.prefix_len
     }
 
-    /// The first address: the host's on the bridge.
-    pub fn gateway(&self) -> Ipv4Addr {
+    /// The 256 addresses that `ip` is one of.
+    pub fn class_c(ip: Ipv4Addr) -> Self {
+        let [a, b, c, _] = ip.octets();
+        Self { network: Ipv4Addr::new(a, b, c, 0), prefix_len: 24 }
+    }
+
+    /// Its own address.
+    pub fn network(&self) -> Ipv4Addr {
+        self.network
+    }
+
+    /// The bits of the network's part.
+    pub fn mask(&self) -> u32 {
+        !(self.size() - 1)
+    }
+
+    /// Whether they have an address in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let mask = self.mask() & other.mask();
+        self.network.to_bits() & mask == other.network.to_bits() & mask
+    }
+
+    /// The first address: the host's on the bridge, unless it is to be another.
+    pub fn first(&self) -> Ipv4Addr {
         self.nth(1)
+    }
+
+    /// Whether `ip` is neither outside nor the network's own nor the broadcast address.
+    pub fn is_inner(&self, ip: Ipv4Addr) -> bool {
+        self.index(ip).is_some_and(|index| (1..self.size() - 1).contains(&index))
     }
 
     /// The last address.
@@ -62,7 +89,8 @@ impl Subnet {
         Ipv4Addr::from_bits(self.network.to_bits() | index)
     }
 
-    fn index(&self, ip: Ipv4Addr) -> Option<u32> {
+    /// Which of its addresses `ip` is.
+    pub fn index(&self, ip: Ipv4Addr) -> Option<u32> {
         let index = ip.to_bits() & (self.size() - 1);
         (self.nth(index) == ip).then_some(index)
     }
@@ -111,15 +139,128 @@ impl FromStr for Subnet {
     }
 }
 
+/// Longest and shortest prefix of an IPv6 network: a link of its own, and room for as many as an IPv4 one.
+const PREFIX_LENGTHS_6: std::ops::RangeInclusive<u8> = 16..=112;
+
+/// An IPv6 network, as `fd00:1::/64`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Subnet6 {
+    network: Ipv6Addr,
+    prefix_len: u8,
+}
+
+impl Subnet6 {
+    /// The network of that prefix length that `ip` is in.
+    pub fn truncated(ip: Ipv6Addr, prefix_len: u8) -> Self {
+        Self { network: Ipv6Addr::from_bits(ip.to_bits() & mask_6(prefix_len)), prefix_len }
+    }
+
+    /// Bits of the network's part.
+    pub fn prefix_len(&self) -> u8 {
+        self.prefix_len
+    }
+
+    /// The address that goes with the IPv4 address of that number in its subnet; 1 is the bridge's.
+    pub fn nth(&self, index: u32) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.network.to_bits() | u128::from(index))
+    }
+
+    /// The bridge's address.
+    pub fn gateway(&self) -> Ipv6Addr {
+        self.nth(1)
+    }
+
+    /// Whether it has an address for each of `subnet`.
+    pub fn holds(&self, subnet: Subnet) -> bool {
+        128 - self.prefix_len >= 32 - subnet.prefix_len
+    }
+
+    /// Whether they have an address in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let mask = mask_6(self.prefix_len.min(other.prefix_len));
+        self.network.to_bits() & mask == other.network.to_bits() & mask
+    }
+}
+
+fn mask_6(prefix_len: u8) -> u128 {
+    !(u128::MAX >> prefix_len)
+}
+
+impl fmt::Display for Subnet6 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.prefix_len)
+    }
+}
+
+impl From<Subnet6> for String {
+    fn from(subnet: Subnet6) -> Self {
+        subnet.to_string()
+    }
+}
+
+impl TryFrom<String> for Subnet6 {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl FromStr for Subnet6 {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = |reason: &str| Error::Configuration { what: format!("subnet {text:?}"), reason: reason.to_owned() };
+        let shape = || wrong("an IPv6 subnet is written as fd00:1::/64");
+        let (network, prefix_len) = text.split_once('/').ok_or_else(shape)?;
+        let network: Ipv6Addr = network.parse().map_err(|_| shape())?;
+        let prefix_len: u8 = prefix_len.parse().map_err(|_| shape())?;
+        if !PREFIX_LENGTHS_6.contains(&prefix_len) {
+            return Err(wrong("its prefix length is not between 16 and 112"));
+        }
+        let subnet = Self::truncated(network, prefix_len);
+        if subnet.network != network {
+            return Err(wrong("it has bits set behind the prefix"));
+        }
+        if network.is_multicast() || network.is_unspecified() || network.is_unicast_link_local() {
+            return Err(wrong("containers cannot have these addresses"));
+        }
+        Ok(subnet)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn an_ipv6_subnet_is_read_whole_or_refused() {
+        let subnet: Subnet6 = "fd00:1:2::/64".parse().unwrap();
+        assert_eq!(subnet.to_string(), "fd00:1:2::/64");
+        assert_eq!(subnet.gateway(), "fd00:1:2::1".parse::<Ipv6Addr>().unwrap());
+        assert!(subnet.holds("10.0.0.0/8".parse().unwrap()));
+        assert!(!"fd00::/112".parse::<Subnet6>().unwrap().holds("10.0.0.0/8".parse().unwrap()));
+        assert!(subnet.overlaps(&"fd00:1::/32".parse().unwrap()));
+        assert!(!subnet.overlaps(&"fd00:1:3::/64".parse().unwrap()));
+        for wrong in ["", "fd00::", "fd00::1/64", "fd00::/8", "fd00::/127", "fe80::/64", "ff02::/64", "10.0.0.0/8"] {
+            assert_eq!(wrong.parse::<Subnet6>().unwrap_err().code(), "config.invalid", "{wrong}");
+        }
+    }
+
+    #[test]
+    fn subnets_overlap_if_one_holds_the_other() {
+        let subnet = |text: &str| text.parse::<Subnet>().unwrap();
+        assert!(subnet("10.97.0.0/16").overlaps(&subnet("10.97.3.0/24")));
+        assert!(subnet("10.97.3.0/24").overlaps(&subnet("10.0.0.0/8")));
+        assert!(!subnet("10.97.0.0/16").overlaps(&subnet("10.98.0.0/16")));
+    }
+
+    #[test]
     fn a_subnet_is_read_whole_or_refused() {
         let subnet: Subnet = "10.97.0.0/16".parse().unwrap();
         assert_eq!(subnet.to_string(), "10.97.0.0/16");
-        assert_eq!(subnet.gateway(), Ipv4Addr::new(10, 97, 0, 1));
+        assert_eq!(subnet.first(), Ipv4Addr::new(10, 97, 0, 1));
         assert_eq!(subnet.broadcast(), Ipv4Addr::new(10, 97, 255, 255));
         assert_eq!(subnet.hosts(), 65_533);
         for wrong in [
@@ -142,7 +283,7 @@ mod tests {
     #[test]
     fn every_address_but_network_gateway_and_broadcast_comes_up_in_turn() {
         let subnet: Subnet = "192.168.7.8/29".parse().unwrap();
-        let mut ip = subnet.gateway();
+        let mut ip = subnet.first();
         let mut seen = Vec::new();
         for _ in 0..=subnet.hosts() {
             ip = subnet.next_host(ip);

@@ -11,12 +11,47 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::*;
 
-fn config(dir: &tempfile::TempDir, tag: &str, subnet: &str) -> NetworkConfig {
-    NetworkConfig {
-        bridge: format!("bertht-{tag}"),
-        subnet: subnet.parse().unwrap(),
+/// A root's networks with the calls of a container in the default one.
+#[derive(Clone)]
+struct Bridge(Networks);
+
+fn place(dir: &tempfile::TempDir, tag: &str, subnet: &str) -> Place {
+    Place {
         table: format!("berth_{tag}"),
-        leases: dir.path().join("run/leases"),
+        default: Definition::default_network(&format!("bertht-{tag}"), subnet.parse().unwrap()),
+        definitions: dir.path().join("networks"),
+        run: dir.path().join("run"),
+        containers: dir.path().join("containers"),
+    }
+}
+
+impl Bridge {
+    fn new(place: Place) -> Result<Self> {
+        Networks::new(place).map(Self)
+    }
+
+    fn place(&self) -> &Place {
+        &self.0.place
+    }
+
+    fn lease(&self, id: &str) -> Result<Lease> {
+        self.0.lease(DEFAULT_NETWORK, id)
+    }
+
+    fn free(&self, id: &str) -> Result<()> {
+        lease::free(self.place(), |holder| holder == id).map(drop)
+    }
+
+    async fn attach(&self, lease: &Lease, pid: u32) -> Result<()> {
+        self.0.attach(lease, &format!("{}-rep-0", lease.host_ifname), Vec::new(), pid).await
+    }
+
+    async fn detach(&self, lease: &Lease) -> Result<()> {
+        self.0.detach(lease).await
+    }
+
+    async fn remove(&self) -> Result<()> {
+        self.0.dismantle().await
     }
 }
 
@@ -26,7 +61,7 @@ fn no_two_containers_have_one_address_whoever_asks() {
     // A Bridge each, as in processes of their own: only the lock file is between them.
     let threads: Vec<_> = (0..8)
         .map(|thread| {
-            let bridge = Bridge::new(config(&dir, "lease", "10.251.0.0/24")).unwrap();
+            let bridge = Bridge::new(place(&dir, "lease", "10.251.0.0/24")).unwrap();
             std::thread::spawn(move || {
                 (0..25).map(|n| bridge.lease(&format!("c{thread}-{n}-rep-0")).unwrap()).collect::<Vec<_>>()
             })
@@ -37,13 +72,13 @@ fn no_two_containers_have_one_address_whoever_asks() {
     assert_eq!(distinct(|lease| lease.ip.to_string()), 200);
     assert_eq!(distinct(|lease| lease.mac.to_string()), 200);
     assert_eq!(distinct(|lease| lease.host_ifname.clone()), 200);
-    assert!(leases.iter().all(|lease| lease.host_ifname.len() <= MAX_INTERFACE_NAME_LEN));
+    assert!(leases.iter().all(|lease| lease.host_ifname.len() <= 15));
 }
 
 #[test]
 fn a_lease_lasts_until_it_is_freed_and_its_address_is_the_last_to_come_again() {
     let dir = tempfile::tempdir().unwrap();
-    let bridge = Bridge::new(config(&dir, "lease", "10.251.1.0/29")).unwrap();
+    let bridge = Bridge::new(place(&dir, "lease", "10.251.1.0/29")).unwrap();
     bridge.free("never").unwrap();
     let first = bridge.lease("a").unwrap();
     assert_eq!(first.ip, Ipv4Addr::new(10, 251, 1, 2));
@@ -55,11 +90,11 @@ fn a_lease_lasts_until_it_is_freed_and_its_address_is_the_last_to_come_again() {
     let error = bridge.lease("g").unwrap_err();
     assert_eq!((error.code(), error.to_string().contains("10.251.1.0/29")), ("network.exhausted", true));
 
-    let mut gone = bridge.reconcile(&|id| id == "c").unwrap();
+    let mut gone = bridge.0.reconcile(&|id| id == "c").unwrap();
     gone.sort();
     assert_eq!(gone, ["b", "d", "e", "f"]);
-    assert_eq!(bridge.lease_again("d", &first).unwrap().ip, first.ip);
-    assert_ne!(bridge.lease_again("h", &first).unwrap().ip, first.ip);
+    assert_eq!(bridge.0.lease_again("d", &first).unwrap().ip, first.ip);
+    assert_ne!(bridge.0.lease_again("h", &first).unwrap().ip, first.ip);
     let json = serde_json::to_string(&first).unwrap();
     assert_eq!(serde_json::from_str::<Lease>(&json).unwrap(), first);
     for id in ["", "../x", "a/b"] {
@@ -73,8 +108,8 @@ fn a_lease_lasts_until_it_is_freed_and_its_address_is_the_last_to_come_again() {
 fn a_bridge_name_the_kernel_would_refuse_is_refused_before() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["", "a/b", "..", "a b", "sixteen-letters-", "-x"] {
-        let error =
-            Bridge::new(NetworkConfig { bridge: name.into(), ..config(&dir, "x", "10.251.2.0/24") }).unwrap_err();
+        let default = Definition::default_network(name, "10.251.2.0/24".parse().unwrap());
+        let error = Networks::new(Place { default, ..place(&dir, "x", "10.251.2.0/24") }).unwrap_err();
         assert_eq!(error.code(), "config.invalid", "{name:?}");
     }
 }
@@ -188,7 +223,7 @@ fn tables() -> String {
 fn containers_reach_each_other_and_the_host_and_nothing_is_left() {
     isolated(async || {
         let dir = tempfile::tempdir().unwrap();
-        let bridge = Bridge::new(config(&dir, "talk", "10.251.3.0/24")).unwrap();
+        let bridge = Bridge::new(place(&dir, "talk", "10.251.3.0/24")).unwrap();
         let (one, two) = (Container::new(), Container::new());
         let (first, second) = (bridge.lease("one").unwrap(), bridge.lease("two").unwrap());
         bridge.attach(&first, one.pid()).await.unwrap();
@@ -228,24 +263,23 @@ fn containers_reach_each_other_and_the_host_and_nothing_is_left() {
 fn what_leaves_the_subnet_carries_the_hosts_address_and_neighbours_stay_out() {
     isolated(async || {
         let dir = tempfile::tempdir().unwrap();
-        let inside = Bridge::new(config(&dir, "in", "10.251.4.0/24")).unwrap();
+        let inside = Bridge::new(place(&dir, "in", "10.251.4.0/24")).unwrap();
         // Stands for the network beyond the host: it knows no route back to the containers.
-        let outside =
-            Bridge::new(NetworkConfig { leases: dir.path().join("o"), ..config(&dir, "out", "10.251.5.0/24") });
+        let outside = Bridge::new(Place { run: dir.path().join("o"), ..place(&dir, "out", "10.251.5.0/24") });
         let outside = outside.unwrap();
         let (container, server) = (Container::new(), Container::new());
         let (lease, remote) = (inside.lease("c").unwrap(), outside.lease("s").unwrap());
         inside.attach(&lease, container.pid()).await.unwrap();
         outside.attach(&remote, server.pid()).await.unwrap();
         // The far side of a real uplink has no rules of ours; here only the inner bridge's are to be seen.
-        firewall::remove(&outside.config).unwrap();
+        firewall::remove(outside.place()).unwrap();
         let listener = server.enter(move || TcpListener::bind((remote.ip, 0)).unwrap());
         let address = listener.local_addr().unwrap();
         let seen = std::thread::spawn(move || listener.accept().unwrap().1.ip());
         container.enter(move || TcpStream::connect_timeout(&address, Duration::from_secs(3)).unwrap());
-        assert_eq!(seen.join().unwrap(), outside.config.subnet.gateway());
+        assert_eq!(seen.join().unwrap(), outside.place().default.gateway);
         assert!(!server.talks_to(container.echo_server(lease.ip)), "what nobody published is not reached");
-        firewall::remove(&inside.config).unwrap();
+        firewall::remove(inside.place()).unwrap();
         assert!(server.talks_to(container.echo_server(lease.ip)), "and it is the table that keeps it out");
     });
 }
@@ -254,8 +288,8 @@ fn what_leaves_the_subnet_carries_the_hosts_address_and_neighbours_stay_out() {
 fn half_made_things_are_finished_and_foreign_ones_left_alone() {
     isolated(async || {
         let dir = tempfile::tempdir().unwrap();
-        let ours = config(&dir, "half", "10.251.6.0/24");
-        let bridge = Bridge::new(ours.clone()).unwrap();
+        let bridge = Bridge::new(place(&dir, "half", "10.251.6.0/24")).unwrap();
+        let ours = bridge.place().default.clone();
         let lease = bridge.lease("c").unwrap();
         let mut host = netlink::Netlink::open().unwrap();
         // A process in the host's network must not get the container's address.
@@ -269,7 +303,7 @@ fn half_made_things_are_finished_and_foreign_ones_left_alone() {
         assert!(host.link(&ours.bridge).unwrap().is_none(), "nothing is made for a process that is not there");
 
         // Killed before the bridge had its name.
-        make_bridge(&bridge::unfinished_name(&ours));
+        make_bridge(&bridge::unfinished_name(bridge.place(), &ours));
         // Killed after the pair was made: the namespace is still held, so is the name.
         let stale = Container::new();
         bridge.attach(&lease, stale.pid()).await.unwrap();
@@ -283,7 +317,7 @@ fn half_made_things_are_finished_and_foreign_ones_left_alone() {
         assert!(tables().contains("berth_half"), "{}", tables());
 
         // Another root that was given the same bridge.
-        let thief = Bridge::new(NetworkConfig { table: "berth_other".into(), ..ours.clone() }).unwrap();
+        let thief = Bridge::new(Place { table: "berth_other".into(), ..place(&dir, "half", "10.251.6.0/24") }).unwrap();
         let error = thief.attach(&lease, other.pid()).await.unwrap_err();
         assert_eq!(error.code(), "config.invalid", "{error}");
         thief.remove().await.unwrap();
@@ -291,14 +325,13 @@ fn half_made_things_are_finished_and_foreign_ones_left_alone() {
 
         // And one that nobody of us made.
         make_bridge("bertht-foreign");
-        let theirs = NetworkConfig { bridge: "bertht-foreign".into(), table: "berth_foreign".into(), ..ours.clone() };
-        let theirs = Bridge::new(theirs).unwrap();
+        let theirs = Bridge::new(place(&dir, "foreign", "10.251.6.0/24")).unwrap();
         assert_eq!(theirs.attach(&lease, other.pid()).await.unwrap_err().code(), "config.invalid");
         theirs.remove().await.unwrap();
         assert!(host.link("bertht-foreign").unwrap().is_some());
 
         // A subnet configured anew takes effect once nobody is attached.
-        let moved = Bridge::new(NetworkConfig { subnet: "10.251.7.0/24".parse().unwrap(), ..ours.clone() }).unwrap();
+        let moved = Bridge::new(place(&dir, "half", "10.251.7.0/24")).unwrap();
         let lease = moved.lease("e").unwrap();
         let third = Container::new();
         assert_eq!(moved.attach(&lease, third.pid()).await.unwrap_err().code(), "config.invalid");
@@ -315,14 +348,53 @@ fn half_made_things_are_finished_and_foreign_ones_left_alone() {
 }
 
 #[test]
-fn what_is_not_built_is_refused_by_name() {
+fn what_no_network_can_have_is_refused_by_its_field() {
     let mut spec = ServiceSpec::new("image");
+    spec.network.aliases = vec!["web".into()];
     check(&spec).unwrap();
-    spec.network.mode = NetworkMode::Named("front".into());
-    assert!(check(&spec).unwrap_err().to_string().contains("front"));
-    spec.network.mode = NetworkMode::Bridge;
-    spec.port_mappings = serde_json::from_str(r#"[{"container_port":80}]"#).unwrap();
-    assert_eq!(check(&spec).unwrap_err().code(), "unsupported.here");
+    for (field, mappings) in [
+        ("port_mappings[0].container_port", r#"[{"container_port":0}]"#),
+        ("port_mappings[0].host_ip", r#"[{"container_port":1,"host_ip":"nowhere"}]"#),
+        ("port_mappings[1].host_port", r#"[{"host_port":8,"container_port":1},{"host_port":8,"container_port":2}]"#),
+    ] {
+        spec.port_mappings = serde_json::from_str(mappings).unwrap();
+        let error = check(&spec).unwrap_err();
+        assert!(error.code() == "spec.invalid" && error.to_string().starts_with(field), "{error}");
+    }
+    // One port is two of two protocols, and of two addresses.
+    spec.port_mappings = serde_json::from_str(
+        r#"[{"host_port":8,"container_port":1},{"host_port":8,"container_port":1,"protocol":"udp"}]"#,
+    )
+    .unwrap();
+    check(&spec).unwrap();
+    spec.network.aliases = vec!["a b".into()];
+    assert_eq!(check(&spec).unwrap_err().code(), "spec.invalid");
+}
+
+#[test]
+fn networks_are_defined_listed_and_never_overlap() {
+    let dir = tempfile::tempdir().unwrap();
+    let networks = Networks::new(place(&dir, "defs", "10.251.9.0/24")).unwrap();
+    let with = |subnet: &str| NetworkOptions { subnets: vec![subnet.into()], ..NetworkOptions::default() };
+    let made = definition::create(&networks.place, "front", &with("10.251.10.0/24")).unwrap();
+    assert_eq!(made.gateway, Ipv4Addr::new(10, 251, 10, 1));
+    for (name, options, code) in [
+        ("front", with("10.251.11.0/24"), "network.exists"),
+        ("back", with("10.251.10.128/25"), "network.overlap"),
+        ("back", with("10.251.9.0/24"), "network.overlap"),
+        ("back", with("nonsense"), "config.invalid"),
+        ("bridge", with("10.251.11.0/24"), "config.invalid"),
+        ("../x", with("10.251.11.0/24"), "config.invalid"),
+    ] {
+        let error = definition::create(&networks.place, name, &options).unwrap_err();
+        assert_eq!(error.code(), code, "{name}: {error}");
+    }
+    let lease = networks.lease("front", "web-rep-0").unwrap();
+    assert_eq!((lease.network.as_str(), lease.ip), ("front", Ipv4Addr::new(10, 251, 10, 2)));
+    assert_eq!(networks.lease("nosuch", "web-rep-0").unwrap_err().code(), "network.not_found");
+    assert_eq!(networks.inspect("front").unwrap().containers[0].id, "web-rep-0");
+    let names: Vec<String> = networks.list().unwrap().into_iter().map(|network| network.name).collect();
+    assert_eq!(names, ["bridge", "front"]);
 }
 
 #[test]
@@ -330,7 +402,7 @@ fn many_at_once_all_get_their_network() {
     const MANY: usize = 24;
     isolated(async || {
         let dir = tempfile::tempdir().unwrap();
-        let bridge = Bridge::new(config(&dir, "many", "10.251.8.0/24")).unwrap();
+        let bridge = Bridge::new(place(&dir, "many", "10.251.8.0/24")).unwrap();
         let containers: Vec<Container> = (0..MANY).map(|_| Container::new()).collect();
         let leases: Vec<Lease> = (0..MANY).map(|n| bridge.lease(&n.to_string()).unwrap()).collect();
         let all = containers.iter().zip(&leases).map(|(container, lease)| bridge.attach(lease, container.pid()));

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::Command;
 
-use runtime_core::spec::NetworkMode;
-use runtime_core::{AgentError, ContainerId};
+use runtime_core::spec::{NetworkMode, PortProtocol};
+use runtime_core::{AgentError, ContainerId, PortMapping};
 
 use crate::support::Case;
 use crate::support::case::IDLE;
@@ -22,6 +22,14 @@ crate::tests![
     an_unknown_network_is_an_error,
     the_network_is_there_before_the_program,
     nothing_of_a_removed_container_stays_on_the_bridge,
+    a_published_port_answers_on_every_address_of_the_host,
+    an_ephemeral_port_is_reported_and_udp_is_published,
+    a_port_that_is_taken_is_an_error_that_names_its_owner,
+    a_stopped_container_holds_no_port_and_gets_it_again,
+    a_container_reaches_its_own_published_port,
+    others_are_found_by_name_while_they_run,
+    a_replica_in_the_hosts_network_is_given_a_port_of_its_own,
+    two_hundred_at_once_are_all_distinct_and_all_freed,
 ];
 
 async fn on_bridge(case: &Case, script: &str) -> ContainerId {
@@ -103,14 +111,15 @@ struct Outside {
 }
 
 impl Outside {
-    fn new() -> Self {
+    /// One of a word of its own, and of the /30 that begins at `from`.
+    fn new(word: &str, from: u8) -> Self {
         let pid = std::process::id();
         // TEST-NET-2 (RFC 5737)
         let outside = Self {
-            name: format!("berth-out-{pid}"),
-            link: format!("bo{pid}"),
-            host: "198.51.100.1".into(),
-            far: "198.51.100.2".into(),
+            name: format!("berth-out-{word}-{pid}"),
+            link: format!("bo{word}{pid}"),
+            host: format!("198.51.100.{}", from + 1),
+            far: format!("198.51.100.{}", from + 2),
         };
         let (name, link) = (&outside.name, &outside.link);
         ip(&format!("netns add {name}"));
@@ -136,7 +145,7 @@ fn ip(words: &str) {
 }
 
 async fn the_world_outside_sees_the_hosts_address(case: Case) {
-    let outside = Outside::new();
+    let outside = Outside::new("out", 0);
     let id = on_bridge(&case, IDLE).await;
     // Tells each caller the address it sees.
     let mut server = tokio::process::Command::new("ip")
@@ -220,4 +229,197 @@ async fn nothing_of_a_removed_container_stays_on_the_bridge(case: Case) {
     assert_eq!(ports(), 1);
     runtime.remove_container(&id).await.unwrap();
     assert_eq!(ports(), 0);
+}
+
+/// Answers each connection to port 80 with its name.
+fn web(name: &str) -> String {
+    format!("while :; do printf 'HTTP/1.0 200 OK\\r\\n\\r\\n{name}' | nc -l -p 80; done")
+}
+
+fn published(host_port: Option<u16>, container_port: u16, host_ip: Option<&str>) -> PortMapping {
+    PortMapping { host_port, container_port, protocol: PortProtocol::Tcp, host_ip: host_ip.map(str::to_owned) }
+}
+
+/// What curl gets, asking again while the server is coming up.
+async fn curl(url: &str) -> String {
+    for _ in 0..20 {
+        let output = tokio::process::Command::new("curl").args(["-s", "-m", "3", "--noproxy", "*", url]).output();
+        let output = output.await.expect("curl (Debian: curl)");
+        if output.status.success() {
+            return String::from_utf8_lossy(&output.stdout).into_owned();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("no answer from {url}")
+}
+
+async fn serving(case: &Case, name: &str, mapping: PortMapping) -> ContainerId {
+    let mut spec = case.script(&web(name)).await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_mappings = vec![mapping];
+    case.start(&spec).await
+}
+
+async fn host_port(case: &Case, id: &ContainerId) -> u16 {
+    case.runtime.inspect_detailed(id).await.unwrap().ports[0].host_port.expect("it is reported")
+}
+
+async fn a_published_port_answers_on_every_address_of_the_host(case: Case) {
+    let outside = Outside::new("pub", 4);
+    let id = serving(&case, "hello", published(None, 80, None)).await;
+    let port = host_port(&case, &id).await;
+    assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "hello", "the loopback");
+    assert_eq!(curl(&format!("http://{}:{port}/", outside.host)).await, "hello", "another address of the host");
+    let far = tokio::process::Command::new("ip")
+        .args(["netns", "exec", &outside.name, "curl", "-s", "-m", "5", &format!("http://{}:{port}/", outside.host)])
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&far.stdout), "hello", "from outside: {}", far.status);
+    let local = serving(&case, "local", published(None, 80, Some("127.0.0.1"))).await;
+    let port = host_port(&case, &local).await;
+    assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "local");
+    let refused = tokio::process::Command::new("ip")
+        .args(["netns", "exec", &outside.name, "curl", "-s", "-m", "2", &format!("http://{}:{port}/", outside.host)])
+        .status()
+        .await
+        .unwrap();
+    assert!(!refused.success(), "what is published on the loopback is not reached from outside");
+}
+
+async fn an_ephemeral_port_is_reported_and_udp_is_published(case: Case) {
+    let mut spec = case.script(IDLE).await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_mappings = vec![PortMapping { protocol: PortProtocol::Udp, ..published(None, 9, Some("127.0.0.1")) }];
+    let id = case.start(&spec).await;
+    // busybox has no server for datagrams: one of the test's own stands in the container's network.
+    let pid = case.runtime.get_container_pid(&id).await.unwrap().expect("it runs");
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
+    let server = std::thread::spawn(move || {
+        let network = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), network).unwrap();
+        std::net::UdpSocket::bind("0.0.0.0:9").unwrap()
+    });
+    let server = server.join().unwrap();
+    server.set_nonblocking(true).unwrap();
+    let server = tokio::net::UdpSocket::from_std(server).unwrap();
+    let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(("127.0.0.1", host_port(&case, &id).await)).await.unwrap();
+    client.send(b"hello").await.unwrap();
+    let mut bytes = [0; 16];
+    let (length, from) = crate::support::case::soon("a datagram", server.recv_from(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes[..length], b"hello");
+    server.send_to(b"back", from).await.unwrap();
+    let length = crate::support::case::soon("an answer", client.recv(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes[..length], b"back");
+}
+
+async fn a_port_that_is_taken_is_an_error_that_names_its_owner(case: Case) {
+    let first = serving(&case, "first", published(None, 80, None)).await;
+    let port = host_port(&case, &first).await;
+    let mut spec = case.script(IDLE).await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_mappings = vec![published(Some(port), 80, Some("127.0.0.1"))];
+    let id = case.id();
+    let error = case.runtime.create_container(&id, &spec).await.unwrap_err().to_string();
+    assert!(error.contains(&first.to_string()) && error.contains("[port.taken]"), "{error}");
+    assert!(matches!(case.runtime.container_state(&id).await, Err(AgentError::NotFound { .. })));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    spec.port_mappings = vec![published(Some(listener.local_addr().unwrap().port()), 80, None)];
+    let error = case.runtime.create_container(&case.id(), &spec).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("process {} (", std::process::id())), "{error}");
+}
+
+async fn a_stopped_container_holds_no_port_and_gets_it_again(case: Case) {
+    let first = serving(&case, "first", published(None, 80, None)).await;
+    let port = host_port(&case, &first).await;
+    case.runtime.stop_container(&first, std::time::Duration::ZERO).await.unwrap();
+    let second = serving(&case, "second", published(Some(port), 80, None)).await;
+    assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "second");
+    // One that ended by itself, with nobody there to see it, holds none either.
+    case.runtime.kill_container(&second, None).await.unwrap();
+    case.runtime.wait_container(&second).await.unwrap();
+    case.runtime.start_container(&first).await.unwrap();
+    assert_eq!(host_port(&case, &first).await, port, "an ephemeral port comes back");
+    assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "first");
+}
+
+async fn a_container_reaches_its_own_published_port(case: Case) {
+    let id = serving(&case, "myself", published(None, 80, None)).await;
+    let port = host_port(&case, &id).await;
+    let subnet = &case.suite.shared().await.root.subnet;
+    let gateway = format!("{}.1", subnet.split('/').next().unwrap().rsplit_once('.').unwrap().0);
+    let script = format!(
+        "for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 3 {gateway} {port} < /dev/null && exit 0; sleep 0.2; done; exit 1"
+    );
+    assert!(case.exec_ok(&id, &script).await.ends_with("myself"));
+}
+
+async fn others_are_found_by_name_while_they_run(case: Case) {
+    let first = on_bridge(&case, IDLE).await;
+    let mut spec = case.script(IDLE).await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.network.aliases = vec!["an-alias".into()];
+    let second = case.start(&spec).await;
+    let (one, two) = (address(&case, &first).await.to_string(), address(&case, &second).await.to_string());
+    let find = async |from: &ContainerId, name: &str| {
+        let script = format!("awk -v n={name} '{{for(i=2;i<=NF;i++) if($i==n) print $1}}' /etc/hosts");
+        case.exec_ok(from, &script).await.trim().to_owned()
+    };
+    // The later one knows the earlier, and the earlier learns of the later.
+    assert_eq!(find(&second, &first.service).await, one);
+    for name in [second.service.as_str(), &second.to_string(), "an-alias"] {
+        assert_eq!(find(&first, name).await, two, "{name}");
+    }
+    case.exec_ok(&first, "ping -c 1 -W 5 an-alias").await;
+    case.runtime.stop_container(&second, std::time::Duration::ZERO).await.unwrap();
+    assert_eq!(find(&first, "an-alias").await, "", "what does not run has no name");
+    case.runtime.start_container(&second).await.unwrap();
+    assert_eq!(find(&first, "an-alias").await, two);
+    case.runtime.remove_container(&second).await.unwrap();
+    assert_eq!(find(&first, "an-alias").await, "");
+}
+
+async fn a_replica_in_the_hosts_network_is_given_a_port_of_its_own(case: Case) {
+    let mut spec = case.script(&format!("echo $PORT; {IDLE}")).await;
+    spec.host_network = true;
+    let (one, two) = (case.start(&spec).await, case.start(&spec).await);
+    let mut ports = BTreeSet::new();
+    for id in [one, two] {
+        let port = case.runtime.get_container_port_override(&id).await.unwrap().expect("it has one");
+        case.until_logged(&id, &port.to_string()).await;
+        assert!(ports.insert(port), "{port} was given twice");
+    }
+    let id = on_bridge(&case, IDLE).await;
+    assert_eq!(case.runtime.get_container_port_override(&id).await.unwrap(), None);
+}
+
+async fn two_hundred_at_once_are_all_distinct_and_all_freed(case: Case) {
+    const MANY: usize = 200;
+    let root = case.root("many");
+    let runtime = root.open().await.unwrap();
+    let mut spec = case.script(IDLE).await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_mappings = vec![published(None, 80, None)];
+    runtime.pull_image(&spec.image.name).await.unwrap();
+    let ids: Vec<ContainerId> = (0..MANY).map(|_| case.id_on(&runtime)).collect();
+    let created = futures_util::future::join_all(ids.iter().map(|id| runtime.create_container(id, &spec))).await;
+    for (id, created) in ids.iter().zip(created) {
+        created.unwrap_or_else(|error| panic!("{id}: {error}"));
+    }
+    let (mut addresses, mut ports) = (BTreeSet::new(), BTreeSet::new());
+    for id in &ids {
+        let details = runtime.inspect_detailed(id).await.unwrap();
+        addresses.insert(details.ipv4.unwrap());
+        ports.insert(details.ports[0].host_port.unwrap());
+    }
+    assert_eq!((addresses.len(), ports.len()), (MANY, MANY));
+    for removed in futures_util::future::join_all(ids.iter().map(|id| runtime.remove_container(id))).await {
+        removed.unwrap();
+    }
+    let left = |dir: &str| {
+        let found = Command::new("find").arg(root.run_dir.join(dir)).args(["-name", "*-rep-*"]).output().unwrap();
+        String::from_utf8_lossy(&found.stdout).into_owned()
+    };
+    assert_eq!((left("leases"), left("ports"), left("names")), (String::new(), String::new(), String::new()));
 }

@@ -1,0 +1,336 @@
+//! What a network is, and where a root keeps what concerns its networks.
+//!
+//! ```text
+//! <root>/networks/<name>.json     a definition; the default network's is the configuration's
+//! <run>/networks.lock             flock'ed by whoever changes definitions
+//! <run>/leases/<name>/            its addresses (`lease`)
+//! <run>/names/<name>/             its containers that run, and what they are called (`names`)
+//! <run>/ports/                    ports of the host that containers have (`ports`)
+//! ```
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::subnet::{Subnet, Subnet6};
+use super::{lease, routes};
+use crate::error::{Error, Result};
+use crate::layout::hex;
+use crate::record;
+
+/// The default network's name.
+pub(crate) const DEFAULT_NETWORK: &str = "bridge";
+/// Longest name of a network: it becomes a file's.
+const MAX_NAME_LEN: usize = 64;
+/// Names that mean something else where a network is asked for.
+const RESERVED: [&str; 4] = [DEFAULT_NETWORK, "default", "none", "host"];
+/// Smallest MTU that IPv4 allows, and the one that IPv6 needs.
+const MIN_MTU: u32 = 68;
+const MIN_MTU_IPV6: u32 = 1280;
+/// The kernel's largest for a veth.
+const MAX_MTU: u32 = 65_535;
+/// Second octets of the /24 networks in 10.0.0.0/8 that are given out when none is asked for.
+const POOL: std::ops::RangeInclusive<u8> = 98..=105;
+/// Prefix length of an IPv6 network that is made up: what hosts expect of a link.
+const IPV6_PREFIX_LEN: u8 = 64;
+
+/// A network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Definition {
+    pub name: String,
+    /// Its bridge interface, up to 15 characters.
+    pub bridge: String,
+    pub subnet: Subnet,
+    /// The bridge's own address.
+    pub gateway: Ipv4Addr,
+    #[serde(default)]
+    pub subnet6: Option<Subnet6>,
+    /// No way out and none in.
+    #[serde(default)]
+    pub internal: bool,
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    #[serde(default, with = "runtime_core::time::option")]
+    pub created_at: Option<DateTime<Utc>>,
+}
+
+/// What a new network shall be. What is not said is chosen.
+#[derive(Debug, Clone, Default)]
+pub struct NetworkOptions {
+    /// An IPv4 network as `10.98.0.0/24`, and maybe an IPv6 one as `fd00:1::/64`, which turns IPv6 on.
+    pub subnets: Vec<String>,
+    /// The bridge's IPv4 address; the first of the subnet if `None`.
+    pub gateway: Option<Ipv4Addr>,
+    /// Nothing leaves it, and nothing from outside comes in.
+    pub internal: bool,
+    /// IPv6 beside IPv4.
+    pub ipv6: bool,
+    /// Largest packet; the kernel's 1,500 if `None`.
+    pub mtu: Option<u32>,
+}
+
+/// Where a root keeps what concerns its networks, and what it is called on the host.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The nft table, `berth_<root tag>`; also marks bridges as this root's.
+    pub table: String,
+    /// The network of containers that name none.
+    pub default: Definition,
+    /// `<root>/networks`.
+    pub definitions: PathBuf,
+    /// The run directory.
+    pub run: PathBuf,
+    /// `<root>/containers`.
+    pub containers: PathBuf,
+}
+
+impl Definition {
+    /// The default network's, from the configuration.
+    pub fn default_network(bridge: &str, subnet: Subnet) -> Self {
+        Self {
+            name: DEFAULT_NETWORK.to_owned(),
+            bridge: bridge.to_owned(),
+            gateway: subnet.first(),
+            subnet,
+            subnet6: None,
+            internal: false,
+            mtu: None,
+            created_at: None,
+        }
+    }
+}
+
+impl Place {
+    pub fn leases(&self, network: &str) -> PathBuf {
+        self.run.join("leases").join(network)
+    }
+
+    pub fn names(&self, network: &str) -> PathBuf {
+        self.run.join("names").join(network)
+    }
+
+    pub fn ports(&self) -> PathBuf {
+        self.run.join("ports")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.definitions.join(format!("{name}.json"))
+    }
+
+    /// All networks, the default one first, the others by name.
+    pub fn all(&self) -> Result<Vec<Definition>> {
+        let mut all = vec![self.default.clone()];
+        let entries = match fs::read_dir(&self.definitions) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(all),
+            other => other.map_err(Error::io("listing", &self.definitions))?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(Error::io("listing", &self.definitions))?.file_name();
+            names.extend(name.to_str().and_then(|name| name.strip_suffix(".json")).map(str::to_owned));
+        }
+        names.sort();
+        for name in names {
+            // One that was removed in between is none.
+            all.extend(record::read(&self.file(&name))?);
+        }
+        Ok(all)
+    }
+
+    /// The network of that name.
+    pub fn find(&self, name: &str) -> Result<Definition> {
+        let missing = || Error::NoSuchNetwork { name: name.to_owned() };
+        match name {
+            DEFAULT_NETWORK | "default" => Ok(self.default.clone()),
+            _ if !is_name(name) => Err(missing()),
+            _ => record::read(&self.file(name))?.ok_or_else(missing),
+        }
+    }
+
+    fn lock(&self) -> Result<fs::File> {
+        lease::lock(&self.run, "networks.lock", FlockOperation::LockExclusive)
+    }
+}
+
+/// Defines a network. Nothing is made of it on the host until a container needs it.
+pub(super) fn create(place: &Place, name: &str, options: &NetworkOptions) -> Result<Definition> {
+    check_name(name)?;
+    let _lock = place.lock()?;
+    if place.file(name).exists() {
+        return Err(Error::NetworkExists { name: name.to_owned() });
+    }
+    let others = place.all()?;
+    let (subnet, subnet6) = subnets(place, name, options, &others)?;
+    let gateway = options.gateway.unwrap_or(subnet.first());
+    if !subnet.is_inner(gateway) {
+        return Err(wrong(name, format!("the gateway {gateway} is no host's address of {subnet}")));
+    }
+    let least = if subnet6.is_some() { MIN_MTU_IPV6 } else { MIN_MTU };
+    if let Some(mtu) = options.mtu
+        && !(least..=MAX_MTU).contains(&mtu)
+    {
+        return Err(wrong(name, format!("an MTU of {mtu} is not between {least} and {MAX_MTU}")));
+    }
+    let digest = Sha256::new().chain_update(&place.table).chain_update([0]).chain_update(name).finalize();
+    let definition = Definition {
+        name: name.to_owned(),
+        // As long as an interface's name can be, less one; 48 bits tell networks apart.
+        bridge: format!("bn{}", &hex(&digest)[..12]),
+        subnet,
+        gateway,
+        subnet6,
+        internal: options.internal,
+        mtu: options.mtu,
+        created_at: Some(Utc::now()),
+    };
+    fs::create_dir_all(&place.definitions).map_err(Error::io("creating", &place.definitions))?;
+    record::write(&place.file(name), &definition)?;
+    Ok(definition)
+}
+
+/// Forgets a network that no container has an address of; `take_down` removes what the host has of it.
+pub(super) fn remove(place: &Place, name: &str, take_down: impl FnOnce(&Definition) -> Result<()>) -> Result<()> {
+    let definition = place.find(name)?;
+    if definition.name == DEFAULT_NETWORK {
+        return Err(Error::NetworkInUse { name: name.to_owned(), by: vec!["the root itself".to_owned()] });
+    }
+    let _lock = place.lock()?;
+    let leases = place.leases(&definition.name);
+    // Held until the definition is gone: whoever leases looks for it afterwards.
+    let _leases = lease::lock(&leases, lease::LOCK, FlockOperation::LockExclusive)?;
+    let by: Vec<String> = lease::list(&leases)?.into_iter().map(|(_, holder)| holder).collect();
+    if !by.is_empty() {
+        return Err(Error::NetworkInUse { name: name.to_owned(), by });
+    }
+    let path = place.file(&definition.name);
+    fs::remove_file(&path).map_err(Error::io("removing", &path))?;
+    take_down(&definition)
+}
+
+fn subnets(
+    place: &Place,
+    name: &str,
+    options: &NetworkOptions,
+    others: &[Definition],
+) -> Result<(Subnet, Option<Subnet6>)> {
+    let (mut subnet, mut subnet6) = (None, None);
+    for text in &options.subnets {
+        let twice = match text.contains(':') {
+            true => subnet6.replace(text.parse::<Subnet6>()?).is_some(),
+            false => subnet.replace(text.parse::<Subnet>()?).is_some(),
+        };
+        if twice {
+            return Err(wrong(name, "it has one subnet of each family at most".to_owned()));
+        }
+    }
+    let subnet = match subnet {
+        Some(subnet) => {
+            refuse_overlap(name, subnet, others)?;
+            routes::refuse_overlap(name, subnet, None)?;
+            subnet
+        }
+        None => choose(name, others)?,
+    };
+    if subnet6.is_none() && options.ipv6 {
+        subnet6 = Some(made_up(place, name));
+    }
+    if let Some(subnet6) = &subnet6 {
+        if !subnet6.holds(subnet) {
+            return Err(wrong(name, format!("{subnet6} has fewer addresses than {subnet}")));
+        }
+        if let Some(other) = others.iter().find(|other| other.subnet6.is_some_and(|theirs| theirs.overlaps(subnet6))) {
+            return Err(overlap(name, subnet6.to_string(), other));
+        }
+    }
+    Ok((subnet, subnet6))
+}
+
+/// The first of the pool that neither a network of this root nor a route of the host touches.
+fn choose(name: &str, others: &[Definition]) -> Result<Subnet> {
+    let routes = routes::all()?;
+    for second in POOL {
+        for third in 0..=u8::MAX {
+            let subnet = Subnet::class_c(Ipv4Addr::new(10, second, third, 0));
+            let free = !others.iter().any(|other| other.subnet.overlaps(&subnet));
+            if free && !routes.iter().any(|route| route.touches(subnet)) {
+                return Ok(subnet);
+            }
+        }
+    }
+    Err(wrong(name, "every subnet of the pool is in use: name one by --subnet".to_owned()))
+}
+
+/// A unique local network (RFC 4193) of this root and name.
+fn made_up(place: &Place, name: &str) -> Subnet6 {
+    let digest = Sha256::new().chain_update(&place.table).chain_update(" ipv6 ").chain_update(name).finalize();
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    octets[1..8].copy_from_slice(&digest[..7]);
+    Subnet6::truncated(octets.into(), IPV6_PREFIX_LEN)
+}
+
+fn refuse_overlap(name: &str, subnet: Subnet, others: &[Definition]) -> Result<()> {
+    match others.iter().find(|other| other.subnet.overlaps(&subnet)) {
+        Some(other) => Err(overlap(name, subnet.to_string(), other)),
+        None => Ok(()),
+    }
+}
+
+fn overlap(name: &str, subnet: String, other: &Definition) -> Error {
+    Error::SubnetOverlap { network: name.to_owned(), subnet, with: format!("the network {}", other.name) }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    if RESERVED.contains(&name) {
+        return Err(wrong(name, "this name means something else".to_owned()));
+    }
+    if !is_name(name) {
+        let reason = format!(
+            "a network's name is 1 to {MAX_NAME_LEN} letters, digits, '_', '.' or '-', and begins with one of the first two"
+        );
+        return Err(wrong(name, reason));
+    }
+    Ok(())
+}
+
+fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    (1..=MAX_NAME_LEN).contains(&name.len())
+        && name.bytes().all(plain)
+        && name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+}
+
+fn wrong(name: &str, reason: String) -> Error {
+    Error::Configuration { what: format!("network {name:?}"), reason }
+}
+
+/// Whether a bridge may be called so.
+pub(super) fn check_bridge_name(name: &str) -> Result<()> {
+    /// Longest name of an interface: `IFNAMSIZ` less the final 0.
+    const MAX_INTERFACE_NAME_LEN: usize = 15;
+    if name.len() > MAX_INTERFACE_NAME_LEN || !is_name(name) {
+        let reason =
+            "a bridge's name is 1 to 15 letters, digits, '_', '.' or '-', and begins with one of the first two";
+        return Err(Error::Configuration { what: format!("bridge {name:?}"), reason: reason.to_owned() });
+    }
+    Ok(())
+}
+
+/// The directories of all networks that ever had something beneath `parent`.
+pub(super) fn subdirectories(parent: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(Error::io("listing", parent))?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        found.push(entry.map_err(Error::io("listing", parent))?.path());
+    }
+    Ok(found)
+}

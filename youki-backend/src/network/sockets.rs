@@ -1,0 +1,127 @@
+//! Sockets of the host: whether a port can be had, and who has it.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use runtime_core::spec::PortProtocol;
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind as bind_socket, getsockname, listen, socket_with, sockopt,
+};
+
+/// States in `/proc/net/tcp` and `udp`: a listener, and a socket that is bound only.
+const LISTENING: &str = "0A";
+const BOUND: &str = "07";
+
+/// Binds a socket, and lets it go; the port it had. A TCP socket listens too: connections that are ending do not keep
+/// a port, listeners do.
+pub(super) fn bind(protocol: PortProtocol, ip: IpAddr, port: u16) -> io::Result<u16> {
+    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let kind = match protocol {
+        PortProtocol::Tcp => SocketType::STREAM,
+        PortProtocol::Udp => SocketType::DGRAM,
+    };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    if ip.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    if protocol == PortProtocol::Tcp {
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    bind_socket(&socket, &SocketAddr::new(ip, port))?;
+    if protocol == PortProtocol::Tcp {
+        listen(&socket, 0)?;
+    }
+    let bound: SocketAddr = getsockname(&socket)?.try_into().map_err(io::Error::from)?;
+    Ok(bound.port())
+}
+
+/// Whether the host has IPv6 at all.
+pub(super) fn has_ipv6() -> bool {
+    Path::new("/proc/thread-self/net/if_inet6").exists()
+}
+
+/// The process whose socket keeps a port, as `process 12 (nginx)`.
+pub(super) fn owner(protocol: PortProtocol, ip: IpAddr, port: u16) -> Option<String> {
+    let (files, state) = match protocol {
+        PortProtocol::Tcp => (["tcp", "tcp6"], LISTENING),
+        PortProtocol::Udp => (["udp", "udp6"], BOUND),
+    };
+    let inode = files.iter().find_map(|file| {
+        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).ok()?;
+        text.lines().skip(1).find_map(|line| matching_inode(line, state, ip, port))
+    })?;
+    process_of(inode).or_else(|| Some("a socket of the host".to_owned()))
+}
+
+/// `sl local_address rem_address st … uid timeout inode`
+fn matching_inode(line: &str, state: &str, ip: IpAddr, port: u16) -> Option<u64> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let (local_ip, local_port) = address(words.get(1)?)?;
+    let unspecified = local_ip.is_unspecified() || ip.is_unspecified();
+    let meets = local_ip == ip || unspecified;
+    (meets && local_port == port && *words.get(3)? == state).then_some(())?;
+    words.get(9)?.parse().ok()
+}
+
+/// `0100007F:1F90`: words in memory order.
+fn address(text: &str) -> Option<(IpAddr, u16)> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let words: Vec<u32> = ip
+        .as_bytes()
+        .chunks(8)
+        .map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok().map(u32::from_be))
+        .collect::<Option<_>>()?;
+    let ip = match words.as_slice() {
+        [word] => IpAddr::V4(Ipv4Addr::from_bits(*word)),
+        [a, b, c, d] => {
+            let bits = [a, b, c, d].into_iter().fold(0u128, |bits, word| bits << 32 | u128::from(*word));
+            Ipv6Addr::from_bits(bits).to_canonical()
+        }
+        _ => return None,
+    };
+    Some((ip, port))
+}
+
+fn process_of(inode: u64) -> Option<String> {
+    let wanted = format!("socket:[{inode}]");
+    for entry in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let descriptors = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let has = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str());
+        if descriptors.into_iter().any(has) {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            return Some(format!("process {pid} ({})", name.trim()));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_in_memory_order() {
+        assert_eq!(address("0100007F:1F90"), Some(("127.0.0.1".parse().unwrap(), 8080)));
+        assert_eq!(address("00000000000000000000000001000000:0050"), Some(("::1".parse().unwrap(), 80)));
+        for wrong in ["", "x:1", "0100007F", "0100007F:x", "01:1:1"] {
+            assert_eq!(address(wrong).filter(|(_, port)| *port != 1), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_listener_keeps_its_port_and_is_named() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(at) = listener.local_addr().unwrap() else { unreachable!() };
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let error = bind(PortProtocol::Tcp, any, at.port()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+        let owner = owner(PortProtocol::Tcp, any, at.port()).unwrap();
+        assert!(owner.starts_with(&format!("process {} (", std::process::id())), "{owner}");
+        drop(listener);
+        assert_eq!(bind(PortProtocol::Tcp, any, at.port()).unwrap(), at.port());
+    }
+}
