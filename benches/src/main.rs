@@ -57,7 +57,7 @@ enum Command {
     Memory(memory::Settings),
     /// Pull of an image into an empty store, against podman
     Pull(pull::Settings),
-    /// First and unchanged sync of a volume, against rclone
+    /// Sync of a volume, first, changed and unchanged, and its restore, against rclone
     Volumes(volumes::Settings),
     /// Log throughput, and CPU a byte, against conmon
     Logs(logs::Settings),

@@ -11,7 +11,9 @@ use crate::removal::{empty_trash, move_to_trash, refuse_in_use, remove_leftovers
 use crate::restore::Job;
 use crate::state::{TreeMark, sync_parent};
 use crate::store::{RestoreOptions, RestoreReport, VolumeStore};
+use crate::tree::spread;
 use crate::volume::{Volume, make_directories, set_aside_foreign};
+use crate::walk::open_root;
 
 impl VolumeStore {
     pub(crate) async fn restore_in_place(&self, name: &str, options: &RestoreOptions) -> Result<RestoreReport> {
@@ -97,6 +99,8 @@ impl VolumeStore {
         let directory = fresh.clone();
         blocking("create", move || {
             remove_leftovers(&paths.directory);
+            // The tree that goes, and the one that comes, are not neighbours.
+            spread(&open_root(&paths.directory)?, true);
             make_directories(&directory)
         })
         .await?;

@@ -54,6 +54,7 @@ impl Job {
         let manifest: Vec<_> = std::iter::once(summary.root).chain(leaves.iter().map(|leaf| leaf.chunk)).collect();
         blocking("restore", move || {
             ends.finish(&tree, subject, &manifest)?;
+            tree.settle();
             attributes::mark(tree.root(), &volume).map_err(|error| Error::io("mark", &directory, error))?;
             write_record(&tree, &listing, &record, subject, &manifest)?;
             // What is not on disk yet must not be taken for the tree after a power cut.

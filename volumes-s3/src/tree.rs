@@ -9,8 +9,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat,
-    fchmod, fchown, futimens, linkat, makedev, mkdirat, mknodat, openat2, symlinkat, utimensat,
+    AtFlags, FileType, Gid, IFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat,
+    chownat, fchmod, fchown, futimens, linkat, makedev, mkdirat, mknodat, openat2, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -28,7 +28,14 @@ pub(crate) struct Tree {
 impl Tree {
     /// In the empty directory `path`.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        Ok(Self { root: open_root(path)? })
+        let root = open_root(path)?;
+        spread(&root, true);
+        Ok(Self { root })
+    }
+
+    /// All of it is made: what comes later is put where the filesystem likes it.
+    pub(crate) fn settle(&self) {
+        spread(&self.root, false);
     }
 
     pub(crate) fn root(&self) -> &OwnedFd {
@@ -130,6 +137,22 @@ impl Tree {
         let directory_fd = openat2(&self.root, directory, flags, Mode::empty(), BENEATH).map_err(failed)?;
         let name = CString::new(name).map_err(|_| Error::corrupt("path", "a NUL in a name"))?;
         Ok(Some((directory_fd, name)))
+    }
+}
+
+/// Asks ext4 to put what is made in `directory` each in a part of the disk of its own, or not to.
+///
+/// ext4 does not give out an inode again for some minutes after its removal, and looks at all of those near a directory
+/// before it takes one for it: next to a tree that was just removed, half of a restore's time (measured) went there. Other
+/// filesystems know no such flag.
+pub(crate) fn spread(directory: &OwnedFd, on: bool) {
+    let Ok(flags) = rustix::fs::ioctl_getflags(directory) else { return };
+    let mut wanted = flags;
+    wanted.set(IFlags::TOPDIR, on);
+    if wanted != flags
+        && let Err(error) = rustix::fs::ioctl_setflags(directory, wanted)
+    {
+        tracing::debug!(%error, "what is made is not spread over the disk");
     }
 }
 
