@@ -270,31 +270,41 @@ impl Inner {
             }
             Ok(exec) => exec,
         };
-        let id = id.clone();
-        let (events, receiver) = mpsc::channel(16);
-        tokio::spawn(async move {
-            let ended = watch::Sender::new(false);
-            let run = async {
-                let exit = async {
-                    let code = exec.wait().await;
-                    ended.send_replace(true);
-                    code
-                };
-                let stdout = forward(ours.stdout, ended.subscribe(), ExecEvent::Stdout, events.clone());
-                let stderr = forward(ours.stderr, ended.subscribe(), ExecEvent::Stderr, events.clone());
-                match tokio::join!(exit, stdout, stderr).0 {
-                    Ok(code) => drop(events.send(ExecEvent::Exit(code)).await),
-                    Err(error) => tracing::warn!(container = %id, error = error.chain(), "an exec's end is not known"),
-                }
-            };
-            tokio::select! {
-                () = run => {}
-                // Dropping the exec kills it.
-                () = events.closed() => {}
-            }
-        });
-        Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver)))
+        let Pipes { stdout, stderr, .. } = ours;
+        Ok(events_of(id.clone(), exec, move |ended, events| async move {
+            let stdout = forward(stdout, ended.clone(), ExecEvent::Stdout, events.clone());
+            tokio::join!(stdout, forward(stderr, ended, ExecEvent::Stderr, events));
+        }))
     }
+}
+
+/// The events of `exec`: what `copying` sends, which is told when the process has ended, and then its exit code. Dropping
+/// them kills it.
+pub(super) fn events_of<Copying: Future<Output = ()> + Send>(
+    id: ContainerId,
+    exec: RunningExec,
+    copying: impl FnOnce(watch::Receiver<bool>, mpsc::Sender<ExecEvent>) -> Copying + Send + 'static,
+) -> ExecEventStream {
+    let (events, receiver) = mpsc::channel(16);
+    tokio::spawn(async move {
+        let ended = watch::Sender::new(false);
+        let run = async {
+            let exit = async {
+                let code = exec.wait().await;
+                ended.send_replace(true);
+                code
+            };
+            match tokio::join!(exit, copying(ended.subscribe(), events.clone())).0 {
+                Ok(code) => drop(events.send(ExecEvent::Exit(code)).await),
+                Err(error) => tracing::warn!(container = %id, error = error.chain(), "an exec's end is not known"),
+            }
+        };
+        tokio::select! {
+            () = run => {}
+            () = events.closed() => {}
+        }
+    });
+    Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))
 }
 
 /// The process's ends of its streams, and ours of its output.

@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
-use super::exec::{ExecRequest, exit_of, unfinished};
+use super::exec::{ExecRequest, events_of, exit_of, unfinished};
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
 
@@ -96,27 +96,7 @@ impl Inner {
         if let Some(input) = input {
             tokio::spawn(type_in(input, master.clone()));
         }
-        let id = id.clone();
-        let (events, receiver) = mpsc::channel(16);
-        tokio::spawn(async move {
-            let ended = watch::Sender::new(false);
-            let run = async {
-                let exit = async {
-                    let code = exec.wait().await;
-                    ended.send_replace(true);
-                    code
-                };
-                match tokio::join!(exit, read_off(&master, ended.subscribe(), events.clone())).0 {
-                    Ok(code) => drop(events.send(ExecEvent::Exit(code)).await),
-                    Err(error) => tracing::warn!(container = %id, error = error.chain(), "an exec's end is not known"),
-                }
-            };
-            tokio::select! {
-                () = run => {}
-                () = events.closed() => {}
-            }
-        });
-        Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver)))
+        Ok(events_of(id.clone(), exec, move |ended, events| async move { read_off(&master, ended, events).await }))
     }
 }
 
