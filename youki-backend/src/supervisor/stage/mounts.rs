@@ -1,7 +1,6 @@
 //! What is mounted in a container's root: the helper takes the sources while it sees the host, and the init puts them
 //! in their places once it stands in the root, by the calls that work on descriptors (Linux 5.12).
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -156,7 +155,7 @@ fn hide(path: &str, null: &File) -> io::Result<()> {
         other => other?,
     };
     if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
-        return Ok(mount("tmpfs", path, "tmpfs", MountFlags::RDONLY, None::<&CString>.map(CString::as_c_str))?);
+        return Ok(mount("tmpfs", path, "tmpfs", MountFlags::RDONLY, None)?);
     }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let cover = open_tree(null, "", flags)?;
