@@ -28,6 +28,7 @@ use runtime_core::ContainerId;
 
 use crate::error::{Error, Result};
 use crate::layout::ContainerPaths;
+use crate::lock::ContainerLock;
 use crate::record::{self, ContainerRecord};
 use crate::runtime::Inner;
 
@@ -56,6 +57,19 @@ impl Inner {
         let paths = self.layout.container(id);
         let record: ContainerRecord = record::read(&paths.record())?.ok_or_else(missing)?;
         Ok(Container { paths, record })
+    }
+
+    /// Waits for the lock of `container`, and reads it again: whoever held it may have started, changed or removed it. One
+    /// that was removed leaves no lock behind.
+    pub(crate) async fn lock(&self, container: &Container) -> Result<(ContainerLock, Container)> {
+        let lock = ContainerLock::acquire(container.paths.lock.clone()).await?;
+        match self.container(&container.record.id) {
+            Ok(container) => Ok((lock, container)),
+            Err(error) => {
+                lock.remove();
+                Err(error)
+            }
+        }
     }
 
     /// The ids of all containers that have a record, sorted.

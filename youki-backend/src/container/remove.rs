@@ -10,7 +10,6 @@ use runtime_core::{ContainerId, Event, EventKind};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
-use crate::lock::ContainerLock;
 use crate::process::ProcessName;
 use crate::record::NetworkRecord;
 use crate::runtime::Inner;
@@ -27,14 +26,7 @@ impl Inner {
     async fn remove_to_the_end(&self, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
         let container = self.container(id)?;
         let ended = self.end(&container, libc::SIGKILL, Duration::ZERO).await;
-        let lock = ContainerLock::acquire(container.paths.lock.clone()).await?;
-        let container = match self.container(id) {
-            Ok(container) => container,
-            Err(error) => {
-                lock.remove();
-                return Err(error);
-            }
-        };
+        let (lock, container) = self.lock(&container).await?;
         let mut unrecorded = None;
         // Somebody may have started it again while the lock was waited for. And one that has written its record answers
         // once it has let go of socket and cgroup: the next container may take them.

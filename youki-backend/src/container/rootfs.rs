@@ -42,9 +42,7 @@ impl Inner {
         let opened: Box<dyn FnOnce() -> Result<(OwnedFd, Option<ContainerLock>)> + Send> = match init {
             Some(pid) => Box::new(move || Ok((of_running(pid, view)?, None))),
             None => {
-                let lock = ContainerLock::acquire(container.paths.lock.clone()).await?;
-                // It may have been started or removed while the lock was waited for.
-                let container = self.container(&container.record.id)?;
+                let (lock, container) = self.lock(container).await?;
                 let Some(record) = self.exit_record(&container)? else {
                     return Err(Error::NotRunning { id, state: "being started" });
                 };

@@ -8,7 +8,6 @@ use runtime_core::ContainerId;
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
-use crate::lock::ContainerLock;
 use crate::record::{self, MountKind, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
@@ -22,16 +21,7 @@ impl Inner {
     }
 
     async fn start_to_the_end(&self, id: &ContainerId) -> Result<()> {
-        let container = self.container(id)?;
-        let lock = ContainerLock::acquire(container.paths.lock.clone()).await?;
-        // Whoever held the lock may have started or removed it.
-        let mut container = match self.container(id) {
-            Ok(container) => container,
-            Err(error) => {
-                lock.remove();
-                return Err(error);
-            }
-        };
+        let (lock, mut container) = self.lock(&self.container(id)?).await?;
         let ended = match self.exit_record(&container)? {
             Some(record) => Some(record),
             None => match self.supervisor(&container).await? {

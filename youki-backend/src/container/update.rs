@@ -9,7 +9,6 @@ use super::Observed;
 use crate::bundle::resources::{self, CgroupLimits, CgroupWrite};
 use crate::cgroup::{CgroupPaths, Hierarchy};
 use crate::error::{Error, Result};
-use crate::lock::ContainerLock;
 use crate::record;
 use crate::runtime::Inner;
 
@@ -17,15 +16,7 @@ impl Inner {
     /// Sets what `changes` names, and leaves the rest. A running container has it when this returns; any keeps it for its
     /// next start. What the kernel refuses changes nothing.
     pub(crate) async fn update(&self, id: &ContainerId, changes: &ResourcesSpec) -> Result<()> {
-        let container = self.container(id)?;
-        let lock = ContainerLock::acquire(container.paths.lock.clone()).await?;
-        let mut container = match self.container(id) {
-            Ok(container) => container,
-            Err(error) => {
-                lock.remove();
-                return Err(error);
-            }
-        };
+        let (_lock, mut container) = self.lock(&self.container(id)?).await?;
         let before = container.record.spec.resources.clone();
         let after = merged(&before, changes);
         resources::check_cpus(&after)?;
