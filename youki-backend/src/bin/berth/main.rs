@@ -43,9 +43,6 @@ use cli::{Cli, Command, GlobalArgs, ImageCommand, VolumeCommand};
 use failure::{Failure, OWN_STATUS, Result, USAGE_STATUS};
 use session::Session;
 
-/// Threads that run the command's futures. What blocks has threads of its own.
-const WORKERS: usize = 2;
-
 fn main() {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -108,11 +105,12 @@ fn execute(cli: Cli) -> Result<i32> {
     if let Command::Completion(args) = &cli.command {
         return print_completion(args.shell);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+    // What blocks has threads of its own. A second one for futures would be woken at each answer of a supervisor's, which
+    // takes longer than all that it does.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::io("starting", "the worker threads", &error))?;
+        .map_err(|error| Failure::io("preparing", "to wait for events", &error))?;
     let status = runtime.block_on(dispatch(cli.global, cli.command));
     // Threads may still wait for standard input, and would be waited for.
     runtime.shutdown_background();
