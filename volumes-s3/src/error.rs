@@ -252,6 +252,24 @@ impl Error {
         }
     }
 
+    /// The volume that its text begins with (`volume NAME: …`), for who would say that again.
+    #[must_use]
+    pub fn volume(&self) -> Option<&str> {
+        match self {
+            Self::NotFound { name }
+            | Self::GenerationNotFound { name, .. }
+            | Self::InUse { name, .. }
+            | Self::BeingFilled { name, .. }
+            | Self::InUseElsewhere { name, .. }
+            | Self::Fenced { name, .. }
+            | Self::SyncTimedOut { name, .. }
+            | Self::Conflict { name, .. }
+            | Self::Unsynced { name, .. }
+            | Self::NoBucket { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -279,7 +297,9 @@ impl Error {
                 "`berth volume restore {name} --discard-local` takes the newer generation; copy what you need from here first"
             ),
             Self::Unsynced { name, .. } => format!("`berth volume sync {name}` first, or say that it may be discarded"),
-            Self::S3Unreachable { .. } => "check the endpoint and the network; it is tried again by the keeper".into(),
+            Self::S3Unreachable { .. } => {
+                "check the endpoint, its server and the network; the keeper tries again what is owed to it".into()
+            }
             Self::S3Refused { status: 403 | 401, .. } => "check the AWS credentials and the bucket's policy".into(),
             Self::S3Refused { .. } => "see the server's own message".into(),
             Self::S3Credentials { .. } => "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile".into(),
@@ -310,5 +330,38 @@ impl Error {
 
     pub(crate) fn corrupt(what: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::Corrupt { what: what.into(), detail: detail.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_names_the_volume_says_so() {
+        let name = || "v".to_owned();
+        let named = [
+            Error::NotFound { name: name() },
+            Error::GenerationNotFound { name: name(), generation: 1 },
+            Error::InUse { name: name(), operation: "removal", users: Vec::new() },
+            Error::BeingFilled { name: name(), users: Vec::new() },
+            Error::InUseElsewhere { name: name(), host: "h".into(), record: 1 },
+            Error::Fenced { name: name(), owner: "h".into(), branch: None },
+            Error::SyncTimedOut { name: name(), patience: std::time::Duration::from_secs(1) },
+            Error::Conflict { name: name(), local: None, remote: 1 },
+            Error::Unsynced { name: name(), bytes: 1 },
+            Error::NoBucket { name: name(), operation: "x" },
+        ];
+        for error in named {
+            assert!(error.to_string().starts_with("volume v: ") && error.volume() == Some("v"), "{error}");
+        }
+        let unnamed = [
+            Error::corrupt("v/packs/1", "is gone"),
+            Error::Unsupported { what: "x".into() },
+            Error::Interrupted { operation: "x" },
+        ];
+        for error in unnamed {
+            assert!(!error.to_string().starts_with("volume ") && error.volume().is_none(), "{error}");
+        }
     }
 }

@@ -94,7 +94,7 @@ impl VolumeStore {
         match &published {
             Ok(()) => {
                 volume.state.pending.sync = false;
-                volume.state.bytes_at_risk = 0;
+                volume.state.bytes_at_risk = None;
                 volume.state.last_error = None;
             }
             Err(error) => {
@@ -105,7 +105,8 @@ impl VolumeStore {
                 } else {
                     volume.state.pending.sync = true;
                 }
-                volume.state.bytes_at_risk = if fenced { 0 } else { volume.difference().await.map_or(0, |d| d.bytes) };
+                volume.state.bytes_at_risk =
+                    if fenced { None } else { volume.difference().await.ok().map(|difference| difference.bytes) };
                 volume.state.last_error = Some(chain(error));
                 tracing::warn!(volume = volume.name, %error, "not synced");
             }
@@ -128,7 +129,7 @@ impl VolumeStore {
         let claims = volume.state.epoch.is_some() || volume.state.pending.claim;
         volume.state.pending.release |= claims && !volume.state.has_writer();
         if !user.readonly && !unfilled && volume.remote.is_some() && volume.is_here()? {
-            volume.state.pending.sync = true;
+            (volume.state.pending.sync, volume.state.bytes_at_risk) = (true, None);
             volume.state.last_error.get_or_insert_with(|| "the sync after its last use has not ended".to_owned());
         }
         volume.save().await?;

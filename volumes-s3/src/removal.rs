@@ -8,7 +8,7 @@ use crate::claim::{self, Standing};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::record::random_id;
-use crate::state::{TEMPORARY, sync_parent};
+use crate::state::{TEMPORARY, remove_file, sync_parent};
 use crate::store::VolumeStore;
 use crate::volume::{Volume, make_directories, open_lock};
 
@@ -50,10 +50,11 @@ impl VolumeStore {
 
     pub(crate) async fn remove_local(&self, volume: &Volume) -> Result<u64> {
         let (root, directory, hold) = (self.inner.config.root.clone(), volume.paths.directory.clone(), volume.hold());
-        let data = volume.paths.data();
+        let (data, debt) = (volume.paths.data(), volume.paths.debt());
         blocking("remove", move || {
             let size = if data.exists() { tree_size(&data)? } else { 0 };
             move_to_trash(&root, &directory)?;
+            remove_file(&debt)?;
             sync_parent(&directory)?;
             empty_trash(&root);
             drop(hold);

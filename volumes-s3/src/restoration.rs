@@ -31,7 +31,7 @@ impl VolumeStore {
         self.restore_into_place(&mut volume, &record, &options.progress).await?;
         // Going back is a change like any other: the next sync publishes it after the newest generation.
         volume.state.parent = head.generation;
-        (volume.state.pending.sync, volume.state.bytes_at_risk, volume.state.last_error) = (false, 0, None);
+        (volume.state.pending.sync, volume.state.bytes_at_risk, volume.state.last_error) = (false, None, None);
         volume.save().await?;
         report(&record, volume.paths.data())
     }

@@ -40,7 +40,8 @@ pub(crate) struct State {
     pub made_by: Option<String>,
     /// What is still owed to S3.
     pub pending: Pending,
-    pub bytes_at_risk: u64,
+    /// As it was counted when S3 last refused the tree; `None` while a sync is owed and nobody has counted since.
+    pub bytes_at_risk: Option<u64>,
     pub last_error: Option<String>,
     /// Text of the caller's.
     pub tier: Option<String>,

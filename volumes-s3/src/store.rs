@@ -5,6 +5,7 @@
 //!   .locks/<name>               one lock a volume; never removed
 //!   .servers/<digest>.json      whether an endpoint and bucket crown one winner
 //!   .places/<digest>.json       which place an endpoint, bucket and prefix lead to
+//!   .owed/<name>                rings while the volume owes S3 something
 //!   .trash/                     trees being deleted; anyone may go on with that
 //!   <name>/
 //!     state.json                what is known and owed: users, claim, generation; replaced whole, synced
@@ -36,10 +37,13 @@ use crate::object_store::{self, ObjectStore};
 use crate::pack::Digest;
 use crate::place::Place;
 use crate::progress::Progress;
-use crate::removal::{empty_trash, reconcile, refuse_in_use, tree_size};
+use crate::removal::{empty_trash, reconcile, refuse_in_use};
 use crate::server_check::{ServerCheck, race};
-use crate::state::{State, User, read_json, write_json_unlocked};
-use crate::volume::{Paths, Remote, Volume, make_directories, status};
+use crate::state::{State, User, read_json, remove_file, write_json_unlocked};
+use crate::volume::{DEBTS, Paths, Remote, Volume, count, make_directories, status};
+
+/// How often a status is counted anew because a sync ended meanwhile.
+const STATUS_LOOKS: u32 = 3;
 
 /// How a container wants a volume.
 #[derive(Debug, Clone, Default)]
@@ -175,7 +179,7 @@ impl VolumeStore {
     /// No data is deleted; a new volume that was not filled is taken back. Nothing happens if `user` does not use it.
     ///
     /// That the use has ended, and what is owed for it, is on disk before S3 is asked. `Some` error tells what is still
-    /// owed, and why: it is journaled, and done by [`VolumeStore::retry_pending`] or [`VolumeStore::sync`].
+    /// owed, and why: it is journaled, and done by [`VolumeStore::retry`] or [`VolumeStore::sync`].
     ///
     /// # Errors
     /// Only those of the disk.
@@ -248,12 +252,21 @@ impl VolumeStore {
         name::check(name)?;
         let (paths, name) = (Paths::new(&self.inner.config.root, name), name.to_owned());
         blocking("read the state", move || {
-            let state = State::load(&paths.state())?.ok_or_else(|| Error::NotFound { name: name.clone() })?;
-            let mut status = status(&name, &paths, &state);
-            if status.size_bytes.is_none() && paths.data().exists() {
-                status.size_bytes = Some(tree_size(&paths.data())?);
+            let load = || State::load(&paths.state())?.ok_or_else(|| Error::NotFound { name: name.clone() });
+            let mut state = load()?;
+            for _ in 0..STATUS_LOOKS {
+                let mut status = status(&name, &paths, &state);
+                if !count(&mut status, &paths, &state)? {
+                    return Ok(status);
+                }
+                // Counted without the lock: a sync may have ended meanwhile.
+                let now = load()?;
+                if now == state {
+                    return Ok(status);
+                }
+                state = now;
             }
-            Ok(status)
+            Ok(status(&name, &paths, &state))
         })
         .await
     }
@@ -378,37 +391,57 @@ impl VolumeStore {
         Ok(result)
     }
 
-    /// Tries once everything that is owed to S3: claims, syncs, releases. One result for each such volume.
+    /// The volumes that owe S3 something, by name. None without a bucket.
     ///
     /// # Errors
     /// Those of reading the root.
-    pub async fn retry_pending(&self) -> Result<Vec<(String, Result<VolumeStatus>)>> {
-        let mut results = Vec::new();
+    pub async fn owing(&self) -> Result<Vec<String>> {
         if self.inner.config.s3.is_none() {
-            return Ok(results);
+            return Ok(Vec::new());
         }
-        for name in self.names().await? {
-            let path = Paths::new(&self.inner.config.root, &name).state();
-            match blocking("read the state", move || State::load(&path)).await {
-                Ok(Some(state)) if state.owes() => {}
-                Ok(_) => continue,
-                Err(error) => {
-                    results.push((name, Err(error)));
-                    continue;
-                }
-            }
-            let result = self.detached(&name, |store, name| async move {
-                let mut volume = store.lock(&name).await?;
-                if volume.state.owes() {
-                    volume.state.pending.release |= volume.state.epoch.is_some() && !volume.state.has_writer();
-                    store.settle(&mut volume).await?;
-                    store.forget_blank(&mut volume).await?;
-                }
-                Ok(volume.status())
+        let root = self.inner.config.root.clone();
+        blocking("look for what is owed", move || {
+            let mut names = names(&root)?;
+            // One whose state cannot be read may owe: whoever retries is told why not.
+            names.retain(|name| {
+                let state = State::load(&Paths::new(&root, name).state());
+                state.map_or(true, |state| state.is_some_and(|state| state.owes()))
             });
-            results.push((name.clone(), result.await));
-        }
-        Ok(results)
+            Ok(names)
+        })
+        .await
+    }
+
+    /// A directory in which a file of a volume's name appears, or is written again, whenever that volume owes S3
+    /// something: a bell for who retries. What it rings for may be settled by the time that is looked at.
+    ///
+    /// # Errors
+    /// Those of making it.
+    pub fn debts(&self) -> Result<PathBuf> {
+        let path = self.inner.config.root.join(DEBTS);
+        make_directories(&path)?;
+        Ok(path)
+    }
+
+    /// Tries once what the volume owes to S3: a claim, a sync, a release. Ok if it owes nothing.
+    ///
+    /// # Errors
+    /// Those of [`VolumeStore::sync`], but a volume that is not known owes nothing.
+    pub async fn retry(&self, name: &str) -> Result<()> {
+        self.detached(name, |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            if volume.remote.is_none() {
+                return Ok(());
+            }
+            if !volume.state.owes() {
+                let debt = volume.paths.debt();
+                return blocking("settle a debt", move || remove_file(&debt)).await;
+            }
+            volume.state.pending.release |= volume.state.epoch.is_some() && !volume.state.has_writer();
+            store.settle(&mut volume).await?;
+            store.forget_blank(&mut volume).await
+        })
+        .await
     }
 
     /// Races 16 writers for one key and keeps the result. The first use of a bucket does so by itself.

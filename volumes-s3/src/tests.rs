@@ -305,7 +305,7 @@ async fn one_host_at_a_time_and_the_loser_keeps_a_branch() {
     one.store.restore("v", options).await.unwrap();
     assert_eq!(fs::read_to_string(to.join("file")).unwrap(), "never published");
     // Nothing is owed for what is in a branch.
-    assert!(one.store.retry_pending().await.unwrap().is_empty());
+    assert!(one.store.owing().await.unwrap().is_empty());
     // The owner is not disturbed by the branch.
     two.write("third").await;
     two.store.sync("v").await.unwrap();
@@ -332,9 +332,10 @@ async fn with_s3_away_what_is_here_starts_and_what_is_not_is_refused() {
     one.store.release("v", "web").await.unwrap();
     assert_eq!(code(one.store.remove("v", false, false).await), "volume.s3_unreachable");
     memory.away.store(false, Ordering::SeqCst);
-    let retried = one.store.retry_pending().await.unwrap();
-    assert_eq!((retried.len(), retried[0].1.as_ref().unwrap().bytes_at_risk), (1, 0));
-    assert!(one.store.retry_pending().await.unwrap().is_empty());
+    assert_eq!(one.store.owing().await.unwrap(), ["v"]);
+    one.store.retry("v").await.unwrap();
+    assert_eq!(one.store.status("v").await.unwrap().bytes_at_risk, 0);
+    assert!(one.store.owing().await.unwrap().is_empty());
     two.acquire().await.unwrap();
     assert_eq!(two.read().await, "second");
 }
@@ -524,7 +525,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
     #[test]
     fn whatever_happens_the_log_has_one_owner_and_holds_what_was_promised(steps in steps()) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         runtime.block_on(run(steps));
     }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use runtime_core::VolumeStatus;
 use rustix::fs::{FlockOperation, flock};
@@ -23,6 +24,11 @@ use crate::scan::{Difference, difference, scan};
 use crate::scan_record::RecordReader;
 use crate::state::{Commit, State, TreeMark, read_json, remove_file, sync_parent, write_json};
 use crate::walk::open_root;
+
+/// The directory of [`Paths::debt`], in that of the volumes.
+pub(crate) const DEBTS: &str = ".owed";
+/// After this long somebody is told that a lock is waited for.
+const LOCK_NOTICE: Duration = Duration::from_secs(3);
 
 /// Where the files of a volume are.
 #[derive(Debug, Clone)]
@@ -54,6 +60,11 @@ impl Paths {
     }
     pub(crate) fn uploads(&self) -> PathBuf {
         self.directory.join("uploads")
+    }
+    /// There, and written again, while S3 is owed something.
+    pub(crate) fn debt(&self) -> PathBuf {
+        let name = self.directory.file_name().unwrap_or_default();
+        self.directory.with_file_name(DEBTS).join(name)
     }
 }
 
@@ -98,8 +109,16 @@ impl Volume {
         bucket: Option<(Arc<dyn ObjectStore>, Arc<Place>)>,
     ) -> Result<Self> {
         let (root, locked) = (config.root.clone(), name.to_owned());
-        let lock =
-            blocking("wait for a lock", move || open_lock(&root, &locked, FlockOperation::LockExclusive)).await?;
+        let mut locking = std::pin::pin!(blocking("wait for a lock", move || {
+            open_lock(&root, &locked, FlockOperation::LockExclusive)
+        }));
+        let lock = match tokio::time::timeout(LOCK_NOTICE, &mut locking).await {
+            Ok(lock) => lock?,
+            Err(_) => {
+                tracing::warn!("waiting for volume {name}: somebody else works with it");
+                locking.await?
+            }
+        };
         let paths = Paths::new(&config.root, name);
         let of_volume = paths.clone();
         let state = blocking("read the state", move || {
@@ -123,12 +142,17 @@ impl Volume {
         self.lock.clone()
     }
 
-    /// Writes the state.
+    /// Writes the state. Who keeps is told of what is owed before: it looks for itself, once it has the lock.
     pub(crate) async fn save(&mut self) -> Result<()> {
         let (directory, path, mut state) = (self.paths.directory.clone(), self.paths.state(), self.state.clone());
+        let (debt, owes) = (self.paths.debt(), self.state.owes() && self.remote.is_some());
         blocking("write the state", move || {
             make_directories(&directory)?;
-            state.save(&path)
+            if owes {
+                ring(&debt);
+            }
+            state.save(&path)?;
+            if owes { Ok(()) } else { remove_file(&debt) }
         })
         .await?;
         self.known = true;
@@ -307,18 +331,7 @@ impl Volume {
 
     /// The scan record, if it is of the tree that the state tells of.
     pub(crate) fn scan_record(&self) -> Result<Option<RecordReader>> {
-        let lineage = self.state.lineage();
-        let root = self.state.tree.as_ref().map(|tree| tree.root.as_str());
-        let record = match RecordReader::open(&self.paths.scan()) {
-            Err(Error::Corrupt { what, detail }) => {
-                tracing::warn!(volume = self.name, %what, %detail, "scan record not usable, every file is read");
-                None
-            }
-            record => record?,
-        };
-        Ok(record.filter(|record| {
-            record.subject.lineage == lineage && Some(record.subject.root.to_string().as_str()) == root
-        }))
+        scan_record(&self.name, &self.paths, &self.state)
     }
 
     /// Whether the tree is another than the generation it was last published or restored as. Files that may have
@@ -361,6 +374,34 @@ impl Volume {
     }
 }
 
+fn scan_record(name: &str, paths: &Paths, state: &State) -> Result<Option<RecordReader>> {
+    let lineage = state.lineage();
+    let root = state.tree.as_ref().map(|tree| tree.root.as_str());
+    let record = match RecordReader::open(&paths.scan()) {
+        Err(Error::Corrupt { what, detail }) => {
+            tracing::warn!(volume = name, %what, %detail, "scan record not usable, every file is read");
+            None
+        }
+        record => record?,
+    };
+    Ok(record
+        .filter(|record| record.subject.lineage == lineage && Some(record.subject.root.to_string().as_str()) == root))
+}
+
+/// Counts what `status` tells of a tree and its state does not; true if there was something to count. Blocks.
+pub(crate) fn count(status: &mut VolumeStatus, paths: &Paths, state: &State) -> Result<bool> {
+    let uncounted = state.pending.sync && state.bytes_at_risk.is_none();
+    if !(uncounted || status.size_bytes.is_none()) || !paths.data().exists() {
+        return Ok(false);
+    }
+    let found = difference(&paths.data(), scan_record(&status.name, paths, state)?)?;
+    if uncounted {
+        status.bytes_at_risk = found.bytes;
+    }
+    status.size_bytes.get_or_insert(found.size_bytes);
+    Ok(true)
+}
+
 /// The status as a state tells it.
 pub(crate) fn status(name: &str, paths: &Paths, state: &State) -> VolumeStatus {
     VolumeStatus {
@@ -368,10 +409,19 @@ pub(crate) fn status(name: &str, paths: &Paths, state: &State) -> VolumeStatus {
         mountpoint: paths.data(),
         generation: state.tree.as_ref().map(|tree| tree.record),
         durable_at: state.durable_at,
-        bytes_at_risk: state.bytes_at_risk,
+        bytes_at_risk: state.bytes_at_risk.unwrap_or(0),
         owner: state.head.as_ref().and_then(|head| head.owner.clone()),
         last_error: state.last_error.clone(),
         size_bytes: state.tree.as_ref().map(|tree| tree.size_bytes),
+    }
+}
+
+/// Tells who keeps. Where that is not possible (a full disk), the next keeper looks for itself.
+fn ring(debt: &Path) {
+    let made = debt.parent().map_or(Ok(()), make_directories);
+    if let Err(error) = made.and_then(|()| std::fs::write(debt, "\n").map_err(|error| Error::io("write", debt, error)))
+    {
+        tracing::debug!(%error, "the keeper is not told");
     }
 }
 

@@ -263,6 +263,16 @@ pub enum Error {
     ThreadLost(#[source] tokio::task::JoinError),
 }
 
+impl Error {
+    /// Something went wrong with one volume, which is named once.
+    pub(crate) fn of_volume(name: &str, source: volumes_s3::Error) -> Self {
+        if source.volume() == Some(name) {
+            return Self::Volume(source);
+        }
+        Self::OneVolume { name: name.to_owned(), source }
+    }
+}
+
 const FREE_SPACE: &str = "free space on that filesystem: `berth prune`, `berth volume prune`";
 
 fn join(errors: &[Error]) -> String {
@@ -483,6 +493,14 @@ mod tests {
             assert!(matches!(AgentError::from(error), AgentError::Unsupported(_)));
         }
         assert!(matches!(mirrors().into_pull("image"), AgentError::Unsupported(_)));
+    }
+
+    #[test]
+    fn a_volume_is_named_once() {
+        let unsynced = volumes_s3::Error::Unsynced { name: "v".into(), bytes: 3 };
+        assert_eq!(Error::of_volume("v", unsynced).chain(), "volume v: 3 bytes here are not in S3 yet");
+        let size = volumes_s3::Error::Unsupported { what: "a size".into() };
+        assert_eq!(Error::of_volume("v", size).chain(), "volume v: a size is not supported");
     }
 
     #[test]

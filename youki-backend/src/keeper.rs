@@ -1,13 +1,15 @@
 //! The keeper: one process of those on a root follows containers that end by themselves, whoever started them, so that
-//! their volumes are synced, and retries what S3 refused.
+//! their volumes are synced, and retries what S3 refused. It sleeps while nothing is due and nothing happens.
+
+mod debts;
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use runtime_core::ContainerId;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::container::Container;
@@ -16,13 +18,8 @@ use crate::error::Error;
 use crate::lock::ContainerLock;
 use crate::runtime::Inner;
 
-/// First pause after a failed retry; doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
-/// Longest pause between retries.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-
-/// Becomes the keeper as soon as no other process is.
-pub(crate) fn start(inner: &Arc<Inner>) {
+/// Becomes the keeper as soon as no other process is, until the runtime is `closed`.
+pub(crate) fn start(inner: &Arc<Inner>, mut closed: watch::Receiver<()>) {
     let weak = Arc::downgrade(inner);
     let path = inner.layout.run.join("keeper.lock");
     tokio::spawn(async move {
@@ -30,8 +27,14 @@ pub(crate) fn start(inner: &Arc<Inner>) {
             tracing::error!(path = %path.display(), "the keeper's lock cannot be opened: volumes are not retried");
             return;
         };
-        let Some(lock) = acquire(file).await else { return };
-        keep(weak, lock).await;
+        // Its sender is dropped, and nothing is ever sent.
+        tokio::select! {
+            _ = closed.changed() => {}
+            () = async {
+                let Some(lock) = acquire(file).await else { return };
+                keep(weak, lock).await;
+            } => {}
+        }
     });
 }
 
@@ -111,9 +114,9 @@ impl Inner {
     }
 }
 
-/// Keeps until the runtime is dropped.
+/// Keeps for as long as it is polled.
 async fn keep(weak: Weak<Inner>, _lock: File) {
-    // Ends with this task.
+    // Ends with this future.
     let mut arrivals = JoinSet::new();
     if let Some(inner) = weak.upgrade() {
         // Before the first look, so that none which comes after it goes unnoticed.
@@ -125,18 +128,7 @@ async fn keep(weak: Weak<Inner>, _lock: File) {
         inner.follow(|_| true).await;
         inner.release_orphaned_volumes().await;
     }
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let Some(inner) = weak.upgrade() else { return };
-        let failed = match inner.volumes.retry_pending().await {
-            Ok(results) => results.iter().any(|(_, result)| result.is_err()),
-            Err(error) => {
-                tracing::warn!(%error, "volumes cannot be retried");
-                true
-            }
-        };
-        drop(inner);
-        pause = if failed { (pause * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
-        tokio::time::sleep(pause).await;
-    }
+    debts::pay(weak).await;
+    // What arrives is followed on.
+    std::future::pending::<()>().await;
 }

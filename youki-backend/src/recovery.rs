@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use registry::{ImageStore, StoreConfig};
 use runtime_core::ContainerId;
@@ -33,6 +34,8 @@ const VERSION_FILE: &str = "berth-root.json";
 const CGROUP_OWNER: &str = "trusted.berth.root";
 /// The layout that this code writes.
 const ROOT_FORMAT: u32 = 1;
+/// Time that an open gives to volumes of a create that was cut off.
+const OPEN_PATIENCE: Duration = Duration::from_secs(2);
 /// Containers looked at side by side.
 const CONCURRENT_LOOKS: usize = 32;
 /// What the overlay cannot be made on (fs/overlayfs, NFS): no whiteouts, no xattrs, or no upper at all.
@@ -109,10 +112,11 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
         }
         None => inner.reconcile().await?,
     }
+    let (open, closed) = tokio::sync::watch::channel(());
     if inner.config.keeper {
-        crate::keeper::start(&inner);
+        crate::keeper::start(&inner, closed);
     }
-    Ok(YoukiRuntime(inner))
+    Ok(YoukiRuntime(inner, Arc::new(open)))
 }
 
 impl Inner {
@@ -188,7 +192,8 @@ impl Inner {
             Ok(container) => {
                 tracing::warn!(container = %id, "its creation was cut off; what there is of it is removed");
                 // Its supervisor, if there is one, sees that its agent is gone and ends by itself.
-                let freed = self.discard(&container).await;
+                // Who opens waits for S3 no longer than that: what is owed is journaled first.
+                let freed = self.discard(&container, OPEN_PATIENCE).await;
                 lock.remove();
                 freed
             }

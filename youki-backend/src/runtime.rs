@@ -19,6 +19,7 @@ use runtime_core::{
     LogRecordStream, LogsOptions, PruneResult, PullPolicy, RegistryAuth, Runtime, ServiceSpec, TopEntry, VolumeStatus,
     WaitOutcome,
 };
+use tokio::sync::watch;
 use volumes_s3::VolumeStore;
 
 use crate::cgroup::Hierarchy;
@@ -36,7 +37,12 @@ use crate::trash::Trash;
 
 /// Berth's runtime on one root. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
-pub struct YoukiRuntime(pub(crate) Arc<Inner>);
+pub struct YoukiRuntime(
+    pub(crate) Arc<Inner>,
+    /// Dropped with the last clone: then nobody keeps any more, whatever else still works with the rooms.
+    #[expect(dead_code, reason = "its end is what it tells")]
+    pub(crate) Arc<watch::Sender<()>>,
+);
 
 /// What all of the runtime's rooms share.
 #[derive(Debug)]
@@ -319,6 +325,15 @@ impl YoukiRuntime {
         Ok(self.0.settle_volumes(&container).await)
     }
 
+    /// Tries again what volumes owe to S3, whether their containers are there or not, within the time that a stop has for
+    /// it (`sync_on_stop`). Tells which of them are not durable yet, and why.
+    ///
+    /// # Errors
+    /// Those of reading the root.
+    pub async fn retry_volumes(&self) -> Result<Vec<(String, volumes_s3::Error)>> {
+        self.0.retry_volumes().await
+    }
+
     /// [`Runtime::sync_container_volumes`].
     ///
     /// # Errors
@@ -446,7 +461,7 @@ impl Inner {
         for mount in container.record.mounts.iter().filter(|mount| !mount.readonly) {
             if let Some(name) = &mount.name {
                 let synced = self.volumes.sync(name).await;
-                synced.map_err(|source| Error::OneVolume { name: name.clone(), source })?;
+                synced.map_err(|source| Error::of_volume(name, source))?;
             }
         }
         Ok(())

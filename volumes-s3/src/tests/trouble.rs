@@ -62,7 +62,7 @@ async fn a_new_volume_of_an_undone_create_is_taken_back() {
     assert!(host.store.undo("v", "web").await.unwrap().is_some());
     assert!(!path.exists());
     memory.away.store(false, Ordering::SeqCst);
-    host.store.retry_pending().await.unwrap();
+    host.store.retry("v").await.unwrap();
     assert_eq!(code(host.store.status("v").await), "volume.not_found");
     assert!(!host.store.inner_root().join("v").exists());
     let kinds: Vec<_> = host.store.history("v", true).await.unwrap_or_default();
@@ -101,12 +101,17 @@ async fn what_is_owed_is_journaled_before_s3_is_asked() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(20), owed).await.expect("nothing is journaled");
     assert!(host.store.users("v").await.unwrap().is_empty());
+    assert_eq!(host.store.status("v").await.unwrap().bytes_at_risk, 8, "what waits for an answer is not durable");
+    let debt = host.store.debts().unwrap().join("v");
+    assert!(debt.exists(), "nobody is told that it is owed");
     memory.hang.store(false, Ordering::SeqCst);
     process.shutdown_background();
     let another = host.again("one", &memory, |s3| s3).await;
-    assert_eq!(another.retry_pending().await.unwrap().len(), 1);
+    assert_eq!(another.owing().await.unwrap(), ["v"]);
+    another.retry("v").await.unwrap();
     let status = another.status("v").await.unwrap();
     assert_eq!((status.last_error, status.generation.is_some(), status.owner), (None, true, None));
+    assert!(status.bytes_at_risk == 0 && !debt.exists());
 }
 
 #[tokio::test]

@@ -74,7 +74,7 @@ impl Inner {
         let mut container = Container { paths, record };
         let created = self.make(&mut container, hold).await;
         if let Err(error) = created {
-            if let Err(also) = self.discard(&container).await {
+            if let Err(also) = self.discard(&container, self.config.volumes.sync_on_stop).await {
                 tracing::warn!(container = %id, error = also.chain(), "undoing a failed create");
             }
             lock.remove();
@@ -200,7 +200,7 @@ impl Inner {
         loop {
             match self.volumes.acquire(name, &record.id.to_string(), options.clone()).await {
                 Err(volumes_s3::Error::BeingFilled { users, .. }) => self.wait_until_filled(name, users).await?,
-                acquired => return acquired.map_err(|source| Error::OneVolume { name: name.to_owned(), source }),
+                acquired => return acquired.map_err(|source| Error::of_volume(name, source)),
             }
         }
     }
@@ -218,7 +218,7 @@ impl Inner {
             {
                 lock.remove();
             }
-            given_up.map_err(|source| Error::OneVolume { name: name.to_owned(), source })?;
+            given_up.map_err(|source| Error::of_volume(name, source))?;
         }
         Ok(())
     }

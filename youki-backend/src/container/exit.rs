@@ -4,12 +4,16 @@ use std::collections::HashSet;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use runtime_core::{Event, EventKind};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::record::{AttemptKey, ExitRecord, MountKind};
 use crate::runtime::Inner;
+
+/// Volumes retried at once: each sync may hold some ten MiB.
+const RETRIES_AT_ONCE: usize = 4;
 
 /// Time for a supervisor to unmount and end after it wrote the exit record. The unmount syncs the writable layer.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(60);
@@ -20,18 +24,30 @@ impl Inner {
     ///
     /// One that the container does not use any more is settled already: it is not tried again, and said once.
     pub(crate) async fn settle_volumes(&self, container: &Container) -> Vec<(String, volumes_s3::Error)> {
-        self.end_volumes(container, false).await
+        self.end_volumes(container, false, self.config.volumes.sync_on_stop).await
     }
 
     /// The same for a container whose create is `undone`: volumes that were made for it go.
-    pub(super) async fn end_volumes(&self, container: &Container, undone: bool) -> Vec<(String, volumes_s3::Error)> {
+    pub(super) async fn end_volumes(
+        &self,
+        container: &Container,
+        undone: bool,
+        patience: Duration,
+    ) -> Vec<(String, volumes_s3::Error)> {
         let user = container.record.id.to_string();
-        let settling = container.record.named_volumes().into_iter().map(|name| self.end_volume(name, &user, undone));
+        let names = container.record.named_volumes().into_iter();
+        let settling = names.map(|name| self.end_volume(name, &user, undone, patience));
         futures_util::future::join_all(settling).await.into_iter().flatten().collect()
     }
 
     /// One of them. `None` if nothing is owed.
-    async fn end_volume(&self, name: &str, user: &str, undone: bool) -> Option<(String, volumes_s3::Error)> {
+    async fn end_volume(
+        &self,
+        name: &str,
+        user: &str,
+        undone: bool,
+        patience: Duration,
+    ) -> Option<(String, volumes_s3::Error)> {
         if !self.volumes.users(name).await.is_ok_and(|users| users.iter().any(|other| other == user)) {
             return None;
         }
@@ -43,7 +59,6 @@ impl Inner {
                 false => volumes.release(&task_name, &task_user).await,
             }
         });
-        let patience = self.config.volumes.sync_on_stop;
         let owed = match tokio::time::timeout(patience, task).await {
             Ok(Ok(Ok(owed))) => owed,
             Ok(Ok(Err(error))) => Some(error),
@@ -59,6 +74,21 @@ impl Inner {
             }
         }
         owed.map(|error| (name.to_owned(), error))
+    }
+
+    /// Tries once what volumes owe to S3, within the configured time for all of them.
+    pub(crate) async fn retry_volumes(&self) -> Result<Vec<(String, volumes_s3::Error)>> {
+        let patience = self.config.volumes.sync_on_stop;
+        let end = tokio::time::Instant::now() + patience;
+        let tries = self.volumes.owing().await?.into_iter().map(|name| async move {
+            match tokio::time::timeout_at(end, self.volumes.retry(&name)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some((name, error)),
+                Err(_) => Some((name.clone(), volumes_s3::Error::SyncTimedOut { name, patience })),
+            }
+        });
+        let tried: Vec<_> = stream::iter(tries).buffered(RETRIES_AT_ONCE).collect().await;
+        Ok(tried.into_iter().flatten().collect())
     }
 
     fn tell_of_volume(&self, name: &str, what: &str) {

@@ -58,20 +58,26 @@ impl Inner {
             }
         };
         let owed = self.settle_volumes(&container).await;
-        let freed = self.free(&container, supervisor, false).await;
+        let freed = self.free(&container, supervisor, None).await;
         self.tell(Event::now(EventKind::Remove).of(id));
         lock.remove();
         freed.map(|()| owed)
     }
 
-    /// Frees everything that a container has whose create is undone, of whatever there is of it. The lock is held.
-    pub(crate) async fn discard(&self, container: &Container) -> Result<()> {
-        self.free(container, None, true).await
+    /// Frees everything that a container has whose create is undone, of whatever there is of it. The lock is held. S3 is
+    /// waited for no longer than `patience`.
+    pub(crate) async fn discard(&self, container: &Container, patience: Duration) -> Result<()> {
+        self.free(container, None, Some(patience)).await
     }
 
     /// The same after the end of one whose supervisor may still be unmounting its root: that keeps only its files, which
     /// are deleted behind the caller's back.
-    async fn free(&self, container: &Container, supervisor: Option<ProcessName>, undone: bool) -> Result<()> {
+    async fn free(
+        &self,
+        container: &Container,
+        supervisor: Option<ProcessName>,
+        undone: Option<Duration>,
+    ) -> Result<()> {
         let mut errors = Vec::new();
         let mut note = |result: Result<()>| errors.extend(result.err());
         note(self.clear_cgroup(container).await);
@@ -113,18 +119,20 @@ impl Inner {
     }
 
     /// Gives the volumes of a container back that is no more.
-    async fn release_volumes(&self, container: &Container, undone: bool) -> Vec<Error> {
+    async fn release_volumes(&self, container: &Container, undone: Option<Duration>) -> Vec<Error> {
+        let patience = undone.unwrap_or(self.config.volumes.sync_on_stop);
+        let undone = undone.is_some();
         let of_disk = |(_, error): &(String, _)| {
             matches!(error, volumes_s3::Error::Io { .. } | volumes_s3::Error::DiskFull { .. })
         };
         // What only S3 refused is journaled.
-        if !self.end_volumes(container, undone).await.iter().any(of_disk) {
+        if !self.end_volumes(container, undone, patience).await.iter().any(of_disk) {
             return Vec::new();
         }
         // The container's files may have filled the disk that this is written to.
         self.trash.deleted().await;
-        let again = self.end_volumes(container, undone).await.into_iter().filter(of_disk);
-        again.map(|(name, source)| Error::OneVolume { name, source }).collect()
+        let again = self.end_volumes(container, undone, patience).await.into_iter().filter(of_disk);
+        again.map(|(name, source)| Error::of_volume(&name, source)).collect()
     }
 
     /// Whether `container` is over, for those who must not remove a running one.

@@ -36,6 +36,7 @@ mod tiny_init;
 mod users;
 mod volumes;
 mod volumes_moved;
+mod volumes_s3_away;
 mod volumes_trouble;
 
 use std::process::ExitCode;
@@ -88,6 +89,7 @@ fn trials() -> Vec<Trial> {
         volumes::tests(),
         volumes_moved::tests(),
         volumes_trouble::tests(),
+        volumes_s3_away::tests(),
         agent_killed::tests(),
         supervisor_killed::tests(),
         command_line::tests(),

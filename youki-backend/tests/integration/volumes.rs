@@ -16,8 +16,6 @@ crate::tests![
     a_wiped_root_gets_its_volume_back_whole,
     an_unchanged_volume_costs_no_new_data,
     without_named_volumes_or_without_a_bucket_sync_is_ok,
-    with_s3_away_stop_succeeds_says_not_durable_and_is_made_good,
-    with_s3_away_a_volume_not_held_here_is_not_begun_empty,
     a_volume_of_a_container_that_exited_by_itself_is_synced_by_the_keeper,
     remove_keeps_unsynced_data,
     a_deleted_file_is_deleted_in_the_next_generation,
@@ -164,118 +162,6 @@ async fn without_named_volumes_or_without_a_bucket_sync_is_ok(case: Case) {
     runtime.sync_container_volumes(&id).await.unwrap();
     runtime.stop_container(&id, STOP).await.unwrap();
     assert_eq!(runtime.volume_status("data").await.unwrap().durable_at, None);
-}
-
-/// An endpoint that can be switched on: connections are refused until then.
-pub struct Switch {
-    port: u16,
-    upstream: String,
-    task: Option<tokio::task::JoinHandle<()>>,
-}
-
-impl Switch {
-    pub fn off(upstream: &str) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { port, upstream: upstream.trim_start_matches("http://").to_owned(), task: None }
-    }
-
-    pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    pub async fn turn_on(&mut self) {
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
-        let upstream = self.upstream.clone();
-        self.task = Some(tokio::spawn(async move {
-            let mut connections = tokio::task::JoinSet::new();
-            while let Ok((mut near, _)) = listener.accept().await {
-                let upstream = upstream.clone();
-                connections.spawn(async move {
-                    if let Ok(mut far) = tokio::net::TcpStream::connect(upstream).await {
-                        let _closed_by_either = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-                    }
-                });
-            }
-        }));
-    }
-
-    /// Takes connections, and answers nothing.
-    pub async fn hang(&mut self) {
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
-        self.task = Some(tokio::spawn(async move {
-            let mut connections = Vec::new();
-            while let Ok((connection, _)) = listener.accept().await {
-                connections.push(connection);
-            }
-        }));
-    }
-
-    /// Cuts every connection and refuses new ones.
-    pub async fn turn_off(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.abort();
-            let _aborted = task.await;
-        }
-    }
-}
-
-impl Drop for Switch {
-    fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
-    }
-}
-
-async fn with_s3_away_stop_succeeds_says_not_durable_and_is_made_good(case: Case) {
-    let mut root = case.root_with_s3("root", "p").await;
-    let location = root.s3.as_mut().unwrap();
-    let mut switch = Switch::off(&location.endpoint);
-    location.endpoint = switch.endpoint();
-    switch.turn_on().await;
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    exec_ok(&runtime, &id, "echo first > /data/file").await;
-    runtime.sync_container_volumes(&id).await.unwrap();
-    exec_ok(&runtime, &id, "echo second > /data/file").await;
-    switch.turn_off().await;
-    runtime.sync_container_volumes(&id).await.expect_err("nothing can be durable now");
-    runtime.stop_container(&id, STOP).await.unwrap();
-    let state = runtime.container_state(&id).await.unwrap();
-    assert!(matches!(state, ContainerState::Exited { code: 0 }), "{state:?}");
-    let status = runtime.volume_status("data").await.unwrap();
-    assert!(status.bytes_at_risk > 0 && status.last_error.is_some(), "{status:?}");
-    runtime.remove_container(&id).await.unwrap();
-    switch.turn_on().await;
-    // The keeper tries again by itself, though the container is gone.
-    let begin = std::time::Instant::now();
-    loop {
-        let status = runtime.volume_status("data").await.unwrap();
-        if status.bytes_at_risk == 0 && status.last_error.is_none() {
-            break;
-        }
-        assert!(begin.elapsed() < Duration::from_secs(120), "not made good: {status:?}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    drop(runtime);
-    root.wipe();
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    assert_eq!(exec_ok(&runtime, &id, "cat /data/file").await, "second\n");
-}
-
-async fn with_s3_away_a_volume_not_held_here_is_not_begun_empty(case: Case) {
-    let mut root = case.root_with_s3("root", "p").await;
-    let location = root.s3.as_mut().unwrap();
-    let switch = Switch::off(&location.endpoint);
-    location.endpoint = switch.endpoint();
-    let Ok(runtime) = root.open().await else { panic!("a root must open while S3 is away") };
-    let spec = spec(&case, "true").await;
-    runtime.pull_image(&spec.image.name).await.unwrap();
-    let id = case.id_on(&runtime);
-    let error = runtime.create_container(&id, &spec).await.expect_err("it began an empty volume");
-    assert!(error.to_string().contains("data"), "{error}");
-    assert!(runtime.container_state(&id).await.is_err());
 }
 
 async fn a_volume_of_a_container_that_exited_by_itself_is_synced_by_the_keeper(case: Case) {

@@ -1,5 +1,5 @@
-//! Named volumes when things go wrong: creates that are cut off, an S3 that hangs, refuses, or moves, a lost claim. Each
-//! is told as it is, and nothing is lost or taken for whole that is not.
+//! Named volumes when things go wrong on this host: creates that are cut off, a lost claim. Each is told as it is, and
+//! nothing is lost or taken for whole that is not.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -10,31 +10,28 @@ use runtime_core::spec::StorageSpec;
 
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
-use crate::support::berth::{Said, command};
+use crate::support::berth::berth;
 use crate::support::case::{IDLE, eventually, start_on};
 use crate::support::image::{Image, LayerBuilder};
 use crate::support::process::{gone, kill};
 use crate::support::root::Root;
-use crate::volumes::{Switch, exec_ok, named, spec, with_volume};
+use crate::volumes::{exec_ok, named, spec, with_volume};
 
 crate::tests![
     an_undone_create_takes_its_new_volumes_back,
     a_volume_whose_creator_was_killed_is_filled_anew_by_the_next,
     who_fills_a_volume_dies_with_its_supervisor,
     creates_at_once_all_get_a_new_volume_whole,
-    a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good,
-    a_run_with_s3_down_asks_once_and_says_it_once,
     a_fenced_stop_says_where_the_data_is,
-    s3_by_another_address_is_no_other_owner,
     mounted_read_only_and_writable_it_is_claimed,
 ];
 
 /// Files that an image has at `/data`: enough that a fill can be caught in the middle.
-const FILES: usize = 6000;
+pub const FILES: usize = 6000;
 const STOP: Duration = Duration::from_secs(10);
 
 /// With many files at `/data`, which tells how many it sees.
-async fn full_spec(case: &Case) -> ServiceSpec {
+pub async fn full_spec(case: &Case) -> ServiceSpec {
     let mut layer = LayerBuilder::new().dir("data", 0o750);
     for number in 0..FILES {
         layer = layer.file(&format!("data/{number}"), 0o644, &[b'x'; 2000]);
@@ -49,7 +46,7 @@ fn count(data: &Path) -> usize {
 }
 
 /// What the volume `data` of `root` holds once its filling has begun.
-async fn half_filled(root: &Root) -> std::path::PathBuf {
+pub async fn half_filled(root: &Root) -> std::path::PathBuf {
     let data = root.dir.join("volumes/data/data");
     let begin = Instant::now();
     while count(&data) == 0 {
@@ -177,78 +174,6 @@ async fn creates_at_once_all_get_a_new_volume_whole(case: Case) {
     }
 }
 
-/// Runs `berth ARGS…` on `root`.
-async fn berth(root: &Root, args: &[&str]) -> Said {
-    let mut command = command(root);
-    command.args(args).stdin(std::process::Stdio::null()).kill_on_drop(true);
-    let output = command.output().await.expect("running berth");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Said { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
-
-async fn a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good(case: Case) {
-    let mut root = case.root_with_s3("root", "p").await;
-    root.keeper = false;
-    let location = root.s3.as_mut().unwrap();
-    let mut switch = Switch::off(&location.endpoint);
-    location.endpoint = switch.endpoint();
-    switch.turn_on().await;
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    exec_ok(&runtime, &id, "echo precious > /data/file").await;
-    switch.turn_off().await;
-    switch.hang().await;
-    let begin = Instant::now();
-    let file = case.suite.dir.path().join("two-seconds.toml");
-    std::fs::write(&file, "[volumes]\nsync_on_stop = \"2s\"\n").unwrap();
-    let said = berth(&root, &["--config", file.to_str().unwrap(), "stop", &id.to_string()]).await;
-    assert_eq!(said.code, 0, "{said:?}");
-    assert!(said.stderr.contains("not durable"), "{said:?}");
-    assert!(begin.elapsed() < Duration::from_secs(12), "{:?} for a time of 2 s", begin.elapsed());
-    let status = runtime.volume_status("data").await.unwrap();
-    assert!(status.last_error.is_some() && status.durable_at.is_none(), "{status:?}");
-    switch.turn_off().await;
-    switch.turn_on().await;
-    // The process that tried is gone. The next chance is anybody's: the container is not needed for it.
-    runtime.remove_container(&id).await.unwrap();
-    berth(&root, &["volume", "sync", "data"]).await.succeeded();
-    let status = runtime.volume_status("data").await.unwrap();
-    assert_eq!((status.last_error, status.owner), (None, None), "not made good, or not given back");
-    drop(runtime);
-    root.wipe();
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    assert_eq!(exec_ok(&runtime, &id, "cat /data/file").await, "precious\n");
-}
-
-async fn a_run_with_s3_down_asks_once_and_says_it_once(case: Case) {
-    let mut root = case.root_with_s3("root", "p").await;
-    root.keeper = false;
-    let location = root.s3.as_mut().unwrap();
-    let mut switch = Switch::off(&location.endpoint);
-    location.endpoint = switch.endpoint();
-    switch.turn_on().await;
-    let image = case.suite.busybox().await.to_owned();
-    let words = ["run", "--rm", "--network", "none", "-v", "data:/data", image.as_str(), "sh", "-c"];
-    let run = |script: &'static str| words.into_iter().chain([script]).collect::<Vec<_>>();
-    let said = berth(&root, &run("echo one > /data/file")).await;
-    assert_eq!((said.code, said.stderr.contains("not durable")), (0, false), "{said:?}");
-    switch.turn_off().await;
-    let begin = Instant::now();
-    let said = berth(&root, &run("echo two > /data/file")).await;
-    let took = begin.elapsed();
-    assert_eq!(said.code, 0, "{said:?}");
-    assert_eq!(said.stderr.matches("not durable").count(), 1, "{said:?}");
-    // One try to claim and one to sync, of some three seconds each.
-    assert!(took < Duration::from_secs(11), "{took:?}");
-    let kept = berth(&root, &["volume", "inspect", "data"]).await.json();
-    assert!(kept[0]["bytes_at_risk"].as_u64() > Some(0) && kept[0]["last_error"].is_string(), "{kept}");
-    switch.turn_on().await;
-    berth(&root, &["volume", "sync", "data"]).await.succeeded();
-    let kept = berth(&root, &["volume", "inspect", "data"]).await.json();
-    assert!(kept[0]["bytes_at_risk"] == 0 && kept[0]["last_error"].is_null(), "{kept}");
-}
-
 async fn a_fenced_stop_says_where_the_data_is(case: Case) {
     let (a, b) = (case.root_with_s3("a", "p").await, case.root_with_s3("b", "p").await);
     let a = Root { keeper: false, ..a };
@@ -269,25 +194,6 @@ async fn a_fenced_stop_says_where_the_data_is(case: Case) {
     let to = to.to_str().unwrap();
     berth(&a, &["volume", "restore", "data", "--generation", &number, "--to", to]).await.succeeded();
     assert_eq!(std::fs::read_to_string(Path::new(to).join("file")).unwrap(), "unsynced\n");
-}
-
-async fn s3_by_another_address_is_no_other_owner(case: Case) {
-    let mut root = case.root_with_s3("root", "p").await;
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    exec_ok(&runtime, &id, "echo one > /data/file").await;
-    runtime.sync_container_volumes(&id).await.unwrap();
-    let before = runtime.volume_status("data").await.unwrap();
-    let location = root.s3.as_mut().unwrap();
-    location.endpoint = location.endpoint.replace("127.0.0.1", "localhost");
-    drop(runtime);
-    let runtime = root.open().await.unwrap();
-    exec_ok(&runtime, &id, "echo two > /data/file").await;
-    runtime.sync_container_volumes(&id).await.expect("the host fenced itself");
-    let after = runtime.volume_status("data").await.unwrap();
-    assert_eq!((after.generation, &after.owner), (before.generation.map(|number| number + 1), &before.owner));
-    runtime.stop_container(&id, STOP).await.unwrap();
-    runtime.remove_container(&id).await.unwrap();
 }
 
 async fn mounted_read_only_and_writable_it_is_claimed(case: Case) {

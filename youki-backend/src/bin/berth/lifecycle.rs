@@ -71,8 +71,7 @@ pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
     // What is not durable after that is tried again, and told then.
     let stop = async |id: ContainerId| Ok(session.runtime.stop(&id, None).await.map(drop)?);
     let mut status = each(session, &ids, stop, print_name).await?;
-    let retried = session.runtime.volumes().retry_pending().await?;
-    let owed: Vec<_> = retried.into_iter().filter_map(|(volume, synced)| Some((volume, synced.err()?))).collect();
+    let owed = session.runtime.retry_volumes().await?;
     if !owed.is_empty() {
         warn_of_volumes(owed);
         status = 1;
@@ -167,6 +166,7 @@ pub fn warn_of_volumes(owed: Vec<(String, volumes_s3::Error)>) {
             eprint_line(&format!("berth: warning: {error}{hint}"));
         } else {
             let why = Failure::from(error).text();
+            let why = why.strip_prefix(&format!("volume {volume}: ")).unwrap_or(&why);
             eprint_line(&format!("berth: warning: volume {volume}: not durable yet: {why}"));
         }
     }

@@ -17,6 +17,9 @@ use crate::failure::{Failure, Result};
 /// Messages of the libraries that the command says itself, in words of its own.
 const SAID_ANYWAY: [&str; 3] = ["not synced", "not released yet", "not durable"];
 
+/// How those begin that say what a command is at, and warn of nothing.
+const WAITING: &str = "waiting for ";
+
 /// An opened root, and how to print.
 #[derive(Debug)]
 pub struct Session {
@@ -88,16 +91,28 @@ where
         if SAID_ANYWAY.iter().any(|message| fields.message.starts_with(message)) {
             return Ok(());
         }
+        if fields.message.starts_with(WAITING) {
+            return writeln!(writer, "berth: {}", fields.message);
+        }
         let kind = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
-        writeln!(writer, "berth: {kind}: {}{}", fields.message, fields.others)
+        writeln!(writer, "berth: {kind}: {}{}", fields.message, fields.others())
     }
 }
 
-/// The message of an event, and its fields as `: name value`.
+/// The message of an event, and its fields as `name value`, an error as it is.
 #[derive(Default)]
 struct Fields {
     message: String,
-    others: String,
+    others: Vec<String>,
+    error: Option<String>,
+}
+
+impl Fields {
+    /// They follow the message. What the error begins with is said once.
+    fn others(&self) -> String {
+        let said = |field: &&String| self.error.as_ref().is_none_or(|error| !error.starts_with(&format!("{field}: ")));
+        self.others.iter().filter(said).chain(&self.error).map(|text| format!(": {text}")).collect()
+    }
 }
 
 impl Visit for Fields {
@@ -109,8 +124,8 @@ impl Visit for Fields {
         match field.name() {
             "message" => self.message = format!("{value:?}"),
             // What happened speaks for itself.
-            "error" => self.others.push_str(&format!(": {value:?}")),
-            name => self.others.push_str(&format!(": {name} {value:?}")),
+            "error" => self.error = Some(format!("{value:?}")),
+            name => self.others.push(format!("{name} {value:?}")),
         }
     }
 }
@@ -143,9 +158,15 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(volume = "v", error = %"refused", "S3 is away");
             tracing::warn!(volume = "v", "not synced");
+            tracing::warn!(volume = "v", error = %"volume v: in use", "not pruned");
+            tracing::warn!("waiting for S3 at x");
             tracing::error!("lost");
         });
         let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(text, "berth: warning: S3 is away: volume v: refused\nberth: error: lost\n");
+        assert_eq!(
+            text,
+            "berth: warning: S3 is away: volume v: refused\nberth: warning: not pruned: volume v: in use\n\
+             berth: waiting for S3 at x\nberth: error: lost\n"
+        );
     }
 }

@@ -59,6 +59,15 @@ impl Case {
     }
 }
 
+/// Runs `berth ARGS…` on `root`, without input.
+pub async fn berth(root: &Root, args: &[&str]) -> Said {
+    let mut command = command(root);
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await.expect("running berth");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Said { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
 /// `berth` with the flags that name `root`.
 pub fn command(root: &Root) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));

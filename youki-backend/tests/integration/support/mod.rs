@@ -8,6 +8,7 @@ pub mod leftovers;
 pub mod process;
 pub mod root;
 pub mod servers;
+pub mod switch;
 pub mod terminal;
 
 use std::sync::{Arc, Mutex, OnceLock};

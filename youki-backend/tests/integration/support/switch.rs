@@ -1,0 +1,126 @@
+//! An S3 endpoint that can be put out of order: switched off, frozen, hanging, slow.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::Case;
+use super::root::Root;
+
+/// As fast as it goes.
+const FULL_SPEED: u64 = u64::MAX;
+/// What a slow line takes at once.
+const PIECE_BYTES: usize = 8 << 10;
+/// As little as the kernel allows to stand between a sender and a slow line.
+const SOCKET_BUFFER_BYTES: u32 = 16 << 10;
+
+/// A way to the suite's S3 server, with an address of its own.
+pub struct Switch {
+    port: u16,
+    upstream: String,
+    bytes_per_second: Arc<AtomicU64>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Case {
+    /// A root whose way to S3 is a switch that is on, and that has no keeper.
+    pub async fn root_with_switch(&self, word: &str, prefix: &str) -> (Root, Switch) {
+        let mut root = self.root_with_s3(word, prefix).await;
+        root.keeper = false;
+        let location = root.s3.as_mut().expect("a root with S3");
+        let mut switch = Switch::off(&location.endpoint);
+        location.endpoint = switch.endpoint();
+        switch.turn_on().await;
+        (root, switch)
+    }
+}
+
+impl Switch {
+    fn off(upstream: &str) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let upstream = upstream.trim_start_matches("http://").to_owned();
+        Self { port, upstream, bytes_per_second: Arc::new(AtomicU64::new(FULL_SPEED)), task: None }
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub async fn turn_on(&mut self) {
+        self.turn_off().await;
+        self.bytes_per_second.store(FULL_SPEED, Ordering::Relaxed);
+        let (listener, upstream, rate) = (self.listen(), self.upstream.clone(), self.bytes_per_second.clone());
+        self.task = Some(tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((near, _)) = listener.accept().await {
+                let (upstream, rate) = (upstream.clone(), rate.clone());
+                connections.spawn(async move {
+                    if let Ok(far) = TcpStream::connect(upstream).await {
+                        let (near, far) = (near.into_split(), far.into_split());
+                        tokio::join!(pass(near.0, far.1, &rate), pass(far.0, near.1, &rate));
+                    }
+                });
+            }
+        }));
+    }
+
+    /// From now on each connection passes this much, in each direction.
+    pub fn slow(&self, bytes_per_second: u64) {
+        self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Takes connections, and answers nothing.
+    pub async fn hang(&mut self) {
+        self.turn_off().await;
+        let listener = self.listen();
+        self.task = Some(tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                connections.push(connection);
+            }
+        }));
+    }
+
+    /// Cuts every connection and refuses new ones.
+    pub async fn turn_off(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+            let _aborted = task.await;
+        }
+    }
+
+    fn listen(&self) -> TcpListener {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES).unwrap();
+        socket.bind(([127, 0, 0, 1], self.port).into()).unwrap();
+        socket.listen(128).unwrap()
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// Passes on what comes, until either end closes.
+async fn pass(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, rate: &AtomicU64) {
+    let mut piece = vec![0; PIECE_BYTES];
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        let rate = rate.load(Ordering::Relaxed);
+        if rate != FULL_SPEED {
+            tokio::time::sleep(Duration::from_secs_f64(length as f64 / rate as f64)).await;
+        }
+        if to.write_all(&piece[..length]).await.is_err() {
+            return;
+        }
+    }
+    let _closed_by_either = to.shutdown().await;
+}
