@@ -23,7 +23,7 @@ use crate::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::Reference;
 
 /// Time to a TCP connection and a TLS handshake.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait that a `Retry-After` can ask for before the request counts as failed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// First wait before a request is repeated; doubled each time.
@@ -106,7 +106,7 @@ impl<'a> Endpoint<'a> {
         credentials: Credentials,
     ) -> Self {
         let address = mirror.unwrap_or(reference.endpoint()).to_owned();
-        let plain = config.plain_http || is_loopback(host_of(&address));
+        let plain = speaks_plain_http(&config, &address);
         // A registry's own token needs no challenge: it is what every request carries.
         let authorization = match &credentials {
             Credentials::Bearer(token) => bearer(token.expose()),
@@ -465,6 +465,11 @@ pub(crate) fn is_passing(error: &Error) -> bool {
         Error::NoProgress { .. } => false,
         _ => false,
     }
+}
+
+/// Whether a registry at `address` is spoken to without TLS.
+pub(crate) fn speaks_plain_http(config: &RegistryConfig, address: &str) -> bool {
+    config.plain_http || is_loopback(host_of(address))
 }
 
 /// Whether a host, as in an URL, is this machine.

@@ -11,12 +11,13 @@ use crate::manifest::{Manifest, OCI_INDEX};
 use crate::reference::{Reference, is_sha256};
 use crate::store::{Paths, write_whole};
 
-const REFERENCE: &str = "org.opencontainers.image.ref.name";
+/// Where a layout keeps the reference.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CHOSEN_FROM: &str = "dev.berth.image.index";
 /// Fewest hex digits that name an image.
 const MIN_PREFIX: usize = 4;
 /// What the layout's specification wants in `oci-layout`.
-const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -47,7 +48,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn new(reference: &str, digest: &str, size: u64, manifest: &Manifest, index: Option<&str>) -> Self {
-        let mut annotations = BTreeMap::from([(REFERENCE.to_owned(), reference.to_owned())]);
+        let mut annotations = BTreeMap::from([(REF_NAME.to_owned(), reference.to_owned())]);
         annotations.extend(index.map(|digest| (CHOSEN_FROM.to_owned(), digest.to_owned())));
         Self {
             media_type: manifest.media_type.clone(),
@@ -60,11 +61,11 @@ impl Entry {
 
     /// The full reference.
     pub(crate) fn reference(&self) -> &str {
-        self.annotations.get(REFERENCE).map_or("", String::as_str)
+        self.annotations.get(REF_NAME).map_or("", String::as_str)
     }
 
     pub(crate) fn set_reference(&mut self, reference: &str) {
-        self.annotations.insert(REFERENCE.to_owned(), reference.to_owned());
+        self.annotations.insert(REF_NAME.to_owned(), reference.to_owned());
     }
 
     /// The digest of the index that the manifest was chosen from.

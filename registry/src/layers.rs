@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -283,24 +283,51 @@ fn finish(
     pending: Pending,
     settled: &[(Place, About)],
 ) -> Result<(Place, About)> {
-    let Pending { mut unpacked, tmp, _chain } = pending;
+    let Pending { unpacked, tmp, _chain } = pending;
+    let Finished { root, unpacked, fits_anywhere } = finalise_over(store, id, blob, unpacked, &tmp, settled)?;
+    let place = if fits_anywhere { &id.diff } else { &id.chain };
+    durability::mark(store, place)?;
+    let about = place.settle(&store.paths, &unpacked, &tmp, &root)?;
+    tmp.remove_now();
+    Ok((place.clone(), about))
+}
+
+/// A layer as containers are given it.
+pub(crate) struct Finished {
+    pub(crate) root: PathBuf,
+    unpacked: Unpacked,
+    /// It took nothing from the layers below.
+    fits_anywhere: bool,
+}
+
+/// Makes of a layer that was unpacked for itself, into `root` of `tmp`, what it is over the layers below; blocking.
+pub(crate) fn finalise_over(
+    store: &Inner,
+    id: &LayerId,
+    blob: &Descriptor,
+    mut unpacked: Unpacked,
+    tmp: &Arc<TmpDir>,
+    settled: &[(Place, About)],
+) -> Result<Finished> {
     let mut root = tmp.path().join("root");
     let os = |root: &Path, source: Errno| Error::io("settling a layer in", root, source);
     let mut below = place::below(&store.paths, settled)?;
     if finalise::depends_on(&unpacked, &below).map_err(|e| os(&root, e))? {
         root = tmp.path().join("over");
-        unpacked = unpack_over(store, id, blob, &tmp, &root, unpacked, below)?;
+        unpacked = unpack_over(store, id, blob, tmp, &root, unpacked, below)?;
         below = place::below(&store.paths, settled)?;
     }
     let whiteouts = unpacked.whiteouts.len();
     let self_contained = finalise::is_self_contained(&unpacked);
     let directory = dir::open_root(&root).map_err(|e| Error::io("opening", &root, e))?;
     let unpacked = finalise::finalise(directory, unpacked, &below).map_err(|e| os(&root, e))?;
-    let place = if self_contained && unpacked.whiteouts.len() == whiteouts { &id.diff } else { &id.chain };
-    durability::mark(store, place)?;
-    let about = place.settle(&store.paths, &unpacked, &tmp, &root)?;
-    tmp.remove_now();
-    Ok((place.clone(), about))
+    let fits_anywhere = self_contained && unpacked.whiteouts.len() == whiteouts;
+    Ok(Finished { root, unpacked, fits_anywhere })
+}
+
+/// Unpacks a layer's blob in the store for itself, into `root` of `tmp`, which must be new; blocking.
+pub(crate) fn unpack_stored(store: &Inner, id: &LayerId, blob: &Descriptor, tmp: &Arc<TmpDir>) -> Result<Unpacked> {
+    unpack_blob(store, id, blob, tmp, &tmp.path().join("root"), None)
 }
 
 /// Unpacks a layer once more into `root`, from its blob in the store, over the layers below; blocking.
@@ -313,11 +340,22 @@ fn unpack_over(
     first: Unpacked,
     below: Below,
 ) -> Result<Unpacked> {
+    let hides_all = first.removals.contains(&(Vec::new(), true));
+    let over = Over { below: if hides_all { Below::default() } else { below }, removals: first.removals };
+    unpack_blob(store, id, blob, tmp, root, Some(over))
+}
+
+fn unpack_blob(
+    store: &Inner,
+    id: &LayerId,
+    blob: &Descriptor,
+    tmp: &Arc<TmpDir>,
+    root: &Path,
+    over: Option<Over>,
+) -> Result<Unpacked> {
     fs::create_dir(root).map_err(|e| Error::io("making the directory", root, e))?;
     let path = store.paths.blob(blob.hex());
     let source = Source::Stored(File::open(&path).map_err(|e| Error::io("opening", &path, e))?);
-    let hides_all = first.removals.contains(&(Vec::new(), true));
-    let over = Over { below: if hides_all { Below::default() } else { below }, removals: first.removals };
     let job = Job {
         source,
         digest: blob.digest.clone(),
@@ -326,7 +364,7 @@ fn unpack_over(
         root: root.to_path_buf(),
         tmp: Arc::clone(tmp),
         limits: store.config.limits.clone(),
-        over: Some(over),
+        over,
     };
     stream::start(job)?.blocking_recv().map_err(|_| Error::Interrupted("unpacking a layer"))?
 }

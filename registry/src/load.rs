@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::durability;
 use crate::error::{Error, Result};
 use crate::image::{Image, Parts, digest_of};
-use crate::index::{Entry, Index};
+use crate::index::{Entry, Index, REF_NAME};
 use crate::layer::Compression;
 use crate::layer::tar::{Kind, TarReader};
 use crate::layers::layers;
@@ -33,8 +33,7 @@ const MAX_MEMBERS: usize = 100_000;
 /// Links that are followed from one member to the next: `docker save` lets equal layers be links to one.
 const MAX_MEMBER_LINKS: usize = 4;
 /// Where containerd and docker keep the full reference.
-const CONTAINERD_NAME: &str = "io.containerd.image.name";
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 /// Loads all images of `path`; see [`ImageStore::load`](crate::ImageStore::load).
 pub(crate) async fn load(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {

@@ -1,10 +1,10 @@
-//! How a pull goes, as it is told to whoever wants to know.
+//! How a pull or a push goes, as it is told to whoever wants to know.
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::manifest::{Descriptor, Manifest};
 
-/// How a pull goes.
+/// How a pull, or a push, goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PullEvent {
     /// The manifest is known.
@@ -20,7 +20,7 @@ pub enum PullEvent {
         digest: String,
         /// What is being done.
         phase: LayerPhase,
-        /// Bytes that arrived.
+        /// Bytes that arrived, or that were sent.
         bytes: u64,
         /// Bytes of the blob.
         total: u64,
@@ -32,18 +32,22 @@ pub enum PullEvent {
     },
 }
 
-/// Where a layer is in a pull.
+/// Where a layer is in a pull, or in a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayerPhase {
-    /// It was here already, or another pull fetched it.
+    /// It was there already, or another pull fetched it.
     Exists,
     /// It arrives and is unpacked meanwhile.
     Downloading,
     /// It is whole, verified and on disk.
     Unpacked,
+    /// It is on its way to the registry.
+    Uploading,
+    /// The registry has it.
+    Uploaded,
 }
 
-/// Where a pull tells how it goes.
+/// Where a pull or a push tells how it goes.
 pub(crate) struct Events(pub(crate) Option<UnboundedSender<PullEvent>>);
 
 impl Events {

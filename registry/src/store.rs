@@ -25,7 +25,7 @@
 //! the caller names. Everything else goes, under the exclusive store lock, by rename into a `tmp-` directory first.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,13 +37,17 @@ use crate::config::StoreConfig;
 use crate::durability;
 use crate::error::{Error, Result};
 use crate::gc::{self, Removed, Users};
+use crate::history::{self, HistoryStep};
 use crate::image::{self, Image, StoredImage};
 use crate::index::Index;
 use crate::layer::dir;
 use crate::load;
 use crate::locks::{ObjectLocks, StoreHold};
 use crate::pull::{self, PullOptions};
+use crate::push::{self, PushOptions};
 use crate::reference::Reference;
+use crate::save;
+use crate::verify::{self, Verified};
 
 /// Layers that are fetched or unpacked at once by all pulls of a process: each takes two threads and some MiB.
 const LAYERS_AT_ONCE: usize = 8;
@@ -124,6 +128,32 @@ impl ImageStore {
     /// digest. Nothing is taken over that does not match its digest.
     pub async fn load(&self, path: &Path) -> Result<Vec<Image>> {
         load::load(&self.0, path).await
+    }
+
+    /// Writes local images to `out` as one archive, which is an OCI image layout and what `docker load` reads at once.
+    /// Each has the names that it is given by; one named by a digest has none. On an error what was written is of no use.
+    pub async fn save(&self, images: &[String], out: impl io::Write + Send + 'static) -> Result<()> {
+        let images = images.to_vec();
+        self.blocking(move |store| save::save(store, &images, out)).await
+    }
+
+    /// Brings a local image to its registry, under the reference that it has here: the blobs that are not there yet, then
+    /// the manifest. Returns the digest. Dropping the future stops it; what arrived is not sent again.
+    pub async fn push(&self, reference: &str, options: PushOptions) -> Result<String> {
+        push::push(&self.0, reference, options).await
+    }
+
+    /// The steps in which a local image was built, the newest first.
+    pub async fn history(&self, image: &str) -> Result<Vec<HistoryStep>> {
+        let image = image.to_owned();
+        self.blocking(move |store| history::history(store, &image)).await
+    }
+
+    /// Hashes all that is stored of an image again, unpacks each layer beside the one that containers are given, and
+    /// compares the two, every attribute and every byte. Takes as much space meanwhile as the largest layer does.
+    pub async fn verify(&self, image: &str) -> Result<Verified> {
+        let image = image.to_owned();
+        self.blocking(move |store| verify::verify(store, &image)).await
     }
 
     /// Gives a local image another reference. `target` must have a tag and no digest.

@@ -4,6 +4,7 @@ use runtime_core::{AgentError, PullPolicy};
 use serde_json::json;
 
 use crate::support::agent::{Agent, Request};
+use crate::support::berth::command;
 use crate::support::case::words;
 use crate::support::image::{INDEX, Image, LayerBuilder, MANIFEST, descriptor, digest_of};
 use crate::support::servers::{REGISTRY_PASSWORD, REGISTRY_USER};
@@ -21,6 +22,11 @@ crate::tests![
     an_image_in_use_is_removed_only_by_force_and_its_container_lives,
     a_tag_is_a_further_name,
     a_loaded_archive_runs_without_a_registry,
+    a_saved_image_is_loaded_by_others_and_by_us,
+    a_push_brings_what_is_missing_and_another_root_pulls_it,
+    a_push_without_the_right_to_it_is_refused,
+    a_damaged_layer_is_found_by_verify_and_mended_by_a_pull,
+    the_history_of_an_image_is_told,
     a_pull_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole,
     pulls_of_one_image_at_once_all_succeed,
     owners_modes_links_and_times_of_a_layer_are_exact,
@@ -68,6 +74,108 @@ async fn a_loaded_archive_runs_without_a_registry(case: Case) {
     let id = piped[0]["id"].as_str().unwrap().strip_prefix("sha256:").unwrap();
     assert!(listed.contains("IMAGE ID") && listed.contains(&id[..12]), "{listed}");
     assert!(listed.contains(piped[0]["digest"].as_str().unwrap()), "{listed}");
+}
+
+/// By skopeo and, where it is installed, podman; the digest stays what it was.
+async fn a_saved_image_is_loaded_by_others_and_by_us(case: Case) {
+    let reference = case.push("tosave", &printing("saved")).await;
+    case.berth(&["pull", "-q", &reference]).await.succeeded();
+    case.berth(&["tag", &reference, "example.org/saved:1"]).await.succeeded();
+    let file = case.suite.dir.path().join("ours.tar");
+    let path = file.to_str().unwrap();
+    case.berth(&["save", "-o", path, "example.org/saved:1"]).await.succeeded();
+    let shared = &case.suite.shared().await.root;
+    let piped = command(shared).args(["save", "example.org/saved:1"]).output().await.unwrap().stdout;
+    assert_eq!(piped, std::fs::read(&file).unwrap(), "to standard output it is the same archive");
+    let inspected = |source: String| {
+        let output = std::process::Command::new("skopeo").args(["inspect", "--raw", &source]).output().unwrap();
+        assert!(output.status.success(), "{source}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let digest = case.berth(&["--json", "image", "inspect", "example.org/saved:1"]).await.json()[0]["digest"].clone();
+    assert_eq!(digest_of(&inspected(format!("oci-archive:{path}"))), digest, "as an OCI archive");
+    inspected(format!("docker-archive:{path}:example.org/saved:1"));
+    let other = case.root("loads");
+    let output = command(&other).args(["--json", "load", "-i", path]).output().await.unwrap();
+    let loaded: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((loaded[0]["reference"].as_str(), &loaded[0]["digest"]), (Some("example.org/saved:1"), &digest));
+    let absent = case.suite.dir.path().join("absent.tar");
+    let refused = case.berth(&["save", "-o", absent.to_str().unwrap(), "example.org/absent:1"]).await;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(!absent.exists(), "an image that is not there left a file");
+}
+
+/// The image is pulled from one registry, tagged for another that wants a password, and pushed there.
+async fn a_push_brings_what_is_missing_and_another_root_pulls_it(case: Case) {
+    let reference = case.push("topush", &printing("pushed")).await;
+    case.berth(&["pull", "-q", &reference]).await.succeeded();
+    let registry = case.suite.registry_auth().await;
+    let target = format!("{}/private/pushed:1", registry.host);
+    case.berth(&["tag", &reference, &target]).await.succeeded();
+    let creds = format!("{REGISTRY_USER}:{REGISTRY_PASSWORD}");
+    let pushed = case.berth(&["push", "--creds", &creds, &target]).await;
+    assert!(pushed.stderr.contains("pushed ("), "{pushed:?}");
+    let digest = pushed.succeeded();
+    let again = case.berth(&["push", "--creds", &creds, &target]).await;
+    assert!(again.stderr.contains("already exists") && !again.stderr.contains("pushed ("), "{again:?}");
+    assert_eq!(again.succeeded(), digest);
+    case.berth(&["rmi", &target]).await.succeeded();
+    let pulled = case.berth(&["pull", "--creds", &creds, &target]).await.succeeded();
+    assert_eq!(pulled, digest);
+    assert_eq!(output_of(&case, &target, PullPolicy::Never).await, ["pushed"]);
+}
+
+async fn a_push_without_the_right_to_it_is_refused(case: Case) {
+    let reference = case.push("unpushed", &printing("unpushed")).await;
+    case.berth(&["pull", "-q", &reference]).await.succeeded();
+    let registry = case.suite.registry_auth().await;
+    let target = format!("{}/private/unpushed:1", registry.host);
+    let nobody = "127.0.0.1:1/a/b:1";
+    for name in [&target, nobody] {
+        case.berth(&["tag", &reference, name]).await.succeeded();
+    }
+    for (args, code) in [
+        (&["--creds", "berth:wrong", &target][..], "registry.unauthorized"),
+        (&[&target], "registry.unauthorized"),
+        (&[nobody], "registry.unreachable"),
+        (&["example.org/absent:1"], "image.not_present"),
+        (
+            &["example.org/absent@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"],
+            "image.invalid_reference",
+        ),
+    ] {
+        let refused = case.berth(&[&["--json", "push"], args].concat()).await;
+        assert!(refused.code != 0 && refused.stderr.contains(code), "{args:?}: {refused:?}");
+    }
+}
+
+async fn a_damaged_layer_is_found_by_verify_and_mended_by_a_pull(case: Case) {
+    let reference = case.push("rotten", &printing("whole")).await;
+    case.berth(&["pull", "-q", &reference]).await.succeeded();
+    let said = case.berth(&["image", "verify", &reference]).await.succeeded();
+    assert!(said.contains("as its digest says"), "{said}");
+    let inspected = case.berth(&["--json", "image", "inspect", &reference]).await.json();
+    let top = inspected[0]["layers"].as_array().unwrap().last().unwrap().as_str().unwrap().to_owned();
+    let file = std::path::Path::new(&top).join("text");
+    std::fs::write(&file, "Whole").unwrap();
+    let found = case.berth(&["--json", "image", "verify", &reference]).await;
+    assert!(found.code == 1 && found.stderr.contains("image.damaged"), "{found:?}");
+    case.berth(&["rmi", "--force", &reference]).await.succeeded();
+    case.berth(&["pull", "-q", &reference]).await.succeeded();
+    case.berth(&["image", "verify", &reference]).await.succeeded();
+    assert_eq!(output_of(&case, &reference, PullPolicy::Never).await, ["whole"]);
+}
+
+async fn the_history_of_an_image_is_told(case: Case) {
+    let reference = case.push("told", &printing("told")).await;
+    case.berth(&["pull", "-q", &reference]).await.succeeded();
+    let steps = case.berth(&["--json", "image", "history", &reference]).await.json();
+    let steps = steps.as_array().unwrap();
+    let inspected = case.berth(&["--json", "image", "inspect", &reference]).await.json();
+    let layers = steps.iter().filter(|step| step["layer"].is_string()).count();
+    assert_eq!(layers, inspected[0]["layers"].as_array().unwrap().len());
+    let table = case.berth(&["image", "history", &reference]).await.succeeded();
+    assert!(table.starts_with("LAYER") && table.contains("CREATED BY"), "{table}");
 }
 
 async fn a_moved_tag_is_followed_only_when_asked(case: Case) {

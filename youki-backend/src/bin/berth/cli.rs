@@ -104,8 +104,14 @@ pub enum Command {
     Cp(CpArgs),
     /// Write a container's root filesystem as a tar
     Export(ExportArgs),
+    /// Bring an image to its registry
+    Push(PushArgs),
     /// List images
     Images(ImagesArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
+    /// Take images from an OCI layout or an archive
+    Load(LoadArgs),
     /// Give an image another name
     Tag(TagArgs),
     /// Remove images
@@ -133,14 +139,6 @@ pub enum Command {
 
     /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
-    Save(Rest),
-    /// Take images from an OCI layout or an archive
-    Load(LoadArgs),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Push(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
     Network(Rest),
 }
 
@@ -148,11 +146,7 @@ impl Command {
     /// Its name, if it is not built yet.
     pub fn unbuilt(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Save(_) => "save",
-            Self::Push(_) => "push",
             Self::Network(_) => "network",
-            Self::Image(ImageCommand::History(_)) => "image history",
-            Self::Image(ImageCommand::Verify(_)) => "image verify",
             Self::Volume(VolumeCommand::Claim(_)) => "volume claim",
             Self::Volume(VolumeCommand::Diff(_)) => "volume diff",
             Self::Volume(VolumeCommand::Verify(_)) => "volume verify",
@@ -462,6 +456,28 @@ pub struct ImagesArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct PushArgs {
+    /// The image, by a reference with a tag
+    pub image: String,
+    /// Credentials for the registry
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub creds: Option<String>,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SaveArgs {
+    /// The images; one that is named by a digest or an id has no name in the archive
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// The archive [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub struct LoadArgs {
     /// An archive, or the directory of an OCI layout [default: an archive on standard input]
     #[arg(short, long, value_name = "FILE", default_value = "/dev/stdin", hide_default_value = true)]
@@ -500,12 +516,19 @@ pub struct PruneArgs {
 pub enum ImageCommand {
     /// Show images
     Inspect(ImageNamesArgs),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    History(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Verify(Rest),
+    /// Show how an image was built
+    History(ImageHistoryArgs),
+    /// Hash all that is stored of images again, and name what is damaged
+    Verify(ImageNamesArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ImageHistoryArgs {
+    /// The image
+    pub image: String,
+    /// Do not shorten commands and digests
+    #[arg(long)]
+    pub no_trunc: bool,
 }
 
 #[derive(Debug, Args)]

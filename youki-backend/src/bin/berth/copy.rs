@@ -1,7 +1,7 @@
 //! `cp` and `export`: files of a container, as they are or as a tar.
 
 use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use runtime_core::ContainerId;
@@ -47,17 +47,9 @@ pub async fn cp(session: &Session, args: &CpArgs) -> Result<i32> {
 /// `berth export`
 pub async fn export(session: &Session, args: &ExportArgs) -> Result<i32> {
     let id = container(&args.name)?;
-    let out = match &args.output {
-        Some(path) => {
-            // Who is asked for what is not there leaves no file behind.
-            session.runtime.inspect(&id).await?;
-            File::create(path).map_err(|error| Failure::io("creating", path, &error))?
-        }
-        None if io::stdout().is_terminal() => {
-            return Err(Failure::usage("a tar is not for a terminal: redirect the output, or use --output"));
-        }
-        None => File::from(streams::own(io::stdout())?),
-    };
+    // Who is asked for what is not there leaves no file behind.
+    session.runtime.inspect(&id).await?;
+    let out = streams::tar_output(args.output.as_deref())?;
     session.runtime.export(&id, io::BufWriter::new(out)).await?;
     Ok(0)
 }

@@ -44,6 +44,11 @@ impl Failure {
         Self { code: "usage", message: message.into(), causes: Vec::new(), hint: None, status: Some(USAGE_STATUS) }
     }
 
+    /// Something that was looked at and is not as it should be.
+    pub fn found(code: &'static str, message: String) -> Self {
+        Self { code, message, causes: Vec::new(), hint: None, status: None }
+    }
+
     /// Something that has a name, and is not built.
     pub fn unsupported(what: impl Display) -> Self {
         Self {

@@ -1,17 +1,20 @@
-//! `pull`, `images`, `load`, `tag`, `rmi`, `prune`, `image inspect`.
+//! `pull`, `push`, `images`, `tag`, `rmi`, `prune`, and `image`.
 
 use std::io::{self, BufRead, IsTerminal};
 
-use registry::{PullOptions, Removed};
+use registry::{PullOptions, PushOptions, Removed};
 use runtime_core::PruneResult;
 use serde_json::json;
 
-use crate::cli::{ImageNamesArgs, ImagesArgs, LoadArgs, PruneArgs, PullArgs, RmiArgs, TagArgs};
+use crate::cli::{ImageHistoryArgs, ImageNamesArgs, ImagesArgs, PruneArgs, PullArgs, PushArgs, RmiArgs, TagArgs};
 use crate::failure::{Failure, Result, eprint_line};
 use crate::flag_values as values;
 use crate::output::{self, Table, decimal_size};
 use crate::progress::{self, Show};
 use crate::session::Session;
+
+/// Characters of a step's command that are shown.
+const SHOWN_COMMAND: usize = 60;
 
 /// `berth pull`
 pub async fn pull(session: &Session, args: &PullArgs) -> Result<i32> {
@@ -27,6 +30,22 @@ pub async fn pull(session: &Session, args: &PullArgs) -> Result<i32> {
         output::print_json(&json!({"reference": reference, "digest": digest, "id": image.id, "size_bytes": size}))?;
     } else {
         output::print_line(&image.digest)?;
+    }
+    Ok(0)
+}
+
+/// `berth push`
+pub async fn push(session: &Session, args: &PushArgs) -> Result<i32> {
+    let show = if session.json || args.quiet { Show::Nothing } else { Show::BarsOrLines };
+    let auth = args.creds.as_deref().map(values::credentials).transpose()?;
+    let (sender, shown) = progress::pull(show);
+    let pushed = session.runtime.images().push(&args.image, PushOptions { auth, progress: Some(sender) }).await;
+    shown.finish().await;
+    let digest = pushed?;
+    if session.json {
+        output::print_json(&json!({"reference": args.image, "digest": digest}))?;
+    } else {
+        output::print_line(&digest)?;
     }
     Ok(0)
 }
@@ -75,26 +94,6 @@ pub async fn images(session: &Session, args: &ImagesArgs) -> Result<i32> {
         ]);
     }
     output::print(&table.render())?;
-    Ok(0)
-}
-
-/// `berth load`
-pub async fn load(session: &Session, args: &LoadArgs) -> Result<i32> {
-    let images = session.runtime.images().load(&args.input).await?;
-    if session.json {
-        let line = |image: &registry::Image| {
-            json!({
-                "reference": image.reference,
-                "digest": image.digest,
-                "id": image.id,
-                "size_bytes": image.size_bytes,
-            })
-        };
-        output::print_json(&images.iter().map(line).collect::<Vec<_>>())?;
-    } else if !args.quiet {
-        let line = |image: &registry::Image| format!("Loaded image: {}\n", image.reference);
-        output::print(&images.iter().map(line).collect::<String>())?;
-    }
     Ok(0)
 }
 
@@ -164,6 +163,60 @@ pub async fn inspect(session: &Session, args: &ImageNamesArgs) -> Result<i32> {
         }
     }
     output::print_json(&found)?;
+    Ok(status)
+}
+
+/// `berth image history`
+pub async fn history(session: &Session, args: &ImageHistoryArgs) -> Result<i32> {
+    let steps = session.runtime.images().history(&args.image).await?;
+    if session.json {
+        output::print_json(&steps)?;
+        return Ok(0);
+    }
+    let mut table = Table::new(["LAYER", "CREATED", "CREATED BY", "SIZE", "COMMENT"]);
+    for step in steps {
+        let by = step.created_by.unwrap_or_default();
+        let layer = step.layer.unwrap_or_else(|| "-".to_owned());
+        let cut = by.chars().count() > SHOWN_COMMAND && !args.no_trunc;
+        table.row([
+            if args.no_trunc { layer } else { progress::short(&layer) },
+            step.created.unwrap_or_else(|| "-".to_owned()),
+            if cut { by.chars().take(SHOWN_COMMAND - 1).chain(['…']).collect() } else { by },
+            decimal_size(step.size_bytes),
+            step.comment.unwrap_or_default(),
+        ]);
+    }
+    output::print(&table.render())?;
+    Ok(0)
+}
+
+/// `berth image verify`
+pub async fn verify(session: &Session, args: &ImageNamesArgs) -> Result<i32> {
+    let mut all = Vec::new();
+    let mut status = 0;
+    for name in &args.images {
+        let verified = match session.runtime.images().verify(name).await {
+            Ok(verified) => verified,
+            Err(error) => {
+                Failure::from(error).print(session.json);
+                status = 1;
+                continue;
+            }
+        };
+        for damage in &verified.damaged {
+            status = 1;
+            let damaged = format!("image {name} is damaged: {}: {}", damage.part, damage.reason);
+            let hint = "remove it and what uses it (`berth rmi --force`), and pull it again";
+            Failure::found("image.damaged", damaged).with_hint(hint).print(session.json);
+        }
+        if !session.json && verified.damaged.is_empty() {
+            output::print_line(&format!("{name}: {} as its digest says", decimal_size(verified.size_bytes)))?;
+        }
+        all.push(verified);
+    }
+    if session.json {
+        output::print_json(&all)?;
+    }
     Ok(status)
 }
 

@@ -4,10 +4,11 @@
 //! |---|---|
 //! | `cli`, `run_flags`, `flag_values` | the command line and what it means |
 //! | `session` | configuration, logging, the opened runtime |
-//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `images`, `volumes`, `events`, `doctor`, `root` | the commands |
+//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `images`, `archives`, `volumes`, `events`, `doctor`, `root` | the commands |
 //! | `streams`, `signals`, `terminal` | what a foreground run passes on |
 //! | `output`, `format`, `progress`, `failure` | what is printed, and how it ends |
 
+mod archives;
 mod attach;
 mod cli;
 mod copy;
@@ -150,11 +151,15 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Export(args) => copy::export(&session, args).await,
         Command::Pull(args) => images::pull(&session, args).await,
         Command::Images(args) => images::images(&session, args).await,
-        Command::Load(args) => images::load(&session, args).await,
+        Command::Push(args) => images::push(&session, args).await,
+        Command::Save(args) => archives::save(&session, args).await,
+        Command::Load(args) => archives::load(&session, args).await,
         Command::Tag(args) => images::tag(&session, args).await,
         Command::Rmi(args) => images::rmi(&session, args).await,
         Command::Prune(args) => images::prune(&session, args).await,
         Command::Image(ImageCommand::Inspect(args)) => images::inspect(&session, args).await,
+        Command::Image(ImageCommand::History(args)) => images::history(&session, args).await,
+        Command::Image(ImageCommand::Verify(args)) => images::verify(&session, args).await,
         Command::Volume(VolumeCommand::Ls(args)) => volumes::ls(&session, args).await,
         Command::Volume(VolumeCommand::Inspect(args)) => volumes::inspect(&session, args).await,
         Command::Volume(VolumeCommand::Sync(args)) => volumes::sync(&session, args).await,

@@ -1,4 +1,4 @@
-//! How a pull or a restore goes, on standard error: bars on a terminal, a line for each layer where that is wanted.
+//! How a pull, a push or a restore goes, on standard error: bars on a terminal, a line for each layer where that is wanted.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal};
@@ -47,7 +47,7 @@ impl Shown {
     }
 }
 
-/// Takes the events of a pull, whose end is the sender's, and shows them.
+/// Takes the events of a pull or a push, whose end is the sender's, and shows them.
 pub fn pull(show: Show) -> (UnboundedSender<PullEvent>, Shown) {
     let (sender, mut events) = unbounded_channel();
     let terminal = io::stderr().is_terminal();
@@ -91,9 +91,10 @@ impl Display {
             (Self::Nothing, _) => {}
             (Self::Lines, PullEvent::Layer { digest, phase, total, .. }) => {
                 let what = match phase {
-                    LayerPhase::Downloading => return,
+                    LayerPhase::Downloading | LayerPhase::Uploading => return,
                     LayerPhase::Exists => "already exists".to_owned(),
                     LayerPhase::Unpacked => format!("pulled ({})", decimal_size(*total)),
+                    LayerPhase::Uploaded => format!("pushed ({})", decimal_size(*total)),
                 };
                 eprint_line(&format!("{}: {what}", short(digest)));
             }
@@ -123,8 +124,9 @@ impl Bars {
                 bar.set_position(*bytes);
                 match phase {
                     LayerPhase::Downloading => bar.set_message("pulling"),
+                    LayerPhase::Uploading => bar.set_message("pushing"),
                     LayerPhase::Exists => bar.finish_with_message("exists"),
-                    LayerPhase::Unpacked => bar.finish_with_message("done"),
+                    LayerPhase::Unpacked | LayerPhase::Uploaded => bar.finish_with_message("done"),
                 }
             }
             PullEvent::Done { .. } => {}
