@@ -62,6 +62,8 @@ pub(super) async fn show_pull(mut events: UnboundedReceiver<PullEvent>) {
                     LayerPhase::Exists => ("is here already", true),
                     LayerPhase::Downloading => ("arriving", false),
                     LayerPhase::Unpacked => ("verified and unpacked", true),
+                    // Nothing is pushed here.
+                    LayerPhase::Uploading | LayerPhase::Uploaded => continue,
                 };
                 match bar {
                     Some(bar) => {
