@@ -84,6 +84,8 @@ pub enum EventKind {
     Oom,
     /// Its attempt is over.
     Exit,
+    /// Its restart policy begins another attempt.
+    Restart,
     /// It was removed.
     Remove,
     /// Its health changed.

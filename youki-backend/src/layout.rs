@@ -7,7 +7,8 @@
 //!   volumes/                          the volumes-s3 crate's
 //!   containers/<id>/
 //!     container.json                  the record: spec, image, network, volumes. Its appearance makes the container
-//!     exit.json                       how the last attempt ended; absent while one is current
+//!     exit.json                       how the last attempt ended; of an earlier one while one is current
+//!     attempts.json                   which attempt is current after a restart, and how those before it ended
 //!     upper/ work/                    overlay's writable layer
 //!     rootfs/                         mount point of the root filesystem, in the supervisor's mount namespace only
 //!     etc/{hosts,hostname,resolv.conf}
@@ -99,6 +100,10 @@ impl ContainerPaths {
 
     pub fn exit_record(&self) -> PathBuf {
         self.dir.join("exit.json")
+    }
+
+    pub fn attempts(&self) -> PathBuf {
+        self.dir.join("attempts.json")
     }
 
     pub fn created(&self) -> PathBuf {

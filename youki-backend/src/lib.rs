@@ -9,6 +9,7 @@
 //! ```
 #![deny(missing_docs)]
 
+mod attempts;
 mod bundle;
 mod cgroup;
 pub mod config;
@@ -31,6 +32,7 @@ mod stats;
 pub mod supervisor;
 mod trash;
 
+pub use attempts::EarlierAttempt;
 pub use config::Config;
 pub use container::{
     CopyInOptions, CreateOptions, DEFAULT_STOP_TIMEOUT, ExecRequest, Inspect, InspectMount, InspectNetwork,

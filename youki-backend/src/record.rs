@@ -30,7 +30,8 @@ pub(crate) struct ContainerRecord {
     pub image: ImageRecord,
     #[serde(with = "runtime_core::time")]
     pub created_at: DateTime<Utc>,
-    /// The current attempt, from 1. An exit record of an earlier one is out of date.
+    /// The current attempt, from 1, or that of the last start by hand: `attempts.json` may tell of a later one. An exit
+    /// record of an earlier one is out of date.
     pub attempt: u32,
     /// The boot in which that attempt was begun.
     pub boot_id: String,
@@ -134,6 +135,9 @@ pub(crate) struct ExitRecord {
     pub oom_kills: u64,
     /// What it had used at its end.
     pub stats: Option<DetailedStats>,
+    /// Another attempt follows: its supervisor waits for the time, and says so.
+    #[serde(default)]
+    pub restarting: bool,
 }
 
 impl ExitRecord {
@@ -145,7 +149,16 @@ impl ExitRecord {
             signal: None,
             finished_at: Some(Utc::now()),
         };
-        Self { attempt, supervisor: None, outcome, started_at: None, failure: Some(failure), oom_kills: 0, stats: None }
+        Self {
+            attempt,
+            supervisor: None,
+            outcome,
+            started_at: None,
+            failure: Some(failure),
+            oom_kills: 0,
+            stats: None,
+            restarting: false,
+        }
     }
 
     /// Who wrote it, if its supervisor did.

@@ -24,7 +24,9 @@ use volumes_s3::VolumeStore;
 
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
-use crate::container::{CopyInOptions, CreateOptions, ExecRequest, Inspect, RunningExec, Terminal, TerminalSize};
+use crate::container::{
+    CopyInOptions, CreateOptions, ExecRequest, Inspect, Observed, RunningExec, Terminal, TerminalSize,
+};
 use crate::error::{Error, Result};
 use crate::files::PathKind;
 use crate::journal::Journal;
@@ -322,7 +324,11 @@ impl YoukiRuntime {
     /// [`Error::NoSuchContainer`].
     pub async fn settle_volumes(&self, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
         let container = self.0.container(id)?;
-        Ok(self.0.settle_volumes(&container).await)
+        match self.0.observe(&container).await? {
+            Observed::Ended(_) => Ok(self.0.settle_volumes(&container).await),
+            // It was started again, or is about to be.
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// Tries again what volumes owe to S3, whether their containers are there or not, within the time that a stop has for

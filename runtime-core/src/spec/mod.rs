@@ -341,23 +341,28 @@ pub struct RestartPolicy {
     /// Whether.
     #[serde(default)]
     pub kind: RestartKind,
-    /// Give up after so many; `None`: never.
+    /// Give up after so many restarts since it was last started by hand; `None`: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
-    /// Wait so long before the first; doubled each time.
+    /// Wait so long before the first, doubled each time up to a minute and begun anew once an attempt ran for 10 s; 100 ms
+    /// if `None`, as docker.
     #[serde(default, with = "duration::option", skip_serializing_if = "Option::is_none")]
     pub delay: Option<Duration>,
 }
 
-/// When to restart.
+/// When to restart. What was told to stop, or to end by a signal, is never restarted; neither does anything restart by
+/// itself after a reboot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs)] // each variant is its name
 pub enum RestartKind {
+    /// Never.
     #[default]
     No,
+    /// Whenever it ends by itself.
     Always,
+    /// The same: nothing is restarted that was stopped.
     UnlessStopped,
+    /// When it ends with another exit code than 0, by a signal, or for want of memory.
     OnFailure,
 }
 

@@ -145,6 +145,8 @@ impl Inner {
                 stdin: record.spec.stdin && !record.spec.tty,
                 terminal: record.spec.tty,
                 events: Some(self.layout.events()),
+                restart: record.spec.restart_policy.clone(),
+                stop_signal: record.stop_signal,
                 log_file_max_bytes: (max_log_bytes / LOG_FILES).max(4096),
                 log_files: LOG_FILES as usize,
             },

@@ -230,9 +230,7 @@ fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
     network::check(spec)?;
     bundle::check_storage(spec)?;
     bundle::resources::check_cpus(&spec.resources)?;
-    if spec.restart_policy.kind != RestartKind::No {
-        return unsupported("restart_policy");
-    }
+    check_restart(spec)?;
     if spec.health.is_some() {
         return unsupported("health");
     }
@@ -241,6 +239,19 @@ fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
     }
     if spec.image.name.trim().is_empty() {
         return Err(Error::invalid("image.name", "it is empty"));
+    }
+    Ok(())
+}
+
+fn check_restart(spec: &ServiceSpec) -> Result<()> {
+    if spec.restart_policy.max_attempts == Some(0) {
+        return Err(Error::invalid(
+            "restart_policy.max_attempts",
+            "0 restarts: leave it out for no limit, or use kind no",
+        ));
+    }
+    if spec.restart_policy.kind != RestartKind::No && spec.remove_on_exit {
+        return Err(Error::invalid("restart_policy", "it is to be removed on exit, which would never come"));
     }
     Ok(())
 }

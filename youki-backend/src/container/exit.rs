@@ -132,19 +132,17 @@ impl Inner {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the end of the attempt, then syncs its volumes unless a later attempt uses them by then.
+    /// Waits for the end of the container, then syncs its volumes unless it was started again by then.
     pub(crate) async fn settle_at_end(self: &Arc<Self>, container: &Container) {
-        if let Err(error) = self.wait_for_end(container).await {
+        // Between attempts that its policy makes it needs them still.
+        if let Err(error) = self.wait_for_last_end(container).await {
             tracing::debug!(container = %container.record.id, error = error.chain(), "no longer followed");
             return;
         }
-        match self.container(&container.record.id) {
-            Ok(now) if now.record.attempt == container.record.attempt => {
-                if matches!(self.observe(&now).await, Ok(Observed::Ended(_))) {
-                    self.settle_volumes(&now).await;
-                }
-            }
-            _ => {}
+        if let Ok(now) = self.container(&container.record.id)
+            && matches!(self.observe(&now).await, Ok(Observed::Ended(_)))
+        {
+            self.settle_volumes(&now).await;
         }
     }
 }

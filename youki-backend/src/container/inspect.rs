@@ -10,9 +10,11 @@ use runtime_core::{
 use serde::Serialize;
 
 use super::{Container, Observed};
+use crate::attempts::{Attempts, EarlierAttempt};
 use crate::error::{Error, Result};
-use crate::record::{MountKind, NetworkRecord};
+use crate::record::{ExitRecord, MountKind, NetworkRecord};
 use crate::runtime::Inner;
+use crate::supervisor::wire::Phase;
 
 /// What `berth inspect` and `berth ps` show. Unknown is `null`.
 #[derive(Debug, Clone, Serialize)]
@@ -46,8 +48,12 @@ pub struct Inspect {
     pub finished_at: Option<DateTime<Utc>>,
     /// The current attempt's number, from 1.
     pub attempt: u32,
-    /// How it ended.
+    /// How it ended, also while another one is to follow.
     pub outcome: Option<WaitOutcome>,
+    /// How many times its policy restarted it since it was last started by hand.
+    pub restarts: u32,
+    /// The attempts before it, oldest first, the last ten.
+    pub earlier_attempts: Vec<EarlierAttempt>,
     /// What was asked for.
     pub spec: ServiceSpec,
     /// Volumes and binds as they were resolved.
@@ -101,7 +107,12 @@ impl Inner {
         let container = self.container(id)?;
         let observed = self.observe(&container).await?;
         let paused = observed.state() == ContainerState::Running && self.is_paused(&container);
-        let all = inspect(&container, &observed);
+        let between = matches!(&observed, Observed::Supervised(status) if status.phase == Phase::Restarting);
+        let last = if between { self.last_exit(&container)? } else { None };
+        let all = inspect(&container, &observed, last.as_ref());
+        let attempts = Attempts::read(&container.paths.attempts())?;
+        let restarts = if attempts.attempt == all.attempt { attempts.restarts } else { 0 };
+        let all = Inspect { restarts, earlier_attempts: attempts.earlier, ..all };
         Ok(Inspect { state: if paused { "paused" } else { all.state }, ..all })
     }
 
@@ -155,12 +166,13 @@ impl Inner {
     }
 }
 
-fn inspect(container: &Container, observed: &Observed) -> Inspect {
+/// `last`: how the last attempt ended, while it waits to be restarted.
+fn inspect(container: &Container, observed: &Observed, last: Option<&ExitRecord>) -> Inspect {
     let record = &container.record;
     let state = observed.state();
     let ended = match observed {
-        Observed::Ended(ended) => Some(ended),
-        _ => None,
+        Observed::Ended(ended) => Some(&**ended),
+        _ => last,
     };
     let started_at = match observed {
         Observed::Supervised(status) if status.started_at_nanos != 0 => {
@@ -207,6 +219,8 @@ fn inspect(container: &Container, observed: &Observed) -> Inspect {
         finished_at: ended.and_then(|ended| ended.outcome.finished_at),
         attempt: record.attempt,
         outcome: ended.map(|ended| ended.outcome.clone()),
+        restarts: 0,
+        earlier_attempts: Vec::new(),
         spec: record.spec.clone(),
         mounts: mounts.collect(),
         networks,

@@ -18,7 +18,7 @@ impl Inner {
             .map_err(Error::ThreadLost)?
     }
 
-    /// Records of the log of `id`, with `follow` until its current attempt is over.
+    /// Records of the log of `id`, with `follow` until it has ended for good.
     pub(crate) async fn logs_stream(
         self: &std::sync::Arc<Self>,
         id: &ContainerId,
@@ -31,7 +31,7 @@ impl Inner {
             _ => {
                 let (inner, container) = (self.clone(), container.clone());
                 // Whatever ends the wait, nothing more is written.
-                async move { drop(inner.wait_for_end(&container).await) }.boxed().right_future()
+                async move { drop(inner.wait_for_last_end(&container).await) }.boxed().right_future()
             }
         };
         Ok(logs::stream(&container.paths.logs(), options, over))

@@ -26,6 +26,7 @@ use std::io;
 
 use runtime_core::ContainerId;
 
+use crate::attempts::Attempts;
 use crate::error::{Error, Result};
 use crate::layout::ContainerPaths;
 use crate::lock::ContainerLock;
@@ -55,7 +56,8 @@ impl Inner {
         // A name that is none cannot be a container's.
         id.validate().map_err(|_| missing())?;
         let paths = self.layout.container(id);
-        let record: ContainerRecord = record::read(&paths.record())?.ok_or_else(missing)?;
+        let mut record: ContainerRecord = record::read(&paths.record())?.ok_or_else(missing)?;
+        record.attempt = record.attempt.max(Attempts::read(&paths.attempts())?.attempt);
         Ok(Container { paths, record })
     }
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use runtime_core::ContainerId;
 
 use super::{Container, Observed};
+use crate::attempts::Attempts;
 use crate::error::{Error, Result};
-use crate::record::{self, MountKind, NetworkRecord};
+use crate::record::{self, ExitRecord, MountKind, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
 use crate::supervisor::wire::{Phase, Reply, Request};
@@ -27,13 +28,14 @@ impl Inner {
             None => match self.supervisor(&container).await? {
                 Some(mut connection) => match connection.ask(&Request::Status).await? {
                     Some(Reply::Status(status)) if status.phase == Phase::Running => return Ok(()),
-                    Some(Reply::Status(status)) if status.phase == Phase::Created => {
+                    // One that waits to be restarted need not wait any longer.
+                    Some(Reply::Status(status)) if matches!(status.phase, Phase::Created | Phase::Restarting) => {
                         return self.tell_to_start(&container, connection).await;
                     }
                     // It is stopping: the next attempt begins after this one's end.
                     _ => {
                         drop(connection);
-                        Some(self.wait_for_end(&container).await?)
+                        Some(self.wait_for_last_end(&container).await?)
                     }
                 },
                 None => Some(self.declare_lost(&container, &lock).await?),
@@ -42,13 +44,13 @@ impl Inner {
         if let Some(ended) = &ended {
             self.wait_for_supervisor(&container, ended).await?;
         }
-        let connection = self.begin_attempt(&mut container).await?;
+        let connection = self.begin_attempt(&mut container, ended.as_ref()).await?;
         self.keep_watch(&container);
         self.tell_to_start(&container, connection).await
     }
 
     /// Builds the container anew for one more attempt: same root, address and logs.
-    async fn begin_attempt(&self, container: &mut Container) -> Result<Connection> {
+    async fn begin_attempt(&self, container: &mut Container, ended: Option<&ExitRecord>) -> Result<Connection> {
         let supervisor = self.start_supervisor(&container.paths)?;
         for index in 0..container.record.mounts.len() {
             let mount = &container.record.mounts[index];
@@ -66,6 +68,9 @@ impl Inner {
         container.record.boot_id.clone_from(&self.boot_id);
         // From here on the earlier exit record is out of date.
         record::write(&container.paths.record(), &container.record)?;
+        if let Some(ended) = ended {
+            Attempts::begin(&container.paths.attempts(), container.record.attempt, 0, ended)?;
+        }
         clear_dir(&container.paths.run)?;
         self.launch(container, Vec::new(), supervisor).await
     }
@@ -76,7 +81,7 @@ impl Inner {
             Some(Reply::Ok) => Ok(()),
             Some(Reply::ExecFailed { errno, .. }) => {
                 // Its end is on record before anybody is told why.
-                self.wait_for_end(container).await?;
+                self.wait_for_last_end(container).await?;
                 self.settle_volumes(container).await;
                 Err(Error::ExecFailed {
                     program: container.record.args.first().cloned().unwrap_or_default(),
@@ -84,6 +89,7 @@ impl Inner {
                 })
             }
             Some(Reply::Error(what)) => Err(Error::Supervisor { id, what, source: None }),
+            Some(Reply::Failed(failure)) => Err(failure.into_error(id)),
             // It ended in the same breath: that it was started is true.
             _ => match self.observe(container).await? {
                 Observed::Ended(record) if record.started_at.is_some() => Ok(()),

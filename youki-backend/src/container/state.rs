@@ -13,7 +13,7 @@ use crate::process::ProcessName;
 use crate::record::{self, ExitRecord};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
-use crate::supervisor::wire::{Exit, Phase, Reply, Request, Status};
+use crate::supervisor::wire::{Exit, LAST_ATTEMPT, Phase, Reply, Request, Status};
 
 /// Time for a supervisor to write down the end of its container before that counts as stopping.
 const RECORD_PATIENCE: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ impl Observed {
             Self::Pending => ContainerState::Pending,
             Self::Supervised(status) => match status.phase {
                 Phase::Creating => ContainerState::Pending,
-                Phase::Created => ContainerState::Initializing,
+                Phase::Created | Phase::Restarting => ContainerState::Initializing,
                 Phase::Running => ContainerState::Running,
                 Phase::Stopping | Phase::Exited => ContainerState::Stopping,
             },
@@ -80,8 +80,13 @@ impl Inner {
         self.find_lost(container).await
     }
 
-    /// How the current attempt of `container` ended, if it is over.
+    /// How the current attempt of `container` ended, if it is over and no other follows.
     pub(crate) fn exit_record(&self, container: &Container) -> Result<Option<ExitRecord>> {
+        Ok(self.last_exit(container)?.filter(|record| !record.restarting))
+    }
+
+    /// The same, also while another attempt is to follow.
+    pub(crate) fn last_exit(&self, container: &Container) -> Result<Option<ExitRecord>> {
         let record: Option<ExitRecord> = record::read(&container.paths.exit_record())?;
         Ok(record.filter(|record| record.attempt == container.record.attempt))
     }
@@ -92,7 +97,8 @@ impl Inner {
         match connection.ask(&Request::Status).await? {
             // It is writing the record, or tells it if the disk does not take it.
             Some(Reply::Status(status)) if status.phase == Phase::Exited => {
-                match tokio::time::timeout(RECORD_PATIENCE, connection.ask(&Request::Wait)).await {
+                let wait = Request::Wait { attempt: LAST_ATTEMPT };
+                match tokio::time::timeout(RECORD_PATIENCE, connection.ask(&wait)).await {
                     Ok(told) => match told? {
                         Some(Reply::Exited(exit)) => {
                             Ok(self.record_of(container, &exit)?.map(|record| Observed::Ended(Box::new(record))))
@@ -112,7 +118,7 @@ impl Inner {
     pub(super) fn record_of(&self, container: &Container, exit: &Exit) -> Result<Option<ExitRecord>> {
         let told = || serde_json::from_slice(&exit.record).ok();
         let of_this_attempt = |record: &ExitRecord| record.attempt == container.record.attempt;
-        Ok(self.exit_record(container)?.or_else(|| told().filter(of_this_attempt)))
+        Ok(told().filter(of_this_attempt).or(self.last_exit(container)?))
     }
 
     /// A connection to the supervisor, or `None` if there is none.
@@ -166,7 +172,11 @@ impl Inner {
         if !rebooted {
             self.clear_cgroup(container).await?;
         }
-        let record = ExitRecord::lost(container.record.attempt, why.to_owned());
+        let record = match self.last_exit(container)? {
+            // It waited to be restarted: how the attempt before that ended is known.
+            Some(ended) => ExitRecord { restarting: false, failure: Some(why.to_owned()), ..ended },
+            None => ExitRecord::lost(container.record.attempt, why.to_owned()),
+        };
         if let Err(error) = record::write(&container.paths.exit_record(), &record) {
             tracing::error!(container = %container.record.id, error = error.chain(), "its end is not on record");
         }

@@ -4,22 +4,24 @@ use runtime_core::{ContainerId, ContainerStats, DetailedStats, TopEntry};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
-use crate::record::NetworkRecord;
+use crate::record::{ExitRecord, NetworkRecord};
 use crate::runtime::Inner;
 use crate::stats;
+use crate::supervisor::wire::Phase;
 
 impl Inner {
     /// The few numbers; for an ended container its last.
     pub(crate) async fn stats(&self, id: &ContainerId) -> Result<ContainerStats> {
         let container = self.container(id)?;
-        match self.observe(&container).await? {
-            Observed::Ended(record) => {
+        let observed = self.observe(&container).await?;
+        match self.ended_or_between(&container, &observed)? {
+            Some(record) => {
                 let last = record.stats.as_ref().and_then(stats::summary);
                 let timestamp = record.outcome.finished_at;
                 last.map(|last| ContainerStats { timestamp: timestamp.unwrap_or(last.timestamp), ..last })
                     .ok_or_else(|| not_running(&container, "ended without last stats"))
             }
-            _ => {
+            None => {
                 let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
                 blocking(move || stats::basic(&cgroup)).await
             }
@@ -33,16 +35,26 @@ impl Inner {
         let (upper, logs) = (container.paths.upper(), container.paths.logs());
         let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
         let own_network = container.record.network != NetworkRecord::Host;
+        let ended = self.ended_or_between(&container, &observed)?;
         blocking(move || {
-            let mut all = match &observed {
-                Observed::Ended(record) => record.stats.clone().unwrap_or_default(),
-                _ => stats::read(&cgroup, observed.pid().filter(|_| own_network)),
+            let mut all = match ended {
+                Some(record) => record.stats.unwrap_or_default(),
+                None => stats::read(&cgroup, observed.pid().filter(|_| own_network)),
             };
             all.disk.writable_bytes = stats::disk_usage(&upper);
             all.disk.log_bytes = stats::disk_usage(&logs);
             Ok(all)
         })
         .await
+    }
+
+    /// How the last attempt ended, if none runs now.
+    fn ended_or_between(&self, container: &Container, observed: &Observed) -> Result<Option<ExitRecord>> {
+        match observed {
+            Observed::Ended(record) => Ok(Some((**record).clone())),
+            Observed::Supervised(status) if status.phase == Phase::Restarting => self.last_exit(container),
+            _ => Ok(None),
+        }
     }
 
     /// The processes of `id`.

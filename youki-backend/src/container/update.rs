@@ -23,7 +23,8 @@ impl Inner {
         let cgroup_v2 = matches!(self.hierarchy, Hierarchy::V2 { .. });
         let (old, new) = (CgroupLimits::new(&before, cgroup_v2)?, CgroupLimits::new(&after, cgroup_v2)?);
         let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
-        if matches!(self.observe(&container).await?, Observed::Supervised(_)) {
+        // Between two attempts there is no cgroup; the next one gets what is on record.
+        if matches!(self.observe(&container).await?, Observed::Supervised(_)) && cgroup.exists() {
             tokio::task::spawn_blocking(move || apply(&cgroup, &new, &old)).await.map_err(Error::ThreadLost)??;
         }
         container.record.spec.resources = after;

@@ -3,10 +3,11 @@
 use runtime_core::{ContainerId, WaitOutcome};
 
 use super::{Container, Observed};
+use crate::attempts::Attempts;
 use crate::error::{Error, Result};
 use crate::record::ExitRecord;
 use crate::runtime::Inner;
-use crate::supervisor::wire::{Reply, Request};
+use crate::supervisor::wire::{LAST_ATTEMPT, Reply, Request};
 
 impl Inner {
     /// How the attempt of `id` that is current now ends, or ended. Cancel-safe.
@@ -15,31 +16,65 @@ impl Inner {
         self.wait_for_end(&container).await.map(|record| record.outcome)
     }
 
-    /// The exit record of `container`'s attempt, once there is one.
+    /// The exit record of `container`'s attempt, once there is one. Others may have followed it.
     pub(crate) async fn wait_for_end(&self, container: &Container) -> Result<ExitRecord> {
+        let attempt = container.record.attempt;
         loop {
-            if let Some(record) = self.exit_record(container)? {
+            if let Some(record) = self.end_of_attempt(container)? {
                 return Ok(record);
             }
             if let Some(mut connection) = self.supervisor(container).await? {
                 // An answer or the end of the connection, whichever comes: the record tells.
-                let record = match connection.ask(&Request::Wait).await? {
+                let told = match connection.ask(&Request::Wait { attempt }).await? {
                     Some(Reply::Exited(exit)) => self.record_of(container, &exit)?,
-                    _ => self.exit_record(container)?,
+                    _ => None,
                 };
-                if let Some(record) = record {
+                if let Some(record) = told.or(self.end_of_attempt(container)?) {
                     return Ok(record);
                 }
             }
             match self.observe(container).await? {
-                Observed::Ended(record) if record.attempt == container.record.attempt => return Ok(*record),
+                Observed::Ended(record) if record.attempt == attempt => return Ok(*record),
                 // Whoever creates it holds its lock until its supervisor can be asked.
                 Observed::Pending => drop(crate::lock::ContainerLock::acquire(container.paths.lock.clone()).await?),
-                Observed::Ended(_) => {
+                Observed::Ended(record) if record.attempt < attempt => {
                     return Err(Error::NoSuchContainer { id: container.record.id.to_string() });
                 }
-                Observed::Supervised(_) => {}
+                Observed::Ended(_) | Observed::Supervised(_) => {
+                    let now = self.container(&container.record.id)?;
+                    if now.record.attempt > attempt && self.end_of_attempt(container)?.is_none() {
+                        return Err(Error::Supervisor {
+                            id: container.record.id.to_string(),
+                            what: format!("has forgotten how attempt {attempt} ended: it is at {}", now.record.attempt),
+                            source: None,
+                        });
+                    }
+                }
             }
+        }
+    }
+
+    /// The exit record of the last attempt, the one that no other follows, once there is one.
+    pub(crate) async fn wait_for_last_end(&self, container: &Container) -> Result<ExitRecord> {
+        loop {
+            match self.observe(container).await? {
+                Observed::Ended(record) => return Ok(*record),
+                Observed::Pending => drop(crate::lock::ContainerLock::acquire(container.paths.lock.clone()).await?),
+                Observed::Supervised(_) => {
+                    if let Some(mut connection) = self.supervisor(container).await? {
+                        // The next look tells.
+                        connection.ask(&Request::Wait { attempt: LAST_ATTEMPT }).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// How `container`'s attempt ended, if that is on record: others may have followed it.
+    fn end_of_attempt(&self, container: &Container) -> Result<Option<ExitRecord>> {
+        match self.last_exit(container)? {
+            Some(record) => Ok(Some(record)),
+            None => Ok(Attempts::read(&container.paths.attempts())?.end_of(container.record.attempt)),
         }
     }
 }

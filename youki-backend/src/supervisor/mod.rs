@@ -3,6 +3,7 @@
 //! ```text
 //! agent ── spawns ──► stage (berth-create) ── forks ──► helper ── libcontainer ──► init, a child of the supervisor
 //!                       └─ becomes ──► resident (berth-supervisor) ◄── socket ── agents
+//!                                        └─ restarts: executes ──► helper (berth-create) ── libcontainer ──► next init
 //! ```
 
 pub(crate) mod client;
@@ -37,13 +38,22 @@ pub fn run_if_invoked() {
     if first == STAGE_ARGUMENT {
         create_main();
     }
+    if first.as_encoded_bytes() == stage::again::AGAIN_ARGUMENT.to_bytes() {
+        create_main();
+    }
     if [stage::RESIDENT_ARGUMENT, init::INIT_ARGUMENT].iter().any(|one| first.as_encoded_bytes() == one.to_bytes()) {
         resident_main();
     }
 }
 
-/// `main` of `berth-create`: sets up a container on behalf of the agent at standard input.
+/// `main` of `berth-create`: sets up a container on behalf of the agent at standard input, or builds one again for its
+/// supervisor.
 pub fn create_main() -> ! {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first.as_encoded_bytes() == stage::again::AGAIN_ARGUMENT.to_bytes()) {
+        let supervisor = args.next();
+        std::process::exit(stage::again::main(supervisor.as_ref().and_then(|pid| pid.to_str())))
+    }
     std::process::exit(stage::main())
 }
 

@@ -17,6 +17,11 @@ pub const VERSION: u8 = 1;
 /// Longest frame: an exec's arguments and environment are at most `ARG_MAX`-sized, 2 MiB on Linux.
 pub const MAX_FRAME_BYTES: usize = 4 << 20;
 
+/// The attempt that is current when the request arrives.
+pub const CURRENT_ATTEMPT: u32 = 0;
+/// The one that no other follows, whichever that will be.
+pub const LAST_ATTEMPT: u32 = u32::MAX;
+
 /// What an agent asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -33,8 +38,11 @@ pub enum Request {
         /// Time until SIGKILL.
         timeout_ms: u64,
     },
-    /// → `Exited` when the attempt is over.
-    Wait,
+    /// → `Exited` when that attempt is over; at once if it is. [`CURRENT_ATTEMPT`] and [`LAST_ATTEMPT`] are no numbers.
+    Wait {
+        /// Which attempt.
+        attempt: u32,
+    },
     /// Run a process in the container. Comes with descriptors: stdin, stdout, stderr and, where a system call filter
     /// is to be loaded, one it can be read from. → `ExecStarted` then `ExecExited`; or `ExecFailed`, `Error`.
     Exec(Box<ExecRequest>),
@@ -148,6 +156,8 @@ pub enum Phase {
     Stopping = 3,
     /// It is over; the record is being written.
     Exited = 4,
+    /// An attempt is over, and its restart policy will begin the next one, or is beginning it.
+    Restarting = 5,
 }
 
 /// Answer to [`Request::Status`].
@@ -174,7 +184,8 @@ pub struct Exit {
     pub oom_killed: bool,
     /// When, nanoseconds since the epoch.
     pub finished_at_nanos: i64,
-    /// The exit record as JSON while the disk does not take it; else empty.
+    /// The exit record as JSON while the disk does not take it, or where that of a later attempt may have taken its place
+    /// by the time it is looked for; else empty.
     pub record: Vec<u8>,
 }
 
@@ -208,7 +219,7 @@ impl Request {
             Self::Start => Writer::new(2).finish(),
             Self::Signal(signal) => Writer::new(3).i32(*signal).finish(),
             Self::Stop { signal, timeout_ms } => Writer::new(4).i32(*signal).u64(*timeout_ms).finish(),
-            Self::Wait => Writer::new(5).finish(),
+            Self::Wait { attempt } => Writer::new(5).u32(*attempt).finish(),
             Self::Exec(exec) => exec.encode(),
             Self::Attach => Writer::new(7).finish(),
         }
@@ -222,7 +233,8 @@ impl Request {
             2 => Self::Start,
             3 => Self::Signal(reader.i32()?),
             4 => Self::Stop { signal: reader.i32()?, timeout_ms: reader.u64()? },
-            5 => Self::Wait,
+            // The first agents of this version did not say which.
+            5 => Self::Wait { attempt: if reader.is_at_end() { CURRENT_ATTEMPT } else { reader.u32()? } },
             6 => Self::Exec(Box::new(ExecRequest::decode(&mut reader)?)),
             7 => Self::Attach,
             _ => return Err(Malformed("unknown request")),
@@ -355,7 +367,7 @@ impl Reply {
 
 impl Phase {
     fn from_number(number: u8) -> Result<Self, Malformed> {
-        [Self::Creating, Self::Created, Self::Running, Self::Stopping, Self::Exited]
+        [Self::Creating, Self::Created, Self::Running, Self::Stopping, Self::Exited, Self::Restarting]
             .into_iter()
             .find(|phase| *phase as u8 == number)
             .ok_or(Malformed("unknown phase"))
@@ -490,7 +502,15 @@ mod tests {
 
     fn requests() -> Vec<Request> {
         let stop = Request::Stop { signal: 15, timeout_ms: u64::MAX };
-        vec![Request::Status, Request::Start, Request::Signal(9), stop, Request::Wait, exec(), Request::Attach]
+        vec![
+            Request::Status,
+            Request::Start,
+            Request::Signal(9),
+            stop,
+            Request::Wait { attempt: 7 },
+            exec(),
+            Request::Attach,
+        ]
     }
 
     fn replies() -> Vec<Reply> {
@@ -531,6 +551,7 @@ mod tests {
         let failed = Reply::ExecFailed { errno: 2, step: ExecStep::Program };
         assert_eq!(Reply::decode(&[6, 0, 0, 0, 1, 8, 2, 0, 0, 0]), Ok(failed));
         assert_eq!(Reply::decode(&[7, 0, 0, 0, 1, 2, 1, 0, 0, 0, b'x']), Ok(Reply::Error("x".into())));
+        assert_eq!(Request::decode(&[2, 0, 0, 0, 1, 5]), Ok(Request::Wait { attempt: CURRENT_ATTEMPT }));
     }
 
     #[test]

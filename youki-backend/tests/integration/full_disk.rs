@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use runtime_core::spec::RestartKind;
 use runtime_core::{ContainerId, ContainerState, Runtime, ServiceSpec, WaitReason};
 
 use crate::support::Case;
@@ -18,6 +19,7 @@ crate::tests![
     an_end_that_could_not_be_written_is_on_record_once_there_is_room,
     with_the_supervisor_dead_stop_says_runtime_error_and_remove_frees_all,
     the_supervisor_neither_dies_nor_spins,
+    a_restart_waits_for_room_and_a_stop_does_not,
 ];
 
 /// A file system of its own at a root's place, without anything reserved for root. It goes with this value.
@@ -187,4 +189,39 @@ async fn the_supervisor_neither_dies_nor_spins(case: Case) {
     assert_eq!(soon("wait", runtime.wait_container(&id)).await, Ok(7));
     fs::remove_file(filler).unwrap();
     runtime.remove_container(&id).await.unwrap();
+}
+
+async fn a_restart_waits_for_room_and_a_stop_does_not(case: Case) {
+    let (disk, root, runtime) = small(&case).await;
+    let id = the_container();
+    let mut spec = case.script("trap 'exit 7' USR1; echo up; while :; do sleep 0.1; done").await;
+    spec.restart_policy = crate::restarts::policy(RestartKind::Always, None, 1);
+    start_on(&*runtime, &id, &spec).await.unwrap();
+    up(&runtime, &id).await;
+    for attempt in 1..=2 {
+        let running = || async { runtime.container_state(&id).await.unwrap() == ContainerState::Running };
+        eventually("it runs", running).await;
+        let waiting = {
+            let (runtime, id) = (runtime.clone(), id.clone());
+            tokio::spawn(async move { runtime.wait_container(&id).await })
+        };
+        let filler = disk.fill();
+        // Its trap may not be set yet.
+        eventually("it ends", || async {
+            runtime.kill_container(&id, Some("USR1")).await.is_err() || !running().await
+        })
+        .await;
+        assert_eq!(soon("the one who waited", waiting).await.unwrap(), Ok(7));
+        assert_eq!(soon("state", runtime.container_state(&id)).await.unwrap(), ContainerState::Initializing);
+        assert_eq!(soon("wait", runtime.wait_container(&id)).await, Ok(7));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(soon("state", runtime.container_state(&id)).await.unwrap(), ContainerState::Initializing);
+        if attempt == 2 {
+            soon("stop", runtime.stop_container(&id, Duration::from_secs(10))).await.unwrap();
+            assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Exited { code: 7 });
+        }
+        fs::remove_file(filler).unwrap();
+    }
+    soon("remove", runtime.remove_container(&id)).await.unwrap();
+    assert!(root.cgroups_of(&id).is_empty());
 }

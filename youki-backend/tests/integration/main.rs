@@ -31,6 +31,8 @@ mod mounts;
 mod networks;
 mod outcomes;
 mod removal;
+mod restarts;
+mod restarts_killed;
 mod supervisor_killed;
 mod tiny_init;
 mod users;
@@ -95,6 +97,8 @@ fn trials() -> Vec<Trial> {
         command_line::tests(),
         full_disk::tests(),
         removal::tests(),
+        restarts::tests(),
+        restarts_killed::tests(),
         keeper::tests(),
         copying::tests(),
         tiny_init::tests(),

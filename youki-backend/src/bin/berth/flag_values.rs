@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
-use runtime_core::spec::{ByteSize, DeviceSpec, NetworkMode, RlimitSpec, SeccompSpec, StorageSpec, duration};
+use runtime_core::spec::{
+    ByteSize, DeviceSpec, NetworkMode, RestartKind, RestartPolicy, RlimitSpec, SeccompSpec, StorageSpec, duration,
+};
 use runtime_core::{RegistryAuth, RegistryAuthType};
 
 use crate::failure::{Failure, Result};
@@ -48,6 +50,24 @@ pub fn memory(flag: &str, text: &str) -> Result<ByteSize> {
 pub fn cpus(text: &str) -> Result<f64> {
     let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
     number.ok_or_else(|| wrong("--cpus", text, "not a number of CPUs above 0"))
+}
+
+/// `--restart on-failure:3`.
+pub fn restart(text: &str) -> Result<RestartPolicy> {
+    let (name, max) = text.split_once(':').map_or((text, None), |(name, max)| (name, Some(max)));
+    let kind: RestartKind = name.parse().map_err(|reason: String| wrong("--restart", text, &reason))?;
+    let max_attempts = match max {
+        None => None,
+        Some(_) if kind != RestartKind::OnFailure => {
+            return Err(wrong("--restart", text, "only on-failure takes a number of restarts"));
+        }
+        Some(max) => {
+            let max: u32 = max.parse().map_err(|_| wrong("--restart", text, "not a number of restarts"))?;
+            // Docker reads 0 as no limit.
+            Some(max).filter(|max| *max != 0)
+        }
+    };
+    Ok(RestartPolicy { kind, max_attempts, delay: None })
 }
 
 /// `-e NAME=VALUE`, or `-e NAME`, which is taken from `own`, and left out where that lacks it.

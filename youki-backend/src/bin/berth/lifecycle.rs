@@ -67,7 +67,8 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<i32> {
 /// `berth shutdown`: stops every container, each in its own time, then tries again what S3 refused.
 pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
     let all = session.runtime.inspect_all().await?;
-    let ids: Vec<String> = all.into_iter().filter(|one| one.outcome.is_none()).map(|one| one.id).collect();
+    let ended = |state: &str| matches!(state, "exited" | "failed");
+    let ids: Vec<String> = all.into_iter().filter(|one| !ended(one.state)).map(|one| one.id).collect();
     // What is not durable after that is tried again, and told then.
     let stop = async |id: ContainerId| Ok(session.runtime.stop(&id, None).await.map(drop)?);
     let mut status = each(session, &ids, stop, print_name).await?;

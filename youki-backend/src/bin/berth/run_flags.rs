@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
-use runtime_core::spec::RestartKind;
 use runtime_core::{ContainerId, PullPolicy, RegistryAuth, ServiceSpec};
 
 use crate::cli::parse_pull_policy;
@@ -126,8 +125,8 @@ pub struct RunArgs {
     /// Credentials for the registry
     #[arg(long, value_name = "USER:PASSWORD")]
     pub creds: Option<String>,
-    /// Restart it when it ends (not built yet)
-    #[arg(long, value_name = "POLICY")]
+    /// Restart it when it ends by itself: no, always, unless-stopped, on-failure, on-failure:N
+    #[arg(long, value_name = "POLICY", conflicts_with = "rm")]
     pub restart: Option<String>,
     #[command(flatten)]
     pub unbuilt: UnbuiltFlags,
@@ -178,13 +177,6 @@ impl RunArgs {
     fn check_built(&self) -> Result<()> {
         if let Some(flag) = self.unbuilt.first() {
             return Err(Failure::unsupported(flag));
-        }
-        if let Some(policy) = &self.restart {
-            let name = policy.split(':').next().unwrap_or_default();
-            let kind: RestartKind = name.parse().map_err(|reason| Failure::usage(format!("--restart: {reason}")))?;
-            if kind != RestartKind::No {
-                return Err(Failure::unsupported(format!("--restart {policy}")));
-            }
         }
         Ok(())
     }
@@ -242,6 +234,7 @@ impl RunArgs {
         spec.user.clone_from(&self.user);
         spec.stop_signal.clone_from(&self.stop_signal);
         spec.stop_timeout = self.stop_timeout.map(values::stop_timeout);
+        spec.restart_policy = self.restart.as_deref().map(values::restart).transpose()?.unwrap_or_default();
         Ok(())
     }
 
@@ -373,7 +366,6 @@ mod tests {
     fn what_is_not_built_is_refused_by_name() {
         for (line, flag) in [
             ("-p 80:80 img", "--publish"),
-            ("--restart always img", "--restart always"),
             ("--health-cmd true img", "--health-cmd"),
             ("--health-start-period 1s img", "--health-start-period"),
         ] {
@@ -381,7 +373,6 @@ mod tests {
             assert_eq!(failure.code(), "unsupported", "{line}");
             assert!(failure.text().contains(flag), "{line}: {}", failure.text());
         }
-        assert!(args("--restart no img").spec().is_ok());
     }
 
     #[test]

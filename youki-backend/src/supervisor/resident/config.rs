@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use runtime_core::spec::RestartPolicy;
 use serde::{Deserialize, Serialize};
 
 /// The connection to the agent that creates the container.
@@ -16,8 +17,13 @@ pub(crate) const ERRNO_FD: i32 = 5;
 pub(crate) const OUTPUT_FDS: [i32; 2] = [6, 7];
 /// Write end of the container's standard input, when it is kept open.
 pub(crate) const STDIN_FD: i32 = 8;
+/// Where there is a restart policy, the plan by which the container is built again: in memory that is no file's, for it
+/// may hold secrets.
+pub(crate) const PLAN_FD: i32 = 9;
+/// Beside it the executable that does so, by the version of this supervisor.
+pub(crate) const STAGE_FD: i32 = 10;
 /// Everything from here on is closed.
-pub(crate) const FIRST_UNUSED_FD: i32 = 9;
+pub(crate) const FIRST_UNUSED_FD: i32 = 11;
 
 /// Passed as one JSON argument.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +48,12 @@ pub(crate) struct ResidentConfig {
     /// The container has a terminal.
     #[serde(default)]
     pub terminal: bool,
+    /// What is done when the container ends by itself.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// The signal that asks it to stop, 0 where the agent is older than restarts.
+    #[serde(default)]
+    pub stop_signal: i32,
     /// Size at which a log file is followed by the next.
     pub log_file_max_bytes: u64,
     /// How many are kept.

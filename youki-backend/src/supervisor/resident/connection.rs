@@ -27,13 +27,13 @@ pub(crate) struct Connection {
     /// Descriptors that came and are not yet taken.
     pub descriptors: VecDeque<OwnedFd>,
     unsent: Vec<u8>,
-    /// It waits for the attempt's end.
-    pub waits: bool,
+    /// The attempt whose end it waits for.
+    pub waits: Option<u32>,
 }
 
 impl Connection {
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket, received: Vec::new(), descriptors: VecDeque::new(), unsent: Vec::new(), waits: false }
+        Self { socket, received: Vec::new(), descriptors: VecDeque::new(), unsent: Vec::new(), waits: None }
     }
 
     /// Reads what there is.

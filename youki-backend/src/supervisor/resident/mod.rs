@@ -2,8 +2,9 @@
 //!
 //! It takes over from the stage (see [`super::stage`]) by exec, with the descriptors of [`config`]. It waits on one
 //! epoll for the helper that builds the container, the init's start, its output, agents' requests, deadlines and its
-//! children's ends. When the init ends it writes the exit record, answers who waits, frees the cgroup, and ends; with
-//! it go its mount namespace (the overlay) and the container's network namespace.
+//! children's ends. When the init ends it writes the exit record, answers who waits and frees the cgroup. Then, if the
+//! restart policy says so, it waits and has the container built again, in the namespaces that it holds; else it ends, and
+//! with it go its mount namespace (the overlay) and the container's network namespace.
 
 /// A line for supervisor.log.
 macro_rules! say {
@@ -20,7 +21,8 @@ mod output;
 mod own_log;
 
 pub(crate) use config::{
-    CONTROL_FD, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, RESULT_FD, ResidentConfig, STDIN_FD,
+    CONTROL_FD, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, ResidentConfig, STAGE_FD,
+    STDIN_FD,
 };
 pub(crate) use exec::check;
 pub(crate) use output::PIPE_BYTES;

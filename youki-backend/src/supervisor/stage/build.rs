@@ -15,10 +15,10 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use super::CreatePlan;
 use super::executor::Init;
 use super::fill;
 use super::mounts::RootMounts;
-use super::{CreatePlan, Descriptors};
 use crate::bundle::cgroup_view::CgroupView;
 use crate::bundle::resources::{CgroupLimits, CgroupWrite};
 use crate::bundle::users;
@@ -33,17 +33,13 @@ pub(crate) const LIBCONTAINER_ID: &str = "c";
 pub(super) const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
 /// Builds, reports, and ends. Nobody waits for it once `supervisor`, its parent, is gone.
-pub(super) fn main(plan: CreatePlan, descriptors: Descriptors, supervisor: Option<Pid>) -> ! {
+pub(super) fn main(plan: CreatePlan, streams: Streams, report: OwnedFd, supervisor: Option<Pid>) -> ! {
     let bound = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     if bound.is_err() || rustix::process::getppid() != supervisor {
         // SAFETY: ends this process without running anything of its parent's.
         unsafe { libc::_exit(1) }
     }
-    let Descriptors { listener, result, errno, stdout, stderr, stdin } = descriptors;
-    // So that each pipe has one reader and ends when it should.
-    drop((listener, result.0, errno.0, stdout.0, stderr.0, stdin.1));
-    let mut report = fs::File::from(result.1);
-    let streams = Streams { stdin: stdin.0, stdout: stdout.1, stderr: stderr.1, errno: errno.1 };
+    let mut report = fs::File::from(report);
     let code = match build(plan, streams, &mut report) {
         Ok(()) => 0,
         Err(error) => {
@@ -55,11 +51,13 @@ pub(super) fn main(plan: CreatePlan, descriptors: Descriptors, supervisor: Optio
     unsafe { libc::_exit(code) }
 }
 
-struct Streams {
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    errno: OwnedFd,
+/// The container's streams, and the pipe that tells of a failed `execve`: the init's ends of them.
+#[derive(Debug)]
+pub(super) struct Streams {
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+    pub errno: OwnedFd,
 }
 
 fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Result<()> {

@@ -5,6 +5,7 @@
 //! becomes the resident by exec. Process id, children and their pending ends survive the exec; so one exec is
 //! on the way, and nothing that is linked with libcontainer stays in memory.
 
+pub(crate) mod again;
 mod build;
 mod console;
 mod executor;
@@ -20,11 +21,14 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
+use runtime_core::spec::RestartKind;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::failure::Failure;
-use super::resident::{self, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, PIPE_BYTES, RESULT_FD, STDIN_FD};
+use super::resident::{
+    self, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, PIPE_BYTES, PLAN_FD, RESULT_FD, STAGE_FD, STDIN_FD,
+};
 use super::wire::{MAX_FRAME_BYTES, Reply};
 use crate::error::{Error, Result};
 pub(crate) use build::LIBCONTAINER_ID;
@@ -102,12 +106,18 @@ fn set_up(mut plan: CreatePlan) -> Result<std::convert::Infallible> {
     // SAFETY: this process is single-threaded, so the child may do whatever it could.
     let helper = unsafe { libc::fork() };
     match helper {
-        0 => build::main(plan, descriptors, supervisor),
+        0 => {
+            let Descriptors { listener, result, errno, stdout, stderr, stdin } = descriptors;
+            // So that each pipe has one reader and ends when it should.
+            drop((listener, result.0, errno.0, stdout.0, stderr.0, stdin.1));
+            let streams = build::Streams { stdin: stdin.0, stdout: stdout.1, stderr: stderr.1, errno: errno.1 };
+            build::main(plan, streams, result.1, supervisor)
+        }
         -1 => Err(Error::io("forking", "the helper")(io::Error::last_os_error())),
         pid => {
             leave_agent(&plan)?;
             plan.resident.helper_pid = pid;
-            become_resident(&plan, descriptors)
+            become_resident(plan, descriptors)
         }
     }
 }
@@ -174,7 +184,7 @@ fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
-fn become_resident(plan: &CreatePlan, descriptors: Descriptors) -> Result<std::convert::Infallible> {
+fn become_resident(mut plan: CreatePlan, descriptors: Descriptors) -> Result<std::convert::Infallible> {
     let executable = super::sealed::open(&plan.resident_executable)?;
     let config = serde_json::to_string(&plan.resident)
         .map_err(|error| Error::io("writing", "the configuration")(error.into()))?;
@@ -188,6 +198,13 @@ fn become_resident(plan: &CreatePlan, descriptors: Descriptors) -> Result<std::c
         (stderr.0, OUTPUT_FDS[1]),
     ];
     kept.extend(stdin.1.map(|stdin| (stdin, STDIN_FD)));
+    if plan.resident.restart.kind != RestartKind::No {
+        // Volumes are filled once.
+        plan.fill.clear();
+        kept.push((keep(&plan).map_err(Error::io("keeping", "the plan"))?, PLAN_FD));
+        let own = fs::File::open("/proc/self/exe").map_err(Error::io("opening", "/proc/self/exe"))?;
+        kept.push((own.into(), STAGE_FD));
+    }
     let executable = above_places(&executable)?;
     for (fd, _) in &mut kept {
         *fd = above_places(fd)?;
@@ -204,6 +221,14 @@ fn become_resident(plan: &CreatePlan, descriptors: Descriptors) -> Result<std::c
     // SAFETY: the path and all of argv are C strings that outlive the call; both arrays end in NULL.
     unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
     Err(Error::io("executing", &plan.resident_executable)(io::Error::last_os_error()))
+}
+
+/// The plan in a file that has no name, and dies with the supervisor.
+fn keep(plan: &CreatePlan) -> io::Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, memfd_create};
+    let mut file = fs::File::from(memfd_create("berth-plan", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(plan)?)?;
+    Ok(file.into())
 }
 
 fn above_places(fd: &OwnedFd) -> Result<OwnedFd> {

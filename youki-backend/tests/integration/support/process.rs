@@ -47,3 +47,14 @@ pub fn private_dirty_bytes(pid: u32) -> u64 {
     let line = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
+
+/// The process id of the container's supervisor, also while no init of it runs.
+pub fn resident(id: &ContainerId) -> Option<u32> {
+    let dir = format!("/containers/{id}\"");
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments = String::from_utf8_lossy(&arguments);
+        arguments.contains("--berth-supervisor") && arguments.contains(&dir)
+    })
+}

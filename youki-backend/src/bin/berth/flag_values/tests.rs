@@ -236,3 +236,21 @@ fn tails_and_time_outs() {
     assert_eq!(stop_timeout(-1), FOREVER);
     assert_eq!(stop_timeout(3), Duration::from_secs(3));
 }
+
+#[test]
+fn restart_policies_are_dockers() {
+    let policy = |kind, max_attempts| RestartPolicy { kind, max_attempts, delay: None };
+    for (text, expected) in [
+        ("no", policy(RestartKind::No, None)),
+        ("always", policy(RestartKind::Always, None)),
+        ("unless-stopped", policy(RestartKind::UnlessStopped, None)),
+        ("on-failure", policy(RestartKind::OnFailure, None)),
+        ("on-failure:3", policy(RestartKind::OnFailure, Some(3))),
+        ("on-failure:0", policy(RestartKind::OnFailure, None)),
+    ] {
+        assert_eq!(restart(text).unwrap(), expected, "{text}");
+    }
+    for bad in ["", "never", "always:3", "no:1", "on-failure:", "on-failure:-1", "on-failure:x"] {
+        assert!(restart(bad).unwrap_err().text().contains("--restart"), "{bad}");
+    }
+}

@@ -69,7 +69,7 @@ impl Attempt {
     }
 
     pub(super) fn created(&mut self) {
-        if self.phase != Phase::Creating {
+        if !matches!(self.phase, Phase::Creating | Phase::Restarting) {
             return;
         }
         self.build_by = None;
@@ -79,8 +79,13 @@ impl Attempt {
         if let Err(error) = fs::write(self.config.container_dir.join("created"), init.to_string()) {
             return self.abandon(&format!("writing its mark: {error}"));
         }
+        if let Some(result) = self.result.take() {
+            self.events.remove(&result);
+        }
+        if self.phase == Phase::Restarting {
+            return self.tell_init_to_start();
+        }
         self.phase = Phase::Created;
-        self.result = None;
         self.reply(0, &Reply::Created { pid: self.init_pid });
     }
 
@@ -90,7 +95,7 @@ impl Attempt {
     }
 
     fn abandon_for(&mut self, why: Failure) {
-        if self.phase != Phase::Creating {
+        if !matches!(self.phase, Phase::Creating | Phase::Restarting) || self.ended.is_some() {
             return;
         }
         say!("creating the container failed: {}", why.text);
@@ -107,6 +112,14 @@ impl Attempt {
             events::drain(&self.children);
             while events::reap().is_some() {}
         }
+        if self.phase == Phase::Restarting {
+            // It counts as an attempt that failed.
+            (self.helper_pid, self.init_pid, self.build_by) = (None, 0, None);
+            self.answer_starters(&Reply::Failed(why.clone()));
+            self.build_failure = Some(why.text);
+            self.ended = Some(libc::SIGKILL);
+            return;
+        }
         let _ = self.cgroup.remove();
         self.remove_socket();
         self.reply(0, &Reply::Failed(why));
@@ -117,16 +130,33 @@ impl Attempt {
         match self.phase {
             Phase::Created if self.starters.is_empty() => {
                 self.starters.push(slot);
-                let armed = self.errno.as_ref().map(|errno| self.events.add(errno, Source::Errno));
-                let told = armed.unwrap_or(Ok(())).and_then(|()| self.notify_init());
-                self.started_at_nanos = output::now_nanos();
-                if let Err(error) = told {
-                    self.answer_starters(&Reply::Error(format!("telling the init to start failed: {error}")));
-                }
+                self.restarts.by_hand = true;
+                self.tell_init_to_start();
             }
             Phase::Created => self.starters.push(slot),
+            // It need not wait any longer.
+            Phase::Restarting => {
+                self.starters.push(slot);
+                self.restarts.by_hand = true;
+                self.restarts.schedule.begin_anew();
+                self.restarts.due = self.restarts.due.map(|_| Instant::now());
+            }
             Phase::Running => self.reply(slot, &Reply::Ok),
             _ => self.reply(slot, &Reply::Error("it is stopping".to_owned())),
+        }
+    }
+
+    fn tell_init_to_start(&mut self) {
+        let armed = self.errno.as_ref().map(|errno| self.events.add(errno, Source::Errno));
+        let told = armed.unwrap_or(Ok(())).and_then(|()| self.notify_init());
+        self.started_at_nanos = output::now_nanos();
+        self.restarts.started = Some(Instant::now());
+        if let Err(error) = told {
+            let what = format!("telling the init to start failed: {error}");
+            self.answer_starters(&Reply::Error(what.clone()));
+            if self.phase == Phase::Restarting {
+                self.abandon(&what);
+            }
         }
     }
 
@@ -145,6 +175,7 @@ impl Attempt {
         match self.exec_errno {
             Some(errno) => self.answer_starters(&Reply::ExecFailed { errno, step: ExecStep::Program }),
             None => {
+                self.restarts.by_hand = false;
                 self.phase = Phase::Running;
                 self.tell(Event { attempt: Some(self.config.attempt), ..Event::now(EventKind::Start) });
                 self.answer_starters(&Reply::Ok);

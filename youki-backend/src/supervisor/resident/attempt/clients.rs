@@ -8,7 +8,7 @@ use super::super::connection::{Connection, Incoming};
 use super::super::events::Source;
 use super::super::{exec, heap};
 use super::{Attempt, Stopping, place};
-use crate::supervisor::wire::{Phase, Reply, Request, Status};
+use crate::supervisor::wire::{CURRENT_ATTEMPT, LAST_ATTEMPT, Phase, Reply, Request, Status};
 
 /// Connections at a time: more than all agents and commands of a host, fewer than would exhaust descriptors.
 const MAX_CONNECTIONS: usize = 1024;
@@ -97,7 +97,7 @@ impl Attempt {
             Request::Start => self.start(slot),
             Request::Signal(signal) => self.signal(slot, signal),
             Request::Stop { signal, timeout_ms } => self.stop(slot, signal, Duration::from_millis(timeout_ms)),
-            Request::Wait => self.tell_end(slot),
+            Request::Wait { attempt } => self.tell_end(slot, attempt),
             Request::Exec(request) => self.exec(slot, &request),
             Request::Attach => self.attach(slot),
         }
@@ -112,21 +112,34 @@ impl Attempt {
     }
 
     /// Now if it is known, else once it is.
-    fn tell_end(&mut self, slot: usize) {
-        match self.unrecorded.clone() {
-            Some(exit) => self.reply(slot, &Reply::Exited(exit)),
+    fn tell_end(&mut self, slot: usize, attempt: u32) {
+        match self.told_of(attempt) {
+            Some(exited) => self.reply(slot, &exited),
             None => {
+                let attempt = if attempt == CURRENT_ATTEMPT { self.config.attempt } else { attempt };
                 if let Some(connection) = &mut self.connections[slot] {
-                    connection.waits = true;
+                    connection.waits = Some(attempt);
                 }
             }
         }
     }
 
     pub(super) fn signal(&mut self, slot: usize, signal: i32) {
-        if self.ended.is_some() {
-            return self.tell_end(slot);
+        // It is not to come again, as docker does not restart what it was told to end.
+        let ends = [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, self.config.stop_signal].contains(&signal);
+        if self.phase == Phase::Restarting {
+            if !ends {
+                return self.reply(slot, &Reply::Error("it waits to be restarted".to_owned()));
+            }
+            if !self.restarts.stopped {
+                self.give_up_restart("it was killed while it waited to be restarted");
+            }
+            return self.reply(slot, &Reply::Ok);
         }
+        if self.ended.is_some() {
+            return self.tell_end(slot, LAST_ATTEMPT);
+        }
+        self.restarts.stopped |= ends;
         if self.init_pid == 0 {
             return self.reply(slot, &Reply::Error("it is not created yet".to_owned()));
         }
@@ -142,9 +155,13 @@ impl Attempt {
         if self.phase == Phase::Creating {
             return self.abandon("it was stopped while it was created");
         }
-        if self.ended.is_some() {
-            return self.tell_end(slot);
+        if self.phase == Phase::Restarting && !self.restarts.stopped {
+            self.give_up_restart("it was stopped while it waited to be restarted");
         }
+        if self.ended.is_some() {
+            return self.tell_end(slot, LAST_ATTEMPT);
+        }
+        self.restarts.stopped = true;
         // As late as can be told apart from never.
         let kill_at = Instant::now() + timeout.min(Duration::from_secs(1 << 32));
         match &mut self.stopping {

@@ -11,10 +11,10 @@ use super::super::{events, output};
 use super::Attempt;
 use crate::bundle::signal;
 use crate::process::ProcessName;
-use crate::record::{self, ExitRecord};
+use crate::record::{self, ExitRecord, LOST_EXIT_CODE};
 use crate::stats;
 use crate::supervisor::launch::exec_failure_code;
-use crate::supervisor::wire::{Exit, Phase, Reply};
+use crate::supervisor::wire::{CURRENT_ATTEMPT, Exit, LAST_ATTEMPT, Phase, Reply};
 
 /// Time for clients to take their last replies and output.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -23,15 +23,28 @@ const FIRST_RECORD_PAUSE: Duration = Duration::from_millis(100);
 /// Longest of these pauses.
 const LONGEST_RECORD_PAUSE: Duration = Duration::from_secs(10);
 
+/// How an attempt ended: on record, and what is told of it.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub record: ExitRecord,
+    pub exit: Exit,
+    /// The disk has it.
+    pub recorded: bool,
+    /// The disk did not take it yet: whoever asks is told from here.
+    pub refused: bool,
+}
+
 impl Attempt {
-    pub(super) fn finish(mut self) -> i32 {
+    /// After the init's end: whoever is left goes, the rest of the output is logged, and the end is put on record, with
+    /// whether another attempt follows.
+    pub(super) fn end(&mut self) {
         let finished_at_nanos = output::now_nanos();
         let status = self.ended.unwrap_or(0);
         // It may have failed to execute in the same breath.
-        if self.errno.is_some() && !self.starters.is_empty() {
+        if self.errno.is_some() && self.started_at_nanos != 0 {
             self.read_errno();
         }
-        let never_started = self.phase == Phase::Created;
+        let never_started = matches!(self.phase, Phase::Created | Phase::Restarting);
         self.phase = Phase::Exited;
         // With a PID namespace nobody is left; without one, whoever the init left behind must go.
         for _ in 0..100 {
@@ -51,12 +64,18 @@ impl Attempt {
         let stats = stats::read(&self.cgroup, None);
         let signal = if libc::WIFSIGNALED(status) { libc::WTERMSIG(status) } else { 0 };
         let oom_killed = signal == libc::SIGKILL && oom_kills > 0 && !self.killed_by_us;
+        let build_failure = self.build_failure.take().filter(|_| !self.restarts.stopped);
+        let could_not_be_built = build_failure.is_some();
         let failure = match self.exec_errno {
             Some(errno) => Some(format!("executing its program failed: {}", io::Error::from_raw_os_error(errno))),
-            None => never_started.then(|| "it ended before it was started".to_owned()),
+            None => build_failure.or_else(|| {
+                let on_its_own = never_started && (self.last.is_none() || !self.restarts.stopped);
+                on_its_own.then(|| "it ended before it was started".to_owned())
+            }),
         };
         let code = match self.exec_errno {
             Some(errno) => exec_failure_code(errno),
+            None if could_not_be_built => LOST_EXIT_CODE,
             None => exit_code(status),
         };
         let reason = match () {
@@ -65,31 +84,61 @@ impl Attempt {
             () if signal != 0 => WaitReason::Signal,
             () => WaitReason::Exited,
         };
+        // Before the first start there is nothing to start again.
+        let pause = match never_started && self.last.is_none() {
+            true => None,
+            false => self.restarts.pause(code, failure.is_some()),
+        };
+        self.restarts.due = pause.map(|pause| Instant::now() + pause);
+        self.restarts.by_hand = false;
+        if pause.is_some() {
+            self.phase = Phase::Restarting;
+        }
         let record = ExitRecord {
             attempt: self.config.attempt,
             supervisor: ProcessName::of(std::process::id() as i32).map(|name| name.to_string()),
             outcome: WaitOutcome {
                 exit_code: code,
                 reason,
-                signal: (signal != 0).then(|| signal::name(signal)),
+                signal: (signal != 0 && !could_not_be_built).then(|| signal::name(signal)),
                 finished_at: Some(DateTime::from_timestamp_nanos(finished_at_nanos)),
             },
             started_at: (self.started_at_nanos != 0).then(|| DateTime::from_timestamp_nanos(self.started_at_nanos)),
             failure,
             oom_kills,
             stats: Some(stats),
+            restarting: pause.is_some(),
         };
+        let event = record.event("");
         let exit = Exit { code, signal, oom_killed, finished_at_nanos, record: Vec::new() };
-        self.put_on_record(&record, &exit);
+        self.last = Some(Ended { record, exit, recorded: false, refused: false });
+        self.put_on_record();
         if oom_kills > 0 {
             self.tell(Event::now(EventKind::Oom).saying(format!("{oom_kills} processes")));
         }
-        self.tell(record.event(""));
+        self.tell(event);
         if let Err(error) = self.cgroup.remove() {
             say!("removing the cgroup: {}", error.chain());
         }
+        if self.phase == Phase::Restarting {
+            self.tell_waiting();
+            self.say_farewell();
+        }
+    }
+
+    /// After the last attempt: lets go of everything, and tells whoever waits.
+    pub(super) fn finish(mut self) -> i32 {
+        self.phase = Phase::Exited;
+        // A restart was called off.
+        if let Some(last) = &mut self.last
+            && (last.record.restarting || !last.recorded)
+        {
+            last.record.restarting = false;
+            last.recorded = false;
+            self.put_on_record();
+        }
         self.remove_socket();
-        self.tell_waiting(&Reply::Exited(exit));
+        self.tell_waiting();
         if let Some(listener) = self.listener.take() {
             self.events.remove(&listener);
             // Who connected before the socket was gone still finds an answer: the end of the file, and the record.
@@ -101,18 +150,22 @@ impl Attempt {
 
     /// Writes the exit record. While a full disk does not take it, whoever asks is answered from here, and it is tried
     /// again at growing intervals.
-    fn put_on_record(&mut self, record: &ExitRecord, exit: &Exit) {
+    fn put_on_record(&mut self) {
         let path = self.config.container_dir.join("exit.json");
         let mut pause = FIRST_RECORD_PAUSE;
-        while let Err(error) = record::write(&path, record) {
-            say!("writing the exit record: {}", error.chain());
+        while let Some(last) = &mut self.last {
+            match record::write(&path, &last.record) {
+                Ok(()) => {
+                    last.recorded = true;
+                    return;
+                }
+                Err(error) => say!("writing the exit record: {}", error.chain()),
+            }
             if !self.config.container_dir.exists() {
                 return;
             }
-            if self.unrecorded.is_none() {
-                let exit = Exit { record: serde_json::to_vec(record).unwrap_or_default(), ..exit.clone() };
-                self.unrecorded = Some(exit.clone());
-                self.tell_waiting(&Reply::Exited(exit));
+            if !std::mem::replace(&mut last.refused, true) {
+                self.tell_waiting();
                 self.say_farewell();
             }
             let next = Instant::now() + pause;
@@ -121,14 +174,36 @@ impl Attempt {
         }
     }
 
+    /// How the last attempt ended, for one who asked for the end of attempt `wanted`; `None` while that is to come.
+    pub(super) fn told_of(&self, wanted: u32) -> Option<Reply> {
+        let last = self.last.as_ref().filter(|last| last.recorded || last.refused)?;
+        let is_over = match wanted {
+            LAST_ATTEMPT => self.phase == Phase::Exited,
+            CURRENT_ATTEMPT => self.config.attempt == last.record.attempt,
+            number => number <= last.record.attempt,
+        };
+        let on_disk = last.recorded && self.phase == Phase::Exited;
+        let record = if on_disk { Vec::new() } else { serde_json::to_vec(&last.record).unwrap_or_default() };
+        is_over.then(|| Reply::Exited(Exit { record, ..last.exit.clone() }))
+    }
+
     /// Answers all who wait or stop.
-    fn tell_waiting(&mut self, exited: &Reply) {
-        let stoppers = self.stopping.take().map(|stop| stop.connections).unwrap_or_default();
+    fn tell_waiting(&mut self) {
+        let stoppers = match self.phase {
+            Phase::Exited => self.stopping.take().map(|stop| stop.connections).unwrap_or_default(),
+            _ => Vec::new(),
+        };
         for slot in 0..self.connections.len() {
-            let waits = self.connections[slot].as_mut().is_some_and(|connection| mem::take(&mut connection.waits));
-            if waits || stoppers.contains(&slot) {
-                self.reply(slot, exited);
+            let wanted = match self.connections[slot].as_ref().and_then(|connection| connection.waits) {
+                None if !stoppers.contains(&slot) => continue,
+                None => LAST_ATTEMPT,
+                Some(wanted) => wanted,
+            };
+            let Some(reply) = self.told_of(wanted) else { continue };
+            if let Some(connection) = &mut self.connections[slot] {
+                connection.waits = None;
             }
+            self.reply(slot, &reply);
         }
     }
 

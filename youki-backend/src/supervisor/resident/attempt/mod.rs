@@ -1,9 +1,11 @@
-//! One attempt: from the helper that builds the container to its exit record.
+//! The attempts of one supervisor, one after another: each from the helper that builds the container to its exit record.
 
 mod building;
 mod clients;
 mod ending;
 mod execs;
+mod restart;
+mod schedule;
 mod streams;
 
 use std::io;
@@ -12,14 +14,20 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::config::{CONTROL_FD, ERRNO_FD, LISTENER_FD, OUTPUT_FDS, RESULT_FD, ResidentConfig, STDIN_FD};
+use runtime_core::spec::RestartKind;
+
+use super::config::{
+    CONTROL_FD, ERRNO_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, ResidentConfig, STAGE_FD, STDIN_FD,
+};
 use super::connection::Connection;
 use super::events::{self, Events, Source};
 use super::exec::{self, Exec};
 use super::output::{Log, Output, Scratch};
 use crate::cgroup::{CgroupPaths, Hierarchy};
 use crate::supervisor::launch;
-use crate::supervisor::wire::{Exit, Phase, Reply};
+use crate::supervisor::wire::{Phase, Reply};
+use ending::Ended;
+use restart::Restarts;
 use streams::Attachment;
 
 /// Time for libcontainer to build a container: it takes milliseconds, but blocks for ever on a frozen cgroup or a dead
@@ -62,6 +70,8 @@ pub(super) struct Attempt {
     started_at_nanos: i64,
     stopping: Option<Stopping>,
     killed_by_us: bool,
+    /// Why a restart could not build the container.
+    build_failure: Option<String>,
     outputs: [Output; 2],
     scratch: Scratch,
     log: Log,
@@ -74,8 +84,9 @@ pub(super) struct Attempt {
     exec_count: u64,
     /// The init's wait status, once it ended.
     ended: Option<i32>,
-    /// How it ended, while the disk does not take the record.
-    unrecorded: Option<Exit>,
+    /// How the last attempt that is over ended.
+    last: Option<Ended>,
+    restarts: Restarts,
 }
 
 impl Attempt {
@@ -85,6 +96,9 @@ impl Attempt {
         launch::prctl(libc::PR_SET_DUMPABLE, 0, 0)?;
         let events = Events::new()?;
         let children = events::children()?;
+        let again = config.restart.kind != RestartKind::No;
+        // SAFETY: as below.
+        let again = again.then(|| unsafe { [OwnedFd::from_raw_fd(PLAN_FD), OwnedFd::from_raw_fd(STAGE_FD)] });
         // SAFETY: the stage left these descriptors to us alone, under these numbers.
         let (control, listener, result, errno, stdin, [stdout, stderr]) = unsafe {
             (
@@ -100,6 +114,9 @@ impl Attempt {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(fd, true)?;
         }
+        for fd in again.iter().flatten() {
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
+        }
         events.add(&children, Source::Children)?;
         events.add(&listener, Source::Listener)?;
         events.add(&result, Source::Result)?;
@@ -112,6 +129,7 @@ impl Attempt {
             socket_inode: inode(&config.socket),
             log: Log::open(&config.container_dir.join("logs"), config.log_file_max_bytes, config.log_files),
             helper_pid: Some(config.helper_pid),
+            restarts: Restarts::new(&config.restart, again),
             config,
             events,
             children,
@@ -129,6 +147,7 @@ impl Attempt {
             started_at_nanos: 0,
             stopping: None,
             killed_by_us: false,
+            build_failure: None,
             outputs: [Output::new(stdout, "stdout")?, Output::new(stderr, "stderr")?],
             scratch: Scratch::new()?,
             hot_until: None,
@@ -138,22 +157,28 @@ impl Attempt {
             execs: Vec::new(),
             exec_count: 0,
             ended: None,
-            unrecorded: None,
+            last: None,
         })
     }
 
-    /// Until the init has ended, then until the record is written and everybody told.
+    /// Until the init has ended, the record is written and everybody told; and again while the policy says so.
     pub fn run(mut self) -> i32 {
         // The end of the helper, or an agent's word, may have come before anybody listened.
         self.reap();
         self.serve(0);
-        while self.ended.is_none() {
-            if let Err(error) = self.turn(self.next_deadline()) {
-                say!("waiting for events failed: {error}");
-                let _ = self.cgroup.signal_all();
+        loop {
+            while self.ended.is_none() {
+                if let Err(error) = self.turn(self.next_deadline()) {
+                    say!("waiting for events failed: {error}");
+                    let _ = self.cgroup.signal_all();
+                }
             }
+            self.end();
+            if !self.await_restart() {
+                return self.finish();
+            }
+            self.begin_again();
         }
-        self.finish()
     }
 
     fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
