@@ -23,13 +23,22 @@ pub(crate) struct DirWatch {
 
 impl DirWatch {
     pub fn new(dir: &Path) -> Result<Self> {
+        Self::with(dir, WatchFlags::empty())
+    }
+
+    /// One that is also told of what goes.
+    pub fn with_removals(dir: &Path) -> Result<Self> {
+        Self::with(dir, WatchFlags::DELETE)
+    }
+
+    fn with(dir: &Path, more: WatchFlags) -> Result<Self> {
         let failed = || Error::io("watching", dir);
         let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(|e| failed()(e.into()))?;
         let add = |path: &Path, what: WatchFlags| {
             inotify::add_watch(&events, path, what | WatchFlags::ONLYDIR)
                 .map_err(|e| Error::io("watching", path)(e.into()))
         };
-        add(dir, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF)?;
+        add(dir, more | WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF)?;
         let above = match (dir.parent(), dir.file_name().map(|name| CString::new(name.as_bytes()))) {
             (Some(parent), Some(Ok(name))) => Some((add(parent, WatchFlags::DELETE | WatchFlags::MOVED_FROM)?, name)),
             _ => None,
@@ -39,8 +48,8 @@ impl DirWatch {
         Ok(Self { events: events.map_err(|e| failed()(e.into()))?, above })
     }
 
-    /// Waits for a change; false if the directory is gone and there will be none. `each` is given the name of what was
-    /// changed or came, or `None` where the kernel had more to tell than it keeps. Cancel-safe.
+    /// Waits for a change; false if the directory is gone and there will be none. `each` is given the name of what
+    /// changed, came or went, or `None` where the kernel had more to tell than it keeps. Cancel-safe.
     pub async fn changed(&self, mut each: impl FnMut(Option<&CStr>)) -> Result<bool> {
         let failed = |error: Errno| Error::io("watching", "a directory")(error.into());
         let mut guard = self.events.readable().await.map_err(Error::io("watching", "a directory"))?;

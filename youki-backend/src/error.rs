@@ -358,6 +358,10 @@ impl Error {
             Self::NoSecretsProvider { .. } => "start the container from the agent that holds the secrets".to_owned(),
             Self::IncompatibleRoot { .. } => "use the Berth that wrote it, or a newer one".to_owned(),
             Self::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => FREE_SPACE.to_owned(),
+            Self::Network { .. } => {
+                "`berth network reload` puts back what was taken away; `berth doctor` checks what this host must have"
+                    .to_owned()
+            }
             Self::NoSuchNetwork { .. } => "`berth network ls` lists the networks of this root".to_owned(),
             Self::NetworkExists { .. } => "choose another name, or remove it first: `berth network rm`".to_owned(),
             Self::NetworkInUse { .. } => "remove these containers first".to_owned(),

@@ -1,5 +1,6 @@
 //! The keeper: one process of those on a root follows containers that end by themselves, whoever started them, so that
-//! their volumes are synced, and retries what S3 refused. It sleeps while nothing is due and nothing happens.
+//! their volumes are synced and their ports and names given back, and retries what S3 refused. It sleeps while nothing
+//! is due and nothing happens.
 
 mod debts;
 
@@ -56,7 +57,8 @@ async fn acquire(file: File) -> Option<File> {
     locked.await.ok()
 }
 
-/// Follows what other processes start: each attempt begins with a new socket of its supervisor's.
+/// Follows what other processes start, and sees what ends: each attempt begins with a new socket of its supervisor's,
+/// which goes when it is over.
 async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch) {
     loop {
         let (mut sockets, mut all) = (HashSet::new(), false);
@@ -88,9 +90,27 @@ impl Inner {
             Ok::<Vec<Container>, Error>(ids.filter_map(|id| inner.container(&id).ok()).collect())
         });
         match found.await.map_err(Error::ThreadLost).and_then(|found| found) {
-            Ok(containers) => containers.iter().for_each(|container| self.keep_watch(container)),
+            Ok(containers) => {
+                for container in containers {
+                    self.keep_watch(&container);
+                    self.leave_network_behind(container);
+                }
+            }
             Err(error) => tracing::error!(error = error.chain(), "containers cannot be listed"),
         }
+    }
+
+    /// Gives ports and name of a container back that has ended; on its own, since it may have to wait.
+    fn leave_network_behind(self: &Arc<Self>, container: Container) {
+        if !self.exit_record(&container).is_ok_and(|record| record.is_some()) {
+            return;
+        }
+        let inner = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = inner.leave_network_if_ended(&container).await {
+                tracing::warn!(container = %container.record.id, error = error.chain(), "its ports are not given back");
+            }
+        });
     }
 
     /// Gives volumes back that belong to containers which are no more: whoever removed or created those was killed.
@@ -120,7 +140,7 @@ async fn keep(weak: Weak<Inner>, _lock: File) {
     let mut arrivals = JoinSet::new();
     if let Some(inner) = weak.upgrade() {
         // Before the first look, so that none which comes after it goes unnoticed.
-        match DirWatch::new(&inner.layout.sockets()) {
+        match DirWatch::with_removals(&inner.layout.sockets()) {
             Ok(watch) => drop(arrivals.spawn(follow_arrivals(weak.clone(), watch))),
             Err(error) => tracing::error!(error = error.chain(), "containers of other processes are not followed"),
         }

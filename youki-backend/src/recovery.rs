@@ -185,9 +185,13 @@ impl Inner {
         match self.container(id) {
             Ok(container) if paths.created().exists() => {
                 drop(lock);
-                self.observe(&container).await?;
+                let observed = self.observe(&container).await?;
                 self.keep_watch(&container);
-                Ok(())
+                match observed {
+                    // By itself, with nobody there to see it.
+                    Observed::Ended(_) => self.leave_network_if_ended(&container).await,
+                    _ => Ok(()),
+                }
             }
             Ok(container) => {
                 tracing::warn!(container = %id, "its creation was cut off; what there is of it is removed");

@@ -317,15 +317,19 @@ impl YoukiRuntime {
         self.0.export(id, out).await
     }
 
-    /// Syncs the named volumes of an ended container and gives them back, as a stop does. Tells which of them are not
-    /// durable yet, and why.
+    /// Gives back what an ended container has of its network, and syncs and gives back its named volumes, as a stop
+    /// does. Tells which of them are not durable yet, and why.
     ///
     /// # Errors
     /// [`Error::NoSuchContainer`].
-    pub async fn settle_volumes(&self, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
+    pub async fn settle(&self, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
         let container = self.0.container(id)?;
         match self.0.observe(&container).await? {
-            Observed::Ended(_) => Ok(self.0.settle_volumes(&container).await),
+            Observed::Ended(_) => {
+                let left = self.0.leave_network_if_ended(&container).await;
+                let settled = self.0.settle_volumes(&container).await;
+                left.map(|()| settled)
+            }
             // It was started again, or is about to be.
             _ => Ok(Vec::new()),
         }
@@ -368,7 +372,7 @@ impl YoukiRuntime {
     /// Defines a network for containers to be in: a bridge of its own, made when the first of them is created.
     ///
     /// # Errors
-    /// [`Error::NetworkExists`], [`Error::SubnetOverlap`], [`Error::Configuration`].
+    /// [`Error::NetworkExists`], [`Error::SubnetOverlap`], [`Error::InvalidSpec`].
     pub async fn create_network(&self, name: &str, options: &NetworkOptions) -> Result<NetworkInfo> {
         self.0.networks.create(name, options).await
     }

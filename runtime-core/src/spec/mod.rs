@@ -75,6 +75,9 @@ pub struct ServiceSpec {
     /// Published ports.
     #[serde(default)]
     pub port_mappings: Vec<PortMapping>,
+    /// Publish also what the image exposes, each at an ephemeral port of the host.
+    #[serde(default)]
+    pub publish_all: bool,
     /// Share the host's network; the same as `network: {mode: host}`.
     #[serde(default)]
     pub host_network: bool,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use tokio::task::JoinHandle;
@@ -27,6 +28,16 @@ const LOG_FILES: u64 = 10;
 #[derive(Debug)]
 pub(super) struct StartedSupervisor(JoinHandle<Result<(Connection, u32)>>);
 
+/// What an attempt is launched with.
+#[derive(Debug)]
+pub(super) struct Launch {
+    /// New volumes to be filled from the image.
+    pub fill: Vec<FillPlan>,
+    /// Sockets that the supervisor holds as long as the container runs.
+    pub held: Vec<OwnedFd>,
+    pub supervisor: StartedSupervisor,
+}
+
 impl Inner {
     /// Starts a supervisor, which waits for its plan: while it is executed there is time to make that. One that gets
     /// none ends by itself. The container's directory must be there.
@@ -35,26 +46,19 @@ impl Inner {
         Ok(StartedSupervisor(tokio::task::spawn_blocking(move || spawner.spawn(log))))
     }
 
-    /// Lets `supervisor` build the container up to an init that waits. The record must be written; it gets what only
+    /// Lets the supervisor build the container up to an init that waits. The record must be written; it gets what only
     /// the bundle knows. On an error the supervisor is gone or going.
-    pub(super) async fn launch(
-        &self,
-        container: &mut Container,
-        fill: Vec<FillPlan>,
-        supervisor: StartedSupervisor,
-    ) -> Result<Connection> {
+    pub(super) async fn launch(&self, container: &mut Container, launch: Launch) -> Result<Connection> {
+        let Launch { fill, held, supervisor } = launch;
         let env = self.resolve_env(&container.record).await?;
         let plan = self.plan(container, &env, fill)?;
         let payload = serde_json::to_vec(&plan)
             .map_err(|error| Error::Corrupt { path: plan.bundle.clone(), reason: error.to_string() })?;
         let (mut connection, supervisor_pid) = supervisor.0.await.map_err(Error::ThreadLost)??;
         let id = container.record.id.to_string();
-        let sent = async {
-            connection.send_raw(&(payload.len() as u32).to_le_bytes()).await?;
-            connection.send_raw(&payload).await
-        };
         // A stage that failed early has said why before it closed.
-        let _ = sent.await;
+        let _ = connection.send_plan(&payload, &held).await;
+        drop(held);
 
         let mut attaching = None;
         let outcome = loop {
@@ -147,6 +151,8 @@ impl Inner {
                 events: Some(self.layout.events()),
                 restart: record.spec.restart_policy.clone(),
                 stop_signal: record.stop_signal,
+                own_network: record.network != NetworkRecord::Host,
+                held_sockets: 0,
                 log_file_max_bytes: (max_log_bytes / LOG_FILES).max(4096),
                 log_files: LOG_FILES as usize,
             },

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use volumes_s3::AcquireOptions;
 
 use super::Container;
+use super::attempt::Launch;
 use crate::bundle;
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
@@ -118,12 +119,12 @@ impl Inner {
         }
         let supervisor = self.start_supervisor(&paths)?;
         container.record.network = self.lease_network(container)?;
-        self.reserve_ports(&mut container.record)?;
+        let held = self.reserve_ports(&mut container.record)?;
         let fill = self.resolve_mounts(container).await?;
         // The record makes the container: from here on it is found again, whatever dies.
         record::write(&paths.record(), &container.record)?;
         drop(hold);
-        self.launch(container, fill, supervisor).await.map(drop)
+        self.launch(container, Launch { fill, held, supervisor }).await.map(drop)
     }
 
     fn lease_network(&self, container: &Container) -> Result<NetworkRecord> {

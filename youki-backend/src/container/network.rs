@@ -1,11 +1,13 @@
 //! Ports and names of a container: what it has of its network while it runs.
 
+use std::os::fd::OwnedFd;
+
 use runtime_core::PortMapping;
 use runtime_core::spec::PortProtocol;
 
 use super::Container;
 use crate::error::{Error, Result};
-use crate::network::PortRequest;
+use crate::network::{self, PortRequest};
 use crate::record::{ContainerRecord, NetworkRecord};
 use crate::runtime::Inner;
 
@@ -14,27 +16,32 @@ pub(super) const PORT_VARIABLE: &str = "PORT";
 
 impl Inner {
     /// Reserves the ports that the spec publishes; in the host's network, where there is nothing to publish, one of its
-    /// own, unless the spec says `PORT` itself. Those of an earlier attempt are had again where they are free.
-    pub(super) fn reserve_ports(&self, record: &mut ContainerRecord) -> Result<()> {
+    /// own, unless the spec says `PORT` itself. Those of an earlier attempt are had again where they are free. The
+    /// sockets are for the supervisor to hold.
+    pub(super) fn reserve_ports(&self, record: &mut ContainerRecord) -> Result<Vec<OwnedFd>> {
         let id = record.id.to_string();
         let ended = |holder: &str| self.has_ended(holder);
         match &record.network {
             NetworkRecord::Bridge(lease) => {
-                if !record.spec.port_mappings.is_empty() && self.networks.inspect(&lease.network)?.internal {
+                let wanted = wanted(record)?;
+                if !wanted.is_empty() && self.networks.inspect(&lease.network)?.internal {
                     let reason = format!("the network {} is internal: nothing comes in", lease.network);
                     return Err(Error::invalid("port_mappings", reason));
                 }
-                record.ports = self.networks.reserve(&PortRequest {
+                let reserved = self.networks.reserve(&PortRequest {
                     id: &id,
-                    wanted: &record.spec.port_mappings,
+                    wanted: &wanted,
                     earlier: &record.ports,
                     lease: Some(lease),
                     ended: &ended,
                 })?;
+                record.ports = reserved.ports;
+                return Ok(reserved.sockets);
             }
             NetworkRecord::Host if !record.spec.env.contains_key(PORT_VARIABLE) => {
                 let any = |host_port| PortMapping {
                     host_port,
+                    host_port_end: None,
                     container_port: 1,
                     protocol: PortProtocol::Tcp,
                     host_ip: None,
@@ -46,25 +53,57 @@ impl Inner {
                     lease: None,
                     ended: &ended,
                 })?;
-                record.port_override = got.first().and_then(|port| port.host_port);
+                // It binds that itself.
+                record.port_override = got.ports.first().and_then(|port| port.host_port);
             }
             NetworkRecord::Host | NetworkRecord::None => {}
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     /// Gives back what an ended container has of the host's ports, and takes its name from the others' hosts files.
     pub(crate) async fn leave_network(&self, container: &Container) -> Result<()> {
-        let lease = match &container.record.network {
-            NetworkRecord::Bridge(lease) => Some(lease),
-            NetworkRecord::Host | NetworkRecord::None => None,
+        self.networks.leave(&container.record.id.to_string(), lease(&container.record)).await
+    }
+
+    /// The same, unless it has been started again: for all who find that it ended. Nothing to do costs a look for two
+    /// files.
+    pub(crate) async fn leave_network_if_ended(&self, container: &Container) -> Result<()> {
+        if !self.networks.holds(&container.record.id.to_string(), lease(&container.record)) {
+            return Ok(());
+        }
+        // Whoever starts or removes it holds the lock. After a start it runs, and after a removal it is gone.
+        let (_lock, now) = match self.lock(container).await {
+            Err(Error::NoSuchContainer { .. }) => return Ok(()),
+            other => other?,
         };
-        self.networks.leave(&container.record.id.to_string(), lease).await
+        match self.exit_record(&now)? {
+            Some(_) => self.leave_network(&now).await,
+            None => Ok(()),
+        }
     }
 
     /// Whether the container of that name is one whose current attempt is over.
     fn has_ended(&self, name: &str) -> bool {
         let Ok(container) = name.parse().map_err(Error::from).and_then(|id| self.container(&id)) else { return false };
         self.exit_record(&container).is_ok_and(|record| record.is_some())
+    }
+}
+
+/// What is to be published: the spec's mappings, and with `publish_all` what the image exposes beside them.
+fn wanted(record: &ContainerRecord) -> Result<Vec<PortMapping>> {
+    let mut wanted = record.spec.port_mappings.clone();
+    if record.spec.publish_all {
+        let config = record.image.config.config().as_ref();
+        let exposed = config.and_then(|config| config.exposed_ports().clone()).unwrap_or_default();
+        wanted.extend(network::exposed(&exposed, &wanted)?);
+    }
+    Ok(wanted)
+}
+
+fn lease(record: &ContainerRecord) -> Option<&network::Lease> {
+    match &record.network {
+        NetworkRecord::Bridge(lease) => Some(lease),
+        NetworkRecord::Host | NetworkRecord::None => None,
     }
 }

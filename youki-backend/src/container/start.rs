@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use runtime_core::ContainerId;
 
+use super::attempt::Launch;
 use super::{Container, Observed};
 use crate::attempts::Attempts;
 use crate::error::{Error, Result};
@@ -63,7 +64,7 @@ impl Inner {
             let lease = self.networks.lease_again(&container.record.id.to_string(), earlier)?;
             container.record.network = NetworkRecord::Bridge(lease);
         }
-        self.reserve_ports(&mut container.record)?;
+        let held = self.reserve_ports(&mut container.record)?;
         container.record.attempt += 1;
         container.record.boot_id.clone_from(&self.boot_id);
         // From here on the earlier exit record is out of date.
@@ -72,7 +73,7 @@ impl Inner {
             Attempts::begin(&container.paths.attempts(), container.record.attempt, 0, ended)?;
         }
         clear_dir(&container.paths.run)?;
-        self.launch(container, Vec::new(), supervisor).await
+        self.launch(container, Launch { fill: Vec::new(), held, supervisor }).await
     }
 
     async fn tell_to_start(&self, container: &Container, mut connection: Connection) -> Result<()> {

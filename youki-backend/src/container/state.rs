@@ -180,6 +180,9 @@ impl Inner {
         if let Err(error) = record::write(&container.paths.exit_record(), &record) {
             tracing::error!(container = %container.record.id, error = error.chain(), "its end is not on record");
         }
+        if let Err(error) = self.leave_network(container).await {
+            tracing::warn!(container = %container.record.id, error = error.chain(), "its ports are not given back");
+        }
         self.tell(record.event(&container.record.id.to_string()));
         Ok(record)
     }

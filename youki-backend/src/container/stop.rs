@@ -27,7 +27,7 @@ impl Inner {
         let timeout = timeout.or(container.record.spec.stop_timeout).unwrap_or(DEFAULT_STOP_TIMEOUT);
         self.end(&container, container.record.stop_signal, timeout).await?;
         self.tell(Event::now(EventKind::Stop).of(id));
-        let left = self.leave_network(&container).await;
+        let left = self.leave_network_if_ended(&container).await;
         let settled = self.settle_volumes(&container).await;
         left.map(|()| settled)
     }

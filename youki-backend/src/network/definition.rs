@@ -222,8 +222,8 @@ fn subnets(
     let (mut subnet, mut subnet6) = (None, None);
     for text in &options.subnets {
         let twice = match text.contains(':') {
-            true => subnet6.replace(text.parse::<Subnet6>()?).is_some(),
-            false => subnet.replace(text.parse::<Subnet>()?).is_some(),
+            true => subnet6.replace(text.parse::<Subnet6>().map_err(asked)?).is_some(),
+            false => subnet.replace(text.parse::<Subnet>().map_err(asked)?).is_some(),
         };
         if twice {
             return Err(wrong(name, "it has one subnet of each family at most".to_owned()));
@@ -307,7 +307,15 @@ fn is_name(name: &str) -> bool {
 }
 
 fn wrong(name: &str, reason: String) -> Error {
-    Error::Configuration { what: format!("network {name:?}"), reason }
+    Error::invalid(format!("network {name:?}"), reason)
+}
+
+/// What is wrong in a configuration is so in what somebody asks for.
+fn asked(error: Error) -> Error {
+    match error {
+        Error::Configuration { what, reason } => Error::invalid(what, reason),
+        other => other,
+    }
 }
 
 /// Whether a bridge may be called so.

@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use runtime_core::spec::NetworkMode;
-use runtime_core::{ContainerId, PortMapping, ServiceSpec};
+use runtime_core::{ContainerId, ServiceSpec};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -47,7 +47,7 @@ pub use definition::NetworkOptions;
 pub(crate) use definition::{DEFAULT_NETWORK, Definition, Place};
 pub(crate) use etc::{hosts_file, resolv_conf};
 pub(crate) use lease::{Lease, Mac};
-pub(crate) use ports::PortRequest;
+pub(crate) use ports::{MAX_HELD_SOCKETS, PortRequest, Reserved, exposed};
 pub(crate) use subnet::Subnet;
 
 /// Attaches at once. The kernel makes links one at a time whatever is asked (`rtnl_lock`): more only wait in threads.
@@ -136,11 +136,12 @@ impl Networks {
     }
 
     /// Reserves ports of the host, and tells which: those asked for, and free ones where none was. They are opened with
-    /// [`attach`](Self::attach), and given back by [`leave`](Self::leave). Blocks for a file lock.
+    /// [`attach`](Self::attach), and given back by [`leave`](Self::leave); sockets keep them from the host's processes.
+    /// Blocks for a file lock.
     ///
     /// # Errors
     /// [`Error::PortTaken`] naming the owner, [`Error::InvalidSpec`], [`Error::Io`].
-    pub fn reserve(&self, request: &PortRequest<'_>) -> Result<Vec<PortMapping>> {
+    pub fn reserve(&self, request: &PortRequest<'_>) -> Result<Reserved> {
         ports::reserve(&self.place, request)
     }
 
@@ -183,17 +184,21 @@ impl Networks {
     /// # Errors
     /// [`Error::Network`], [`Error::Io`].
     pub async fn leave(&self, id: &str, lease: Option<&Lease>) -> Result<()> {
-        let has = |lease: &&Lease| self.place.names(&lease.network).join(format!("{}@{id}", lease.ip)).exists();
-        let lease = lease.filter(has).cloned();
-        if lease.is_none() && !self.place.ports().join(id).exists() {
+        if !self.holds(id, lease) {
             return Ok(());
         }
-        let id = id.to_owned();
+        let (id, lease) = (id.to_owned(), lease.cloned());
         self.change(move |place| {
             let closed = ports::close(place, &id);
             lease.map_or(Ok(()), |lease| names::leave(place, &lease, &id)).and(closed)
         })
         .await
+    }
+
+    /// Whether a container has ports, or a name, that [`leave`](Self::leave) would give back.
+    pub fn holds(&self, id: &str, lease: Option<&Lease>) -> bool {
+        let named = |lease: &Lease| self.place.names(&lease.network).join(format!("{}@{id}", lease.ip)).exists();
+        lease.is_some_and(named) || self.place.ports().join(id).exists()
     }
 
     /// Puts back what somebody took away: bridges that containers are on, their places at it, the firewall.
@@ -235,7 +240,7 @@ impl Networks {
     /// Defines a network.
     ///
     /// # Errors
-    /// [`Error::NetworkExists`], [`Error::SubnetOverlap`], [`Error::Configuration`].
+    /// [`Error::NetworkExists`], [`Error::SubnetOverlap`], [`Error::InvalidSpec`].
     pub async fn create(&self, name: &str, options: &NetworkOptions) -> Result<NetworkInfo> {
         let (name, options) = (name.to_owned(), options.clone());
         self.change(move |place| Ok(info(place, definition::create(place, &name, &options)?, Vec::new()))).await

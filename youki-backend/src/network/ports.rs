@@ -6,11 +6,13 @@
 //! ```
 //! A container's file appears whole, by rename, before its ports are opened, and goes after they are closed. So whoever
 //! loads the firewall anew finds all of them here. A port is a container's while it runs: one that ended holds none,
-//! whether or not somebody was there to close it.
+//! whether or not somebody was there to close it. Meanwhile its supervisor holds a socket at each of them, so that no
+//! process of the host takes it: what is sent there is led to the container before any socket is looked for.
 
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
 
 use runtime_core::PortMapping;
 use runtime_core::spec::PortProtocol;
@@ -25,6 +27,11 @@ use crate::record;
 const LOCK: &str = ".lock";
 /// Free ports that the kernel offers and another container has; then it is given up.
 const MAX_OFFERS: usize = 256;
+/// Sockets that are held for a container; it may have more ports, which then are only checked to be free. One message
+/// takes up to 253 descriptors along.
+pub(crate) const MAX_HELD_SOCKETS: usize = 128;
+/// Ports that an image may expose to be published all together: servers have a handful, `EXPOSE 1-65535` is a mistake.
+const MAX_EXPOSED: usize = 1024;
 
 /// What a container has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +54,52 @@ pub(crate) struct PortRequest<'a> {
     pub ended: &'a dyn Fn(&str) -> bool,
 }
 
+/// What was got.
+#[derive(Debug, Default)]
+pub(crate) struct Reserved {
+    /// With the host's port of each.
+    pub ports: Vec<PortMapping>,
+    /// The sockets that keep them from the host's processes while they are open.
+    pub sockets: Vec<OwnedFd>,
+}
+
+/// The ports that an image exposes (`80/tcp`, `53/udp`, `8000-8010`), but for those that `mappings` publish already.
+///
+/// # Errors
+/// [`Error::InvalidSpec`] for more than anybody means.
+pub(crate) fn exposed(image: &[String], mappings: &[PortMapping]) -> Result<Vec<PortMapping>> {
+    let mut found: Vec<PortMapping> = Vec::new();
+    for text in image {
+        let Some((range, protocol)) = parse_exposed(text) else {
+            tracing::warn!(port = text, "what the image exposes is not published: it is no tcp or udp port");
+            continue;
+        };
+        for container_port in range {
+            let mapping = PortMapping { host_port: None, host_port_end: None, container_port, protocol, host_ip: None };
+            let same = |other: &PortMapping| other.container_port == container_port && other.protocol == protocol;
+            if !mappings.iter().chain(&found).any(same) {
+                found.push(mapping);
+            }
+            if found.len() > MAX_EXPOSED {
+                return Err(Error::invalid("publish_all", format!("the image exposes more than {MAX_EXPOSED} ports")));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn parse_exposed(text: &str) -> Option<(std::ops::RangeInclusive<u16>, PortProtocol)> {
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = match protocol.to_ascii_lowercase().as_str() {
+        "tcp" => PortProtocol::Tcp,
+        "udp" => PortProtocol::Udp,
+        _ => return None,
+    };
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
+    (first > 0 && first <= last).then_some((first..=last, protocol))
+}
+
 /// Checks a spec's mappings as far as the host does not matter.
 pub(super) fn check(mappings: &[PortMapping]) -> Result<()> {
     for (index, mapping) in mappings.iter().enumerate() {
@@ -55,6 +108,12 @@ pub(super) fn check(mappings: &[PortMapping]) -> Result<()> {
             return Err(wrong("container_port", "there is no port 0"));
         }
         host_ip(mapping, index)?;
+        if mapping.host_port_end.is_some_and(|end| !(1..=end).contains(&mapping.host_port.unwrap_or(0))) {
+            return Err(wrong("host_port_end", "a range begins with a port and does not end before it"));
+        }
+        if mapping.is_range() {
+            continue;
+        }
         let same = |other: &PortMapping| mapping.host_port.is_some_and(|port| port != 0) && clash(mapping, other);
         if mappings[..index].iter().any(same) {
             return Err(wrong("host_port", "it is asked for twice"));
@@ -64,52 +123,151 @@ pub(super) fn check(mappings: &[PortMapping]) -> Result<()> {
 }
 
 /// Reserves ports for a container, and tells which they are. They are opened by [`open`].
-pub(super) fn reserve(place: &Place, request: &PortRequest<'_>) -> Result<Vec<PortMapping>> {
+pub(super) fn reserve(place: &Place, request: &PortRequest<'_>) -> Result<Reserved> {
     if request.wanted.is_empty() {
         close(place, request.id)?;
-        return Ok(Vec::new());
+        return Ok(Reserved::default());
     }
     check(request.wanted)?;
     let v6 = request.lease.map_or(request.lease.is_none(), |lease| lease.v6.is_some());
     let _lock = lock(place)?;
     let mut others = all(place)?;
     others.retain(|(holder, _)| holder != request.id);
-    let mut got: Vec<PortMapping> = Vec::new();
+    let mut search =
+        Search { place, ended: request.ended, others, asked_for: request.wanted, got: Reserved::default() };
     for (index, wanted) in request.wanted.iter().enumerate() {
         let addresses = addresses(host_ip(wanted, index)?, v6).ok_or_else(|| {
             Error::invalid(format!("port_mappings[{index}].host_ip"), "the container's network has no IPv6")
         })?;
-        let mapping = match wanted.host_port.filter(|port| *port != 0) {
-            Some(_) => {
-                while let Some(holder) = holder(&others, wanted) {
-                    if !(request.ended)(&holder) {
-                        return Err(taken(wanted, format!("container {holder}")));
-                    }
-                    close_locked(place, &holder)?;
-                    others.retain(|(other, _)| *other != holder);
-                }
-                try_bind(wanted, &addresses, index)?;
-                wanted.clone()
-            }
-            None => {
-                let earlier = request.earlier.get(index).and_then(|earlier| earlier.host_port);
-                let again = PortMapping { host_port: earlier, ..wanted.clone() };
-                while let Some(holder) = holder(&others, &again).filter(|holder| (request.ended)(holder)) {
-                    close_locked(place, &holder)?;
-                    others.retain(|(other, _)| *other != holder);
-                }
-                ephemeral(wanted, earlier, &addresses, &others, &got, index)?
-            }
-        };
-        got.push(mapping);
+        let earlier = request.earlier.get(index).and_then(|earlier| earlier.host_port);
+        let wanted = Wanted { mapping: wanted, index, addresses: &addresses };
+        match wanted.mapping.host_port.filter(|port| *port != 0) {
+            Some(_) if wanted.mapping.is_range() => search.one_of_range(&wanted, earlier)?,
+            Some(port) => search.this(&wanted, port)?,
+            None => search.ephemeral(&wanted, earlier)?,
+        }
     }
+    let got = search.got;
     let reservation = Reservation {
-        ports: got.clone(),
+        ports: got.ports.clone(),
         ip: request.lease.map(|lease| lease.ip),
         ip6: request.lease.and_then(|lease| lease.v6.as_ref()).map(|v6| v6.ip),
     };
     record::write(&place.ports().join(request.id), &reservation)?;
     Ok(got)
+}
+
+/// One mapping that a port is looked for.
+struct Wanted<'a> {
+    mapping: &'a PortMapping,
+    /// Its place in the spec.
+    index: usize,
+    /// Where the host must have the port free.
+    addresses: &'a [IpAddr],
+}
+
+impl Wanted<'_> {
+    fn at(&self, port: u16) -> PortMapping {
+        PortMapping { host_port: Some(port), host_port_end: None, ..self.mapping.clone() }
+    }
+}
+
+/// Ports that are being chosen, beside those that others have.
+struct Search<'a> {
+    place: &'a Place,
+    ended: &'a dyn Fn(&str) -> bool,
+    others: Vec<(String, Reservation)>,
+    /// All mappings: a port that one of them names is no other's choice.
+    asked_for: &'a [PortMapping],
+    got: Reserved,
+}
+
+impl Search<'_> {
+    /// The port asked for, or an error that names who has it.
+    fn this(&mut self, wanted: &Wanted<'_>, port: u16) -> Result<()> {
+        let mapping = wanted.at(port);
+        if let Some(holder) = self.holder(&mapping)? {
+            return Err(taken(&mapping, format!("container {holder}")));
+        }
+        if self.got.ports.iter().any(|other| clash(&mapping, other)) {
+            return Err(Error::invalid(
+                format!("port_mappings[{}].host_port", wanted.index),
+                format!("{port} is another mapping's already"),
+            ));
+        }
+        let sockets = hold(&mapping, wanted)?;
+        self.take(mapping, sockets);
+        Ok(())
+    }
+
+    /// The first that is free.
+    fn one_of_range(&mut self, wanted: &Wanted<'_>, earlier: Option<u16>) -> Result<()> {
+        let first = wanted.mapping.host_port.unwrap_or(0);
+        let range = first..=wanted.mapping.host_port_end.unwrap_or(first);
+        let earlier = earlier.filter(|port| range.contains(port));
+        for port in earlier.into_iter().chain(range) {
+            if self.try_this(wanted, port)? {
+                return Ok(());
+            }
+        }
+        Err(taken(wanted.mapping, "containers and processes of the host, every one of them".to_owned()))
+    }
+
+    /// One that the kernel says is free and nobody has.
+    fn ephemeral(&mut self, wanted: &Wanted<'_>, earlier: Option<u16>) -> Result<()> {
+        if let Some(port) = earlier
+            && self.try_this(wanted, port)?
+        {
+            return Ok(());
+        }
+        let first = wanted.addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        for _ in 0..MAX_OFFERS {
+            let port = sockets::free_port(wanted.mapping.protocol, first)
+                .map_err(|error| cannot_bind(wanted.mapping, wanted.index, first, error))?;
+            if self.try_this(wanted, port)? {
+                return Ok(());
+            }
+        }
+        Err(taken(wanted.mapping, "every port that was tried".to_owned()))
+    }
+
+    fn try_this(&mut self, wanted: &Wanted<'_>, port: u16) -> Result<bool> {
+        let mapping = wanted.at(port);
+        let mut named = self.asked_for.iter().filter(|other| !other.is_range()).chain(&self.got.ports);
+        if named.any(|other| clash(&mapping, other)) || self.holder(&mapping)?.is_some() {
+            return Ok(false);
+        }
+        match hold(&mapping, wanted) {
+            Ok(sockets) => {
+                self.take(mapping, sockets);
+                Ok(true)
+            }
+            Err(Error::PortTaken { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The container that has a port; those that ended lose it here.
+    fn holder(&mut self, mapping: &PortMapping) -> Result<Option<String>> {
+        let has =
+            |(_, reservation): &(String, Reservation)| reservation.ports.iter().any(|other| clash(mapping, other));
+        while let Some((holder, _)) = self.others.iter().find(|other| has(other)) {
+            let holder = holder.clone();
+            if !(self.ended)(&holder) {
+                return Ok(Some(holder));
+            }
+            close_locked(self.place, &holder)?;
+            self.others.retain(|(other, _)| *other != holder);
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self, mapping: PortMapping, sockets: Vec<OwnedFd>) {
+        self.got.ports.push(mapping);
+        if self.got.sockets.len() + sockets.len() <= MAX_HELD_SOCKETS {
+            self.got.sockets.extend(sockets);
+        }
+    }
 }
 
 /// Opens what is reserved for `id`, and sees to it that the firewall is there.
@@ -195,41 +353,13 @@ fn all(place: &Place) -> Result<Vec<(String, Reservation)>> {
     Ok(found)
 }
 
-/// A port that the kernel says is free and nobody has.
-fn ephemeral(
-    wanted: &PortMapping,
-    earlier: Option<u16>,
-    addresses: &[IpAddr],
-    others: &[(String, Reservation)],
-    got: &[PortMapping],
-    index: usize,
-) -> Result<PortMapping> {
-    let with = |port: u16| PortMapping { host_port: Some(port), ..wanted.clone() };
-    let free =
-        |mapping: &PortMapping| holder(others, mapping).is_none() && !got.iter().any(|other| clash(mapping, other));
-    if let Some(mapping) = earlier.map(with).filter(|mapping| free(mapping))
-        && try_bind(&mapping, addresses, index).is_ok()
-    {
-        return Ok(mapping);
-    }
-    for _ in 0..MAX_OFFERS {
-        let first = addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        let port =
-            sockets::bind(wanted.protocol, first, 0).map_err(|error| cannot_bind(wanted, index, first, error))?;
-        let mapping = with(port);
-        if free(&mapping) && try_bind(&mapping, addresses, index).is_ok() {
-            return Ok(mapping);
-        }
-    }
-    Err(taken(wanted, "every port that was tried".to_owned()))
-}
-
-fn try_bind(mapping: &PortMapping, addresses: &[IpAddr], index: usize) -> Result<()> {
-    for address in addresses {
-        sockets::bind(mapping.protocol, *address, mapping.host_port.unwrap_or(0))
-            .map_err(|error| cannot_bind(mapping, index, *address, error))?;
-    }
-    Ok(())
+/// Sockets at a port of all the addresses that are wanted.
+fn hold(mapping: &PortMapping, wanted: &Wanted<'_>) -> Result<Vec<OwnedFd>> {
+    let one = |address: &IpAddr| {
+        sockets::hold(mapping.protocol, *address, mapping.host_port.unwrap_or(0))
+            .map_err(|error| cannot_bind(mapping, wanted.index, *address, error))
+    };
+    wanted.addresses.iter().map(one).collect()
 }
 
 fn cannot_bind(mapping: &PortMapping, index: usize, address: IpAddr, error: io::Error) -> Error {
@@ -257,12 +387,10 @@ fn spelled(mapping: &PortMapping) -> String {
         PortProtocol::Tcp => "tcp",
         PortProtocol::Udp => "udp",
     };
-    format!("{host}:{}/{protocol}", mapping.host_port.unwrap_or(0))
-}
-
-fn holder(others: &[(String, Reservation)], mapping: &PortMapping) -> Option<String> {
-    let has = |reservation: &Reservation| reservation.ports.iter().any(|other| clash(mapping, other));
-    others.iter().find(|(_, reservation)| has(reservation)).map(|(holder, _)| holder.clone())
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let range = if mapping.is_range() { mapping.host_port_end } else { None };
+    let range = range.map(|end| format!("-{end}")).unwrap_or_default();
+    format!("{host}:{}{range}/{protocol}", mapping.host_port.unwrap_or(0))
 }
 
 /// Whether both would be at one port of one address.

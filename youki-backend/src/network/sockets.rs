@@ -3,20 +3,45 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use runtime_core::spec::PortProtocol;
 use rustix::net::{
-    AddressFamily, SocketFlags, SocketType, bind as bind_socket, getsockname, listen, socket_with, sockopt,
+    AddressFamily, SocketFlags, SocketType, bind as bind_socket, connect_unspec, getsockname, listen, socket_with,
+    sockopt,
 };
 
 /// States in `/proc/net/tcp` and `udp`: a listener, and a socket that is bound only.
 const LISTENING: &str = "0A";
 const BOUND: &str = "07";
 
-/// Binds a socket, and lets it go; the port it had. A TCP socket listens too: connections that are ending do not keep
-/// a port, listeners do.
-pub(super) fn bind(protocol: PortProtocol, ip: IpAddr, port: u16) -> io::Result<u16> {
+/// A socket that keeps a port: nobody else can bind it while this one is open, and it answers nothing.
+///
+/// It listens for a moment, so that what a port is refused for are listeners and not connections that are ending. While
+/// it does no more, and no longer says that it shares the port, whoever binds that finds it taken.
+pub(super) fn hold(protocol: PortProtocol, ip: IpAddr, port: u16) -> io::Result<OwnedFd> {
+    let socket = bound(protocol, ip, port)?;
+    match protocol {
+        PortProtocol::Tcp => {
+            listen(&socket, 0)?;
+            connect_unspec(&socket)?;
+            sockopt::set_socket_reuseaddr(&socket, false)?;
+        }
+        // Nothing is to wait there, should the firewall be flushed.
+        PortProtocol::Udp => sockopt::set_socket_recv_buffer_size(&socket, 0)?,
+    }
+    Ok(socket)
+}
+
+/// A port that is free now.
+pub(super) fn free_port(protocol: PortProtocol, ip: IpAddr) -> io::Result<u16> {
+    let socket = bound(protocol, ip, 0)?;
+    let bound: SocketAddr = getsockname(&socket)?.try_into().map_err(io::Error::from)?;
+    Ok(bound.port())
+}
+
+fn bound(protocol: PortProtocol, ip: IpAddr, port: u16) -> io::Result<OwnedFd> {
     let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let kind = match protocol {
         PortProtocol::Tcp => SocketType::STREAM,
@@ -30,11 +55,7 @@ pub(super) fn bind(protocol: PortProtocol, ip: IpAddr, port: u16) -> io::Result<
         sockopt::set_socket_reuseaddr(&socket, true)?;
     }
     bind_socket(&socket, &SocketAddr::new(ip, port))?;
-    if protocol == PortProtocol::Tcp {
-        listen(&socket, 0)?;
-    }
-    let bound: SocketAddr = getsockname(&socket)?.try_into().map_err(io::Error::from)?;
-    Ok(bound.port())
+    Ok(socket)
 }
 
 /// Whether the host has IPv6 at all.
@@ -117,11 +138,44 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let SocketAddr::V4(at) = listener.local_addr().unwrap() else { unreachable!() };
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let error = bind(PortProtocol::Tcp, any, at.port()).unwrap_err();
+        let error = hold(PortProtocol::Tcp, any, at.port()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
         let owner = owner(PortProtocol::Tcp, any, at.port()).unwrap();
         assert!(owner.starts_with(&format!("process {} (", std::process::id())), "{owner}");
         drop(listener);
-        assert_eq!(bind(PortProtocol::Tcp, any, at.port()).unwrap(), at.port());
+        hold(PortProtocol::Tcp, any, at.port()).unwrap();
+    }
+
+    #[test]
+    fn a_held_port_is_nobody_elses_and_answers_nothing() {
+        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let port = free_port(PortProtocol::Tcp, local).unwrap();
+        let held = hold(PortProtocol::Tcp, local, port).unwrap();
+        // std's listeners say that they share their port.
+        for ip in ["127.0.0.1", "0.0.0.0"] {
+            let error = std::net::TcpListener::bind((ip, port)).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE), "{ip}");
+        }
+        let refused = std::net::TcpStream::connect((local, port)).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
+        drop(held);
+        std::net::TcpListener::bind((local, port)).unwrap();
+
+        let port = free_port(PortProtocol::Udp, local).unwrap();
+        let held = hold(PortProtocol::Udp, local, port).unwrap();
+        assert!(std::net::UdpSocket::bind((local, port)).is_err());
+        drop(held);
+        std::net::UdpSocket::bind((local, port)).unwrap();
+    }
+
+    #[test]
+    fn connections_that_are_ending_keep_no_port() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(at).unwrap();
+        // The side that closes first is the one that waits.
+        drop((listener.accept().unwrap(), listener));
+        drop(client);
+        hold(PortProtocol::Tcp, at.ip(), at.port()).unwrap();
     }
 }

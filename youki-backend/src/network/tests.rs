@@ -382,9 +382,9 @@ fn networks_are_defined_listed_and_never_overlap() {
         ("front", with("10.251.11.0/24"), "network.exists"),
         ("back", with("10.251.10.128/25"), "network.overlap"),
         ("back", with("10.251.9.0/24"), "network.overlap"),
-        ("back", with("nonsense"), "config.invalid"),
-        ("bridge", with("10.251.11.0/24"), "config.invalid"),
-        ("../x", with("10.251.11.0/24"), "config.invalid"),
+        ("back", with("nonsense"), "spec.invalid"),
+        ("bridge", with("10.251.11.0/24"), "spec.invalid"),
+        ("../x", with("10.251.11.0/24"), "spec.invalid"),
     ] {
         let error = definition::create(&networks.place, name, &options).unwrap_err();
         assert_eq!(error.code(), code, "{name}: {error}");

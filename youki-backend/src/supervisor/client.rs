@@ -12,6 +12,7 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 use super::wire::{self, Reply, Request};
+use crate::network::MAX_HELD_SOCKETS;
 
 /// A connection to one supervisor.
 #[derive(Debug)]
@@ -37,9 +38,12 @@ impl Connection {
         Self { stream, received: Vec::new(), descriptor: None }
     }
 
-    /// Sends bytes that are not a frame.
-    pub async fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes).await
+    /// Sends a stage its plan: a length and JSON, and beside the length the sockets to be held. The only thing on a
+    /// connection that is not a frame.
+    pub async fn send_plan(&mut self, plan: &[u8], held: &[OwnedFd]) -> io::Result<()> {
+        let held: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
+        self.send_bytes(&(plan.len() as u32).to_le_bytes(), &held).await?;
+        self.stream.write_all(plan).await
     }
 
     pub async fn send(&mut self, request: &Request) -> io::Result<()> {
@@ -48,18 +52,23 @@ impl Connection {
 
     /// Sends a request with descriptors beside it.
     pub async fn send_with(&mut self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let frame = request.encode();
+        self.send_bytes(&request.encode(), descriptors).await
+    }
+
+    async fn send_bytes(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let sent = self
             .stream
             .async_io(Interest::WRITABLE, || {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HELD_SOCKETS))];
                 let mut control = SendAncillaryBuffer::new(&mut space);
-                control.push(SendAncillaryMessage::ScmRights(descriptors));
-                let bytes = [IoSlice::new(&frame)];
-                Ok(rustix::net::sendmsg(self.stream.as_fd(), &bytes, &mut control, SendFlags::NOSIGNAL)?)
+                if !descriptors.is_empty() {
+                    control.push(SendAncillaryMessage::ScmRights(descriptors));
+                }
+                let parts = [IoSlice::new(bytes)];
+                Ok(rustix::net::sendmsg(self.stream.as_fd(), &parts, &mut control, SendFlags::NOSIGNAL)?)
             })
             .await?;
-        self.stream.write_all(&frame[sent..]).await
+        self.stream.write_all(&bytes[sent..]).await
     }
 
     /// The next reply; `None` when the supervisor is gone.

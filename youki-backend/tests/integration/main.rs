@@ -28,7 +28,9 @@ mod limits;
 mod logs;
 mod many;
 mod mounts;
+mod network_commands;
 mod networks;
+mod networks_named;
 mod outcomes;
 mod removal;
 mod restarts;
@@ -86,6 +88,8 @@ fn trials() -> Vec<Trial> {
         logs::tests(),
         exec::tests(),
         networks::tests(),
+        networks_named::tests(),
+        network_commands::tests(),
         images::tests(),
         errors::tests(),
         volumes::tests(),

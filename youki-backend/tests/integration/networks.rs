@@ -26,6 +26,13 @@ crate::tests![
     an_ephemeral_port_is_reported_and_udp_is_published,
     a_port_that_is_taken_is_an_error_that_names_its_owner,
     a_stopped_container_holds_no_port_and_gets_it_again,
+    no_process_of_the_host_takes_a_published_port,
+    a_container_keeps_its_port_and_name_from_one_restart_to_the_next,
+    what_ends_by_itself_gives_its_port_and_name_back,
+    what_ended_unseen_gives_its_port_and_name_back_at_the_next_open,
+    a_port_out_of_a_range_is_the_first_that_is_free,
+    what_an_image_exposes_is_published_where_asked,
+    the_last_stats_hold_the_traffic,
     a_container_reaches_its_own_published_port,
     others_are_found_by_name_while_they_run,
     a_replica_in_the_hosts_network_is_given_a_port_of_its_own,
@@ -103,16 +110,16 @@ async fn the_default_route_leads_to_the_bridge(case: Case) {
 }
 
 /// A network namespace joined to the host by a veth pair; it has no route back to any container.
-struct Outside {
-    name: String,
-    link: String,
-    host: String,
-    far: String,
+pub struct Outside {
+    pub name: String,
+    pub link: String,
+    pub host: String,
+    pub far: String,
 }
 
 impl Outside {
     /// One of a word of its own, and of the /30 that begins at `from`.
-    fn new(word: &str, from: u8) -> Self {
+    pub fn new(word: &str, from: u8) -> Self {
         let pid = std::process::id();
         // TEST-NET-2 (RFC 5737)
         let outside = Self {
@@ -139,7 +146,7 @@ impl Drop for Outside {
     }
 }
 
-fn ip(words: &str) {
+pub fn ip(words: &str) {
     let output = Command::new("ip").args(words.split(' ')).output().expect("ip (Debian: iproute2)");
     assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -232,16 +239,17 @@ async fn nothing_of_a_removed_container_stays_on_the_bridge(case: Case) {
 }
 
 /// Answers each connection to port 80 with its name.
-fn web(name: &str) -> String {
+pub fn web(name: &str) -> String {
     format!("while :; do printf 'HTTP/1.0 200 OK\\r\\n\\r\\n{name}' | nc -l -p 80; done")
 }
 
-fn published(host_port: Option<u16>, container_port: u16, host_ip: Option<&str>) -> PortMapping {
-    PortMapping { host_port, container_port, protocol: PortProtocol::Tcp, host_ip: host_ip.map(str::to_owned) }
+pub fn published(host_port: Option<u16>, container_port: u16, host_ip: Option<&str>) -> PortMapping {
+    let host_ip = host_ip.map(str::to_owned);
+    PortMapping { host_port, host_port_end: None, container_port, protocol: PortProtocol::Tcp, host_ip }
 }
 
 /// What curl gets, asking again while the server is coming up.
-async fn curl(url: &str) -> String {
+pub async fn curl(url: &str) -> String {
     for _ in 0..20 {
         let output = tokio::process::Command::new("curl").args(["-s", "-m", "3", "--noproxy", "*", url]).output();
         let output = output.await.expect("curl (Debian: curl)");
@@ -292,17 +300,7 @@ async fn an_ephemeral_port_is_reported_and_udp_is_published(case: Case) {
     spec.network.mode = NetworkMode::Bridge;
     spec.port_mappings = vec![PortMapping { protocol: PortProtocol::Udp, ..published(None, 9, Some("127.0.0.1")) }];
     let id = case.start(&spec).await;
-    // busybox has no server for datagrams: one of the test's own stands in the container's network.
-    let pid = case.runtime.get_container_pid(&id).await.unwrap().expect("it runs");
-    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
-    let server = std::thread::spawn(move || {
-        let network = Some(rustix::thread::LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), network).unwrap();
-        std::net::UdpSocket::bind("0.0.0.0:9").unwrap()
-    });
-    let server = server.join().unwrap();
-    server.set_nonblocking(true).unwrap();
-    let server = tokio::net::UdpSocket::from_std(server).unwrap();
+    let server = datagrams_in(&case, &id, 9).await;
     let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     client.connect(("127.0.0.1", host_port(&case, &id).await)).await.unwrap();
     client.send(b"hello").await.unwrap();
@@ -422,4 +420,152 @@ async fn two_hundred_at_once_are_all_distinct_and_all_freed(case: Case) {
         String::from_utf8_lossy(&found.stdout).into_owned()
     };
     assert_eq!((left("leases"), left("ports"), left("names")), (String::new(), String::new(), String::new()));
+}
+
+async fn no_process_of_the_host_takes_a_published_port(case: Case) {
+    let id = serving(&case, "held", published(None, 80, None)).await;
+    let port = host_port(&case, &id).await;
+    let bind = |ip: &str| std::net::TcpListener::bind((ip, port)).map_err(|error| error.kind());
+    for ip in ["0.0.0.0", "127.0.0.1"] {
+        assert_eq!(bind(ip).unwrap_err(), std::io::ErrorKind::AddrInUse, "{ip}");
+    }
+    assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "held", "the container's all the same");
+    // An exec, and what it starts, holds nothing of it.
+    case.exec_ok(&id, "sleep 3600 > /dev/null 2>&1 &").await;
+    case.runtime.stop_container(&id, std::time::Duration::ZERO).await.unwrap();
+    bind("0.0.0.0").unwrap();
+}
+
+/// Whether the nft table leads `port` anywhere, and whether whoever has `ip` is said to run.
+async fn traces(root: &crate::support::root::Root, port: u16, ip: &str) -> (bool, bool) {
+    let table = crate::support::leftovers::table(root);
+    let output = Command::new("nft").args(["list", "map", "inet", &table, "tcp4"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let named = std::fs::read_dir(root.run_dir.join("names/bridge")).map(|entries| {
+        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{ip}@")))
+    });
+    (text.contains(&format!("{port} : ")), named.unwrap_or(false))
+}
+
+async fn a_container_keeps_its_port_and_name_from_one_restart_to_the_next(case: Case) {
+    let other = on_bridge(&case, IDLE).await;
+    let once = "printf 'HTTP/1.0 200 OK\\r\\n\\r\\nonce' | nc -l -p 80";
+    let mut spec = case.script(once).await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_mappings = vec![published(None, 80, None)];
+    spec.restart_policy.kind = runtime_core::spec::RestartKind::Always;
+    let id = case.start(&spec).await;
+    let (port, ip) = (host_port(&case, &id).await, address(&case, &id).await.to_string());
+    for _ in 0..3 {
+        assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "once");
+        assert!(std::net::TcpListener::bind(("127.0.0.1", port)).is_err(), "also in the pause");
+        assert!(case.exec_ok(&other, "cat /etc/hosts").await.contains(&format!("{ip}\t{}", id.service)));
+    }
+    case.runtime.stop_container(&id, std::time::Duration::ZERO).await.unwrap();
+    std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
+    assert!(!case.exec_ok(&other, "cat /etc/hosts").await.contains(&id.service));
+}
+
+async fn what_ends_by_itself_gives_its_port_and_name_back(case: Case) {
+    let root = case.suite.shared().await.root.clone();
+    let other = on_bridge(&case, IDLE).await;
+    let mut spec = case.script("while [ ! -e /end ]; do sleep 0.1; done").await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_mappings = vec![published(None, 80, None)];
+    let id = case.start(&spec).await;
+    let (port, ip) = (host_port(&case, &id).await, address(&case, &id).await.to_string());
+    let known = || case.exec_ok(&other, "cat /etc/hosts");
+    assert_eq!(traces(&root, port, &ip).await, (true, true));
+    assert!(known().await.contains(&id.service));
+    case.exec_ok(&id, "touch /end").await;
+    case.runtime.wait_container(&id).await.unwrap();
+    crate::support::case::eventually("the keeper sees it", || async {
+        traces(&root, port, &ip).await == (false, false)
+    })
+    .await;
+    assert!(!known().await.contains(&id.service));
+    std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
+    assert_eq!(address(&case, &id).await.to_string(), ip, "its address stays its own");
+}
+
+async fn what_ended_unseen_gives_its_port_and_name_back_at_the_next_open(case: Case) {
+    let root = crate::support::root::Root { keeper: false, ..case.root("unseen") };
+    let runtime = root.open().await.unwrap();
+    let mut spec = case.script("true").await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_mappings = vec![published(None, 80, None)];
+    let id = case.id_on(&runtime);
+    crate::support::case::start_on(&*runtime, &id, &spec).await.unwrap();
+    runtime.wait_container(&id).await.unwrap();
+    let port = runtime.inspect_detailed(&id).await.unwrap().ports[0].host_port.unwrap();
+    let ip = runtime.get_container_ip(&id).await.unwrap().unwrap().to_string();
+    assert_eq!(traces(&root, port, &ip).await, (true, true), "nobody looked");
+    root.open().await.unwrap();
+    assert_eq!(traces(&root, port, &ip).await, (false, false));
+}
+
+async fn a_port_out_of_a_range_is_the_first_that_is_free(case: Case) {
+    // Beyond what the kernel gives out by itself, so that no other test's is in the way.
+    let taken = std::net::TcpListener::bind("127.0.0.1:21100").expect("a free port");
+    let range = PortMapping { host_port_end: Some(21_102), ..published(Some(21_100), 80, Some("127.0.0.1")) };
+    let first = serving(&case, "first", range.clone()).await;
+    let second = serving(&case, "second", range.clone()).await;
+    assert_eq!((host_port(&case, &first).await, host_port(&case, &second).await), (21_101, 21_102));
+    let mut spec = case.script(IDLE).await;
+    spec.port_mappings = vec![range];
+    spec.network.mode = NetworkMode::Bridge;
+    let error = case.runtime.create_container(&case.id(), &spec).await.unwrap_err();
+    assert!(error.code() == "port.taken" && error.to_string().contains("127.0.0.1:21100-21102/tcp"), "{error}");
+    drop(taken);
+    let third = serving(&case, "third", spec.port_mappings.remove(0)).await;
+    assert_eq!(host_port(&case, &third).await, 21_100);
+}
+
+async fn what_an_image_exposes_is_published_where_asked(case: Case) {
+    let exposing = serde_json::json!({"80/tcp": {}, "53/udp": {}, "90/tcp": {}, "70/sctp": {}});
+    let image = crate::support::image::Image::busybox().with("ExposedPorts", exposing);
+    let mut spec = case.script(&web("exposed")).await;
+    spec.image.name = case.push("exposing", &image).await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.publish_all = true;
+    spec.port_mappings = vec![published(None, 90, Some("127.0.0.1"))];
+    let id = case.start(&spec).await;
+    let ports = case.runtime.inspect_detailed(&id).await.unwrap().ports;
+    let shown: BTreeSet<_> = ports
+        .iter()
+        .map(|port| (port.container_port, port.protocol == PortProtocol::Udp, port.host_ip.clone()))
+        .collect();
+    let local = Some("127.0.0.1".to_owned());
+    assert_eq!(shown, BTreeSet::from([(90, false, local), (80, false, None), (53, true, None)]));
+    let web = ports.iter().find(|port| port.container_port == 80).unwrap().host_port.unwrap();
+    assert_eq!(curl(&format!("http://127.0.0.1:{web}/")).await, "exposed");
+}
+
+/// A socket for datagrams in the network of a container, since busybox has no server for them.
+async fn datagrams_in(case: &Case, id: &ContainerId, port: u16) -> tokio::net::UdpSocket {
+    let pid = case.runtime.get_container_pid(id).await.unwrap().expect("it runs");
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
+    let bind = move || {
+        let network = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), network).unwrap();
+        std::net::UdpSocket::bind(("0.0.0.0", port)).unwrap()
+    };
+    let socket = std::thread::spawn(bind).join().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    tokio::net::UdpSocket::from_std(socket).unwrap()
+}
+
+async fn the_last_stats_hold_the_traffic(case: Case) {
+    let mut spec = case.script("ping -c 3 -W 5 $(ip route | awk '/^default/ {print $3}')").await;
+    spec.network.mode = NetworkMode::Bridge;
+    let id = case.start(&spec).await;
+    case.finish(&id).await.succeeded();
+    let stats = case.runtime.stats_detailed(&id).await.unwrap();
+    let eth0 = &stats.network.expect("it has a network of its own")["eth0"];
+    assert!(eth0.tx_packets >= 3 && eth0.rx_packets >= 3 && eth0.tx_bytes >= 3 * 64, "{eth0:?}");
+    let mut spec = case.script("true").await;
+    spec.host_network = true;
+    let id = case.start(&spec).await;
+    case.finish(&id).await.succeeded();
+    assert_eq!(case.runtime.stats_detailed(&id).await.unwrap().network, None, "the host's is not its own");
 }

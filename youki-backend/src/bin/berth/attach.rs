@@ -83,7 +83,7 @@ pub async fn connect(
         }
     };
     let copied = attached.finish().await;
-    warn_of_volumes(runtime.settle_volumes(id).await?);
+    warn_of_volumes(runtime.settle(id).await?);
     if outcome.reason == WaitReason::RuntimeError {
         eprint_line(&format!("berth: {id}: how it ended is not known; its supervisor was lost"));
     }

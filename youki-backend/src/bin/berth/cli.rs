@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use runtime_core::PullPolicy;
 
 use crate::run_flags::RunArgs;
@@ -33,7 +33,7 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "NAME", display_order = 900)]
     pub bridge: Option<String>,
     /// Addresses of the default network [env: BERTH_SUBNET] [default: 10.97.0.0/16]
-    #[arg(long, global = true, value_name = "CIDR", display_order = 900)]
+    #[arg(id = "default_subnet", long = "subnet", value_name = "CIDR", display_order = 900)]
     pub subnet: Option<String>,
     /// Bucket that named volumes are synced to [env: BERTH_S3_BUCKET]
     #[arg(long, global = true, value_name = "BUCKET", display_order = 900)]
@@ -124,6 +124,11 @@ pub enum Command {
     /// Named volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Networks
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// List the published ports of a container
+    Port(PortArgs),
     /// Check whether this host can run containers
     Doctor,
     /// Show what happened to containers, images and volumes
@@ -136,17 +141,49 @@ pub enum Command {
     Completion(CompletionArgs),
     /// Keep this root's volumes synced until a signal comes, for a host without an agent
     Keeper,
+}
 
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Network(Rest),
+impl Cli {
+    /// The definition of all commands.
+    pub fn definition() -> clap::Command {
+        let command = Self::command();
+        let subnet = command.get_arguments().find(|arg| arg.get_id() == DEFAULT_SUBNET).cloned();
+        match subnet {
+            Some(subnet) => with_everywhere(command, &subnet),
+            None => command,
+        }
+    }
+
+    /// Reads a command line.
+    pub fn read(words: impl IntoIterator<Item: Into<std::ffi::OsString> + Clone>) -> Result<Self, clap::Error> {
+        let matches = Self::definition().try_get_matches_from(words)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        let mut level = Some(&matches);
+        while let Some(matches) = level {
+            if let Ok(Some(subnet)) = matches.try_get_one::<String>(DEFAULT_SUBNET) {
+                cli.global.subnet = Some(subnet.clone());
+            }
+            level = matches.subcommand().map(|(_, matches)| matches);
+        }
+        Ok(cli)
+    }
+}
+
+/// Flag of the default network's addresses. It is global but for where it means another network's, which clap's own
+/// global flags cannot be.
+const DEFAULT_SUBNET: &str = "default_subnet";
+
+fn with_everywhere(command: clap::Command, flag: &clap::Arg) -> clap::Command {
+    command.mut_subcommands(|command| {
+        let has = command.get_arguments().any(|arg| arg.get_long() == flag.get_long());
+        with_everywhere(if has { command } else { command.arg(flag) }, flag)
+    })
 }
 
 impl Command {
     /// Its name, if it is not built yet.
     pub fn unbuilt(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Network(_) => "network",
             Self::Volume(VolumeCommand::Claim(_)) => "volume claim",
             Self::Volume(VolumeCommand::Diff(_)) => "volume diff",
             Self::Volume(VolumeCommand::Verify(_)) => "volume verify",
@@ -625,19 +662,102 @@ pub struct VolumePruneArgs {
     pub force: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// List the networks of this root
+    Ls(NetworkLsArgs),
+    /// Define a network; its bridge is made with its first container
+    Create(NetworkCreateArgs),
+    /// Remove networks that no container is in
+    Rm(NetworkRmArgs),
+    /// Show networks, and who is in them
+    Inspect(NetworkNamesArgs),
+    /// Put back what somebody took away: bridges, places at them, firewall rules
+    Reload,
+    /// Remove all networks that no container is in
+    Prune(NetworkPruneArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct NetworkLsArgs {
+    /// Print names only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct NetworkCreateArgs {
+    /// Its addresses, one network of each family at most; an IPv6 one turns that on [default: a free /24]
+    ///
+    /// The default network's is named before the command.
+    #[arg(long, value_name = "CIDR", action = ArgAction::Append)]
+    pub subnet: Vec<String>,
+    /// The bridge's IPv4 address [default: the first of the subnet]
+    #[arg(long, value_name = "ADDRESS")]
+    pub gateway: Option<std::net::Ipv4Addr>,
+    /// Nothing leaves it, and nothing comes in
+    #[arg(long)]
+    pub internal: bool,
+    /// IPv6 beside IPv4
+    #[arg(long)]
+    pub ipv6: bool,
+    /// Its largest packet
+    #[arg(long, value_name = "BYTES")]
+    pub mtu: Option<u32>,
+    /// There is one kind only
+    #[arg(short, long, default_value = "bridge", hide = true)]
+    pub driver: String,
+    /// Options of docker's driver: of these the MTU is known
+    #[arg(short, long, value_name = "KEY=VALUE", action = ArgAction::Append, hide = true)]
+    pub opt: Vec<String>,
+    /// The network
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct NetworkRmArgs {
+    /// The networks
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// One that is not there is no error
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct NetworkNamesArgs {
+    /// The networks
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct NetworkPruneArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PortArgs {
+    /// The container
+    pub name: String,
+    /// Only this port of it: 80, 53/udp
+    #[arg(value_name = "PORT[/PROTOCOL]")]
+    pub port: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Cli {
-        Cli::try_parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{line}: {error}"))
+        Cli::read(line.split_whitespace()).unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
     #[test]
     fn the_definition_is_sound() {
-        Cli::command().debug_assert();
+        Cli::definition().debug_assert();
     }
 
     #[test]
@@ -646,6 +766,21 @@ mod tests {
             let cli = parse(line);
             assert!(cli.global.json && cli.global.root.as_deref() == Some("/x"), "{line}");
         }
+    }
+
+    #[test]
+    fn a_subnet_is_the_default_networks_but_for_a_new_one() {
+        let of_default = |line: &str| parse(line).global.subnet;
+        for line in
+            ["berth --subnet 10.1.0.0/16 ps", "berth ps --subnet 10.1.0.0/16", "berth volume ls --subnet=10.1.0.0/16"]
+        {
+            assert_eq!(of_default(line).as_deref(), Some("10.1.0.0/16"), "{line}");
+        }
+        assert_eq!(of_default("berth network create --subnet 10.2.0.0/24 n"), None);
+        let cli = parse("berth --subnet 10.1.0.0/16 network create --subnet 10.2.0.0/24 --subnet fd00::/64 n");
+        assert_eq!(cli.global.subnet.as_deref(), Some("10.1.0.0/16"));
+        let Command::Network(NetworkCommand::Create(args)) = cli.command else { panic!() };
+        assert_eq!(args.subnet, ["10.2.0.0/24", "fd00::/64"]);
     }
 
     #[test]
@@ -669,13 +804,12 @@ mod tests {
     #[test]
     fn a_flag_that_is_none_is_an_error_not_an_image() {
         for line in ["berth run --bogus busybox", "berth exec web", "berth run", "berth wait", "berth nonsense"] {
-            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+            assert!(Cli::read(line.split_whitespace()).is_err(), "{line}");
         }
     }
 
     #[test]
     fn commands_that_are_not_built_take_anything_and_have_a_name() {
-        assert_eq!(parse("berth network create --subnet 10.0.0.0/8 n").command.unbuilt(), Some("network"));
         assert_eq!(parse("berth volume diff v 1 2").command.unbuilt(), Some("volume diff"));
         assert_eq!(parse("berth ps").command.unbuilt(), None);
     }

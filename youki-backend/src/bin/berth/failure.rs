@@ -60,6 +60,11 @@ impl Failure {
         }
     }
 
+    /// Something that the command itself looked for and did not find.
+    pub fn not_found(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), causes: Vec::new(), hint: None, status: None }
+    }
+
     /// A system call of the command's own that failed. A closed output ends the command without a word.
     pub fn io(action: &str, path: impl AsRef<Path>, error: &io::Error) -> Self {
         let closed = error.kind() == io::ErrorKind::BrokenPipe;

@@ -1,7 +1,6 @@
 //! `ps` and `inspect`.
 
 use chrono::{DateTime, Utc};
-use runtime_core::spec::PortProtocol;
 use serde_json::{Value, json};
 use youki_backend::Inspect;
 
@@ -9,6 +8,7 @@ use crate::cli::{InspectArgs, PsArgs};
 use crate::failure::{Failure, Result};
 use crate::format::Template;
 use crate::lifecycle::container;
+use crate::networks;
 use crate::output::{self, Table};
 use crate::session::Session;
 
@@ -23,7 +23,7 @@ pub async fn ps(session: &Session, args: &PsArgs) -> Result<i32> {
     let last = args.last.or(args.latest.then_some(1));
     // Who asks for a state asks for those that have it, as with docker.
     let all = args.all || last.is_some() || filters.iter().any(|filter| filter.is_about_states());
-    containers.retain(|one| all || matches!(one.state, "running" | "paused" | "stopping"));
+    containers.retain(|one| all || is_up(one));
     containers.retain(|one| Filter::all_hold(&filters, one));
     // The newest first, as docker.
     containers.sort_by_key(|one| std::cmp::Reverse(one.created_at));
@@ -100,7 +100,8 @@ impl Row {
             command: if whole { command } else { output::shorten(&command, COMMAND_WIDTH) },
             running_for: format!("{} ago", output::age(one.created_at, now)),
             status: status(one, now),
-            ports: ports(one),
+            // One that ended has none.
+            ports: if is_up(one) { networks::shown(one) } else { String::new() },
             names: one.name.clone(),
         }
     }
@@ -139,7 +140,7 @@ fn dockers(one: &Inspect, path: &[String]) -> Option<Value> {
         "Id" => json!(one.id),
         "Created" => json!(output::time(one.created_at)),
         "State.Status" => json!(one.state),
-        "State.Running" => json!(matches!(one.state, "running" | "paused" | "stopping")),
+        "State.Running" => json!(is_up(one)),
         "State.Paused" => json!(one.state == "paused"),
         "State.Pid" => json!(one.pid.unwrap_or(0)),
         "State.ExitCode" => json!(one.exit_code.unwrap_or(0)),
@@ -160,6 +161,7 @@ fn dockers(one: &Inspect, path: &[String]) -> Option<Value> {
         "HostConfig.Privileged" => json!(one.spec.privileged),
         "HostConfig.Memory" => json!(one.spec.resources.memory.map_or(0, |memory| memory.as_u64())),
         "NetworkSettings.IPAddress" => json!(network().and_then(|network| network.ipv4.as_ref())),
+        "NetworkSettings.Ports" => ports(one),
         "NetworkSettings.MacAddress" => json!(network().and_then(|network| network.mac.as_ref())),
         text => {
             let labels = path.strip_prefix(&["Config".to_owned(), "Labels".to_owned()])?;
@@ -265,17 +267,24 @@ fn command(one: &Inspect) -> String {
     if line.is_empty() { "-".to_owned() } else { format!("\"{line}\"") }
 }
 
-/// `0.0.0.0:8080->80/tcp`, as docker shows them.
-fn ports(one: &Inspect) -> String {
-    let shown = one.ports.iter().map(|port| {
-        let protocol = match port.protocol {
-            PortProtocol::Tcp => "tcp",
-            PortProtocol::Udp => "udp",
-        };
-        let host = port.host_ip.as_deref().unwrap_or("0.0.0.0");
-        format!("{host}:{}->{}/{protocol}", output::or_dash(port.host_port), port.container_port)
-    });
-    shown.collect::<Vec<_>>().join(", ")
+fn is_up(one: &Inspect) -> bool {
+    matches!(one.state, "running" | "paused" | "stopping")
+}
+
+/// `NetworkSettings.Ports` of docker's `inspect`.
+fn ports(one: &Inspect) -> Value {
+    let mut ports = serde_json::Map::new();
+    for port in &one.ports {
+        let key = format!("{}/{}", port.container_port, networks::word(port.protocol));
+        let host_port = port.host_port.map(|port| port.to_string()).unwrap_or_default();
+        let bindings = networks::addresses(one, port)
+            .into_iter()
+            .map(|ip| json!({"HostIp": ip.trim_matches(['[', ']']), "HostPort": host_port}));
+        if let Value::Array(all) = ports.entry(key).or_insert_with(|| json!([])) {
+            all.extend(bindings);
+        }
+    }
+    Value::Object(ports)
 }
 
 /// Docker's words.

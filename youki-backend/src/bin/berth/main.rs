@@ -2,9 +2,9 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `cli`, `run_flags`, `flag_values` | the command line and what it means |
+//! | `cli`, `run_flags`, `flag_values`, `publish` | the command line and what it means |
 //! | `session` | configuration, logging, the opened runtime |
-//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `images`, `archives`, `volumes`, `events`, `doctor`, `root` | the commands |
+//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `images`, `archives`, `volumes`, `networks`, `events`, `doctor`, `root` | the commands |
 //! | `streams`, `signals`, `terminal` | what a foreground run passes on |
 //! | `output`, `format`, `progress`, `failure` | what is printed, and how it ends |
 
@@ -22,8 +22,10 @@ mod images;
 mod lifecycle;
 mod listing;
 mod logs;
+mod networks;
 mod output;
 mod progress;
+mod publish;
 mod root;
 mod run;
 mod run_flags;
@@ -38,14 +40,13 @@ mod volumes;
 use std::process::exit;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
 
-use cli::{Cli, Command, GlobalArgs, ImageCommand, VolumeCommand};
+use cli::{Cli, Command, GlobalArgs, ImageCommand, NetworkCommand, VolumeCommand};
 use failure::{Failure, OWN_STATUS, Result, USAGE_STATUS};
 use session::Session;
 
 fn main() {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => exit(report_usage(&error)),
     };
@@ -167,6 +168,13 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Volume(VolumeCommand::Restore(args)) => volumes::restore(&session, args).await,
         Command::Volume(VolumeCommand::Rm(args)) => volumes::rm(&session, args).await,
         Command::Volume(VolumeCommand::Prune(args)) => volumes::prune(&session, args).await,
+        Command::Network(NetworkCommand::Ls(args)) => networks::ls(&session, args),
+        Command::Network(NetworkCommand::Create(args)) => networks::create(&session, args).await,
+        Command::Network(NetworkCommand::Rm(args)) => networks::rm(&session, args).await,
+        Command::Network(NetworkCommand::Inspect(args)) => networks::inspect(&session, args).await,
+        Command::Network(NetworkCommand::Prune(args)) => networks::prune(&session, args).await,
+        Command::Network(NetworkCommand::Reload) => networks::reload(&session).await,
+        Command::Port(args) => networks::port(&session, args).await,
         Command::Shutdown(args) => lifecycle::shutdown(&session, args).await,
         Command::Events(args) => events::events(&session, args).await,
         Command::Info => root::info(&session).await,
@@ -177,7 +185,7 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
 /// `berth completion`
 fn print_completion(shell: clap_complete::Shell) -> Result<i32> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "berth", &mut script);
+    clap_complete::generate(shell, &mut Cli::definition(), "berth", &mut script);
     output::print(&String::from_utf8_lossy(&script))?;
     Ok(0)
 }
@@ -185,7 +193,7 @@ fn print_completion(shell: clap_complete::Shell) -> Result<i32> {
 /// Prints what clap has to say; the exit code.
 fn report_usage(error: &clap::Error) -> i32 {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let known = Cli::command();
+    let known = Cli::definition();
     let command = words.iter().find(|word| known.find_subcommand(word.as_str()).is_some());
     let passes_codes = command.is_some_and(|name| ["run", "create", "exec"].contains(&name.as_str()));
     let status = i32::from(if passes_codes { OWN_STATUS } else { USAGE_STATUS });
@@ -253,7 +261,7 @@ mod tests {
             (&["run", "img"], gone(), 125),
             (&["exec", "x", "y"], gone().with_status(127), 127),
         ] {
-            let command = Cli::try_parse_from(["berth"].iter().chain(words)).unwrap().command;
+            let command = Cli::read(["berth"].iter().chain(words)).unwrap().command;
             assert_eq!(Statuses::of(&command).status(&failure), status, "{words:?} {}", failure.text());
         }
     }
@@ -264,7 +272,7 @@ mod tests {
             (&["berth", "run"][..], "the following required arguments were not provided: <IMAGE> [COMMAND]..."),
             (&["berth", "ps", "--bogus"], "unexpected argument '--bogus' found"),
         ] {
-            let error = Cli::try_parse_from(words).unwrap_err();
+            let error = Cli::read(words).unwrap_err();
             assert_eq!(usage_message(&error.to_string()).0, message);
         }
     }

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use runtime_core::spec::PortMapping;
 use runtime_core::{ContainerId, PullPolicy, RegistryAuth, ServiceSpec};
 
 use crate::cli::parse_pull_policy;
 use crate::failure::{Failure, Result};
 use crate::flag_values::{self as values, SecurityOption};
+use crate::publish::{expose, publish};
 
 #[derive(Debug, Default, Args)]
 pub struct RunArgs {
@@ -62,9 +64,21 @@ pub struct RunArgs {
     /// Limit its processes and threads; -1 for no limit [default: 2048]
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub pids_limit: Option<i64>,
-    /// bridge, none or host
+    /// bridge, none, host, or a network's name
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
     pub network: Option<String>,
+    /// A further name of it in its network
+    #[arg(long, visible_alias = "net-alias", value_name = "NAME", action = ArgAction::Append)]
+    pub network_alias: Vec<String>,
+    /// Publish a port on the host; ranges (8000-8010:80) and /udp too
+    #[arg(short, long, value_name = "[[IP:][PORT]:]PORT", action = ArgAction::Append)]
+    pub publish: Vec<String>,
+    /// Publish all ports that the image exposes, each at a free one of the host
+    #[arg(short = 'P', long)]
+    pub publish_all: bool,
+    /// Count a port among those that the image exposes
+    #[arg(long, value_name = "PORT", action = ArgAction::Append)]
+    pub expose: Vec<String>,
     /// Its host name [default: its name]
     #[arg(short = 'h', long, value_name = "NAME")]
     pub hostname: Option<String>,
@@ -141,10 +155,6 @@ pub struct RunArgs {
 /// Flags that have a meaning and are not built yet: each is refused by its name.
 #[derive(Debug, Default, Args)]
 pub struct UnbuiltFlags {
-    #[arg(short, long, hide = true, action = ArgAction::Append)]
-    publish: Vec<String>,
-    #[arg(short = 'P', long, hide = true)]
-    publish_all: bool,
     #[arg(long, hide = true)]
     health_cmd: Option<String>,
     #[arg(long, hide = true)]
@@ -160,8 +170,6 @@ pub struct UnbuiltFlags {
 impl UnbuiltFlags {
     fn first(&self) -> Option<&'static str> {
         let given = [
-            (!self.publish.is_empty(), "--publish"),
-            (self.publish_all, "--publish-all"),
             (self.health_cmd.is_some(), "--health-cmd"),
             (self.health_interval.is_some(), "--health-interval"),
             (self.health_timeout.is_some(), "--health-timeout"),
@@ -270,6 +278,24 @@ impl RunArgs {
         if let Some(network) = &self.network {
             spec.network.mode = values::network(network)?;
         }
+        spec.network.aliases.clone_from(&self.network_alias);
+        for text in &self.publish {
+            spec.port_mappings.extend(publish(text)?);
+        }
+        spec.publish_all = self.publish_all;
+        for text in &self.expose {
+            let exposed = expose(text)?;
+            let published = |one: &PortMapping| {
+                let same =
+                    |other: &PortMapping| other.container_port == one.container_port && other.protocol == one.protocol;
+                spec.port_mappings.iter().any(same)
+            };
+            let more: Vec<PortMapping> = exposed.into_iter().filter(|one| !published(one)).collect();
+            // Without --publish-all it is said, and of no effect: every port can be reached within the network.
+            if self.publish_all {
+                spec.port_mappings.extend(more);
+            }
+        }
         spec.hostname.clone_from(&self.hostname);
         spec.extra_hosts = self.add_host.iter().map(|text| values::extra_host(text)).collect::<Result<_>>()?;
         spec.dns.clone_from(&self.dns);
@@ -299,7 +325,6 @@ impl RunArgs {
 mod tests {
     use std::time::Duration;
 
-    use clap::Parser;
     use runtime_core::spec::{NetworkMode, SeccompSpec, StorageSpec};
 
     use super::*;
@@ -308,7 +333,7 @@ mod tests {
     fn args(line: &str) -> RunArgs {
         let words =
             ["berth", "run"].into_iter().chain(line.split(' ').map(|word| if word == "''" { "" } else { word }));
-        match Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}")).command {
+        match Cli::read(words).unwrap_or_else(|error| panic!("{line}: {error}")).command {
             Command::Run(args) => *args,
             _ => unreachable!(),
         }
@@ -320,6 +345,7 @@ mod tests {
             "--rm -i -e A=1 -v data:/data:ro --tmpfs /t:size=1m -w /srv -u 5:6 -m 64m --cpus 0.5 --pids-limit 9 \
              --network none -h me --read-only --cap-add NET_ADMIN --cap-drop ALL --security-opt no-new-privileges \
              --security-opt seccomp=unconfined --stop-signal INT --stop-timeout 3 --pull never --label a=b \
+             -p 8080:80 -p 9000-9001:9000-9001/udp -P --expose 70 --expose 80 --network-alias db \
              --ulimit nofile=5 --sysctl x.y=1 --shm-size 1m --add-host db:1.2.3.4 --dns 9.9.9.9 img sh -c true",
         )
         .spec()
@@ -335,6 +361,10 @@ mod tests {
         assert_eq!((spec.resources.cpu, spec.resources.pids), (Some(0.5), Some(9)));
         assert_eq!(spec.network.mode, NetworkMode::None);
         assert_eq!(spec.hostname.as_deref(), Some("me"));
+        let ports: Vec<_> = spec.port_mappings.iter().map(|port| (port.host_port, port.container_port)).collect();
+        assert_eq!(ports, [(Some(8080), 80), (Some(9000), 9000), (Some(9001), 9001), (None, 70)]);
+        assert!(spec.publish_all);
+        assert_eq!(spec.network.aliases, ["db"]);
         assert_eq!((spec.capabilities, spec.drop_capabilities), (vec!["NET_ADMIN".into()], vec!["ALL".into()]));
         assert_eq!(spec.seccomp, SeccompSpec::Unconfined);
         assert_eq!((spec.stop_signal.as_deref(), spec.stop_timeout), (Some("INT"), Some(Duration::from_secs(3))));
@@ -364,11 +394,9 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        for (line, flag) in [
-            ("-p 80:80 img", "--publish"),
-            ("--health-cmd true img", "--health-cmd"),
-            ("--health-start-period 1s img", "--health-start-period"),
-        ] {
+        for (line, flag) in
+            [("--health-cmd true img", "--health-cmd"), ("--health-start-period 1s img", "--health-start-period")]
+        {
             let failure = args(line).spec().unwrap_err();
             assert_eq!(failure.code(), "unsupported", "{line}");
             assert!(failure.text().contains(flag), "{line}: {}", failure.text());

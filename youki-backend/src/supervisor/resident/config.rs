@@ -22,8 +22,8 @@ pub(crate) const STDIN_FD: i32 = 8;
 pub(crate) const PLAN_FD: i32 = 9;
 /// Beside it the executable that does so, by the version of this supervisor.
 pub(crate) const STAGE_FD: i32 = 10;
-/// Everything from here on is closed.
-pub(crate) const FIRST_UNUSED_FD: i32 = 11;
+/// Sockets at the container's published ports, kept from the host's processes as long as it runs; then nothing more.
+pub(crate) const FIRST_HELD_FD: i32 = 11;
 
 /// Passed as one JSON argument.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,12 @@ pub(crate) struct ResidentConfig {
     /// The signal that asks it to stop, 0 where the agent is older than restarts.
     #[serde(default)]
     pub stop_signal: i32,
+    /// Its network namespace is the container's own, which is ours as well.
+    #[serde(default)]
+    pub own_network: bool,
+    /// How many sockets are held.
+    #[serde(default)]
+    pub held_sockets: i32,
     /// Size at which a log file is followed by the next.
     pub log_file_max_bytes: u64,
     /// How many are kept.

@@ -21,7 +21,7 @@ mod output;
 mod own_log;
 
 pub(crate) use config::{
-    CONTROL_FD, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, ResidentConfig, STAGE_FD,
+    CONTROL_FD, ERRNO_FD, FIRST_HELD_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, ResidentConfig, STAGE_FD,
     STDIN_FD,
 };
 pub(crate) use exec::check;

@@ -18,19 +18,22 @@ mod rootfs;
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use runtime_core::spec::RestartKind;
 use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::failure::Failure;
 use super::resident::{
-    self, ERRNO_FD, FIRST_UNUSED_FD, LISTENER_FD, OUTPUT_FDS, PIPE_BYTES, PLAN_FD, RESULT_FD, STAGE_FD, STDIN_FD,
+    self, ERRNO_FD, FIRST_HELD_FD, LISTENER_FD, OUTPUT_FDS, PIPE_BYTES, PLAN_FD, RESULT_FD, STAGE_FD, STDIN_FD,
 };
 use super::wire::{MAX_FRAME_BYTES, Reply};
 use crate::error::{Error, Result};
+use crate::network::MAX_HELD_SOCKETS;
 pub(crate) use build::LIBCONTAINER_ID;
 pub(crate) use plan::{CreatePlan, FillPlan, RESIDENT_ARGUMENT};
 pub(crate) use rootfs::Overlay;
@@ -48,11 +51,14 @@ struct Descriptors {
     stderr: (OwnedFd, OwnedFd),
     /// The read end, and the write end where it is kept open.
     stdin: (OwnedFd, Option<OwnedFd>),
+    /// At the published ports, for the resident.
+    held: Vec<OwnedFd>,
 }
 
 /// Runs the stage on the connection at standard input. Returns only if it failed.
 pub(crate) fn main() -> i32 {
-    let outcome = read_plan().map_err(|error| Error::io("reading", "the plan")(error)).and_then(set_up);
+    let read = || close_inherited().and_then(|()| read_plan()).map_err(Error::io("reading", "the plan"));
+    let outcome = read().and_then(|(plan, held)| set_up(plan, held));
     let Err(error) = outcome;
     eprintln!("berth-create: {}", error.chain());
     // SAFETY: standard input is the connection, open for as long as this process lives.
@@ -61,27 +67,46 @@ pub(crate) fn main() -> i32 {
     1
 }
 
-/// The plan: a length and JSON, the only thing on the connection that is not a frame.
-fn read_plan() -> io::Result<CreatePlan> {
+/// What the agent had open without close-on-exec came along: it is not ours to hold.
+fn close_inherited() -> io::Result<()> {
+    // SAFETY: nothing of this process uses a descriptor above standard error yet.
+    super::resident::check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } as i32).map(drop)
+}
+
+/// The plan: a length and JSON, the only thing on the connection that is not a frame; beside the length come sockets
+/// to be held.
+fn read_plan() -> io::Result<(CreatePlan, Vec<OwnedFd>)> {
     // SAFETY: standard input is the connection, open for as long as this process lives.
     let mut connection = std::mem::ManuallyDrop::new(unsafe { fs::File::from_raw_fd(resident::CONTROL_FD) });
     let mut length = [0; 4];
-    connection.read_exact(&mut length)?;
+    let (count, held) = receive(&connection, &mut length)?;
+    connection.read_exact(&mut length[count..])?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_FRAME_BYTES {
         return Err(io::Error::other("it is too long"));
     }
     let mut bytes = vec![0; length];
     connection.read_exact(&mut bytes)?;
-    Ok(serde_json::from_slice(&bytes)?)
+    Ok((serde_json::from_slice(&bytes)?, held))
 }
 
-fn set_up(mut plan: CreatePlan) -> Result<std::convert::Infallible> {
+/// The first bytes, and the descriptors beside them.
+fn receive(connection: &fs::File, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HELD_SOCKETS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [io::IoSliceMut::new(bytes)];
+    let message = rustix::net::recvmsg(connection, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut held = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            held.extend(descriptors);
+        }
+    }
+    Ok((message.bytes, held))
+}
+
+fn set_up(mut plan: CreatePlan, held: Vec<OwnedFd>) -> Result<std::convert::Infallible> {
     rustix::process::setsid().map_err(|error| Error::io("leaving", "the agent's session")(error.into()))?;
-    // What the agent had open without close-on-exec came along: it is not ours to hold.
-    // SAFETY: nothing of this process uses a descriptor above standard error yet.
-    super::resident::check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } as i32)
-        .map_err(Error::io("closing", "the agent's descriptors"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     std::env::set_current_dir("/").map_err(Error::io("entering", "/"))?;
     for name in std::env::vars_os().map(|(name, _)| name).collect::<Vec<_>>() {
@@ -101,15 +126,16 @@ fn set_up(mut plan: CreatePlan) -> Result<std::convert::Infallible> {
         .map_err(|error| Error::io("privatising", "the mount table")(error.into()))?;
     plan.overlay().mount()?;
 
-    let descriptors = open_descriptors(&plan)?;
+    plan.resident.held_sockets = held.len() as i32;
+    let descriptors = open_descriptors(&plan, held)?;
     let supervisor = Some(rustix::process::getpid());
     // SAFETY: this process is single-threaded, so the child may do whatever it could.
     let helper = unsafe { libc::fork() };
     match helper {
         0 => {
-            let Descriptors { listener, result, errno, stdout, stderr, stdin } = descriptors;
-            // So that each pipe has one reader and ends when it should.
-            drop((listener, result.0, errno.0, stdout.0, stderr.0, stdin.1));
+            let Descriptors { listener, result, errno, stdout, stderr, stdin, held } = descriptors;
+            // So that each pipe has one reader and ends when it should, and ports are given back with the resident.
+            drop((listener, result.0, errno.0, stdout.0, stderr.0, stdin.1, held));
             let streams = build::Streams { stdin: stdin.0, stdout: stdout.1, stderr: stderr.1, errno: errno.1 };
             build::main(plan, streams, result.1, supervisor)
         }
@@ -145,7 +171,7 @@ fn raise_loopback() -> io::Result<()> {
     super::resident::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
 }
 
-fn open_descriptors(plan: &CreatePlan) -> Result<Descriptors> {
+fn open_descriptors(plan: &CreatePlan, held: Vec<OwnedFd>) -> Result<Descriptors> {
     let pipe = || resident_pipe().map_err(Error::io("making", "a pipe"));
     let socket = &plan.resident.socket;
     let _ = fs::remove_file(socket);
@@ -162,7 +188,7 @@ fn open_descriptors(plan: &CreatePlan) -> Result<Descriptors> {
     } else {
         (fs::File::open("/dev/null").map_err(Error::io("opening", "/dev/null"))?.into(), None)
     };
-    Ok(Descriptors { listener: listener.into(), result: pipe()?, errno: pipe()?, stdout, stderr, stdin })
+    Ok(Descriptors { listener: listener.into(), result: pipe()?, errno: pipe()?, stdout, stderr, stdin, held })
 }
 
 /// From within the directory: the path may be longer than a socket address holds.
@@ -188,7 +214,7 @@ fn become_resident(mut plan: CreatePlan, descriptors: Descriptors) -> Result<std
     let executable = super::sealed::open(&plan.resident_executable)?;
     let config = serde_json::to_string(&plan.resident)
         .map_err(|error| Error::io("writing", "the configuration")(error.into()))?;
-    let Descriptors { listener, result, errno, stdout, stderr, stdin } = descriptors;
+    let Descriptors { listener, result, errno, stdout, stderr, stdin, held } = descriptors;
     // Out of the way of the places first, so that none is overwritten before it is copied.
     let mut kept: Vec<(OwnedFd, RawFd)> = vec![
         (listener, LISTENER_FD),
@@ -205,9 +231,11 @@ fn become_resident(mut plan: CreatePlan, descriptors: Descriptors) -> Result<std
         let own = fs::File::open("/proc/self/exe").map_err(Error::io("opening", "/proc/self/exe"))?;
         kept.push((own.into(), STAGE_FD));
     }
-    let executable = above_places(&executable)?;
+    kept.extend(held.into_iter().zip(FIRST_HELD_FD..));
+    let first_unused = FIRST_HELD_FD + plan.resident.held_sockets;
+    let executable = above_places(&executable, first_unused)?;
     for (fd, _) in &mut kept {
-        *fd = above_places(fd)?;
+        *fd = above_places(fd, first_unused)?;
     }
     for (fd, place) in &kept {
         // SAFETY: `place` is none of the descriptors still needed: those all lie above.
@@ -231,8 +259,8 @@ fn keep(plan: &CreatePlan) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-fn above_places(fd: &OwnedFd) -> Result<OwnedFd> {
-    rustix::io::fcntl_dupfd_cloexec(fd, FIRST_UNUSED_FD)
+fn above_places(fd: &OwnedFd, first_unused: RawFd) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, first_unused)
         .map_err(|error| Error::io("placing", "a descriptor")(error.into()))
 }
 

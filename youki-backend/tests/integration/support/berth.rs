@@ -40,23 +40,31 @@ impl Case {
 
     /// The same with `input` as its standard input.
     pub async fn berth_with(&self, args: &[&str], input: &[u8]) -> Said {
-        let shared = &self.suite.shared().await.root;
-        let mut child = command(shared)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("starting berth");
-        let mut stdin = child.stdin.take().expect("a piped stdin");
-        let input = input.to_vec();
-        // It may end without reading.
-        tokio::spawn(async move { drop(stdin.write_all(&input).await) });
-        let output = child.wait_with_output().await.expect("waiting for berth");
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Said { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+        run(&self.suite.shared().await.root, args, input).await
     }
+
+    /// Runs it on a root of the test's own.
+    pub async fn berth_on(&self, root: &Root, args: &[&str]) -> Said {
+        run(root, args, b"").await
+    }
+}
+
+async fn run(root: &Root, args: &[&str], input: &[u8]) -> Said {
+    let mut child = command(root)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("starting berth");
+    let mut stdin = child.stdin.take().expect("a piped stdin");
+    let input = input.to_vec();
+    // It may end without reading.
+    tokio::spawn(async move { drop(stdin.write_all(&input).await) });
+    let output = child.wait_with_output().await.expect("waiting for berth");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Said { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// Runs `berth ARGS…` on `root`, without input.

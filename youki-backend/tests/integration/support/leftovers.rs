@@ -185,7 +185,7 @@ fn free_veths() -> BTreeSet<String> {
 }
 
 /// `berth_` and the first 12 hex digits of the SHA-256 of the canonical path of the root.
-fn table(root: &Root) -> String {
+pub fn table(root: &Root) -> String {
     let path = fs::canonicalize(&root.dir).unwrap_or_else(|_| root.dir.clone());
     let hex: String = Sha256::digest(path.as_os_str().as_encoded_bytes()).iter().map(|b| format!("{b:02x}")).collect();
     format!("berth_{}", &hex[..12])

@@ -61,7 +61,8 @@ impl Attempt {
             self.drain_output(stream);
         }
         let oom_kills = self.cgroup.oom_kill_count().unwrap_or(0);
-        let stats = stats::read(&self.cgroup, None);
+        // Its interfaces are there as long as somebody is in its namespace, and we are.
+        let stats = stats::read(&self.cgroup, self.config.own_network.then(std::process::id));
         let signal = if libc::WIFSIGNALED(status) { libc::WTERMSIG(status) } else { 0 };
         let oom_killed = signal == libc::SIGKILL && oom_kills > 0 && !self.killed_by_us;
         let build_failure = self.build_failure.take().filter(|_| !self.restarts.stopped);
@@ -93,6 +94,9 @@ impl Attempt {
         self.restarts.by_hand = false;
         if pause.is_some() {
             self.phase = Phase::Restarting;
+        } else {
+            // Who is told that it ended may have its ports.
+            self.held.clear();
         }
         let record = ExitRecord {
             attempt: self.config.attempt,
@@ -129,6 +133,7 @@ impl Attempt {
     /// After the last attempt: lets go of everything, and tells whoever waits.
     pub(super) fn finish(mut self) -> i32 {
         self.phase = Phase::Exited;
+        self.held.clear();
         // A restart was called off.
         if let Some(last) = &mut self.last
             && (last.record.restarting || !last.recorded)

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use runtime_core::spec::RestartKind;
 
 use super::config::{
-    CONTROL_FD, ERRNO_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, ResidentConfig, STAGE_FD, STDIN_FD,
+    CONTROL_FD, ERRNO_FD, FIRST_HELD_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, ResidentConfig, STAGE_FD,
+    STDIN_FD,
 };
 use super::connection::Connection;
 use super::events::{self, Events, Source};
@@ -78,6 +79,8 @@ pub(super) struct Attempt {
     hot_until: Option<Instant>,
     attachments: Vec<Option<Attachment>>,
     stdin: Option<OwnedFd>,
+    /// At the published ports: nobody else's as long as these are open.
+    held: Vec<OwnedFd>,
     /// Our end of the container's terminal, once its init has sent it; its output comes from a copy of this.
     terminal: Option<OwnedFd>,
     execs: Vec<Option<Exec>>,
@@ -110,7 +113,10 @@ impl Attempt {
                 OUTPUT_FDS.map(|fd| OwnedFd::from_raw_fd(fd)),
             )
         };
-        for fd in [&control, &listener, &result, &errno, &stdout, &stderr].into_iter().chain(&stdin) {
+        // SAFETY: so are these.
+        let held: Vec<OwnedFd> =
+            (0..config.held_sockets).map(|index| unsafe { OwnedFd::from_raw_fd(FIRST_HELD_FD + index) }).collect();
+        for fd in [&control, &listener, &result, &errno, &stdout, &stderr].into_iter().chain(&stdin).chain(&held) {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(fd, true)?;
         }
@@ -153,6 +159,7 @@ impl Attempt {
             hot_until: None,
             attachments: Vec::new(),
             stdin,
+            held,
             terminal: None,
             execs: Vec::new(),
             exec_count: 0,

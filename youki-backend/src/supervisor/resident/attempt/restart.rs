@@ -14,7 +14,7 @@ use runtime_core::spec::RestartPolicy;
 use runtime_core::{Event, EventKind};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::super::config::FIRST_UNUSED_FD;
+use super::super::config::FIRST_HELD_FD;
 use super::super::events::Source;
 use super::super::exec;
 use super::super::output::PIPE_BYTES;
@@ -192,7 +192,7 @@ impl Helper {
     /// Moves all descriptors out of the way of their places, so that none is overwritten before it is copied.
     fn new(executable: &OwnedFd, mut descriptors: [(OwnedFd, i32); 6]) -> io::Result<Self> {
         for (fd, _) in &mut descriptors {
-            *fd = rustix::io::fcntl_dupfd_cloexec(&*fd, FIRST_UNUSED_FD)?;
+            *fd = rustix::io::fcntl_dupfd_cloexec(&*fd, FIRST_HELD_FD)?;
         }
         let mut path = String::new();
         let _ = write!(path, "/proc/self/fd/{}", executable.as_raw_fd());

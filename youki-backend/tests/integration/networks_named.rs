@@ -1,0 +1,446 @@
+//! Networks of one's own: subnets, gateways, IPv6, internal ones, MTU; and what happens when the host takes them away.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use runtime_core::spec::NetworkMode;
+use runtime_core::{ContainerId, Runtime, ServiceSpec};
+use youki_backend::{NetworkOptions, YoukiRuntime};
+
+use crate::networks::{Outside, curl, ip, published, web};
+use crate::support::Case;
+use crate::support::agent::{Agent, Request};
+use crate::support::case::{IDLE, eventually, soon, words};
+use crate::support::leftovers;
+use crate::support::root::Root;
+
+crate::tests![
+    a_named_network_has_its_addresses_gateway_and_names_and_is_a_world_of_its_own,
+    an_ipv6_network_reaches_its_own_the_world_and_is_reached,
+    an_internal_network_lets_nothing_out_or_in,
+    packets_are_as_large_as_the_network_says,
+    a_network_in_use_is_kept_and_names_its_containers,
+    subnets_that_meet_others_are_refused_and_name_them,
+    a_full_subnet_says_so_and_takes_the_next_once_somebody_goes,
+    what_the_host_lost_is_put_back,
+    a_container_created_after_the_host_lost_it_all_has_its_network,
+    killed_in_the_middle_of_attaches_leaves_no_lease_link_port_or_name,
+];
+
+/// A root of the test's own, with networks.
+struct Place {
+    case: Case,
+    root: Root,
+    runtime: YoukiRuntime,
+}
+
+impl Place {
+    async fn new(case: &Case) -> Self {
+        let root = case.root("root");
+        let runtime = YoukiRuntime::open(root.config()).await.unwrap();
+        Self { case: case.clone(), root, runtime }
+    }
+
+    /// A /26 that no other root of this suite has.
+    fn subnet(&self, quarter: u8) -> String {
+        let octets: Vec<u8> = self.root.subnet.split(['.', '/']).filter_map(|part| part.parse().ok()).collect();
+        format!("172.{}.{}.{}/26", 20 + octets[1] % 12, octets[2], quarter * 64)
+    }
+
+    async fn network(&self, name: &str, options: NetworkOptions) {
+        self.runtime.create_network(name, &options).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
+    async fn spec(&self, network: &str, script: &str) -> ServiceSpec {
+        let mut spec = self.case.script(script).await;
+        spec.network.mode = NetworkMode::from(network.to_owned());
+        spec
+    }
+
+    async fn start(&self, spec: &ServiceSpec) -> ContainerId {
+        let id = self.case.id_in(&self.root);
+        crate::support::case::start_on(&self.runtime, &id, spec).await.unwrap_or_else(|error| panic!("{id}: {error}"));
+        id
+    }
+
+    async fn idle(&self, network: &str) -> ContainerId {
+        self.start(&self.spec(network, IDLE).await).await
+    }
+
+    async fn exec(&self, id: &ContainerId, script: &str) -> (i32, String) {
+        let (code, stdout, stderr) = self.runtime.exec(id, &words(&["sh", "-c", script])).await.unwrap();
+        (code, stdout + &stderr)
+    }
+
+    async fn exec_ok(&self, id: &ContainerId, script: &str) -> String {
+        let (code, text) = self.exec(id, script).await;
+        assert_eq!(code, 0, "{script:?} in {id}: {text}");
+        text
+    }
+
+    async fn ipv4(&self, id: &ContainerId) -> String {
+        self.runtime.inspect(id).await.unwrap().networks[0].ipv4.clone().unwrap()
+    }
+
+    async fn ipv6(&self, id: &ContainerId) -> String {
+        self.runtime.inspect(id).await.unwrap().networks[0].ipv6.clone().unwrap()
+    }
+
+    fn bridge(&self, network: &str) -> String {
+        self.runtime.network(network).unwrap().bridge
+    }
+
+    /// Removes what the test made, and looks that the host has no trace of the networks.
+    async fn close(self, networks: &[&str]) {
+        for id in self.runtime.list_containers().await.unwrap() {
+            self.runtime.remove(&id.id, true).await.unwrap();
+        }
+        for network in networks {
+            let bridge = self.bridge(network);
+            // The last veth goes with the end of its namespace.
+            eventually("the network is removed", || async { self.runtime.remove_network(network).await.is_ok() }).await;
+            assert!(!Path::new("/sys/class/net").join(&bridge).exists(), "{bridge} of {network}");
+        }
+    }
+}
+
+async fn a_named_network_has_its_addresses_gateway_and_names_and_is_a_world_of_its_own(case: Case) {
+    let place = Place::new(&case).await;
+    let subnet = place.subnet(1);
+    let gateway = subnet.replace(".64/26", ".126");
+    let options = NetworkOptions {
+        subnets: vec![subnet.clone()],
+        gateway: Some(gateway.parse().unwrap()),
+        ..NetworkOptions::default()
+    };
+    place.network("front", options).await;
+    place.network("back", NetworkOptions { subnets: vec![place.subnet(2)], ..NetworkOptions::default() }).await;
+    let mut spec = place.spec("front", IDLE).await;
+    spec.network.aliases = vec!["db".into()];
+    let (one, two) = (place.start(&spec).await, place.idle("front").await);
+    let (elsewhere, by_default) = (place.idle("back").await, place.idle("bridge").await);
+
+    let details = place.runtime.inspect_detailed(&one).await.unwrap();
+    assert_eq!(
+        (details.networks[0].network.as_str(), &details.networks[0].aliases[..]),
+        ("front", &["db".to_owned()][..])
+    );
+    assert_eq!(details.networks[0].ipv4, Some(place.ipv4(&one).await));
+    let inside = place.runtime.network("front").unwrap();
+    assert_eq!((inside.subnet, inside.gateway, inside.containers.len()), (subnet.clone(), gateway.clone(), 2));
+    let last: u8 = place.ipv4(&one).await.rsplit_once('.').unwrap().1.parse().unwrap();
+    assert!((66..126).contains(&last), "{last} is one of {subnet}");
+    let shown = place.exec_ok(&one, "ip -4 -o addr show dev eth0 | awk '{print $4}'").await;
+    assert_eq!(shown.trim(), format!("{}/26", place.ipv4(&one).await));
+    assert!(place.exec_ok(&two, "ip route").await.contains(&format!("default via {gateway} ")));
+    place.exec_ok(&two, &format!("ping -c 1 -W 5 {gateway}")).await;
+    for name in [one.service.as_str(), "db"] {
+        place.exec_ok(&two, &format!("ping -c 1 -W 5 {name}")).await;
+    }
+    place.exec_ok(&one, &format!("ping -c 1 -W 5 {}", two.service)).await;
+
+    for (from, to) in [(&one, &elsewhere), (&elsewhere, &one), (&one, &by_default), (&by_default, &one)] {
+        let address = place.ipv4(to).await;
+        let (code, text) = place.exec(from, &format!("ping -c 1 -W 1 {address}")).await;
+        assert_ne!(code, 0, "{from} reaches {to}: {text}");
+        let hosts = place.exec_ok(from, "cat /etc/hosts").await;
+        assert!(!hosts.contains(&to.service), "{from} knows {to}: {hosts}");
+    }
+    place.close(&["front", "back"]).await;
+}
+
+async fn an_ipv6_network_reaches_its_own_the_world_and_is_reached(case: Case) {
+    let place = Place::new(&case).await;
+    let outside = Outside::new("six", 8);
+    // Documentation (RFC 3849)
+    let (host, far) = ("2001:db8:be::1", "2001:db8:be::2");
+    ip(&format!("addr add {host}/64 dev {} nodad", outside.link));
+    ip(&format!("-n {} addr add {far}/64 dev far0 nodad", outside.name));
+    let options =
+        NetworkOptions { subnets: vec![place.subnet(1), "fd42:be:7::/64".into()], ..NetworkOptions::default() };
+    place.network("six", options).await;
+    let mut spec = place.spec("six", &web("six")).await;
+    spec.port_mappings = vec![published(None, 80, None)];
+    let server = place.start(&spec).await;
+    let client = place.idle("six").await;
+    let (one, two) = (place.ipv6(&server).await, place.ipv6(&client).await);
+    assert!(one.starts_with("fd42:be:7::") && one != two, "{one} {two}");
+    assert!(place.exec_ok(&server, "ip -6 addr show dev eth0").await.contains(&format!("{one}/64")));
+    assert!(place.exec_ok(&client, "ip -6 route").await.contains("default via fd42:be:7::1 "));
+    place.exec_ok(&client, &format!("ping -6 -c 1 -W 5 {one}")).await;
+    place.exec_ok(&client, &format!("ping -6 -c 1 -W 5 {}", server.service)).await;
+    place.exec_ok(&client, "ping -6 -c 1 -W 5 fd42:be:7::1").await;
+
+    // Outbound: the world sees the host's address.
+    let mut seen = tokio::process::Command::new("ip")
+        .args(["netns", "exec", &outside.name, "busybox", "nc", "-ll", "-p", "7006", "-e", "/bin/busybox", "sh", "-c"])
+        .arg("busybox netstat -tn | busybox grep :7006")
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let script =
+        format!("for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 3 {far} 7006 < /dev/null && exit 0; sleep 0.3; done; exit 1");
+    let text = place.exec_ok(&client, &script).await;
+    seen.kill().await.unwrap();
+    assert!(text.contains(host) && !text.contains(&two), "the other end sees {text:?}");
+
+    // Inbound: the published port, on addresses of either family, and nothing that is not published.
+    let port = place.runtime.inspect(&server).await.unwrap().ports[0].host_port.unwrap();
+    for address in ["127.0.0.1".to_owned(), format!("[{host}]"), "[fd42:be:7::1]".to_owned()] {
+        assert_eq!(curl(&format!("http://{address}:{port}/")).await, "six", "{address}");
+    }
+    let far_curl = |url: String| {
+        let args = ["netns", "exec", outside.name.as_str(), "curl", "-s", "-g", "-m", "3", url.as_str()];
+        Command::new("ip").args(args).output().unwrap()
+    };
+    let got = far_curl(format!("http://[{host}]:{port}/"));
+    assert_eq!(String::from_utf8_lossy(&got.stdout), "six", "from outside: {}", got.status);
+    ip(&format!("-n {} route add fd42:be:7::/64 via {host}", outside.name));
+    assert!(!far_curl(format!("http://[{one}]/")).status.success(), "what nobody published is not reached");
+    drop(outside);
+    place.close(&["six"]).await;
+}
+
+async fn an_internal_network_lets_nothing_out_or_in(case: Case) {
+    let place = Place::new(&case).await;
+    let outside = Outside::new("int", 12);
+    let subnet = place.subnet(1);
+    place
+        .network("inner", NetworkOptions { subnets: vec![subnet.clone()], internal: true, ..NetworkOptions::default() })
+        .await;
+    place.network("outer", NetworkOptions { subnets: vec![place.subnet(2)], ..NetworkOptions::default() }).await;
+    let mut spec = place.spec("inner", IDLE).await;
+    spec.capabilities = vec!["NET_ADMIN".into()];
+    let (one, two) = (place.start(&spec).await, place.idle("inner").await);
+    place.exec_ok(&one, &format!("ping -c 1 -W 5 {}", two.service)).await;
+    assert!(!place.exec_ok(&one, "ip route").await.contains("default"));
+    // With a route of its own making, too.
+    place.exec_ok(&one, &format!("ip route add default via {}", subnet.replace(".64/26", ".65"))).await;
+    let other = place.idle("outer").await;
+    place.exec_ok(&other, &format!("ping -c 1 -W 5 {}", outside.host)).await;
+    for address in [outside.far.clone(), place.ipv4(&other).await] {
+        let (code, text) = place.exec(&one, &format!("ping -c 1 -W 1 {address}")).await;
+        assert_ne!(code, 0, "{address} is reached: {text}");
+    }
+    let inner = place.ipv4(&one).await;
+    ip(&format!("-n {} route add default via {}", outside.name, outside.host));
+    let into = Command::new("ip").args(["netns", "exec", &outside.name, "ping", "-c", "1", "-W", "1", &inner]).output();
+    assert!(!into.unwrap().status.success(), "it is reached from outside");
+
+    spec.port_mappings = vec![published(None, 80, None)];
+    let error = place.runtime.create_container(&case.id_in(&place.root), &spec).await.unwrap_err();
+    assert!(error.code() == "spec.invalid" && error.to_string().contains("internal"), "{error}");
+    place.close(&["inner", "outer"]).await;
+}
+
+async fn packets_are_as_large_as_the_network_says(case: Case) {
+    let place = Place::new(&case).await;
+    let options = NetworkOptions { subnets: vec![place.subnet(1)], mtu: Some(1280), ..NetworkOptions::default() };
+    place.network("small", options).await;
+    let id = place.idle("small").await;
+    assert_eq!(place.exec_ok(&id, "cat /sys/class/net/eth0/mtu").await, "1280\n");
+    let bridge = Path::new("/sys/class/net").join(place.bridge("small")).join("mtu");
+    assert_eq!(std::fs::read_to_string(bridge).unwrap(), "1280\n");
+    for mtu in [67, 65_536] {
+        let options = NetworkOptions { mtu: Some(mtu), ..NetworkOptions::default() };
+        let error = place.runtime.create_network("never", &options).await.unwrap_err();
+        assert!(error.code() == "spec.invalid" && error.to_string().contains("MTU"), "{error}");
+    }
+    place.close(&["small"]).await;
+}
+
+async fn a_network_in_use_is_kept_and_names_its_containers(case: Case) {
+    let place = Place::new(&case).await;
+    place.network("used", NetworkOptions { subnets: vec![place.subnet(1)], ..NetworkOptions::default() }).await;
+    let id = place.idle("used").await;
+    for state in ["running", "ended"] {
+        let error = place.runtime.remove_network("used").await.unwrap_err();
+        assert_eq!(error.code(), "network.in_use", "{state}");
+        assert!(error.to_string().contains(&id.to_string()) && error.hint().is_some(), "{state}: {error}");
+        place.runtime.stop(&id, Some(Duration::ZERO)).await.unwrap();
+    }
+    place.runtime.start(&id).await.unwrap();
+    place.exec_ok(&id, "ip route | grep ^default").await;
+    let error = place.runtime.remove_network("bridge").await.unwrap_err();
+    assert_eq!(error.code(), "network.in_use", "the default network stays: {error}");
+    place.close(&["used"]).await;
+    let place = Place::new(&case).await;
+    for error in [
+        place.runtime.remove_network("used").await.unwrap_err(),
+        place.runtime.network("../etc").unwrap_err(),
+        place.runtime.remove_network("").await.unwrap_err(),
+    ] {
+        assert!(error.code() == "network.not_found" && error.hint().is_some(), "{error}");
+    }
+}
+
+async fn subnets_that_meet_others_are_refused_and_name_them(case: Case) {
+    let place = Place::new(&case).await;
+    let outside = Outside::new("ovl", 16);
+    let with = |subnets: &[&str]| NetworkOptions {
+        subnets: subnets.iter().map(|subnet| (*subnet).to_owned()).collect(),
+        ..NetworkOptions::default()
+    };
+    let subnet = place.subnet(1);
+    place.network("first", with(&[&subnet, "fd42:be:9::/64"])).await;
+    let around = subnet.replace(".64/26", ".0/24");
+    for (subnets, other) in [
+        (&[subnet.as_str()][..], "first"),
+        (&[around.as_str()], "first"),
+        (&[&place.subnet(2), "fd42:be:9::/80"], "first"),
+        (&[place.root.subnet.as_str()], "bridge"),
+        (&["198.51.100.16/28"], outside.link.as_str()),
+    ] {
+        let error = place.runtime.create_network("second", &with(subnets)).await.unwrap_err();
+        assert_eq!(error.code(), "network.overlap", "{subnets:?}: {error}");
+        assert!(error.to_string().contains(other) && error.hint().is_some(), "{subnets:?}: {error}");
+    }
+    let error = place.runtime.create_network("first", &with(&[&place.subnet(2)])).await.unwrap_err();
+    assert!(error.code() == "network.exists" && error.hint().is_some(), "{error}");
+    for (name, options) in [
+        ("second", with(&["10.0.0.0/31"])),
+        ("second", with(&["10.0.0.1/24"])),
+        ("second", with(&["127.1.0.0/16"])),
+        ("second", with(&["224.1.0.0/16"])),
+        ("second", with(&["10.300.0.0/16"])),
+        ("second", with(&["fd00::/128"])),
+        ("second", with(&[&place.subnet(2), &place.subnet(3)])),
+        ("second", NetworkOptions { gateway: Some("10.9.9.9".parse().unwrap()), ..with(&[&place.subnet(2)]) }),
+        ("none", with(&[])),
+        ("host", with(&[])),
+        ("-x", with(&[])),
+        ("a/b", with(&[])),
+        ("", with(&[])),
+    ] {
+        let error = place.runtime.create_network(name, &options).await.unwrap_err();
+        assert_eq!(error.code(), "spec.invalid", "{name:?} {options:?}: {error}");
+    }
+    assert_eq!(place.runtime.networks().unwrap().len(), 2, "nothing half-made stays");
+    // One that the host joins later is met when the bridge is made.
+    place.network("late", with(&["198.51.99.0/24"])).await;
+    ip(&format!("addr add 198.51.99.7/25 dev {}", outside.link));
+    let spec = place.spec("late", IDLE).await;
+    place.runtime.pull_image(&spec.image.name).await.unwrap();
+    let error = place.runtime.create_container(&case.id_in(&place.root), &spec).await.unwrap_err();
+    assert_eq!(error.code(), "network.overlap", "{error}");
+    place.close(&["first", "late"]).await;
+}
+
+async fn a_full_subnet_says_so_and_takes_the_next_once_somebody_goes(case: Case) {
+    let place = Place::new(&case).await;
+    let subnet = place.subnet(1).replace("/26", "/30");
+    place.network("tiny", NetworkOptions { subnets: vec![subnet.clone()], ..NetworkOptions::default() }).await;
+    let one = place.idle("tiny").await;
+    let address = place.ipv4(&one).await;
+    let spec = place.spec("tiny", IDLE).await;
+    let refused = case.id_in(&place.root);
+    let error = place.runtime.create_container(&refused, &spec).await.unwrap_err();
+    assert!(error.code() == "network.exhausted" && error.to_string().contains(&subnet), "{error}");
+    assert!(place.runtime.inspect(&refused).await.is_err(), "nothing of it is left");
+    // Ended it still has its address; only removed it has none.
+    place.runtime.stop(&one, Some(Duration::ZERO)).await.unwrap();
+    assert_eq!(place.runtime.create_container(&refused, &spec).await.unwrap_err().code(), "network.exhausted");
+    place.runtime.remove(&one, true).await.unwrap();
+    let two = place.start(&spec).await;
+    assert_eq!(place.ipv4(&two).await, address);
+    place.close(&["tiny"]).await;
+}
+
+async fn what_the_host_lost_is_put_back(case: Case) {
+    let place = Place::new(&case).await;
+    place.network("mend", NetworkOptions { subnets: vec![place.subnet(1)], ..NetworkOptions::default() }).await;
+    let mut spec = place.spec("mend", &web("mended")).await;
+    spec.port_mappings = vec![published(None, 80, None)];
+    let server = place.start(&spec).await;
+    let client = place.idle("mend").await;
+    let port = place.runtime.inspect(&server).await.unwrap().ports[0].host_port.unwrap();
+    let (url, table, bridge) =
+        (format!("http://127.0.0.1:{port}/"), leftovers::table(&place.root), place.bridge("mend"));
+    let works = async || {
+        assert_eq!(curl(&url).await, "mended");
+        place.exec_ok(&client, &format!("ping -c 1 -W 5 {}", server.service)).await;
+    };
+    works().await;
+    let nft = |words: &[&str]| assert!(Command::new("nft").args(words).status().unwrap().success(), "{words:?}");
+    let lose_table = || nft(&["delete", "table", "inet", &table]);
+    let lose_bridge = || ip(&format!("link delete {bridge}"));
+    let lose_port = || nft(&["flush", "map", "inet", &table, "tcp4"]);
+    let lose_place = || {
+        let brif = std::fs::read_dir(format!("/sys/class/net/{bridge}/brif")).unwrap();
+        for port in brif.flatten() {
+            ip(&format!("link set {} nomaster", port.file_name().to_string_lossy()));
+        }
+    };
+    let losses: [(&str, &[&(dyn Fn() + Sync)]); 5] = [
+        ("the table", &[&lose_table]),
+        ("a map's elements", &[&lose_port]),
+        ("the bridge", &[&lose_bridge]),
+        ("the places at the bridge", &[&lose_place]),
+        ("both", &[&lose_table, &lose_bridge]),
+    ];
+    for (what, lose) in losses {
+        lose.iter().for_each(|lose| lose());
+        let (code, _) = (soon(what, place.runtime.reload_networks()).await, ());
+        code.unwrap_or_else(|error| panic!("{what}: {error}"));
+        works().await;
+    }
+    place.close(&["mend"]).await;
+}
+
+async fn a_container_created_after_the_host_lost_it_all_has_its_network(case: Case) {
+    let place = Place::new(&case).await;
+    place.network("lost", NetworkOptions { subnets: vec![place.subnet(1)], ..NetworkOptions::default() }).await;
+    let earlier = place.idle("lost").await;
+    let (table, bridge) = (leftovers::table(&place.root), place.bridge("lost"));
+    assert!(Command::new("nft").args(["delete", "table", "inet", &table]).status().unwrap().success());
+    ip(&format!("link delete {bridge}"));
+    let mut spec = place.spec("lost", &web("back")).await;
+    spec.port_mappings = vec![published(None, 80, None)];
+    let later = place.start(&spec).await;
+    place.exec_ok(&earlier, &format!("ping -c 1 -W 5 {}", later.service)).await;
+    let port = place.runtime.inspect(&later).await.unwrap().ports[0].host_port.unwrap();
+    assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "back");
+    place.close(&["lost"]).await;
+}
+
+async fn killed_in_the_middle_of_attaches_leaves_no_lease_link_port_or_name(case: Case) {
+    let place = Place::new(&case).await;
+    place.network("cut", NetworkOptions { subnets: vec![place.subnet(1)], ..NetworkOptions::default() }).await;
+    let mut spec = place.spec("cut", IDLE).await;
+    spec.port_mappings = vec![published(None, 80, None)];
+    place.runtime.pull_image(&spec.image.name).await.unwrap();
+    let bridge = place.bridge("cut");
+    for round in 0..16u64 {
+        let mut agent = Agent::start(&place.root, &[]).await;
+        let id = case.id_in(&place.root);
+        agent.send(&Request::CreateOnly { id: id.clone(), spec: Box::new(spec.clone()) }).await;
+        // The first attaches take longest, since they make bridge and table.
+        tokio::time::sleep(Duration::from_micros(1_500 * round)).await;
+        agent.kill().await;
+        if round % 4 == 0 {
+            // Killed while the bridge was made, which has its name last.
+            let _ = Command::new("ip").args(["link", "delete", &bridge]).output();
+        }
+    }
+    drop(place.root.open().await.unwrap());
+    let known: BTreeSet<String> =
+        place.runtime.list_containers().await.unwrap().into_iter().map(|one| one.id.to_string()).collect();
+    for dir in ["leases/cut", "ports", "names/cut"] {
+        for entry in std::fs::read_dir(place.root.run_dir.join(dir)).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let holder = name.split_once('@').map_or(name.as_str(), |(_, holder)| holder);
+            assert!(!holder.contains("-rep-") || known.contains(holder), "{dir} has {name} of none of {known:?}");
+        }
+    }
+    let links = || std::fs::read_dir(format!("/sys/class/net/{bridge}/brif")).map_or(0, Iterator::count);
+    eventually("no link is left but those of containers", || async { links() <= known.len() }).await;
+    // Whoever was made whole can be started.
+    for name in &known {
+        let id: ContainerId = name.parse().unwrap();
+        place.runtime.start(&id).await.unwrap();
+        place.exec_ok(&id, "ip route | grep ^default").await;
+    }
+    place.close(&["cut"]).await;
+}
