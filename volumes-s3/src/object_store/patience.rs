@@ -28,8 +28,9 @@ const SLOW_LINE_BYTES_PER_SECOND: u64 = 64 << 10;
 const SEND_BUFFER_BYTES: u64 = 4 << 20;
 /// A large answer may stand still this long: several share one line.
 const STILL_RECEIVING: Duration = Duration::from_secs(20);
-/// After this long without a sign of life somebody is told.
+/// After this long without a sign of life somebody is told. A line that is slow shows few.
 const NOTICE: Duration = Duration::from_secs(3);
+const LARGE_NOTICE: Duration = Duration::from_secs(15);
 /// For so long after a silence, requests get the first patience only.
 const SUSPICION: Duration = Duration::from_secs(30);
 /// A large body is handed over in such pieces, each a sign of life.
@@ -64,7 +65,8 @@ impl Experience {
         if suspicious { &[FIRST_ANSWER] } else { &[FIRST_ANSWER, LAST_ANSWER] }
     }
 
-    /// Waits for `request` as long as `motion` goes on; calls `tell` once a silence.
+    /// Waits for `request` as long as `motion` goes on; calls `tell` when nothing does, and not
+    /// again before the server is back.
     pub(super) async fn wait<T>(
         &self,
         motion: &Motion,
@@ -75,11 +77,13 @@ impl Experience {
         loop {
             let (moved_at, limit) = motion.state();
             let told = self.told.load(Ordering::Relaxed);
-            let until = if told { limit } else { limit.min(NOTICE) };
+            let notice = if limit > ONLY_ANSWER { LARGE_NOTICE } else { NOTICE };
+            let until = if told { limit } else { limit.min(notice) };
             tokio::select! {
                 done = &mut request => {
-                    *self.silent_at() = None;
-                    self.told.store(false, Ordering::Relaxed);
+                    if self.silent_at().take().is_some() {
+                        self.told.store(false, Ordering::Relaxed);
+                    }
                     return Ok(done);
                 }
                 () = tokio::time::sleep_until(moved_at + until) => {}
@@ -90,7 +94,7 @@ impl Experience {
                 *self.silent_at() = Some(Instant::now());
                 return Err(Silence { waited: limit });
             }
-            if still >= NOTICE && !self.told.swap(true, Ordering::Relaxed) {
+            if still >= notice && !self.told.swap(true, Ordering::Relaxed) {
                 tell();
             }
         }

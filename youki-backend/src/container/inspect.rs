@@ -145,24 +145,28 @@ impl Inner {
         })
     }
 
-    /// A line of a listing for each container.
+    /// A line of a listing for each container. One that is removed meanwhile is left out.
     pub(crate) async fn summaries(&self) -> Result<Vec<ContainerSummary>> {
         let mut all = Vec::new();
         for id in self.container_ids()? {
-            let container = match self.container(&id) {
-                Err(Error::NoSuchContainer { .. }) => continue,
-                other => other?,
-            };
-            let observed = self.observe(&container).await?;
-            all.push(ContainerSummary {
-                id,
-                state: observed.state(),
-                pid: observed.pid(),
-                image: container.record.image.reference.clone(),
-                created_at: container.record.created_at,
-            });
+            match self.summary(id).await {
+                Err(Error::NoSuchContainer { .. }) => {}
+                other => all.push(other?),
+            }
         }
         Ok(all)
+    }
+
+    async fn summary(&self, id: ContainerId) -> Result<ContainerSummary> {
+        let container = self.container(&id)?;
+        let observed = self.observe(&container).await?;
+        Ok(ContainerSummary {
+            id,
+            state: observed.state(),
+            pid: observed.pid(),
+            image: container.record.image.reference.clone(),
+            created_at: container.record.created_at,
+        })
     }
 }
 

@@ -6,8 +6,9 @@ use runtime_core::{ContainerId, Event, EventKind};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
+use crate::lock::ContainerLock;
 use crate::runtime::Inner;
-use crate::supervisor::wire::{Reply, Request};
+use crate::supervisor::wire::{Phase, Reply, Request};
 
 /// Time a container may take to react to its stop signal when nobody names one. Docker and podman use the same.
 pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,13 +36,30 @@ impl Inner {
     /// Sends `signal`, waits `timeout`, kills, and returns when the end is on record. Ok at once if it is.
     pub(crate) async fn end(&self, container: &Container, signal: i32, timeout: Duration) -> Result<()> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        // Whoever creates or starts it is waited for, and kept from starting what is being stopped.
+        let mut lock = None;
         loop {
             match self.observe(container).await? {
                 Observed::Ended(_) => return Ok(()),
-                Observed::Pending => drop(crate::lock::ContainerLock::acquire(container.paths.lock.clone()).await?),
+                Observed::Pending => {
+                    // Ours may be the one that it waits for.
+                    if lock.take().is_none() {
+                        drop(ContainerLock::acquire(container.paths.lock.clone()).await?);
+                    }
+                    continue;
+                }
                 Observed::Supervised(_) => {}
             }
             let Some(mut connection) = self.supervisor(container).await? else { continue };
+            // It may be another one than a moment ago, of the next attempt.
+            let started = match connection.ask(&Request::Status).await? {
+                Some(Reply::Status(status)) => !matches!(status.phase, Phase::Creating | Phase::Created),
+                _ => continue,
+            };
+            if !started && lock.is_none() {
+                lock = Some(self.lock(container).await?.0);
+                continue;
+            }
             match connection.ask(&Request::Stop { signal, timeout_ms }).await? {
                 Some(Reply::Exited(_)) => return Ok(()),
                 Some(Reply::Error(what)) if what.starts_with("processes ") => {

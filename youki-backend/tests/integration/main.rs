@@ -32,6 +32,7 @@ mod network_commands;
 mod networks;
 mod networks_named;
 mod outcomes;
+mod processes;
 mod removal;
 mod restarts;
 mod restarts_killed;
@@ -107,6 +108,7 @@ fn trials() -> Vec<Trial> {
         copying::tests(),
         tiny_init::tests(),
         many::tests(),
+        processes::tests(),
     ]
     .into_iter()
     .flatten()

@@ -7,11 +7,14 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use runtime_core::{ContainerId, RegistryAuth, Runtime, ServiceSpec};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use super::case::start_on;
+use super::lanes::{self, Api, Plan};
 use super::root::Root;
 
 /// Holds the root as JSON in an agent's environment.
@@ -54,7 +57,14 @@ pub enum Request {
         id: ContainerId,
         command: Vec<String>,
     },
+    /// Answers with a [`Tally`](super::lanes::Tally).
+    Lane {
+        plan: Box<Plan>,
+    },
 }
+
+/// What it says.
+type Answer = Result<Value, String>;
 
 /// Whether this process is one.
 pub fn is_asked_for() -> bool {
@@ -68,7 +78,7 @@ pub fn serve() -> ExitCode {
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
     let opened = tokio.block_on(root.open());
     let mut answers = std::io::stdout();
-    let mut answer = |text: &Result<(), String>| {
+    let mut answer = |text: &Answer| {
         writeln!(answers, "{}", serde_json::to_string(text).expect("a result as JSON")).expect("writing an answer");
         answers.flush().expect("writing an answer");
     };
@@ -79,12 +89,22 @@ pub fn serve() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    answer(&Ok(()));
+    answer(&Ok(Value::Null));
     for line in std::io::stdin().lock().lines() {
         let request: Request = serde_json::from_str(&line.expect("reading a request")).expect("a request as JSON");
-        answer(&tokio.block_on(perform(&*runtime, request)).map_err(|error| error.to_string()));
+        answer(&tokio.block_on(respond(&*runtime, request)));
     }
     ExitCode::SUCCESS
+}
+
+async fn respond(runtime: &dyn Runtime, request: Request) -> Answer {
+    match request {
+        Request::Lane { plan } => {
+            let tally = lanes::work(&Api(runtime), &plan).await?;
+            Ok(serde_json::to_value(tally).expect("a tally as JSON"))
+        }
+        request => perform(runtime, request).await.map(|()| Value::Null).map_err(|error| error.to_string()),
+    }
 }
 
 async fn perform(runtime: &dyn Runtime, request: Request) -> runtime_core::Result<()> {
@@ -108,6 +128,7 @@ async fn perform(runtime: &dyn Runtime, request: Request) -> runtime_core::Resul
         Request::Wait { id } => runtime.wait_container(&id).await.map(|_| ()),
         Request::Remove { id } => runtime.remove_container(&id).await,
         Request::Exec { id, command } => runtime.exec(&id, &command).await.map(|_| ()),
+        Request::Lane { .. } => unreachable!("answered before"),
     }
 }
 
@@ -157,7 +178,17 @@ impl Agent {
 
     /// The answer to what was sent before.
     pub async fn answer(&mut self) -> Result<(), String> {
+        self.answer_as().await
+    }
+
+    /// The same for a request that is answered with something.
+    pub async fn answer_as<T: DeserializeOwned>(&mut self) -> Result<T, String> {
         let line = self.answers.next_line().await.expect("reading the agent's answer");
-        serde_json::from_str(&line.expect("the agent lives")).expect("an answer as JSON")
+        let answer: Answer = serde_json::from_str(&line.expect("the agent lives")).expect("an answer as JSON");
+        answer.map(|value| serde_json::from_value(value).expect("what was asked for"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("the agent was not waited for")
     }
 }

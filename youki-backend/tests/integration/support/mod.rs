@@ -4,6 +4,7 @@ pub mod agent;
 pub mod berth;
 pub mod case;
 pub mod image;
+pub mod lanes;
 pub mod leftovers;
 pub mod process;
 pub mod root;

@@ -128,7 +128,8 @@ impl Attempt {
 
     pub(super) fn start(&mut self, slot: usize) {
         match self.phase {
-            Phase::Created if self.starters.is_empty() => {
+            // Told once, also when whoever asked for it is gone.
+            Phase::Created if self.started_at_nanos == 0 => {
                 self.starters.push(slot);
                 self.restarts.by_hand = true;
                 self.tell_init_to_start();
@@ -153,6 +154,7 @@ impl Attempt {
         self.restarts.started = Some(Instant::now());
         if let Err(error) = told {
             let what = format!("telling the init to start failed: {error}");
+            self.started_at_nanos = 0;
             self.answer_starters(&Reply::Error(what.clone()));
             if self.phase == Phase::Restarting {
                 self.abandon(&what);
