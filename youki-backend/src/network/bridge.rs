@@ -99,6 +99,12 @@ pub(super) fn remove(place: &Place, network: &Definition) -> Result<bool> {
         Ok(Found::No) | Err(Error::Configuration { .. }) => {}
         Err(error) => return Err(error),
     }
+    // Whoever made one was killed before it had its name.
+    let unfinished =
+        netlink.link(&unfinished_name(place, network)).map_err(|e| failed(network, "looking for it", e))?;
+    if let Some(link) = unfinished {
+        delete(network, &mut netlink, link.header.index)?;
+    }
     Ok(true)
 }
 

@@ -235,7 +235,7 @@ fn subnets(
             routes::refuse_overlap(name, subnet, None)?;
             subnet
         }
-        None => choose(name, others)?,
+        None => choose(place, name, others)?,
     };
     if subnet6.is_none() && options.ipv6 {
         subnet6 = Some(made_up(place, name));
@@ -251,16 +251,19 @@ fn subnets(
     Ok((subnet, subnet6))
 }
 
-/// The first of the pool that neither a network of this root nor a route of the host touches.
-fn choose(name: &str, others: &[Definition]) -> Result<Subnet> {
+/// One of the pool that neither a network of this root nor a route of the host touches. Each root and name begins to look
+/// at a place of its own: other roots' networks are no routes before their first container.
+fn choose(place: &Place, name: &str, others: &[Definition]) -> Result<Subnet> {
     let routes = routes::all()?;
-    for second in POOL {
-        for third in 0..=u8::MAX {
-            let subnet = Subnet::class_c(Ipv4Addr::new(10, second, third, 0));
-            let free = !others.iter().any(|other| other.subnet.overlaps(&subnet));
-            if free && !routes.iter().any(|route| route.touches(subnet)) {
-                return Ok(subnet);
-            }
+    let digest = Sha256::new().chain_update(&place.table).chain_update(" subnet ").chain_update(name).finalize();
+    let size = POOL.len() * 256;
+    let start = usize::from(digest[0]) << 8 | usize::from(digest[1]);
+    for index in (0..size).map(|offset| (start + offset) % size) {
+        let (second, third) = (POOL.start() + (index / 256) as u8, (index % 256) as u8);
+        let subnet = Subnet::class_c(Ipv4Addr::new(10, second, third, 0));
+        let free = !others.iter().any(|other| other.subnet.overlaps(&subnet));
+        if free && !routes.iter().any(|route| route.touches(subnet)) {
+            return Ok(subnet);
         }
     }
     Err(wrong(name, "every subnet of the pool is in use: name one by --subnet".to_owned()))

@@ -348,6 +348,18 @@ fn half_made_things_are_finished_and_foreign_ones_left_alone() {
 }
 
 #[test]
+fn a_bridge_that_never_got_its_name_goes_with_the_rest() {
+    isolated(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let bridge = Bridge::new(place(&dir, "unnamed", "10.251.12.0/24")).unwrap();
+        make_bridge(&bridge::unfinished_name(bridge.place(), &bridge.place().default));
+        assert_eq!(links().len(), 1);
+        bridge.remove().await.unwrap();
+        assert_eq!(links(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn what_no_network_can_have_is_refused_by_its_field() {
     let mut spec = ServiceSpec::new("image");
     spec.network.aliases = vec!["web".into()];

@@ -32,6 +32,7 @@ crate::tests![
     what_ended_unseen_gives_its_port_and_name_back_at_the_next_open,
     a_port_out_of_a_range_is_the_first_that_is_free,
     what_an_image_exposes_is_published_where_asked,
+    datagrams_reach_the_container_that_has_the_port_now,
     the_last_stats_hold_the_traffic,
     a_container_reaches_its_own_published_port,
     others_are_found_by_name_while_they_run,
@@ -553,6 +554,34 @@ async fn datagrams_in(case: &Case, id: &ContainerId, port: u16) -> tokio::net::U
     let socket = std::thread::spawn(bind).join().unwrap();
     socket.set_nonblocking(true).unwrap();
     tokio::net::UdpSocket::from_std(socket).unwrap()
+}
+
+async fn datagrams_reach_the_container_that_has_the_port_now(case: Case) {
+    let mut spec = case.script(IDLE).await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_mappings = vec![PortMapping { protocol: PortProtocol::Udp, ..published(None, 9, None) }];
+    // A client that never closes its socket: the kernel remembers where its datagrams went.
+    let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let first = case.start(&spec).await;
+    let port = host_port(&case, &first).await;
+    client.connect(("127.0.0.1", port)).await.unwrap();
+    let mut bytes = [0; 16];
+    let server = datagrams_in(&case, &first, 9).await;
+    client.send(b"one").await.unwrap();
+    let (length, from) = crate::support::case::soon("a datagram", server.recv_from(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes[..length], b"one");
+    server.send_to(b"back", from).await.unwrap();
+    crate::support::case::soon("an answer", client.recv(&mut bytes)).await.unwrap();
+    drop(server);
+    case.runtime.stop_container(&first, std::time::Duration::ZERO).await.unwrap();
+    // While nobody has the port, it is remembered that it leads nowhere.
+    let _refused = client.send(b"nobody").await;
+    spec.port_mappings[0].host_port = Some(port);
+    let second = case.start(&spec).await;
+    let server = datagrams_in(&case, &second, 9).await;
+    while client.send(b"two").await.is_err() {}
+    let (length, _) = crate::support::case::soon("a datagram", server.recv_from(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes[..length], b"two");
 }
 
 async fn the_last_stats_hold_the_traffic(case: Case) {

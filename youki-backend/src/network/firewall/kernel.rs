@@ -21,10 +21,10 @@ const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_DATA_VALUE: u16 = 1;
-const NLA_F_NESTED: u16 = 1 << 15;
-const NLMSG_ERROR: u16 = 2;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
+pub(super) const NLA_F_NESTED: u16 = 1 << 15;
+pub(super) const NLMSG_ERROR: u16 = 2;
+pub(super) const NLM_F_REQUEST: u16 = 1;
+pub(super) const NLM_F_ACK: u16 = 4;
 const NLM_F_CREATE: u16 = 0x400;
 /// The family whose tables see IPv4 and IPv6.
 const NFPROTO_INET: u8 = 1;
@@ -113,11 +113,17 @@ fn commit(messages: Vec<Message>) -> io::Result<()> {
     error_of(&answer).map_or(Ok(()), Err)
 }
 
+/// Sends a message of another part of netfilter than nf_tables, which knows no transactions, and waits for its answer.
+pub(super) fn commit_plain(message: Message) -> io::Result<()> {
+    let (_, answer) = exchange(&message.finish())?;
+    error_of(&answer).map_or(Ok(()), Err)
+}
+
 /// One message: `nlmsghdr`, `nfgenmsg`, attributes.
-struct Message(Vec<u8>);
+pub(super) struct Message(Vec<u8>);
 
 impl Message {
-    fn new(kind: u16, flags: u16, family: u8, resource: u16) -> Self {
+    pub fn new(kind: u16, flags: u16, family: u8, resource: u16) -> Self {
         let mut bytes = vec![0; 4];
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
@@ -127,7 +133,7 @@ impl Message {
         Self(bytes)
     }
 
-    fn bytes(&mut self, kind: u16, value: &[u8]) {
+    pub fn bytes(&mut self, kind: u16, value: &[u8]) {
         let length = 4 + value.len() as u16;
         self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
@@ -139,7 +145,7 @@ impl Message {
         self.bytes(kind, &[value.as_bytes(), &[0]].concat());
     }
 
-    fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.0.len();
         self.bytes(kind | NLA_F_NESTED, &[]);
         fill(self);
@@ -147,7 +153,7 @@ impl Message {
         self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         let length = self.0.len() as u32;
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
         self.0
@@ -173,7 +179,7 @@ fn exchange(request: &[u8]) -> io::Result<(u16, Vec<u8>)> {
 }
 
 /// The error in an `nlmsgerr`; `None` is success.
-fn error_of(answer: &[u8]) -> Option<io::Error> {
+pub(super) fn error_of(answer: &[u8]) -> Option<io::Error> {
     match answer.first_chunk::<4>().map(|code| i32::from_ne_bytes(*code)) {
         Some(0) => None,
         Some(code) => Some(io::Error::from_raw_os_error(code.saturating_neg())),

@@ -7,6 +7,7 @@
 //!
 //! A host whose other rules drop forwarded packets (docker's do) drops ours too: an accept here does not overrule them.
 
+mod conntrack;
 mod kernel;
 
 use std::fmt::Write as _;
@@ -23,6 +24,7 @@ use super::definition::{Definition, Place};
 use super::ports::Reservation;
 use crate::error::{Error, Result};
 use crate::layout::hex;
+use conntrack::Since;
 use kernel::{Change, Element};
 
 /// Loads the table unless it is there as it should be. The lock on the ports is held, so that none is published or
@@ -53,14 +55,16 @@ pub(super) fn reload(place: &Place, reservations: &[Reservation]) -> Result<()> 
 
 /// Opens a container's ports.
 pub(super) fn publish(place: &Place, reservation: &Reservation) -> io::Result<()> {
-    kernel::change(&place.table, &elements(reservation), Change::Add)
+    kernel::change(&place.table, &elements(reservation), Change::Add)?;
+    conntrack::forget(reservation, Since::Opened);
+    Ok(())
 }
 
 /// Closes a container's ports. One that is not open is closed.
 pub(super) fn unpublish(place: &Place, reservation: &Reservation) -> Result<()> {
     let elements = elements(reservation);
     let gone = |e: &io::Error| e.raw_os_error() == Some(libc::ENOENT);
-    match kernel::change(&place.table, &elements, Change::Delete) {
+    let closed = match kernel::change(&place.table, &elements, Change::Delete) {
         Err(e) if gone(&e) => {
             // One at a time: what is missing must not keep the rest.
             for element in elements {
@@ -72,7 +76,9 @@ pub(super) fn unpublish(place: &Place, reservation: &Reservation) -> Result<()> 
             Ok(())
         }
         other => other.map_err(|e| failed(place, "closing ports failed", Some(e))),
-    }
+    };
+    conntrack::forget(reservation, Since::Closed);
+    closed
 }
 
 /// Deletes the table; there may be none.
