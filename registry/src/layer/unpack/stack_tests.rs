@@ -106,6 +106,11 @@ struct Model {
     names: BTreeMap<String, u64>,
     inodes: BTreeMap<u64, Seen>,
     next: u64,
+    /// What hard links of the layer at hand lead to.
+    linked: Vec<String>,
+    /// Appliers differ in what they make of it, and most refuse it: a file that the layer links becomes a directory, a
+    /// link takes the place of the directory that its file is in, or a file that of the one that a link leads into.
+    disputed: bool,
 }
 
 impl Model {
@@ -148,6 +153,7 @@ impl Model {
                 Some(_) if new.contains(&next) => return Err(Impossible::Always),
                 _ => {
                     if make {
+                        self.disputed |= self.linked.contains(&next);
                         self.remove(&next);
                         self.put(&next, implied());
                         new.push(next.clone());
@@ -161,6 +167,7 @@ impl Model {
 
     fn apply(&mut self, items: &[Item]) -> Result<(), Impossible> {
         let before = self.clone();
+        self.linked.clear();
         let mut new: Vec<String> = Vec::new();
         let mut removals: Vec<(&str, bool)> = Vec::new();
         for item in items {
@@ -214,11 +221,16 @@ impl Model {
                 }
                 Item::Link(_, to) => {
                     let (to_parent, to_name) = to.rsplit_once('/').map_or(("", to.as_str()), |(p, n)| (p, n));
-                    let to_parent = self.directory(to_parent, &mut new, false)?;
+                    // What is in the way may have taken the place of what was linked.
+                    let to_parent = self.directory(to_parent, &mut new, false);
+                    self.disputed |= to_parent.is_err();
+                    let to_parent = to_parent?;
                     let to = if to_parent.is_empty() { to_name.to_owned() } else { format!("{to_parent}/{to_name}") };
                     if to == real {
                         continue;
                     }
+                    self.disputed |= dir::is_beneath(to.as_bytes(), real.as_bytes());
+                    self.linked.push(to.clone());
                     let target = self.names.get(&to).copied();
                     match target.map(|inode| (inode, self.inodes[&inode].content == "dir")) {
                         Some((_, true)) => return Err(Impossible::UnlessReplaced),
@@ -357,6 +369,7 @@ fn compare(stack_of: Vec<Vec<Item>>) -> Result<(), TestCaseError> {
         stack(base.path(), &archives).map(|layers| mounted(base.path(), &layers, look))
     });
     match (expected, found) {
+        _ if model.disputed => Ok(()),
         (Err(_), Err(_)) | (Err(Impossible::UnlessReplaced), Ok(_)) => Ok(()),
         (Err(Impossible::Always), Ok(found)) => {
             Err(TestCaseError::fail(format!("an impossible stack was taken: {found:?}")))
