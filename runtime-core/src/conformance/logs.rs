@@ -105,7 +105,7 @@ async fn timestamps(case: Case) -> Verdict {
 }
 
 async fn apart(case: Case) -> Verdict {
-    let script = "echo one; sleep 1; echo two >&2; sleep 1; echo three".to_owned();
+    let script = "echo one; sleep 2; echo two >&2; sleep 2; echo three".to_owned();
     let id = case.start(&Workload::Script(script)).await?;
     case.wait(&id).await?;
     let logs = case.logs(&id, 3).await?;
@@ -113,7 +113,8 @@ async fn apart(case: Case) -> Verdict {
     equal("the lines of both streams in time order", &found, &vec!["one", "two", "three"])?;
     for pair in logs.windows(2) {
         let gap = pair[1].timestamp - pair[0].timestamp;
-        ensure(gap >= TimeDelta::milliseconds(900), || format!("lines written 1 s apart have times {gap} apart"))?;
+        // A busy machine may read the first of two late; read together they would be no time apart.
+        ensure(gap >= TimeDelta::seconds(1), || format!("lines written 2 s apart have times {gap} apart"))?;
     }
     Ok(())
 }

@@ -70,8 +70,6 @@ const DEFAULTS: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-/// Number of `CAP_MKNOD`.
-const MKNOD: u8 = 27;
 /// Number of `CAP_SYS_RESOURCE`.
 pub(super) const SYS_RESOURCE: u8 = 24;
 
@@ -96,9 +94,9 @@ impl CapabilitySets {
         Self { bounding: mask, effective: mask, permitted: mask, inheritable: 0, ambient: 0 }
     }
 
-    /// All that can be given; without a device filter, as on cgroup v2, all but `MKNOD`.
-    pub(crate) fn all(device_filter: bool) -> Self {
-        Self::of(if device_filter { available() } else { available() & !bit(MKNOD) })
+    /// All that can be given.
+    pub(crate) fn all() -> Self {
+        Self::of(available())
     }
 
     /// The sets of a process of `uid`: another than 0 keeps of the permitted and effective ones only what is ambient,
@@ -110,9 +108,9 @@ impl CapabilitySets {
 }
 
 /// Docker's defaults, with `drop` taken away and `add` added (an addition by name wins over `ALL` dropped, and a drop
-/// by name over `ALL` added). Without a device filter, as on cgroup v2, `MKNOD` is never given. Nobody can give what is
-/// not in his own bounding set: `ALL` and `privileged` are what is, which is logged where it is less than the kernel has.
-pub(super) fn sets(add: &[String], drop: &[String], privileged: bool, device_filter: bool) -> Result<CapabilitySets> {
+/// by name over `ALL` added). Nobody can give what is not in his own bounding set: `ALL` and `privileged` are what is,
+/// which is logged where it is less than the kernel has.
+pub(super) fn sets(add: &[String], drop: &[String], privileged: bool) -> Result<CapabilitySets> {
     let all = available();
     let added = named(add, "capabilities")?;
     let dropped = named(drop, "drop_capabilities")?;
@@ -133,9 +131,6 @@ pub(super) fn sets(add: &[String], drop: &[String], privileged: bool, device_fil
     };
     if privileged {
         mask = all;
-    }
-    if !device_filter {
-        mask &= !bit(MKNOD);
     }
     Ok(CapabilitySets::of(mask & all))
 }
@@ -228,7 +223,7 @@ mod tests {
 
     #[test]
     fn defaults_are_dockers_as_the_kernel_prints_them() {
-        let sets = sets(&[], &[], false, true).unwrap();
+        let sets = sets(&[], &[], false).unwrap();
         // The mask that `docker run alpine grep Cap /proc/self/status` has shown for years.
         assert_eq!(sets.bounding, 0xa804_25fb);
         assert_eq!((sets.effective, sets.permitted, sets.inheritable, sets.ambient), (0xa804_25fb, 0xa804_25fb, 0, 0));
@@ -248,28 +243,22 @@ mod tests {
             (&["KILL"], &["KILL"], false, docker),
             (&[], &["ALL"], true, available()),
         ] {
-            let sets = sets(&owned(add), &owned(drop), privileged, true).unwrap();
+            let sets = sets(&owned(add), &owned(drop), privileged).unwrap();
             assert_eq!(sets.bounding, expected, "+{add:?} -{drop:?} privileged {privileged}");
         }
     }
 
     #[test]
     fn an_unknown_name_is_refused_by_its_field() {
-        let error = sets(&owned(&["CHOWN", "CAP_FLY"]), &[], false, true).unwrap_err();
+        let error = sets(&owned(&["CHOWN", "CAP_FLY"]), &[], false).unwrap_err();
         assert!(matches!(error, Error::InvalidSpec { ref field, .. } if field == "capabilities[1]"), "{error}");
-        let error = sets(&[], &owned(&[""]), false, true).unwrap_err();
+        let error = sets(&[], &owned(&[""]), false).unwrap_err();
         assert!(matches!(error, Error::InvalidSpec { ref field, .. } if field == "drop_capabilities[0]"), "{error}");
     }
 
     #[test]
-    fn without_a_device_filter_nobody_may_make_devices() {
-        let sets = sets(&owned(&["ALL"]), &[], false, false).unwrap();
-        assert_eq!(sets.bounding & bit(MKNOD), 0);
-    }
-
-    #[test]
     fn another_user_than_root_starts_without_capabilities() {
-        let sets = sets(&[], &[], false, true).unwrap();
+        let sets = sets(&[], &[], false).unwrap();
         assert_eq!(sets.for_uid(0), sets);
         let user = sets.for_uid(1000);
         assert_eq!((user.bounding, user.effective, user.permitted), (sets.bounding, 0, 0));
@@ -283,6 +272,5 @@ mod tests {
         assert_eq!(mask_up_to(4_000_000), u64::MAX);
         assert_eq!(number("CHECKPOINT_RESTORE"), Some(40));
         assert_eq!(number("SYS_RESOURCE"), Some(SYS_RESOURCE));
-        assert_eq!(number("MKNOD"), Some(MKNOD));
     }
 }

@@ -1,4 +1,4 @@
-//! Device nodes of the container, and the rules of the device cgroup.
+//! Device nodes of the container, and which devices it may use.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -9,21 +9,24 @@ use runtime_core::ServiceSpec;
 use runtime_core::spec::DeviceSpec;
 
 use super::mounts;
+use crate::cgroup::{Access, DeviceKind, DeviceRule};
 use crate::error::{Error, Result};
 
-/// What every container may use, in the kernel's form; Docker's list. Making nodes is allowed, opening them is not.
-const DEFAULT_RULES: [&str; 11] = [
-    "c *:* m",
-    "b *:* m",
-    "c 1:3 rwm",
-    "c 1:5 rwm",
-    "c 1:7 rwm",
-    "c 1:8 rwm",
-    "c 1:9 rwm",
-    "c 5:0 rwm",
-    "c 5:1 rwm",
-    "c 5:2 rwm",
-    "c 136:* rwm",
+/// What every container may use; Docker's list. Making nodes is allowed, opening them is not.
+const DEFAULT_RULES: [DeviceRule; 11] = [
+    DeviceRule { kind: Some(DeviceKind::Char), major: None, minor: None, access: Access::MKNOD },
+    DeviceRule { kind: Some(DeviceKind::Block), major: None, minor: None, access: Access::MKNOD },
+    // null, zero, full, random, urandom
+    char_device(1, Some(3)),
+    char_device(1, Some(5)),
+    char_device(1, Some(7)),
+    char_device(1, Some(8)),
+    char_device(1, Some(9)),
+    // tty, console, ptmx, and the pseudo-terminals
+    char_device(5, Some(0)),
+    char_device(5, Some(1)),
+    char_device(5, Some(2)),
+    char_device(136, None),
 ];
 
 /// Directories and names of `/dev` that are the container's own, never the host's.
@@ -49,27 +52,29 @@ pub(super) fn nodes(spec: &ServiceSpec) -> Result<Vec<LinuxDevice>> {
     Ok(nodes)
 }
 
-/// The allow list of the device cgroup, one `c 1:3 rwm` each, for a group in which everything was denied first.
+const fn char_device(major: u32, minor: Option<u32>) -> DeviceRule {
+    DeviceRule { kind: Some(DeviceKind::Char), major: Some(major), minor, access: Access::ALL }
+}
+
+/// The devices that the container may use; any other is refused.
 ///
 /// # Errors
 /// [`Error::InvalidSpec`] for a device that the host lacks.
-pub(crate) fn device_rules(spec: &ServiceSpec) -> Result<Vec<String>> {
+pub(crate) fn device_rules(spec: &ServiceSpec) -> Result<Vec<DeviceRule>> {
     if spec.privileged {
-        return Ok(vec!["a *:* rwm".to_owned()]);
+        return Ok(vec![DeviceRule::ALL]);
     }
-    let mut rules: Vec<String> = DEFAULT_RULES.map(str::to_owned).into();
+    let mut rules: Vec<DeviceRule> = DEFAULT_RULES.into();
     for (index, device) in spec.devices.iter().enumerate() {
         let node = node(&checked(device, index)?, index)?;
-        let access: String = [(device.read, 'r'), (device.write, 'w'), (device.mknod, 'm')]
-            .iter()
-            .filter(|(granted, _)| *granted)
-            .map(|(_, letter)| letter)
-            .collect();
-        if access.is_empty() {
+        let access = Access { read: device.read, write: device.write, mknod: device.mknod };
+        if !(access.read || access.write || access.mknod) {
             return Err(Error::invalid(format!("devices[{index}]"), "none of read, write and mknod is granted"));
         }
-        let kind = if node.typ() == LinuxDeviceType::B { 'b' } else { 'c' };
-        rules.push(format!("{kind} {}:{} {access}", node.major(), node.minor()));
+        let kind = if node.typ() == LinuxDeviceType::B { DeviceKind::Block } else { DeviceKind::Char };
+        // Both were made from the numbers of a device: they fit.
+        let number = |number: i64| u32::try_from(number).ok();
+        rules.push(DeviceRule { kind: Some(kind), major: number(node.major()), minor: number(node.minor()), access });
     }
     Ok(rules)
 }
@@ -140,12 +145,28 @@ mod tests {
 
     #[test]
     fn rules_are_dockers_with_the_specs_devices_after_them() {
-        assert_eq!(device_rules(&ServiceSpec::new("i")).unwrap(), DEFAULT_RULES);
-        assert_eq!(device_rules(&spec("/dev/zero", (true, false, false))).unwrap().last().unwrap(), "c 1:5 r");
-        assert_eq!(device_rules(&spec("/dev/zero", (true, true, true))).unwrap().last().unwrap(), "c 1:5 rwm");
+        let texts = |spec: &ServiceSpec| -> Vec<String> {
+            device_rules(spec).unwrap().iter().map(DeviceRule::to_string).collect()
+        };
+        let default = [
+            "c *:* m",
+            "b *:* m",
+            "c 1:3 rwm",
+            "c 1:5 rwm",
+            "c 1:7 rwm",
+            "c 1:8 rwm",
+            "c 1:9 rwm",
+            "c 5:0 rwm",
+            "c 5:1 rwm",
+            "c 5:2 rwm",
+            "c 136:* rwm",
+        ];
+        assert_eq!(texts(&ServiceSpec::new("i")), default);
+        assert_eq!(texts(&spec("/dev/zero", (true, false, false))).last().unwrap(), "c 1:5 r");
+        assert_eq!(texts(&spec("/dev/zero", (true, true, true))).last().unwrap(), "c 1:5 rwm");
         let mut privileged = ServiceSpec::new("i");
         privileged.privileged = true;
-        assert_eq!(device_rules(&privileged).unwrap(), ["a *:* rwm"]);
+        assert_eq!(texts(&privileged), ["a *:* rwm"]);
     }
 
     #[test]

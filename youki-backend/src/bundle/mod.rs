@@ -166,14 +166,9 @@ pub(crate) struct Bundle {
 /// the user ([`users::resolve`]), puts it in place, and adds [`users::home`].
 ///
 /// # Errors
-/// [`Error::InvalidSpec`] naming the field; [`Error::Unsupported`] for what is not built, and on cgroup v2 for
-/// `privileged` and `devices`, since nothing filters devices there yet.
+/// [`Error::InvalidSpec`] naming the field; [`Error::Unsupported`] for what is not built.
 pub(crate) fn build(input: &BundleInput<'_>) -> Result<Bundle> {
     let BundleInput { spec, image, .. } = *input;
-    if input.cgroup_v2 && (spec.privileged || !spec.devices.is_empty()) {
-        let what = if spec.privileged { "privileged" } else { "devices" };
-        return Err(Error::Unsupported { what: format!("{what} on cgroup v2 (no device filter is built for it)") });
-    }
     let host_network = *spec.network_mode() == NetworkMode::Host;
     let hostname = hostname(input.id, spec)?;
     let args = command::args(image, spec)?;
@@ -182,12 +177,7 @@ pub(crate) fn build(input: &BundleInput<'_>) -> Result<Bundle> {
     let user = spec.user.clone().or_else(|| config.and_then(|c| c.user().clone())).filter(|user| !user.is_empty());
     let process = ProcessPlan {
         user,
-        capabilities: capabilities::sets(
-            &spec.capabilities,
-            &spec.drop_capabilities,
-            spec.privileged,
-            !input.cgroup_v2,
-        )?,
+        capabilities: capabilities::sets(&spec.capabilities, &spec.drop_capabilities, spec.privileged)?,
         no_new_privileges: spec.no_new_privileges,
         seccomp: seccomp::plan(spec)?,
         oom_score_adj: Some(0),

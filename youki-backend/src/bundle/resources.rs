@@ -77,7 +77,7 @@ impl CgroupLimits {
             }
             if cgroup_v2 {
                 let scaled = 1 + (u64::from(weight) - 10) * 9_999 / 990;
-                writes.add("io", &["io.weight", "io.bfq.weight"], format!("default {scaled}"), "resources.io.weight");
+                writes.add("io", &["io.weight"], format!("default {scaled}"), "resources.io.weight");
             } else {
                 let files = &["blkio.weight", "blkio.bfq.weight"];
                 writes.add("blkio", files, weight.to_string(), "resources.io.weight");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use oci_spec::image::{ConfigBuilder, ImageConfiguration, ImageConfigurationBuilder};
 use oci_spec::runtime::LinuxNamespaceType;
-use runtime_core::spec::{DeviceSpec, NetworkMode, SeccompSpec};
+use runtime_core::spec::{NetworkMode, SeccompSpec};
 use runtime_core::{ContainerId, ServiceSpec};
 
 use super::*;
@@ -98,20 +98,16 @@ fn the_spec_overrides_the_image() {
 }
 
 #[test]
-fn privileged_means_everything_and_is_refused_without_a_device_filter() {
+fn privileged_means_everything_on_both_versions_of_cgroups() {
     let spec = ServiceSpec { privileged: true, ..ServiceSpec::new("i") };
     let bundle = built(&spec, &image(), false).unwrap();
     assert_eq!(bundle.process.seccomp, None);
     assert_eq!(bundle.process.capabilities.bounding, capabilities::available());
     assert!(bundle.process.cgroup_view_writable);
     assert!(bundle.root.masked.is_empty() && bundle.root.read_only_paths.is_empty());
-    assert_eq!(built(&spec, &image(), true).unwrap_err().code(), "unsupported.here");
-    let device = DeviceSpec { path: "/dev/null".into(), read: true, write: true, mknod: false };
-    let spec = ServiceSpec { devices: vec![device], ..ServiceSpec::new("i") };
-    assert_eq!(built(&spec, &image(), true).unwrap_err().code(), "unsupported.here");
-    assert!(built(&spec, &image(), false).is_ok());
-    // CAP_MKNOD is bit 27.
-    assert_eq!(built(&ServiceSpec::new("i"), &image(), true).unwrap().process.capabilities.bounding, 0xa004_25fb);
+    assert_eq!(built(&spec, &image(), true).unwrap().process, bundle.process);
+    let (v1, v2) = (built(&ServiceSpec::new("i"), &image(), false), built(&ServiceSpec::new("i"), &image(), true));
+    assert_eq!(v1.unwrap().process, v2.unwrap().process);
 }
 
 #[test]

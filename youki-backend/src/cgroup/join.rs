@@ -19,7 +19,7 @@ impl CgroupPaths {
     /// parent's.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`]; [`Error::Configuration`] on v2 beneath a cgroup with processes of its own.
     pub fn create(&self) -> Result<()> {
         for dir in self.distinct() {
             make_dir(dir)?;
@@ -29,8 +29,8 @@ impl CgroupPaths {
             Dirs::V2(dir) => {
                 // The root of the hierarchy is as many steps up as the path is long.
                 let depth = self.path.split('/').filter(|part| !part.is_empty()).count();
-                dir.ancestors().skip(1).take(depth).collect::<Vec<_>>().into_iter().rev().for_each(enable_controllers);
-                Ok(())
+                let above: Vec<&Path> = dir.ancestors().skip(1).take(depth).collect();
+                above.into_iter().rev().try_for_each(enable_controllers)
             }
         }
     }
@@ -74,11 +74,33 @@ impl CgroupPaths {
     }
 }
 
+/// What limits and counts need of v2's controllers. Those that never go with processes in between stand first: the others
+/// would make the cgroup one of threads.
+const CONTROLLERS: [&str; 5] = ["memory", "io", "cpu", "cpuset", "pids"];
+
 /// Lets the cgroups beneath `dir` have what this host has: a controller that it has not is missed when a limit is set.
-fn enable_controllers(dir: &Path) {
-    for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
-        let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+fn enable_controllers(dir: &Path) -> Result<()> {
+    let file = dir.join("cgroup.subtree_control");
+    let read = |file: &Path| fs::read_to_string(file).map_err(Error::io("reading", file));
+    let (available, enabled) = (read(&dir.join("cgroup.controllers"))?, read(&file)?);
+    let among = |list: &str, name: &str| list.split_whitespace().any(|one| one == name);
+    for controller in CONTROLLERS.iter().filter(|name| among(&available, name) && !among(&enabled, name)) {
+        match fs::write(&file, format!("+{controller}")) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EOPNOTSUPP)) => {
+                return Err(Error::Configuration {
+                    what: "cgroup parent".to_owned(),
+                    reason: format!(
+                        "processes in {} keep its cgroups from being limited (cgroup v2 has processes in leaves only); \
+                         name another by --cgroup-parent, or move them",
+                        dir.display()
+                    ),
+                });
+            }
+            // As without it: who asks for its limit is told.
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 fn make_dir(dir: &Path) -> Result<()> {

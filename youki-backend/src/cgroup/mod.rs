@@ -4,6 +4,7 @@
 //! A host with both (hybrid) is v1: its v2 tree has no controllers, and neither that nor systemd's named hierarchy is
 //! ours. Everything here blocks; none of it may run on a tokio worker.
 
+mod devices;
 mod join;
 mod kill;
 mod mounts;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+pub(crate) use devices::{Access, DeviceKind, DeviceRule};
 pub(crate) use kill::kill_dir;
 
 /// How long [`CgroupPaths::remove`] tries again while the kernel still lets go of the last process. A process leaves

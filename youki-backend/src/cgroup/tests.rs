@@ -118,6 +118,35 @@ fn a_frozen_cgroup_does_not_run_and_can_be_killed() {
 }
 
 #[test]
+fn a_device_that_no_rule_allows_is_refused() {
+    let node = |kind, major, minor, access| DeviceRule { kind: Some(kind), major, minor, access };
+    let rules = [
+        node(DeviceKind::Block, None, None, Access::MKNOD),
+        node(DeviceKind::Char, Some(1), Some(3), Access::ALL),
+        node(DeviceKind::Char, Some(1), Some(5), Access { read: true, write: false, mknod: false }),
+    ];
+    for scratch in Scratch::each("devices") {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |limited: bool| {
+            if limited {
+                scratch.0.limit_devices(&rules).unwrap();
+            }
+            let script = "exec 2> said; mknod disk b 7 255 && echo made >&2; [ -e full ] || mknod full c 1 7; \
+                          (: > /dev/null) && echo null >&2; (: < /dev/zero) && echo zero >&2; \
+                          (: > /dev/zero); (: < full); mknod console c 5 1; rm -f disk console";
+            let mut child = scratch.shell(&format!("cd {}; {script}", dir.path().display()));
+            child.wait().unwrap();
+            fs::read_to_string(dir.path().join("said")).unwrap()
+        };
+        let (before, after) = (said(false), said(true));
+        assert!(!before.contains("Operation not permitted"), "{before}");
+        let words = ["made", "null", "zero"];
+        assert!(words.iter().all(|word| after.lines().any(|line| line == *word)), "{after}");
+        assert_eq!(after.matches("Operation not permitted").count(), 3, "{:?}: {after}", scratch.0.dirs);
+    }
+}
+
+#[test]
 fn what_does_not_exist_is_empty_dead_and_removed() {
     let cgroup = Hierarchy::detect().unwrap().container_dirs("/berth-test-none/never");
     assert_eq!(cgroup.pids().unwrap(), Vec::<u32>::new());

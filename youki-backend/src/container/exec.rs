@@ -16,7 +16,6 @@ use tokio::time::Instant;
 
 use super::Container;
 use crate::bundle::{self, seccomp, users};
-use crate::cgroup::Hierarchy;
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
@@ -177,7 +176,7 @@ impl Inner {
             None => None,
         };
         let container = match request.options.privileged {
-            true => bundle::CapabilitySets::all(matches!(self.hierarchy, Hierarchy::V1 { .. })),
+            true => bundle::CapabilitySets::all(),
             false => process.capabilities,
         };
         let sets = container.for_uid(identity.uid);

@@ -183,6 +183,11 @@ fn create(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<
         .request([change(LinkAttribute::IfAlias(alias(place, network)))])
         .and_then(|()| netlink.request([change(LinkAttribute::IfName(network.bridge.clone()))]))
         .or_else(|error| {
+            let named = netlink.link(&unfinished).map_err(|e| failed(network, "looking for it", e))?.is_none();
+            if named && error.raw_os_error() == Some(libc::EBUSY) {
+                // Another process has named it and set it up meanwhile: before Linux 6.3 nobody names what is up.
+                return Ok(());
+            }
             delete(network, netlink, index)?;
             match error.raw_os_error() {
                 // Somebody has that name: whose it is, the next look will tell.

@@ -7,6 +7,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::support::Case;
 use crate::support::berth::command;
+use crate::support::pace::patience;
 use crate::support::terminal::Terminal;
 
 crate::tests![
@@ -70,7 +71,8 @@ async fn a_run_whose_output_nobody_reads_ends(case: Case) {
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut first).await.unwrap();
     drop(stdout);
-    let status = tokio::time::timeout(Duration::from_secs(60), child.wait()).await.expect("it runs on").unwrap();
+    let status =
+        tokio::time::timeout(patience(Duration::from_secs(60)), child.wait()).await.expect("it runs on").unwrap();
     assert_eq!((&first, status.code()), (b"y\n", Some(141)));
 }
 

@@ -1,6 +1,7 @@
 //! The contract, sentence by sentence: the conformance suite on Berth.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use runtime_core::Runtime;
@@ -9,6 +10,7 @@ use serde_json::json;
 
 use crate::support::case::Case;
 use crate::support::image::Image;
+use crate::support::pace::patience;
 use crate::support::root::Root;
 
 crate::tests![berth_keeps_the_contract];
@@ -70,7 +72,8 @@ async fn berth_keeps_the_contract(case: Case) {
         });
     }
     let backend = Arc::new(Berth { root, runtime: Mutex::new(runtime), image, echo_images });
-    let report = conformance::run(backend.clone(), &Options::default()).await;
+    let options = Options { check_timeout: patience(Duration::from_secs(60)), ..Options::default() };
+    let report = conformance::run(backend.clone(), &options).await;
     println!("{report}");
     assert!(report.is_ok(), "{report}");
     for image in backend.runtime().list_images().await.unwrap() {

@@ -8,6 +8,7 @@ use runtime_core::{AgentError, ExecEvent, ExecEventStream, ExecOptions};
 use crate::support::Case;
 use crate::support::case::{eventually, soon, words};
 use crate::support::image::Image;
+use crate::support::pace::patience;
 use crate::support::process::{private_dirty_bytes, supervisor};
 
 crate::tests![
@@ -132,11 +133,12 @@ async fn it_is_in_the_containers_cgroup_and_namespaces(case: Case) {
 
 async fn events_come_as_they_are_produced_and_exit_once_last(case: Case) {
     let id = case.idle().await;
-    let script = "echo one; sleep 1; echo two >&2; sleep 1; exit 6";
+    let pause = patience(Duration::from_secs(1)).as_secs();
+    let script = &format!("echo one; sleep {pause}; echo two >&2; sleep {pause}; exit 6");
     let begin = Instant::now();
     let mut events = case.runtime.exec_stream(&id, &words(&["sh", "-c", script])).await.unwrap();
     assert_eq!(soon("the first event", events.next()).await, Some(ExecEvent::Stdout("one\n".into())));
-    assert!(begin.elapsed() < Duration::from_millis(1_900), "it came when all was over");
+    assert!(begin.elapsed() < patience(Duration::from_millis(1_900)), "it came when all was over");
     let rest = collect(events).await;
     assert_eq!(rest, [ExecEvent::Stderr("two\n".into()), ExecEvent::Exit(6)]);
 }
@@ -258,7 +260,7 @@ async fn a_timeout_kills_and_says_so(case: Case) {
     let begin = Instant::now();
     let events = case.runtime.exec_with(&id, &script, &options, None).await.unwrap();
     let events = collect(events).await;
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(begin.elapsed() < patience(Duration::from_secs(10)));
     assert_ne!(events.last(), Some(&ExecEvent::Exit(0)), "{events:?}");
     eventually("all that it started is gone", || async { case.cgroup_pids(&id).len() == before }).await;
 }

@@ -1,6 +1,10 @@
 //! What a container cannot see and cannot do.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use futures_util::StreamExt;
+use runtime_core::spec::DeviceSpec;
 use runtime_core::{ExecEvent, ExecOptions};
 
 use crate::support::Case;
@@ -17,6 +21,9 @@ crate::tests![
     masked_and_read_only_paths_are_dockers,
     its_cgroups_cannot_be_written,
     a_block_device_cannot_be_opened,
+    a_node_of_a_disk_is_made_and_refused,
+    a_device_is_given_as_asked_and_no_further,
+    privileged_may_use_every_device,
     the_devices_are_dockers,
     it_inherits_three_descriptors_and_no_ignored_signals,
     no_new_privileges_only_when_asked_for,
@@ -121,6 +128,50 @@ async fn a_block_device_cannot_be_opened(case: Case) {
     assert_eq!(case.run(&case.script(script).await).await.succeeded(), ["done"]);
 }
 
+/// A disk of this host, or a loop device, that this process may use itself: name and numbers.
+fn disk() -> (String, u32, u32) {
+    let table = std::fs::read_to_string("/proc/partitions").unwrap();
+    let disks = table.lines().filter_map(|line| line.split_whitespace().nth(3)).map(str::to_owned);
+    let usable = |name: &String| std::fs::File::options().read(true).write(true).open(Path::new("/dev").join(name));
+    let (name, file) = disks
+        .chain((0..8).map(|number| format!("loop{number}")))
+        .find_map(|name| usable(&name).ok().map(|file| (name, file)))
+        .expect("a host with a disk, or with loop devices");
+    let device = file.metadata().unwrap().rdev();
+    (name, rustix::fs::major(device), rustix::fs::minor(device))
+}
+
+/// CAP_MKNOD is among Docker's defaults: what keeps a container off the disk is the device cgroup, on v2 its program.
+async fn a_node_of_a_disk_is_made_and_refused(case: Case) {
+    let (name, major, minor) = disk();
+    let script = format!(
+        "mknod /{name} b {major} {minor} && echo made; head -c 1 /{name} 2>&1 | grep -o 'Operation not permitted'; \
+         (: >> /{name}) 2>&1 | grep -o 'Operation not permitted'"
+    );
+    let refused = ["made", "Operation not permitted", "Operation not permitted"];
+    assert_eq!(case.lines_of(&script).await, refused);
+    // An exec is held to it as well.
+    let id = case.idle().await;
+    assert_eq!(case.exec_ok(&id, &script).await.lines().collect::<Vec<_>>(), refused);
+}
+
+async fn a_device_is_given_as_asked_and_no_further(case: Case) {
+    let (name, ..) = disk();
+    let script = format!(
+        "(: < /dev/{name}) && echo read; (: >> /dev/{name}) 2>&1 | grep -o 'Operation not permitted'; echo done"
+    );
+    let mut spec = case.script(&script).await;
+    spec.devices = vec![DeviceSpec { path: format!("/dev/{name}"), read: true, write: false, mknod: false }];
+    assert_eq!(case.run(&spec).await.succeeded(), ["read", "Operation not permitted", "done"]);
+}
+
+async fn privileged_may_use_every_device(case: Case) {
+    let (name, ..) = disk();
+    let mut spec = case.script(&format!("(: < /dev/{name}) && echo read; (: >> /dev/{name}) && echo written")).await;
+    spec.privileged = true;
+    assert_eq!(case.run(&spec).await.succeeded(), ["read", "written"]);
+}
+
 async fn the_devices_are_dockers(case: Case) {
     let lines =
         case.lines_of("ls /dev; head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c; echo x > /dev/null").await;
@@ -197,8 +248,8 @@ const LOOK_INTO: &str = "i=0; while [ $i -lt 400 ]; do i=$((i+1)); for p in /pro
 
 async fn an_exec_cannot_be_looked_into_before_it_is_the_users_program(case: Case) {
     let id = case.idle().await;
-    // The search along such a PATH takes a while, with nothing left to do but execve.
-    let env = [("PATH".to_owned(), ":".repeat(700_000))].into();
+    // The search along such a PATH takes a while, with nothing left to do but execve. Old kernels copy it for each try.
+    let env = [("PATH".to_owned(), ":".repeat(30_000))].into();
     let options = ExecOptions { env, ..ExecOptions::default() };
     let looking = {
         let case = case.clone();

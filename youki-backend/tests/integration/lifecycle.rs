@@ -7,6 +7,7 @@ use runtime_core::{AgentError, ContainerId, ContainerState, WaitReason};
 
 use crate::support::Case;
 use crate::support::case::{IDLE, soon, words};
+use crate::support::pace::repetitions;
 
 crate::tests![
     a_created_container_waits_and_has_no_pid,
@@ -249,7 +250,7 @@ async fn kill_of_another_signal_is_invalid(case: Case) {
 
 async fn kill_in_a_race_with_the_end_never_contradicts_itself(case: Case) {
     let id = case.start(&case.script("sleep 0.02").await).await;
-    for _ in 0..30 {
+    for _ in 0..repetitions(30, 5) {
         let killers: Vec<_> = (0..4)
             .map(|_| {
                 let (runtime, id) = (case.runtime.clone(), id.clone());

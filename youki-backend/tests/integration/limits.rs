@@ -63,8 +63,11 @@ async fn a_pids_limit_stops_forks(case: Case) {
         (pids.current == Some(6) && pids.limit == Some(6)) || exited
     })
     .await;
-    let logs = case.runtime.get_logs(&id).await.unwrap();
-    assert!(logs.iter().any(|entry| entry.message.contains("can't fork")), "{logs:?}");
+    eventually("the fork beyond it fails", || async {
+        let logs = case.runtime.get_logs(&id).await.unwrap();
+        logs.iter().any(|entry| entry.message.contains("can't fork"))
+    })
+    .await;
 }
 
 async fn the_default_pids_limit_is_2048(case: Case) {

@@ -13,6 +13,7 @@
 mod support;
 
 mod agent_killed;
+mod cgroup_v2;
 mod command_line;
 mod commands;
 mod conformance;
@@ -38,6 +39,7 @@ mod restarts;
 mod restarts_killed;
 mod supervisor_killed;
 mod tiny_init;
+mod unit_restarted;
 mod users;
 mod volumes;
 mod volumes_moved;
@@ -52,6 +54,8 @@ use crate::support::{Suite, agent};
 
 /// Tests mostly wait, so more of them run at once than there are CPUs.
 const PARALLEL_TESTS: usize = 6;
+/// Names the topics that are run, parted by commas; unset, all of them are.
+const TOPICS_VARIABLE: &str = "BERTH_TEST_TOPICS";
 
 fn main() -> ExitCode {
     support::set_environment();
@@ -99,6 +103,7 @@ fn trials() -> Vec<Trial> {
         volumes_s3_away::tests(),
         agent_killed::tests(),
         supervisor_killed::tests(),
+        unit_restarted::tests(),
         command_line::tests(),
         full_disk::tests(),
         removal::tests(),
@@ -107,12 +112,19 @@ fn trials() -> Vec<Trial> {
         keeper::tests(),
         copying::tests(),
         tiny_init::tests(),
+        cgroup_v2::only_there(cgroup_v2::tests()),
         many::tests(),
         processes::tests(),
     ]
     .into_iter()
     .flatten()
+    .filter(|trial| is_asked_for(trial.name()))
     .collect()
+}
+
+fn is_asked_for(name: &str) -> bool {
+    let topic = name.split("::").next();
+    std::env::var(TOPICS_VARIABLE).map_or(true, |topics| topics.split(',').any(|asked| Some(asked) == topic))
 }
 
 fn nothing_is_left() -> Trial {

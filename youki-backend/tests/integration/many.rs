@@ -8,18 +8,20 @@ use tokio::sync::Semaphore;
 
 use crate::support::Case;
 use crate::support::case::words;
+use crate::support::pace::repetitions;
 
 crate::tests![a_thousand_that_exit_at_once_are_each_told_right];
 
-const CONTAINERS: usize = 1_000;
+const MANY: usize = 1_000;
 /// Created and started at once; each is some processes and mounts for the moment it lives.
 const AT_ONCE: usize = 64;
 
 async fn a_thousand_that_exit_at_once_are_each_told_right(case: Case) {
     let spec = case.spec(&[]).await;
     case.runtime.pull_image(&spec.image.name).await.unwrap();
+    let containers = repetitions(MANY, 100);
     let (permits, begin) = (Arc::new(Semaphore::new(AT_ONCE)), Instant::now());
-    let runs: Vec<_> = (0..CONTAINERS)
+    let runs: Vec<_> = (0..containers)
         .map(|number| {
             let (case, mut spec, permits, id) = (case.clone(), spec.clone(), permits.clone(), case.id());
             let code = i32::try_from(number % 251).unwrap();
@@ -47,6 +49,6 @@ async fn a_thousand_that_exit_at_once_are_each_told_right(case: Case) {
         failures.extend(run.await.unwrap().err());
     }
     let shown = failures.iter().take(5).cloned().collect::<Vec<_>>().join("\n");
-    assert!(failures.is_empty(), "{} of {CONTAINERS} went wrong:\n{shown}", failures.len());
-    eprintln!("{CONTAINERS} containers in {:.1} s", begin.elapsed().as_secs_f64());
+    assert!(failures.is_empty(), "{} of {containers} went wrong:\n{shown}", failures.len());
+    eprintln!("{containers} containers in {:.1} s", begin.elapsed().as_secs_f64());
 }

@@ -9,6 +9,7 @@ use runtime_core::{AgentError, ContainerId, PortMapping};
 
 use crate::support::Case;
 use crate::support::case::IDLE;
+use crate::support::pace::repetitions;
 
 crate::tests![
     two_containers_reach_each_other,
@@ -394,14 +395,14 @@ async fn a_replica_in_the_hosts_network_is_given_a_port_of_its_own(case: Case) {
 }
 
 async fn two_hundred_at_once_are_all_distinct_and_all_freed(case: Case) {
-    const MANY: usize = 200;
+    let many = repetitions(200, 50);
     let root = case.root("many");
     let runtime = root.open().await.unwrap();
     let mut spec = case.script(IDLE).await;
     spec.network.mode = NetworkMode::Bridge;
     spec.port_mappings = vec![published(None, 80, None)];
     runtime.pull_image(&spec.image.name).await.unwrap();
-    let ids: Vec<ContainerId> = (0..MANY).map(|_| case.id_on(&runtime)).collect();
+    let ids: Vec<ContainerId> = (0..many).map(|_| case.id_on(&runtime)).collect();
     let created = futures_util::future::join_all(ids.iter().map(|id| runtime.create_container(id, &spec))).await;
     for (id, created) in ids.iter().zip(created) {
         created.unwrap_or_else(|error| panic!("{id}: {error}"));
@@ -412,7 +413,7 @@ async fn two_hundred_at_once_are_all_distinct_and_all_freed(case: Case) {
         addresses.insert(details.ipv4.unwrap());
         ports.insert(details.ports[0].host_port.unwrap());
     }
-    assert_eq!((addresses.len(), ports.len()), (MANY, MANY));
+    assert_eq!((addresses.len(), ports.len()), (many, many));
     for removed in futures_util::future::join_all(ids.iter().map(|id| runtime.remove_container(id))).await {
         removed.unwrap();
     }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::support::Case;
 use crate::support::case::{IDLE, eventually, soon, words};
+use crate::support::pace::patience;
 use crate::support::process::{gone, kill, private_dirty_bytes, resident};
 
 crate::tests![
@@ -138,7 +139,7 @@ async fn between_two_attempts_it_is_initializing_and_stop_kill_and_remove_are_do
             }
         }
         until_state(runtime, &id, &ContainerState::Exited { code: 3 }).await;
-        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < patience(Duration::from_secs(5)), "{:?}", begun.elapsed());
         assert_eq!(case.inspected(&id).await["attempt"], 1);
     }
 }

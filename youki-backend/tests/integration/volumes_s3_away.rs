@@ -9,6 +9,7 @@ use crate::support::Case;
 use crate::support::agent::{Agent, Request};
 use crate::support::berth::{berth, command};
 use crate::support::case::{eventually, words};
+use crate::support::pace::patience;
 use crate::support::root::Root;
 use crate::volumes::{exec_ok, spec, with_volume};
 use crate::volumes_trouble::{full_spec, half_filled};
@@ -54,7 +55,7 @@ async fn with_s3_away_stop_succeeds_says_not_durable_and_is_made_good(case: Case
         if status.bytes_at_risk == 0 && status.last_error.is_none() {
             break;
         }
-        assert!(begin.elapsed() < Duration::from_secs(120), "not made good: {status:?}");
+        assert!(begin.elapsed() < patience(Duration::from_secs(120)), "not made good: {status:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     drop(runtime);
@@ -86,7 +87,7 @@ async fn a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good(case: Case)
     let said = berth(&root, &["--config", &two_seconds(&case, &root), "stop", &id.to_string()]).await;
     assert_eq!(said.code, 0, "{said:?}");
     assert!(said.stderr.contains("not durable"), "{said:?}");
-    assert!(begin.elapsed() < Duration::from_secs(12), "{:?} for a time of 2 s", begin.elapsed());
+    assert!(begin.elapsed() < patience(Duration::from_secs(12)), "{:?} for a time of 2 s", begin.elapsed());
     let status = runtime.volume_status("data").await.unwrap();
     assert!(status.last_error.is_some() && status.durable_at.is_none(), "{status:?}");
     assert_eq!(status.bytes_at_risk, 9, "{status:?}");
@@ -168,7 +169,7 @@ async fn who_asks_an_s3_that_hangs_learns_it_in_seconds(case: Case) {
         assert_eq!(said.code, code, "{words:?}: {said:?}");
         // Two commands ask for `b`, and `run` asks a second time, when it is known that nobody answers.
         let limit = if words.iter().any(|word| word == "b") || words[0] == "run" { 34 } else { 17 };
-        assert!(took < Duration::from_secs(limit), "{words:?} took {took:?}");
+        assert!(took < patience(Duration::from_secs(limit)), "{words:?} took {took:?}");
         assert_eq!(said.stderr.matches("berth: waiting for S3 at").count(), 1, "{words:?}: {said:?}");
         if code != 0 {
             let told = said.stderr.clone() + &said.stdout;
@@ -197,7 +198,7 @@ async fn an_open_does_not_wait_for_an_s3_that_hangs(case: Case) {
     // What the killed create had is taken back; that its claim is owed is put down.
     let begin = Instant::now();
     berth(&root, &["ps", "-a"]).await.succeeded();
-    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < patience(Duration::from_secs(10)), "{:?}", begin.elapsed());
     switch.turn_on().await;
     let keeper = Root { keeper: true, ..root.clone() }.open().await.unwrap();
     let other = case.root_with_s3("other", "p").await.open().await.unwrap();
@@ -233,7 +234,7 @@ async fn a_shutdown_while_s3_hangs_ends_in_time(case: Case) {
     let begin = Instant::now();
     let said = berth(&root, &["--config", &two_seconds(&case, &root), "shutdown"]).await;
     // Two seconds for the stop, and two for what was owed after it.
-    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < patience(Duration::from_secs(10)), "{:?}", begin.elapsed());
     assert_eq!((said.code, said.stderr.matches("not durable yet").count()), (1, 1), "{said:?}");
     assert!(!said.stderr.contains("volume data: volume data"), "{said:?}");
     switch.turn_on().await;
@@ -316,7 +317,7 @@ async fn a_keeper_with_nothing_to_do_sleeps(case: Case) {
     // What it heard of that run it looks at some seconds later, and threads that did so end after ten more.
     let (begin, mut since, mut before) = (Instant::now(), Instant::now(), seen());
     while since.elapsed() < Duration::from_secs(11) {
-        assert!(begin.elapsed() < Duration::from_secs(60), "it wakes with nothing to do");
+        assert!(begin.elapsed() < patience(Duration::from_secs(60)), "it wakes with nothing to do");
         tokio::time::sleep(Duration::from_millis(500)).await;
         let now = seen();
         if now != before {

@@ -13,6 +13,7 @@ use crate::support::agent::{Agent, Request};
 use crate::support::berth::berth;
 use crate::support::case::{IDLE, eventually, start_on};
 use crate::support::image::{Image, LayerBuilder};
+use crate::support::pace::patience;
 use crate::support::process::{gone, kill};
 use crate::support::root::Root;
 use crate::volumes::{exec_ok, named, spec, with_volume};
@@ -50,7 +51,7 @@ pub async fn half_filled(root: &Root) -> std::path::PathBuf {
     let data = root.dir.join("volumes/data/data");
     let begin = Instant::now();
     while count(&data) == 0 {
-        assert!(begin.elapsed() < Duration::from_secs(60), "the volume is not filled");
+        assert!(begin.elapsed() < patience(Duration::from_secs(60)), "the volume is not filled");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     data
@@ -78,7 +79,7 @@ fn supervisor_and_helper(root: &Root) -> (u32, u32) {
                 return (supervisor, helper);
             }
         }
-        assert!(begin.elapsed() < Duration::from_secs(20), "no supervisor, or no helper of it");
+        assert!(begin.elapsed() < patience(Duration::from_secs(20)), "no supervisor, or no helper of it");
     }
 }
 

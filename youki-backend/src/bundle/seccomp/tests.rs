@@ -8,7 +8,7 @@ use crate::bundle::capabilities;
 
 /// Docker's 14.
 fn default_caps() -> u64 {
-    capabilities::sets(&[], &[], false, true).unwrap().bounding
+    capabilities::sets(&[], &[], false).unwrap().bounding
 }
 
 /// The names that a profile lets a container with `caps` call, with whatever arguments.

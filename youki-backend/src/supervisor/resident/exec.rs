@@ -201,9 +201,10 @@ pub(crate) fn kill(exec: &Exec) {
     }
 }
 
-/// Removes the cgroup of an exec that is over; what it left running keeps it until the container ends.
-pub(crate) fn remove_cgroup(dir: &Path) {
-    let _ = fs::remove_dir(dir);
+/// Removes the cgroup of an exec that is over; whether it is gone. What the exec left running keeps it, and for a moment
+/// what was killed with it: that is the container's init's to reap.
+pub(crate) fn remove_cgroup(dir: &Path) -> bool {
+    !matches!(fs::remove_dir(dir), Err(error) if error.raw_os_error() == Some(libc::EBUSY))
 }
 
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {

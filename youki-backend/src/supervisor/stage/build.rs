@@ -77,16 +77,14 @@ fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Resul
 
     let cgroup = plan.cgroup();
     cgroup.create()?;
-    write_device_rules(&cgroup, &plan.device_rules)?;
+    cgroup.limit_devices(&plan.device_rules)?;
     let view = cgroup_view(&cgroup, plan.process.cgroup_view_writable)?;
     let controllers = open_controllers(&cgroup, &plan.limits)?;
     cgroup.join()?;
     fs::write("/proc/self/oom_score_adj", plan.process.oom_score_adj.unwrap_or(0).to_string())
         .or_else(|error| if error.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { Err(error) })
         .map_err(Error::io("writing", "/proc/self/oom_score_adj"))?;
-    if view.is_some() {
-        hide_cgroups()?;
-    }
+    hide_cgroups()?;
 
     let init = match plan.init {
         true => Some(Rc::new(crate::supervisor::sealed::open(&plan.resident_executable)?)),
@@ -161,25 +159,13 @@ fn finish_bundle(plan: &mut CreatePlan, root: &OwnedFd) -> Result<(Launch, users
     Ok((launch, identity))
 }
 
-fn write_device_rules(cgroup: &CgroupPaths, rules: &[String]) -> Result<()> {
-    // v2 has no device files: its filter is a program, and until that is built nobody there may make devices.
-    let Dirs::V1(dirs) = &cgroup.dirs else { return Ok(()) };
-    let Some(dir) = dirs.get("devices") else { return Ok(()) };
-    let write = |name: &str, rule: &str| {
-        let file = dir.join(name);
-        fs::write(&file, rule).map_err(Error::io("writing", file))
-    };
-    write("devices.deny", "a")?;
-    rules.iter().try_for_each(|rule| write("devices.allow", rule))
-}
-
 fn cgroup_view(cgroup: &CgroupPaths, writable: bool) -> Result<Option<CgroupView>> {
     let Dirs::V1(dirs) = &cgroup.dirs else { return Ok(None) };
     let named: Vec<(&str, &Path)> = dirs.iter().map(|(name, dir)| (name.as_str(), dir.as_path())).collect();
     CgroupView::prepare(&named, writable).map(Some).map_err(Error::io("preparing the view of", CGROUP_MOUNT))
 }
 
-/// So that libcontainer finds no controller: it would join each by `cgroup.procs`, which waits for a grace period.
+/// So that libcontainer finds no cgroup: it would join by `cgroup.procs` again, which waits for a grace period.
 fn hide_cgroups() -> Result<()> {
     // SAFETY: this process is single-threaded and holds nothing that depends on its mount namespace.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::rootfs::Overlay;
 use crate::bundle::resources::CgroupLimits;
 use crate::bundle::{ProcessPlan, RootPlan};
-use crate::cgroup::{CgroupPaths, Hierarchy};
+use crate::cgroup::{CgroupPaths, DeviceRule, Hierarchy};
 use crate::supervisor::resident::ResidentConfig;
 
 /// Tells a process that it is to be the resident supervisor.
@@ -43,8 +43,8 @@ pub(crate) struct CreatePlan {
     pub supervisors_cgroup_path: String,
     /// Written once the container is built.
     pub limits: CgroupLimits,
-    /// Device rules for cgroup v1, before anything else is allowed.
-    pub device_rules: Vec<String>,
+    /// The devices that it may use.
+    pub device_rules: Vec<DeviceRule>,
     /// For libcontainer; the user is resolved here.
     pub oci: oci_spec::runtime::Spec,
     /// What the init does in its root.

@@ -158,6 +158,13 @@ impl Agent {
         agent
     }
 
+    /// The same, with its process id.
+    pub async fn start_with_pid(root: &Root) -> (Self, u32) {
+        let agent = Self::start(root, &[]).await;
+        let pid = agent.child.id().expect("it has just answered");
+        (agent, pid)
+    }
+
     /// Asks, and waits for the answer.
     pub async fn ask(&mut self, request: &Request) -> Result<(), String> {
         self.send(request).await;

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,13 +15,18 @@ use runtime_core::{AgentError, ContainerId, LogStream, Runtime, ServiceSpec, Wai
 
 use super::Suite;
 use super::image::Image;
+use super::pace::patience;
 use super::root::Root;
 
 /// A test that takes longer hangs.
-const TIME_LIMIT: Duration = Duration::from_secs(300);
+fn time_limit() -> Duration {
+    patience(Duration::from_secs(300))
+}
 
 /// For a call that the contract wants done at once, on a machine that is busy with other tests.
-pub const SOON: Duration = Duration::from_secs(20);
+pub fn shortly() -> Duration {
+    patience(Duration::from_secs(20))
+}
 
 type BoxedTest = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -75,12 +80,12 @@ pub fn trial(module: &'static str, name: &'static str, test: fn(Case) -> BoxedTe
                 made: Arc::default(),
                 count: Arc::default(),
             };
-            let run = tokio::time::timeout(TIME_LIMIT, test(case.clone()));
+            let run = tokio::time::timeout(time_limit(), test(case.clone()));
             let result = AssertUnwindSafe(run).catch_unwind().await;
             let removed = case.remove_all().await;
             match result {
                 Ok(Ok(())) => removed.map_err(Failed::from),
-                Ok(Err(_)) => Err(format!("not done after {TIME_LIMIT:?}").into()),
+                Ok(Err(_)) => Err(format!("not done after {:?}", time_limit()).into()),
                 Err(panic) => Err(panic_text(&*panic).into()),
             }
         })
@@ -196,12 +201,7 @@ impl Case {
     /// The processes in the container's cgroup, in this process's PID namespace.
     pub fn cgroup_pids(&self, id: &ContainerId) -> Vec<u32> {
         let shared = &self.suite.shared_if_opened().expect("the shared root is open").root;
-        let mut pids: Vec<u32> = shared
-            .cgroups_of(id)
-            .iter()
-            .filter_map(|dir| std::fs::read_to_string(dir.join("cgroup.procs")).ok())
-            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
-            .collect();
+        let mut pids: Vec<u32> = shared.cgroups_of(id).iter().flat_map(|dir| pids_beneath(dir)).collect();
         pids.sort_unstable();
         pids.dedup();
         pids
@@ -245,14 +245,24 @@ impl Case {
                     }
                 },
             };
-            match tokio::time::timeout(TIME_LIMIT, runtime.remove_container(&id)).await {
+            match tokio::time::timeout(time_limit(), runtime.remove_container(&id)).await {
                 Ok(Ok(()) | Err(AgentError::NotFound { .. })) => {}
                 Ok(Err(error)) => failures.push(format!("removing {id}: {error}")),
-                Err(_) => failures.push(format!("removing {id}: not done after {TIME_LIMIT:?}")),
+                Err(_) => failures.push(format!("removing {id}: not done after {:?}", time_limit())),
             }
         }
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
     }
+}
+
+/// The processes in a cgroup and in those beneath it: on v2 an exec has one of its own there.
+fn pids_beneath(dir: &Path) -> Vec<u32> {
+    let own = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<u32> = own.lines().filter_map(|line| line.parse().ok()).collect();
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let beneath = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    pids.extend(beneath.flat_map(|entry| pids_beneath(&entry.path())));
+    pids
 }
 
 /// Ends at once when told to.
@@ -288,18 +298,18 @@ pub fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Asks again and again until `check` is true, at most [`SOON`]: for what has no event to wait for.
+/// Asks again and again until `check` is true, at most [`shortly`]: for what has no event to wait for.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
     let begin = std::time::Instant::now();
     while !check().await {
-        assert!(begin.elapsed() < SOON, "not within {SOON:?}: {what}");
+        assert!(begin.elapsed() < shortly(), "not within {:?}: {what}", shortly());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// `call` must be done within [`SOON`].
+/// `call` must be done within [`shortly`].
 pub async fn soon<T>(what: &str, call: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, call).await.unwrap_or_else(|_| panic!("not within {SOON:?}: {what}"))
+    tokio::time::timeout(shortly(), call).await.unwrap_or_else(|_| panic!("not within {:?}: {what}", shortly()))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

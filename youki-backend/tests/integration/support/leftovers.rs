@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use super::pace::patience;
 use super::root::Root;
 use super::{Shared, Suite};
 
@@ -46,7 +47,7 @@ pub fn check(suite: &Suite) -> Result<(), String> {
         if found.is_empty() {
             break;
         }
-        if begin.elapsed() > SETTLED_WITHIN {
+        if begin.elapsed() > patience(SETTLED_WITHIN) {
             left.extend(found);
             break;
         }

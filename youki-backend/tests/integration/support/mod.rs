@@ -6,6 +6,7 @@ pub mod case;
 pub mod image;
 pub mod lanes;
 pub mod leftovers;
+pub mod pace;
 pub mod process;
 pub mod root;
 pub mod servers;

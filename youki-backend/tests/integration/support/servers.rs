@@ -12,6 +12,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use tokio::sync::OnceCell;
 
 use super::image::{Image, push, push_manifest};
+use super::pace::patience;
 
 pub const REGISTRY_USER: &str = "berth";
 pub const REGISTRY_PASSWORD: &str = "s3cret";
@@ -224,7 +225,7 @@ impl Servers {
         let begin = Instant::now();
         loop {
             let Err(error) = attempt().await else { return };
-            if begin.elapsed() > READY_WITHIN {
+            if begin.elapsed() > patience(READY_WITHIN) {
                 let log = std::fs::read_to_string(self.log(name)).unwrap_or_default();
                 let tail = &log[log.len().saturating_sub(2000)..];
                 panic!("{name} did not answer within {READY_WITHIN:?}: {error:#}; its log ends:\n{tail}");

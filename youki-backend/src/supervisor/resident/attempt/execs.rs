@@ -21,6 +21,7 @@ impl Attempt {
             return self.reply(slot, &Reply::Error("the filter's descriptor is missing".to_owned()));
         }
         self.exec_count += 1;
+        self.left_cgroups.retain(|dir| !exec::remove_cgroup(dir));
         let descriptors = ExecDescriptors { stdio: [stdin, stdout, stderr], filter };
         match exec::start(request, descriptors, self.init_pid, &self.cgroup, self.exec_count) {
             Ok(mut exec) => {
@@ -55,9 +56,7 @@ impl Attempt {
     pub(super) fn end_exec(&mut self, slot: usize, status: i32) {
         self.read_exec_errno(slot);
         let Some(exec) = self.execs[slot].take() else { return };
-        if let Some(dir) = &exec.cgroup {
-            exec::remove_cgroup(dir);
-        }
+        self.left_cgroups.extend(exec.cgroup.filter(|dir| !exec::remove_cgroup(dir)));
         if let Some(connection) = exec.connection {
             self.reply(connection, &Reply::ExecExited { code: exit_code(status) });
         }

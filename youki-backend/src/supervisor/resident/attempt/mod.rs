@@ -11,7 +11,7 @@ mod streams;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use runtime_core::spec::RestartKind;
@@ -85,6 +85,8 @@ pub(super) struct Attempt {
     terminal: Option<OwnedFd>,
     execs: Vec<Option<Exec>>,
     exec_count: u64,
+    /// Cgroups of ended execs that were not empty yet; tried again with the next exec.
+    left_cgroups: Vec<PathBuf>,
     /// The init's wait status, once it ended.
     ended: Option<i32>,
     /// How the last attempt that is over ended.
@@ -163,6 +165,7 @@ impl Attempt {
             terminal: None,
             execs: Vec::new(),
             exec_count: 0,
+            left_cgroups: Vec::new(),
             ended: None,
             last: None,
         })
