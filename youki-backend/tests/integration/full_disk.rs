@@ -94,14 +94,15 @@ async fn started(case: &Case, runtime: &Arc<dyn Runtime>, script: &str) -> Conta
 
 const UNTIL_TERM: &str = "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done";
 
-async fn up(runtime: &Arc<dyn Runtime>, id: &ContainerId) {
-    eventually("it is up", || async { !runtime.get_logs(id).await.unwrap().is_empty() }).await;
+/// Waits until attempt `attempt` has said so: before, a first process ignores TERM.
+async fn up(runtime: &Arc<dyn Runtime>, id: &ContainerId, attempt: usize) {
+    eventually("it is up", || async { runtime.get_logs(id).await.unwrap().len() >= attempt }).await;
 }
 
 async fn while_an_end_cannot_be_written_stop_wait_kill_and_state_tell_it_and_remove_makes_room(case: Case) {
     let (disk, root, runtime) = small(&case).await;
     let id = started(&case, &runtime, UNTIL_TERM).await;
-    up(&runtime, &id).await;
+    up(&runtime, &id, 1).await;
     let supervisor = supervisor(&*runtime, &id).await;
     let waiting = {
         let (runtime, id) = (runtime.clone(), id.clone());
@@ -135,7 +136,7 @@ async fn while_an_end_cannot_be_written_stop_wait_kill_and_state_tell_it_and_rem
 async fn an_end_that_could_not_be_written_is_on_record_once_there_is_room(case: Case) {
     let (disk, root, runtime) = small(&case).await;
     let id = started(&case, &runtime, UNTIL_TERM).await;
-    up(&runtime, &id).await;
+    up(&runtime, &id, 1).await;
     let filler = disk.fill();
     soon("stop", runtime.stop_container(&id, Duration::from_secs(10))).await.unwrap();
     let record = root.dir.join("containers").join(id.to_string()).join("exit.json");
@@ -144,6 +145,7 @@ async fn an_end_that_could_not_be_written_is_on_record_once_there_is_room(case: 
     eventually("it is on record", || async { record.exists() }).await;
     // The same container once more.
     soon("start", runtime.start_container(&id)).await.unwrap();
+    up(&runtime, &id, 2).await;
     soon("stop", runtime.stop_container(&id, Duration::from_secs(10))).await.unwrap();
     assert_eq!(runtime.wait_container(&id).await, Ok(7));
     runtime.remove_container(&id).await.unwrap();
@@ -152,7 +154,7 @@ async fn an_end_that_could_not_be_written_is_on_record_once_there_is_room(case: 
 async fn with_the_supervisor_dead_stop_says_runtime_error_and_remove_frees_all(case: Case) {
     let (disk, root, runtime) = small(&case).await;
     let id = started(&case, &runtime, UNTIL_TERM).await;
-    up(&runtime, &id).await;
+    up(&runtime, &id, 1).await;
     let supervisor = supervisor(&*runtime, &id).await;
     let filler = disk.fill();
     kill(supervisor);
@@ -175,7 +177,7 @@ async fn the_supervisor_neither_dies_nor_spins(case: Case) {
     let script = "trap 'exit 7' TERM; echo up; i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo $i; sleep 0.01; done; \
                   echo done >&2; while :; do sleep 0.1; done";
     let id = started(&case, &runtime, script).await;
-    up(&runtime, &id).await;
+    up(&runtime, &id, 1).await;
     let supervisor = supervisor(&*runtime, &id).await;
     // Its own log lies there, and the container's, which it writes to again and again.
     let filler = disk.fill();
@@ -197,7 +199,7 @@ async fn a_restart_waits_for_room_and_a_stop_does_not(case: Case) {
     let mut spec = case.script("trap 'exit 7' USR1; echo up; while :; do sleep 0.1; done").await;
     spec.restart_policy = crate::restarts::policy(RestartKind::Always, None, 1);
     start_on(&*runtime, &id, &spec).await.unwrap();
-    up(&runtime, &id).await;
+    up(&runtime, &id, 1).await;
     for attempt in 1..=2 {
         let running = || async { runtime.container_state(&id).await.unwrap() == ContainerState::Running };
         eventually("it runs", running).await;
