@@ -7,9 +7,10 @@ use oci_spec::image::ImageConfiguration;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::healthcheck::Healthcheck;
 use crate::index::{Entry, Index};
 use crate::limits::Limits;
-use crate::manifest::{Document, Manifest, parse_config};
+use crate::manifest::{Config, Document, Manifest, parse_config};
 use crate::place::{About, LayerId, Place, below};
 use crate::store::Paths;
 
@@ -24,6 +25,8 @@ pub struct Image {
     pub id: String,
     /// Its configuration.
     pub config: ImageConfiguration,
+    /// What of that OCI does not know: how it wants to be checked.
+    pub healthcheck: Option<Healthcheck>,
     /// Overlay lower directories, bottom first. Empty for an image without layers.
     pub layers: Vec<PathBuf>,
     /// Bytes of its compressed layers and config.
@@ -54,6 +57,7 @@ pub struct StoredImage {
 pub(crate) struct Parts {
     pub(crate) manifest: Manifest,
     pub(crate) config: ImageConfiguration,
+    pub(crate) healthcheck: Option<Healthcheck>,
     pub(crate) ids: Vec<LayerId>,
 }
 
@@ -70,9 +74,10 @@ impl Parts {
         Ok(parse_config(&bytes, &manifest).ok().map(|config| Self::new(manifest, config)))
     }
 
-    pub(crate) fn new(manifest: Manifest, config: ImageConfiguration) -> Self {
+    pub(crate) fn new(manifest: Manifest, config: Config) -> Self {
+        let Config { image: config, healthcheck } = config;
         let ids = Place::of_layers(config.rootfs().diff_ids());
-        Self { manifest, config, ids }
+        Self { manifest, config, healthcheck, ids }
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {

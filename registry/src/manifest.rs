@@ -4,6 +4,7 @@ use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::healthcheck::Healthcheck;
 use crate::layer::Compression;
 use crate::limits::Limits;
 use crate::platform::Platform;
@@ -160,8 +161,15 @@ pub(crate) fn choose<'a>(manifests: &'a [Descriptor], wanted: &Platform, referen
     })
 }
 
+/// A configuration: OCI's part, and docker's.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) image: ImageConfiguration,
+    pub(crate) healthcheck: Option<Healthcheck>,
+}
+
 /// Parses a configuration, and checks that it and the manifest speak of the same layers.
-pub(crate) fn parse_config(bytes: &[u8], manifest: &Manifest) -> Result<ImageConfiguration> {
+pub(crate) fn parse_config(bytes: &[u8], manifest: &Manifest) -> Result<Config> {
     let invalid = |reason: String| Error::InvalidManifest { what: manifest.config.digest.clone(), reason };
     let config: ImageConfiguration = serde_json::from_slice(bytes).map_err(|e| invalid(e.to_string()))?;
     let diff_ids = config.rootfs().diff_ids();
@@ -172,7 +180,7 @@ pub(crate) fn parse_config(bytes: &[u8], manifest: &Manifest) -> Result<ImageCon
     if let Some(bad) = diff_ids.iter().find(|id| !is_sha256(id)) {
         return Err(invalid(format!("{bad:.100?} is not a sha256 diff ID")));
     }
-    Ok(config)
+    Ok(Config { image: config, healthcheck: Healthcheck::parse(bytes) })
 }
 
 /// What a configuration says it runs on.

@@ -82,7 +82,8 @@ pub(crate) async fn assemble(
 ) -> Result<Image> {
     let layers = blocking(store, move |store| place::lower_directories(&store.paths, &settled)).await?;
     let size_bytes = parts.size_bytes();
-    Ok(Image { reference, digest, id: parts.manifest.config.digest, config: parts.config, layers, size_bytes })
+    let Parts { manifest, config, healthcheck, .. } = parts;
+    Ok(Image { reference, digest, id: manifest.config.digest, config, healthcheck, layers, size_bytes })
 }
 
 /// See [`ImageStore::pull`](crate::ImageStore::pull).
@@ -132,7 +133,7 @@ async fn fetch(store: &Arc<Inner>, asked: &Asked<'_>) -> Result<Image> {
     let resolved = resolve(store, session, reference, &platform).await?;
     events.resolved(&resolved.digest, &resolved.manifest);
     let config = config(store, session, &resolved.manifest).await?;
-    let runs_on = manifest::config_platform(&config);
+    let runs_on = manifest::config_platform(&config.image);
     if wanted.is_some() && platform.rank(&runs_on).is_none() {
         let (reference, platform) = (reference.to_string(), platform.to_string());
         return Err(Error::NoPlatform { reference, platform, available: vec![runs_on.to_string()] });
@@ -267,11 +268,7 @@ async fn resolve(
     Err(Error::TooLarge { what: format!("the nesting of indexes of {reference}"), limit, unit: "levels" })
 }
 
-async fn config(
-    store: &Arc<Inner>,
-    session: &Session<'_>,
-    manifest: &Manifest,
-) -> Result<oci_spec::image::ImageConfiguration> {
+async fn config(store: &Arc<Inner>, session: &Session<'_>, manifest: &Manifest) -> Result<manifest::Config> {
     let digest = manifest.config.digest.clone();
     let stored = blocking(store, {
         let digest = digest.clone();

@@ -1,6 +1,6 @@
 //! The keeper: one process of those on a root follows containers that end by themselves, whoever started them, so that
-//! their volumes are synced and their ports and names given back, and retries what S3 refused. It sleeps while nothing
-//! is due and nothing happens.
+//! their volumes are synced and their ports and names given back, checks the health of those that run, and retries what
+//! S3 refused. It sleeps while nothing is due and nothing happens.
 
 mod debts;
 
@@ -10,12 +10,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Weak};
 
 use runtime_core::ContainerId;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::container::Container;
 use crate::dir_watch::DirWatch;
 use crate::error::Error;
+use crate::health::Watches;
 use crate::lock::ContainerLock;
 use crate::runtime::Inner;
 
@@ -46,7 +47,7 @@ async fn acquire(file: File) -> Option<File> {
         Err(TryLockError::WouldBlock) => {}
         Err(TryLockError::Error(_)) => return None,
     }
-    let (answer, locked) = tokio::sync::oneshot::channel();
+    let (answer, locked) = oneshot::channel();
     let waiter = std::thread::Builder::new().name("berth-keeper".to_owned()).spawn(move || {
         if file.lock().is_ok() {
             // Nobody waits any more if the runtime is gone; the lock goes with the file.
@@ -59,7 +60,7 @@ async fn acquire(file: File) -> Option<File> {
 
 /// Follows what other processes start, and sees what ends: each attempt begins with a new socket of its supervisor's,
 /// which goes when it is over.
-async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch) {
+async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch, watches: Arc<Watches>) {
     loop {
         let (mut sockets, mut all) = (HashSet::new(), false);
         let changed = watch.changed(|name| match name {
@@ -73,7 +74,7 @@ async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch) {
         let Some(inner) = weak.upgrade() else { return };
         let layout = inner.layout.clone();
         inner
-            .follow(move |id| {
+            .follow(&watches, move |id| {
                 let socket = layout.container(id).socket;
                 all || socket.file_name().is_some_and(|name| sockets.contains(name.as_bytes()))
             })
@@ -82,17 +83,28 @@ async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch) {
 }
 
 impl Inner {
-    /// Follows those containers that `wanted` picks.
-    async fn follow(self: &Arc<Self>, wanted: impl Fn(&ContainerId) -> bool + Send + 'static) {
+    /// Follows those containers that `wanted` picks, and checks their health.
+    async fn follow(self: &Arc<Self>, watches: &Watches, wanted: impl Fn(&ContainerId) -> bool + Send + 'static) {
         let inner = self.clone();
-        let found = tokio::task::spawn_blocking(move || {
-            let ids = inner.container_ids()?.into_iter().filter(|id| wanted(id));
-            Ok::<Vec<Container>, Error>(ids.filter_map(|id| inner.container(&id).ok()).collect())
+        let (answer, found) = oneshot::channel();
+        // A thread of its own: where many containers are made at once, the runtime's have work for many seconds.
+        let thread = std::thread::Builder::new().name("berth-keeper".to_owned()).spawn(move || {
+            let look = || {
+                let ids = inner.container_ids()?.into_iter().filter(|id| wanted(id));
+                Ok::<Vec<Container>, Error>(ids.filter_map(|id| inner.container(&id).ok()).collect())
+            };
+            let _ = answer.send(look());
         });
-        match found.await.map_err(Error::ThreadLost).and_then(|found| found) {
+        let lost = || Error::io("looking at", "all containers")(std::io::Error::other("its thread broke off"));
+        let found = match thread {
+            Ok(_) => found.await.unwrap_or_else(|_| Err(lost())),
+            Err(error) => Err(Error::io("starting", "a thread")(error)),
+        };
+        match found {
             Ok(containers) => {
                 for container in containers {
                     self.keep_watch(&container);
+                    watches.follow(self, &container);
                     self.leave_network_behind(container);
                 }
             }
@@ -138,14 +150,15 @@ impl Inner {
 async fn keep(weak: Weak<Inner>, _lock: File) {
     // Ends with this future.
     let mut arrivals = JoinSet::new();
+    let watches = Arc::new(Watches::default());
     if let Some(inner) = weak.upgrade() {
         // Before the first look, so that none which comes after it goes unnoticed.
         match DirWatch::with_removals(&inner.layout.sockets()) {
-            Ok(watch) => drop(arrivals.spawn(follow_arrivals(weak.clone(), watch))),
+            Ok(watch) => drop(arrivals.spawn(follow_arrivals(weak.clone(), watch, watches.clone()))),
             Err(error) => tracing::error!(error = error.chain(), "containers of other processes are not followed"),
         }
         // Containers that ended while nobody kept.
-        inner.follow(|_| true).await;
+        inner.follow(&watches, |_| true).await;
         inner.release_orphaned_volumes().await;
     }
     debts::pay(weak).await;

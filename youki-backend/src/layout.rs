@@ -21,6 +21,7 @@
 //! <run>/                              a tmpfs; gone at reboot
 //!   containers/<id>/bundle/           config.json for libcontainer; removed once the init has read it
 //!   containers/<id>/state/            libcontainer's state
+//!   containers/<id>/health.json       what its health checks came to, as the keeper says
 //!   locks/<id>                        one per container, held by whoever changes it
 //!   sockets/<16 hex>.sock             the supervisor's
 //!   seccomp/<hex>.bpf                 compiled filters
@@ -145,6 +146,10 @@ impl ContainerPaths {
 
     pub fn state(&self) -> PathBuf {
         self.run.join("state")
+    }
+
+    pub fn health(&self) -> PathBuf {
+        self.run.join("health.json")
     }
 }
 

@@ -17,6 +17,7 @@ mod container;
 mod dir_watch;
 mod error;
 mod files;
+mod health;
 mod journal;
 mod keeper;
 mod layout;

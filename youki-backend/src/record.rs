@@ -86,6 +86,9 @@ pub(crate) struct ImageRecord {
     pub layers: Vec<PathBuf>,
     /// Kept here: the image may be gone when the container is started again.
     pub config: ImageConfiguration,
+    /// What of that OCI does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<registry::Healthcheck>,
 }
 
 /// A volume or bind mount as it was resolved.

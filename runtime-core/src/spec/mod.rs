@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::image::PullPolicy;
 pub use byte_size::{ByteSize, InvalidByteSize};
-pub use health::{HealthCheck, HealthSpec};
+pub use health::{DEFAULT_INTERVAL, DEFAULT_RETRIES, DEFAULT_START_GRACE, DEFAULT_TIMEOUT, HealthCheck, HealthSpec};
 pub use ports::{EndpointProtocol, EndpointSpec, PortMapping, PortProtocol};
 pub use storage::StorageSpec;
 
@@ -93,9 +93,12 @@ pub struct ServiceSpec {
     /// Lines for `/etc/hosts`: `host:ip`, where `host-gateway` as address stands for the host's.
     #[serde(default)]
     pub extra_hosts: Vec<String>,
-    /// Health check.
+    /// Health check; the image's HEALTHCHECK if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthSpec>,
+    /// Not even the image's HEALTHCHECK.
+    #[serde(default)]
+    pub no_healthcheck: bool,
     /// What to do when the container ends by itself.
     #[serde(default)]
     pub restart_policy: RestartPolicy,

@@ -16,6 +16,7 @@ use super::Container;
 use super::attempt::Launch;
 use crate::bundle;
 use crate::error::{Error, Result};
+use crate::health;
 use crate::lock::ContainerLock;
 use crate::network;
 use crate::record::{self, ContainerRecord, ImageRecord, MountKind, MountRecord, NetworkRecord};
@@ -96,6 +97,7 @@ impl Inner {
                 digest: image.digest,
                 layers: image.layers,
                 config: image.config,
+                healthcheck: image.healthcheck,
             },
             created_at: Utc::now(),
             attempt: 1,
@@ -232,9 +234,7 @@ fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
     bundle::check_storage(spec)?;
     bundle::resources::check_cpus(&spec.resources)?;
     check_restart(spec)?;
-    if spec.health.is_some() {
-        return unsupported("health");
-    }
+    health::check(spec)?;
     if spec.logs.mode.unwrap_or(default_log_mode) == LogMode::NonBlocking {
         return unsupported("logs.mode non_blocking");
     }

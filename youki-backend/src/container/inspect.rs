@@ -112,7 +112,8 @@ impl Inner {
         let all = inspect(&container, &observed, last.as_ref());
         let attempts = Attempts::read(&container.paths.attempts())?;
         let restarts = if attempts.attempt == all.attempt { attempts.restarts } else { 0 };
-        let all = Inspect { restarts, earlier_attempts: attempts.earlier, ..all };
+        let health = self.health(&container, &observed)?;
+        let all = Inspect { health, restarts, earlier_attempts: attempts.earlier, ..all };
         Ok(Inspect { state: if paused { "paused" } else { all.state }, ..all })
     }
 

@@ -43,6 +43,11 @@ pub enum Request {
         /// Which attempt.
         attempt: u32,
     },
+    /// → `Status` once that attempt runs, or a later one; `Exited` if none will.
+    WaitForStart {
+        /// Which attempt.
+        attempt: u32,
+    },
     /// Run a process in the container. Comes with descriptors: stdin, stdout, stderr and, where a system call filter
     /// is to be loaded, one it can be read from. → `ExecStarted` then `ExecExited`; or `ExecFailed`, `Error`.
     Exec(Box<ExecRequest>),
@@ -171,6 +176,8 @@ pub struct Status {
     pub supervisor_pid: i32,
     /// When the program was started, nanoseconds since the epoch; 0 before.
     pub started_at_nanos: i64,
+    /// The current attempt, from 1; 0 from a supervisor older than this.
+    pub attempt: u32,
 }
 
 /// How an attempt ended.
@@ -222,6 +229,7 @@ impl Request {
             Self::Wait { attempt } => Writer::new(5).u32(*attempt).finish(),
             Self::Exec(exec) => exec.encode(),
             Self::Attach => Writer::new(7).finish(),
+            Self::WaitForStart { attempt } => Writer::new(8).u32(*attempt).finish(),
         }
     }
 
@@ -237,6 +245,7 @@ impl Request {
             5 => Self::Wait { attempt: if reader.is_at_end() { CURRENT_ATTEMPT } else { reader.u32()? } },
             6 => Self::Exec(Box::new(ExecRequest::decode(&mut reader)?)),
             7 => Self::Attach,
+            8 => Self::WaitForStart { attempt: reader.u32()? },
             _ => return Err(Malformed("unknown request")),
         })
     }
@@ -310,6 +319,7 @@ impl Reply {
                 .i32(status.pid)
                 .i32(status.supervisor_pid)
                 .u64(status.started_at_nanos as u64)
+                .u32(status.attempt)
                 .finish(),
             Self::Exited(exit) => Writer::new(6)
                 .i32(exit.code)
@@ -344,6 +354,7 @@ impl Reply {
                 pid: reader.i32()?,
                 supervisor_pid: reader.i32()?,
                 started_at_nanos: reader.u64()? as i64,
+                attempt: if reader.is_at_end() { 0 } else { reader.u32()? },
             }),
             6 => Self::Exited(Exit {
                 code: reader.i32()?,
@@ -510,11 +521,12 @@ mod tests {
             Request::Wait { attempt: 7 },
             exec(),
             Request::Attach,
+            Request::WaitForStart { attempt: 2 },
         ]
     }
 
     fn replies() -> Vec<Reply> {
-        let status = Status { phase: Phase::Running, pid: 12, supervisor_pid: 11, started_at_nanos: -1 };
+        let status = Status { phase: Phase::Running, pid: 12, supervisor_pid: 11, started_at_nanos: -1, attempt: 3 };
         let exit = Exit { code: 137, signal: 9, oom_killed: true, finished_at_nanos: i64::MAX, record: b"{}".to_vec() };
         vec![
             Reply::Ok,

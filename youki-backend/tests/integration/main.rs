@@ -21,6 +21,7 @@ mod copying;
 mod errors;
 mod exec;
 mod full_disk;
+mod health;
 mod images;
 mod isolation;
 mod keeper;
@@ -110,6 +111,7 @@ fn trials() -> Vec<Trial> {
         restarts::tests(),
         restarts_killed::tests(),
         keeper::tests(),
+        health::tests(),
         copying::tests(),
         tiny_init::tests(),
         cgroup_v2::only_there(cgroup_v2::tests()),

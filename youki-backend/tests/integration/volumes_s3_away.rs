@@ -10,6 +10,7 @@ use crate::support::agent::{Agent, Request};
 use crate::support::berth::{berth, command};
 use crate::support::case::{eventually, words};
 use crate::support::pace::patience;
+use crate::support::process::times_woken;
 use crate::support::root::Root;
 use crate::volumes::{exec_ok, spec, with_volume};
 use crate::volumes_trouble::{full_spec, half_filled};
@@ -304,16 +305,7 @@ async fn a_keeper_with_nothing_to_do_sleeps(case: Case) {
     let image = case.suite.busybox().await;
     let mut keeper = command(&root).arg("keeper").kill_on_drop(true).spawn().unwrap();
     berth(&root, &run_rm(image, "m:/data", "echo x > /data/file")).await.succeeded();
-    // Threads, and how often each was woken.
-    let seen = || {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", keeper.id().unwrap())).unwrap();
-        let woken = |task: std::fs::DirEntry| {
-            let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            let lines = status.lines().filter(|line| line.contains("voluntary_ctxt_switches"));
-            lines.map(|line| line.split_whitespace().last().unwrap().to_owned()).collect::<Vec<_>>()
-        };
-        tasks.map(|task| woken(task.unwrap())).collect::<Vec<_>>()
-    };
+    let seen = || times_woken(keeper.id().unwrap());
     // What it heard of that run it looks at some seconds later, and threads that did so end after ten more.
     let (begin, mut since, mut before) = (Instant::now(), Instant::now(), seen());
     while since.elapsed() < Duration::from_secs(11) {

@@ -52,6 +52,11 @@ pub fn cpus(text: &str) -> Result<f64> {
     number.ok_or_else(|| wrong("--cpus", text, "not a number of CPUs above 0"))
 }
 
+/// `1m30s`.
+pub fn time_span(flag: &str, text: &str) -> Result<Duration> {
+    duration::parse(text).map_err(|reason| wrong(flag, text, &reason))
+}
+
 /// `--restart on-failure:3`.
 pub fn restart(text: &str) -> Result<RestartPolicy> {
     let (name, max) = text.split_once(':').map_or((text, None), |(name, max)| (name, Some(max)));

@@ -23,7 +23,7 @@ pub async fn ps(session: &Session, args: &PsArgs) -> Result<i32> {
     let last = args.last.or(args.latest.then_some(1));
     // Who asks for a state asks for those that have it, as with docker.
     let all = args.all || last.is_some() || filters.iter().any(|filter| filter.is_about_states());
-    containers.retain(|one| all || is_up(one));
+    containers.retain(|one| all || is_up(one) || restarts(one));
     containers.retain(|one| Filter::all_hold(&filters, one));
     // The newest first, as docker.
     containers.sort_by_key(|one| std::cmp::Reverse(one.created_at));
@@ -287,13 +287,31 @@ fn ports(one: &Inspect) -> Value {
     Value::Object(ports)
 }
 
+/// Whether it waits for its next attempt.
+fn restarts(one: &Inspect) -> bool {
+    one.state == "initializing" && one.outcome.is_some()
+}
+
+/// Docker's words.
+fn health(one: &Inspect) -> &'static str {
+    match one.health.as_ref().map(|health| health.status.as_str()) {
+        Some("starting") => " (health: starting)",
+        Some("healthy") => " (healthy)",
+        Some("unhealthy") => " (unhealthy)",
+        _ => "",
+    }
+}
+
 /// Docker's words.
 fn status(one: &Inspect, now: DateTime<Utc>) -> String {
     let since = |time: Option<_>| time.map_or_else(|| "?".to_owned(), |time| output::age(time, now));
     match one.state {
         "pending" => "Creating".to_owned(),
+        "initializing" if restarts(one) => {
+            format!("Restarting ({}) {} ago", output::or_dash(one.exit_code), since(one.finished_at))
+        }
         "initializing" => "Created".to_owned(),
-        "running" => format!("Up {}", since(one.started_at)),
+        "running" => format!("Up {}{}", since(one.started_at), health(one)),
         "paused" => format!("Up {} (Paused)", since(one.started_at)),
         "stopping" => "Stopping".to_owned(),
         "exited" => format!("Exited ({}) {} ago", output::or_dash(one.exit_code), since(one.finished_at)),

@@ -1,9 +1,10 @@
 //! The flags of `run` and `create`, and the spec that they make.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use runtime_core::spec::PortMapping;
+use runtime_core::spec::{DEFAULT_INTERVAL, DEFAULT_RETRIES, DEFAULT_TIMEOUT, HealthCheck, HealthSpec, PortMapping};
 use runtime_core::{ContainerId, PullPolicy, RegistryAuth, ServiceSpec};
 
 use crate::cli::parse_pull_policy;
@@ -142,8 +143,24 @@ pub struct RunArgs {
     /// Restart it when it ends by itself: no, always, unless-stopped, on-failure, on-failure:N
     #[arg(long, value_name = "POLICY", conflicts_with = "rm")]
     pub restart: Option<String>,
-    #[command(flatten)]
-    pub unbuilt: UnbuiltFlags,
+    /// Check its health by this line for its shell: it is well if that ends with 0
+    #[arg(long, value_name = "COMMAND")]
+    pub health_cmd: Option<String>,
+    /// Time between two checks [default: 30s]
+    #[arg(long, value_name = "DURATION", requires = "health_cmd")]
+    pub health_interval: Option<String>,
+    /// Time a check may take [default: 30s]
+    #[arg(long, value_name = "DURATION", requires = "health_cmd")]
+    pub health_timeout: Option<String>,
+    /// Failures in a row that make it unhealthy [default: 3]
+    #[arg(long, value_name = "NUMBER", requires = "health_cmd")]
+    pub health_retries: Option<u32>,
+    /// Time after its start in which failures do not count [default: 0s]
+    #[arg(long, value_name = "DURATION", requires = "health_cmd")]
+    pub health_start_period: Option<String>,
+    /// Leave the image's health check out
+    #[arg(long, conflicts_with = "health_cmd")]
+    pub no_healthcheck: bool,
     /// Print help
     #[arg(long, action = ArgAction::Help)]
     pub help: Option<bool>,
@@ -152,43 +169,7 @@ pub struct RunArgs {
     pub image_and_command: Vec<String>,
 }
 
-/// Flags that have a meaning and are not built yet: each is refused by its name.
-#[derive(Debug, Default, Args)]
-pub struct UnbuiltFlags {
-    #[arg(long, hide = true)]
-    health_cmd: Option<String>,
-    #[arg(long, hide = true)]
-    health_interval: Option<String>,
-    #[arg(long, hide = true)]
-    health_timeout: Option<String>,
-    #[arg(long, hide = true)]
-    health_retries: Option<String>,
-    #[arg(long, hide = true)]
-    health_start_period: Option<String>,
-}
-
-impl UnbuiltFlags {
-    fn first(&self) -> Option<&'static str> {
-        let given = [
-            (self.health_cmd.is_some(), "--health-cmd"),
-            (self.health_interval.is_some(), "--health-interval"),
-            (self.health_timeout.is_some(), "--health-timeout"),
-            (self.health_retries.is_some(), "--health-retries"),
-            (self.health_start_period.is_some(), "--health-start-period"),
-        ];
-        given.into_iter().find_map(|(given, name)| given.then_some(name))
-    }
-}
-
 impl RunArgs {
-    /// Refuses what is not built, by its name.
-    fn check_built(&self) -> Result<()> {
-        if let Some(flag) = self.unbuilt.first() {
-            return Err(Failure::unsupported(flag));
-        }
-        Ok(())
-    }
-
     /// The container's id: `--name`, else a random one.
     pub fn id(&self) -> Result<ContainerId> {
         let name = match &self.name {
@@ -208,7 +189,6 @@ impl RunArgs {
 
     /// What is asked for.
     pub fn spec(&self) -> Result<ServiceSpec> {
-        self.check_built()?;
         let Some((image, command)) = self.image_and_command.split_first() else {
             return Err(Failure::usage("an image is needed"));
         };
@@ -242,8 +222,26 @@ impl RunArgs {
         spec.user.clone_from(&self.user);
         spec.stop_signal.clone_from(&self.stop_signal);
         spec.stop_timeout = self.stop_timeout.map(values::stop_timeout);
+        spec.health = self.health()?;
+        spec.no_healthcheck = self.no_healthcheck;
         spec.restart_policy = self.restart.as_deref().map(values::restart).transpose()?.unwrap_or_default();
         Ok(())
+    }
+
+    /// Docker's values for what is left out, or 0.
+    fn health(&self) -> Result<Option<HealthSpec>> {
+        let Some(line) = &self.health_cmd else { return Ok(None) };
+        let time = |flag, text: &Option<String>, default| match text {
+            None => Ok(default),
+            Some(text) => values::time_span(flag, text).map(|time| if time.is_zero() { default } else { time }),
+        };
+        Ok(Some(HealthSpec {
+            check: HealthCheck::Command { command: vec!["/bin/sh".to_owned(), "-c".to_owned(), line.clone()] },
+            start_grace: time("--health-start-period", &self.health_start_period, Duration::ZERO)?,
+            interval: time("--health-interval", &self.health_interval, DEFAULT_INTERVAL)?,
+            timeout: time("--health-timeout", &self.health_timeout, DEFAULT_TIMEOUT)?,
+            retries: self.health_retries.filter(|retries| *retries != 0).unwrap_or(DEFAULT_RETRIES),
+        }))
     }
 
     fn set_resources(&self, spec: &mut ServiceSpec) -> Result<()> {
@@ -389,17 +387,6 @@ mod tests {
             let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
             assert_eq!(spec.command.entrypoint, entrypoint.map(owned), "{line}");
             assert_eq!(spec.command.args, command.map(owned), "{line}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_built_is_refused_by_name() {
-        for (line, flag) in
-            [("--health-cmd true img", "--health-cmd"), ("--health-start-period 1s img", "--health-start-period")]
-        {
-            let failure = args(line).spec().unwrap_err();
-            assert_eq!(failure.code(), "unsupported", "{line}");
-            assert!(failure.text().contains(flag), "{line}: {}", failure.text());
         }
     }
 

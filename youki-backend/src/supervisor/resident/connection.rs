@@ -29,11 +29,20 @@ pub(crate) struct Connection {
     unsent: Vec<u8>,
     /// The attempt whose end it waits for.
     pub waits: Option<u32>,
+    /// The attempt whose start it waits for.
+    pub waits_for_start: Option<u32>,
 }
 
 impl Connection {
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket, received: Vec::new(), descriptors: VecDeque::new(), unsent: Vec::new(), waits: None }
+        Self {
+            socket,
+            received: Vec::new(),
+            descriptors: VecDeque::new(),
+            unsent: Vec::new(),
+            waits: None,
+            waits_for_start: None,
+        }
     }
 
     /// Reads what there is.

@@ -58,3 +58,14 @@ pub fn resident(id: &ContainerId) -> Option<u32> {
         arguments.contains("--berth-supervisor") && arguments.contains(&dir)
     })
 }
+
+/// The process's threads, and how often each was woken.
+pub fn times_woken(pid: u32) -> Vec<Vec<String>> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let woken = |task: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let lines = status.lines().filter(|line| line.contains("voluntary_ctxt_switches"));
+        lines.map(|line| line.split_whitespace().last().unwrap().to_owned()).collect()
+    };
+    tasks.map(|task| woken(task.unwrap())).collect()
+}

@@ -181,6 +181,7 @@ impl Attempt {
                 self.phase = Phase::Running;
                 self.tell(Event { attempt: Some(self.config.attempt), ..Event::now(EventKind::Start) });
                 self.answer_starters(&Reply::Ok);
+                self.tell_of_start();
             }
         }
     }

@@ -85,21 +85,48 @@ impl Attempt {
 
     pub(super) fn handle(&mut self, slot: usize, request: Request) {
         match request {
-            Request::Status => {
-                let status = Status {
-                    phase: self.phase,
-                    pid: self.init_pid,
-                    supervisor_pid: std::process::id() as i32,
-                    started_at_nanos: self.started_at_nanos,
-                };
-                self.reply(slot, &Reply::Status(status));
-            }
+            Request::Status => self.reply(slot, &Reply::Status(self.status())),
             Request::Start => self.start(slot),
             Request::Signal(signal) => self.signal(slot, signal),
             Request::Stop { signal, timeout_ms } => self.stop(slot, signal, Duration::from_millis(timeout_ms)),
             Request::Wait { attempt } => self.tell_end(slot, attempt),
             Request::Exec(request) => self.exec(slot, &request),
             Request::Attach => self.attach(slot),
+            Request::WaitForStart { attempt } => {
+                if let Some(connection) = &mut self.connections[slot] {
+                    connection.waits_for_start = Some(attempt);
+                }
+                self.tell_of_start();
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            phase: self.phase,
+            pid: self.init_pid,
+            supervisor_pid: std::process::id() as i32,
+            started_at_nanos: self.started_at_nanos,
+            attempt: self.config.attempt,
+        }
+    }
+
+    /// Answers who waits for a start that has come, or will not come any more.
+    pub(super) fn tell_of_start(&mut self) {
+        for slot in 0..self.connections.len() {
+            let Some(Connection { waits_for_start: Some(wanted), .. }) = self.connections[slot] else { continue };
+            let reply = match self.phase {
+                Phase::Running | Phase::Stopping if wanted <= self.config.attempt => Reply::Status(self.status()),
+                Phase::Exited => match self.told_of(LAST_ATTEMPT) {
+                    Some(exited) => exited,
+                    None => continue,
+                },
+                _ => continue,
+            };
+            if let Some(connection) = &mut self.connections[slot] {
+                connection.waits_for_start = None;
+            }
+            self.reply(slot, &reply);
         }
     }
 

@@ -142,6 +142,7 @@ impl Attempt {
             last.recorded = false;
             self.put_on_record();
         }
+        self.held.clear();
         self.remove_socket();
         self.tell_waiting();
         if let Some(listener) = self.listener.take() {
@@ -210,6 +211,7 @@ impl Attempt {
             }
             self.reply(slot, &reply);
         }
+        self.tell_of_start();
     }
 
     /// Lets clients take their replies and attached ones what is left of the output, whose end they then see.

@@ -1,0 +1,150 @@
+//! The keeper's tasks: one for each container that has a check and a supervisor. Each sleeps until its next check is due
+//! or its container is started or ends, of which the supervisor tells.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use runtime_core::spec::HealthSpec;
+use runtime_core::{Event, EventKind};
+use tokio::task::JoinSet;
+
+use super::plan::plan;
+use super::state::HealthState;
+use crate::container::{Container, Observed};
+use crate::error::Result;
+use crate::lock::ContainerLock;
+use crate::record::{self, AttemptKey};
+use crate::runtime::Inner;
+use crate::supervisor::wire::{Reply, Request, Status};
+
+/// The tasks, which end with this.
+#[derive(Debug, Default)]
+pub(crate) struct Watches {
+    watched: Arc<Watched>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// The attempts that a task waits for or checks: each has one.
+#[derive(Debug, Default)]
+struct Watched(Mutex<HashSet<AttemptKey>>);
+
+impl Watched {
+    /// False if another task has it.
+    fn begin(&self, attempt: AttemptKey) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt)
+    }
+
+    fn end(&self, attempt: &AttemptKey) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(attempt);
+    }
+}
+
+impl Watches {
+    /// Checks `container` for as long as its supervisor lives. One that is checked already is so once.
+    pub fn follow(&self, inner: &Arc<Inner>, container: &Container) {
+        let Some(plan) = plan(&container.record) else { return };
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        if !self.watched.begin(container.record.attempt_key()) {
+            return;
+        }
+        let (inner, watched, mut container) = (inner.clone(), self.watched.clone(), container.clone());
+        tasks.spawn(async move {
+            loop {
+                let attempt = container.record.attempt_key();
+                let next = inner.check_once_started(&mut container, &plan).await;
+                watched.end(&attempt);
+                match next {
+                    Ok(true) if watched.begin(container.record.attempt_key()) => {}
+                    Ok(_) => return,
+                    Err(error) => {
+                        let container = container.record.id.to_string();
+                        tracing::debug!(container, error = error.chain(), "it is no longer checked");
+                        return;
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl Inner {
+    /// Checks the attempt of `container`, or the first later one of its supervisor's, from its start to its end. True if
+    /// another one may follow: `container` is at that then.
+    async fn check_once_started(&self, container: &mut Container, plan: &HealthSpec) -> Result<bool> {
+        let Some(started) = self.wait_for_start(container).await? else { return Ok(false) };
+        container.record.attempt = started.attempt;
+        tokio::select! {
+            biased;
+            ended = self.wait_for_end(container) => {
+                let ended = ended?;
+                container.record.attempt += 1;
+                Ok(ended.restarting)
+            }
+            never = self.check_attempt(container, &started, plan) => match never {},
+        }
+    }
+
+    /// Waits until this attempt of `container` runs, or a later one. `None` if none will.
+    async fn wait_for_start(&self, container: &Container) -> Result<Option<Status>> {
+        let wait = Request::WaitForStart { attempt: container.record.attempt };
+        loop {
+            if let Some(mut connection) = self.supervisor(container).await? {
+                match connection.ask(&wait).await? {
+                    Some(Reply::Status(status)) => return Ok(Some(status)),
+                    // It has ended, or is older than health checks.
+                    Some(_) => return Ok(None),
+                    None => {}
+                }
+            }
+            match self.observe(container).await? {
+                Observed::Ended(_) => return Ok(None),
+                // Its socket is there before anybody listens: whoever creates it holds its lock until then.
+                Observed::Pending => drop(ContainerLock::acquire(container.paths.lock.clone()).await?),
+                Observed::Supervised(_) => {}
+            }
+        }
+    }
+
+    async fn check_attempt(
+        &self,
+        container: &Container,
+        started: &Status,
+        plan: &HealthSpec,
+    ) -> std::convert::Infallible {
+        let path = container.paths.health();
+        let started_at = DateTime::from_timestamp_nanos(started.started_at_nanos);
+        let init = u32::try_from(started.pid).unwrap_or(0);
+        // Of the keeper before this one.
+        let stored: Option<HealthState> = record::read(&path).ok().flatten();
+        let mut state = stored
+            .filter(|state| state.is_of(&container.record))
+            .unwrap_or_else(|| HealthState::new(&container.record, started.attempt));
+        loop {
+            let last = state.checked_at.unwrap_or(started_at);
+            let pause = state.pause(plan, since(started_at));
+            tokio::time::sleep(pause.saturating_sub(since(last))).await;
+            // Nothing in it could answer, which says nothing of its health.
+            if self.is_paused(container) {
+                state.checked_at = Some(Utc::now());
+                continue;
+            }
+            let tried = self.probe(container, init, plan).await;
+            let changed = state.take(tried, plan, since(started_at), Utc::now());
+            if let Err(error) = record::write(&path, &state) {
+                tracing::warn!(container = %container.record.id, error = error.chain(), "its health is not on record");
+            }
+            if changed {
+                let event = Event { attempt: Some(started.attempt), ..Event::now(EventKind::Health) };
+                self.tell(event.of(&container.record.id).saying(state.status.word()));
+            }
+        }
+    }
+}
+
+/// How long ago `time` was; a clock that was set back is no time at all.
+fn since(time: DateTime<Utc>) -> Duration {
+    (Utc::now() - time).to_std().unwrap_or_default()
+}
