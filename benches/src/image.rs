@@ -71,7 +71,7 @@ fn answer(mut stream: TcpStream, blobs: &[Vec<u8>]) -> std::io::Result<()> {
     if method == "HEAD" { Ok(()) } else { stream.write_all(body) }
 }
 
-fn layer(busybox: &Path) -> Result<Vec<u8>> {
+pub fn layer(busybox: &Path) -> Result<Vec<u8>> {
     let program = std::fs::read(busybox).with_context(|| format!("reading {}", busybox.display()))?;
     let mut tar = tar::Builder::new(Vec::new());
     let header = |kind, mode, size| {

@@ -4,6 +4,7 @@
 //! `cargo xtask bench -- run`, or `cargo run --release -p benches -- run` with the release binaries of `youki-backend`
 //! beside this one. Needs root. Installs nothing: what is missing is named. `RESULTS.md` has figures taken with it.
 
+mod attach;
 mod conmon;
 mod crun;
 mod exec;
@@ -53,6 +54,8 @@ enum Command {
     Run(run::Settings),
     /// /bin/true in a running container, against `crun exec`
     Exec(exec::Settings),
+    /// The same with a bridge, an address and a published port, and what they cost, against podman
+    Network(attach::Settings),
     /// Memory of the supervisors of idle containers, against conmon
     Memory(memory::Settings),
     /// Pull of an image into an empty store, against podman
@@ -63,14 +66,18 @@ enum Command {
     Logs(logs::Settings),
     /// Runs peers where they accept the cgroup tree
     #[command(name = peer::SUBCOMMAND, hide = true)]
-    PeerNamespace,
+    PeerNamespace {
+        /// Also with a network of their own
+        #[arg(long)]
+        own_network: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Command::PeerNamespace = cli.command {
+    if let Command::PeerNamespace { own_network } = cli.command {
         // Before any thread is started: it changes its mount namespace.
-        return ended(peer::serve());
+        return ended(peer::serve(own_network));
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -85,11 +92,12 @@ async fn measure(cli: &Cli) -> anyhow::Result<()> {
     let reports = match &cli.command {
         Command::Run(settings) => run::measure(options, settings).await?,
         Command::Exec(settings) => exec::measure(options, settings).await?,
+        Command::Network(settings) => attach::measure(options, settings).await?,
         Command::Memory(settings) => memory::measure(options, settings).await?,
         Command::Pull(settings) => pull::measure(options, settings)?,
         Command::Volumes(settings) => volumes::measure(options, settings).await?,
         Command::Logs(settings) => logs::measure(options, settings).await?,
-        Command::PeerNamespace => Vec::new(),
+        Command::PeerNamespace { .. } => Vec::new(),
     };
     report::print(&reports, options.json)
 }

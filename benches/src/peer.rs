@@ -47,8 +47,21 @@ struct Answer {
 impl Peers {
     /// Starts the helper. What the peers write to standard error goes to a file in `dir`.
     pub fn start(dir: &Path) -> Result<Self> {
+        Self::spawn(dir, &[], &[])
+    }
+
+    /// The same with a network namespace of its own, and more environment.
+    pub fn in_own_network(dir: &Path, environment: &[(&str, &Path)]) -> Result<Self> {
+        let mut peers = Self::spawn(dir, &["--own-network"], environment)?;
+        peers.run(&["ip", "link", "set", "lo", "up"])?;
+        Ok(peers)
+    }
+
+    fn spawn(dir: &Path, flags: &[&str], environment: &[(&str, &Path)]) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg(SUBCOMMAND)
+            .args(flags)
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -81,8 +94,9 @@ impl Drop for Peers {
 }
 
 /// The helper process: one line of JSON for each command on standard input, one for its outcome on standard output.
-pub fn serve() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS).context("leaving the host's mount namespace")?;
+pub fn serve(own_network: bool) -> Result<()> {
+    let network = if own_network { CloneFlags::CLONE_NEWNET } else { CloneFlags::empty() };
+    unshare(CloneFlags::CLONE_NEWNS | network).context("leaving the host's namespaces")?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).context("privatising the mount table")?;
     if Path::new(UNIFIED).is_dir() {

@@ -156,14 +156,18 @@ pub struct Cost {
     pub cpu: Duration,
 }
 
-/// Removes the empty cgroup `name` and those one level below in all v1 hierarchies and in v2.
+/// Removes the empty cgroup `name`, and what is beneath it, in all v1 hierarchies and in v2.
 fn remove_cgroups(name: &str) {
     let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
     let roots = hierarchies.flatten().map(|entry| entry.path()).chain([PathBuf::from("/sys/fs/cgroup")]);
-    for top in roots.map(|root| root.join(name)) {
-        for inner in fs::read_dir(&top).into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(inner.path());
+    roots.for_each(|root| remove_cgroup(&root.join(name)));
+}
+
+fn remove_cgroup(dir: &Path) {
+    for inner in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if inner.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&inner.path());
         }
-        let _ = fs::remove_dir(top);
     }
+    let _ = fs::remove_dir(dir);
 }
