@@ -61,6 +61,8 @@ pub enum Ability {
     Pid,
     /// Resource usage: `get_container_stats`.
     Stats,
+    /// Addresses, networks and published ports: a container has no network whatever is asked for.
+    Network,
     /// `exec_stream` with events as they are produced; the trait's default is buffered.
     LiveExec,
 }

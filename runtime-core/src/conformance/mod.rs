@@ -43,7 +43,8 @@
 //! | `stop`, `signals` | stopping, and kill by signal |
 //! | `logs` | what a container wrote |
 //! | `exec`, `exec_stream` | further processes |
-//! | `process` | environment, user, pid, stats, address |
+//! | `process` | environment, user, pid, stats |
+//! | `network` | addresses, networks and published ports |
 //! | `storage` | mounts |
 //! | `command` | Docker's rules for ENTRYPOINT and CMD |
 //! | `images` | pull, list, tag, remove |
@@ -58,6 +59,7 @@ mod ids;
 mod images;
 mod lifecycle;
 mod logs;
+mod network;
 mod outcomes;
 mod process;
 mod reopen;
@@ -151,6 +153,7 @@ fn all_checks() -> Vec<Check> {
     checks.extend(exec::checks());
     checks.extend(exec_stream::checks());
     checks.extend(process::checks());
+    checks.extend(network::checks());
     checks.extend(storage::checks());
     checks.extend(command::checks());
     checks.extend(images::checks());

@@ -1,4 +1,4 @@
-//! Environment, user, pid, stats, address.
+//! Environment, user, pid, stats.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use chrono::{TimeDelta, Utc};
 
 use super::case::{Case, OrStop, SOON, Stop, Verdict, ensure, equal, refused};
 use super::{Ability, Check, Workload, check};
-use crate::spec::{ByteSize, NetworkMode};
+use crate::spec::ByteSize;
 use crate::{AgentError, ContainerId, ContainerStats};
 
 pub(super) fn checks() -> Vec<Check> {
@@ -19,8 +19,6 @@ pub(super) fn checks() -> Vec<Check> {
         check!("process.hostname", "it sees the spec's host name", hostname),
         check!("process.read_only", "a read-only root cannot be written", read_only),
         check!("process.pid", "a pid while it runs, None before and after", pid),
-        check!("process.no_network", "no address without a network", no_network),
-        check!("process.host_network", "no address of its own in the host's network", host_network),
         check!(
             "stats.running",
             "cumulative CPU time, memory in use, no limit as u64::MAX, time of reading",
@@ -119,21 +117,6 @@ fn honest<T: std::fmt::Debug>(method: &str, answer: crate::Result<T>) -> Verdict
         Err(AgentError::Unsupported(reason)) => Err(Stop::Unsupported(format!("{method}: {reason}"))),
         other => Err(Stop::Failed(format!("the backend has no {method}, and answers {other:?}"))),
     }
-}
-
-async fn no_network(case: Case) -> Verdict {
-    address(&case, NetworkMode::None).await
-}
-
-async fn host_network(case: Case) -> Verdict {
-    address(&case, NetworkMode::Host).await
-}
-
-async fn address(case: &Case, mode: NetworkMode) -> Verdict {
-    let mut spec = case.spec(&Workload::idle())?;
-    spec.network.mode = mode;
-    let id = case.start_spec(&spec).await?;
-    equal("the address", &case.runtime().get_container_ip(&id).await.or_fail("get_container_ip")?, &None)
 }
 
 async fn stats(case: &Case, id: &ContainerId) -> Verdict<ContainerStats> {

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use runtime_core::spec::{NetworkMode, StorageSpec};
+use runtime_core::spec::{PortMapping, PortProtocol, StorageSpec};
 use runtime_core::{
     AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ExecEventStream, ImageInfo,
-    LogEntry, LogSource, LogStream, PullPolicy, RegistryAuth, Result, Runtime, ServiceSpec, WaitOutcome, WaitReason,
+    LogEntry, LogSource, LogStream, NetworkAttachmentDetail, PullPolicy, RegistryAuth, Result, Runtime, ServiceSpec,
+    WaitOutcome, WaitReason,
 };
 use serde_json::Value;
 
@@ -110,13 +111,12 @@ fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> {
             other => return Err(AgentError::Unsupported(format!("storage {other:?}"))),
         }
     }
-    let network = match spec.network_mode() {
-        NetworkMode::Host => "host",
-        // No bridge is set up for this podman.
-        NetworkMode::None | NetworkMode::Bridge => "none",
-        NetworkMode::Named(name) => return Err(AgentError::Unsupported(format!("network {name}"))),
-    };
-    option("--network", network.to_owned());
+    option("--network", spec.network_mode().to_string());
+    for port in &spec.port_mappings {
+        let host = port.host_ip.as_ref().map(|ip| format!("{ip}:")).unwrap_or_default();
+        let host_port = port.host_port.filter(|port| *port != 0).map(|port| port.to_string()).unwrap_or_default();
+        option("--publish", format!("{host}{host_port}:{}", port.container_port));
+    }
     args.push(format!("--read-only={}", spec.read_only));
     args.push(spec.image.name.clone());
     args.extend(command.args.clone().unwrap_or_default());
@@ -252,7 +252,23 @@ impl Runtime for Podman {
             ContainerState::Exited { code } => Some(code),
             _ => None,
         };
-        Ok(ContainerInspectDetails { exit_code, ..ContainerInspectDetails::default() })
+        let settings = &self.inspect(id).await?["NetworkSettings"];
+        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let networks = settings["Networks"].as_object().into_iter().flatten();
+        let networks: Vec<_> = networks
+            .map(|(name, network)| NetworkAttachmentDetail {
+                network: name.clone(),
+                aliases: Vec::new(),
+                ipv4: text(&network["IPAddress"]),
+            })
+            .collect();
+        Ok(ContainerInspectDetails {
+            ports: ports(&settings["Ports"]),
+            ipv4: networks.iter().find_map(|network| network.ipv4.clone()),
+            networks,
+            exit_code,
+            ..ContainerInspectDetails::default()
+        })
     }
 
     async fn get_container_pid(&self, id: &ContainerId) -> Result<Option<u32>> {
@@ -299,6 +315,22 @@ impl Runtime for Podman {
         let _alone = NAMING.lock().await;
         self.podman(&["tag", source, target]).await.map(drop).map_err(|message| image_error(source, message))
     }
+}
+
+/// `{"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}`
+fn ports(published: &Value) -> Vec<PortMapping> {
+    let mut ports = Vec::new();
+    for (key, bindings) in published.as_object().into_iter().flatten() {
+        let container_port = key.split('/').next().and_then(|port| port.parse().ok()).unwrap_or(0);
+        ports.extend(bindings.as_array().into_iter().flatten().map(|binding| PortMapping {
+            host_port: binding["HostPort"].as_str().and_then(|port| port.parse().ok()),
+            host_port_end: None,
+            container_port,
+            protocol: if key.ends_with("udp") { PortProtocol::Udp } else { PortProtocol::Tcp },
+            host_ip: binding["HostIp"].as_str().map(str::to_owned),
+        }));
+    }
+    ports
 }
 
 fn exit_code(state: &Value) -> Result<i32> {

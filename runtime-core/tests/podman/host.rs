@@ -1,4 +1,5 @@
-//! A podman of the test's own: storage, configuration and images in a directory that is removed at the end.
+//! A podman of the test's own: storage, configuration and images in a directory, bridge and rules in a network namespace;
+//! both are removed at the end.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -25,6 +26,8 @@ log_driver = "k8s-file"
 cgroup_manager = "cgroupfs"
 events_logger = "none"
 runtime = "runc"
+[network]
+network_backend = "netavark"
 "#;
 
 #[derive(Debug)]
@@ -38,7 +41,10 @@ impl Host {
         fs::create_dir(&directory).unwrap();
         let host = Self { directory };
         let at = |name: &str| host.directory.join(name);
-        fs::write(at("containers.conf"), CONTAINERS_CONF).unwrap();
+        let networks = format!("{CONTAINERS_CONF}network_config_dir = {:?}\n", at("networks"));
+        fs::write(at("containers.conf"), networks).unwrap();
+        succeed(Command::new("ip").args(["netns", "add", &namespace(&host.directory)]));
+        succeed(Command::new("ip").args(["-n", &namespace(&host.directory), "link", "set", "lo", "up"]));
         let (graph, run) = (at("graph"), at("run"));
         // vfs: small images, no mounts to be left behind.
         fs::write(
@@ -97,12 +103,19 @@ impl Host {
 }
 
 pub fn podman(directory: &Path) -> Command {
-    let mut command = Command::new("podman");
+    let mut command = Command::new("nsenter");
     command
+        .arg(format!("--net=/run/netns/{}", namespace(directory)))
+        .arg("podman")
         .env("CONTAINERS_CONF", directory.join("containers.conf"))
         .env("CONTAINERS_STORAGE_CONF", directory.join("storage.conf"))
         .stdin(Stdio::null());
     command
+}
+
+/// As the directory.
+fn namespace(directory: &Path) -> String {
+    directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn succeed(command: &mut Command) {
@@ -112,9 +125,12 @@ fn succeed(command: &mut Command) {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        // Its processes are gone by then, and with it go bridge and rules.
+        let namespace = namespace(&self.directory);
         let removed = self.podman().args(["rm", "--all", "--force", "--time", "0"]).output();
         if let Err(error) = removed.and_then(|_| fs::remove_dir_all(&self.directory)) {
             eprintln!("{}: {error}", self.directory.display());
         }
+        let _ = Command::new("ip").args(["netns", "delete", &namespace]).status();
     }
 }
