@@ -189,7 +189,7 @@ impl Inner {
                 self.keep_watch(&container);
                 match observed {
                     // By itself, with nobody there to see it.
-                    Observed::Ended(_) => self.leave_network_if_ended(&container).await,
+                    Observed::Ended(_) => self.leave_network_if_idle(&container).await,
                     _ => Ok(()),
                 }
             }

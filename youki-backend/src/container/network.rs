@@ -7,6 +7,7 @@ use runtime_core::spec::PortProtocol;
 
 use super::Container;
 use crate::error::{Error, Result};
+use crate::lock::ContainerLock;
 use crate::network::{self, PortRequest};
 use crate::record::{ContainerRecord, NetworkRecord};
 use crate::runtime::Inner;
@@ -67,19 +68,35 @@ impl Inner {
     }
 
     /// The same, unless it has been started again: for all who find that it ended. Nothing to do costs a look for two
-    /// files.
+    /// files. Waits for whoever starts or removes it.
     pub(crate) async fn leave_network_if_ended(&self, container: &Container) -> Result<()> {
         if !self.networks.holds(&container.record.id.to_string(), lease(&container.record)) {
             return Ok(());
         }
-        // Whoever starts or removes it holds the lock. After a start it runs, and after a removal it is gone.
-        let (_lock, now) = match self.lock(container).await {
-            Err(Error::NoSuchContainer { .. }) => return Ok(()),
-            other => other?,
-        };
-        match self.exit_record(&now)? {
-            Some(_) => self.leave_network(&now).await,
+        let lock = ContainerLock::acquire(container.paths.lock.clone()).await?;
+        self.leave_network_locked(container, lock).await
+    }
+
+    /// The same, but whoever starts or removes it sees to it: a start may take as long as a volume's restore.
+    pub(crate) async fn leave_network_if_idle(&self, container: &Container) -> Result<()> {
+        if !self.networks.holds(&container.record.id.to_string(), lease(&container.record)) {
+            return Ok(());
+        }
+        match ContainerLock::try_acquire(&container.paths.lock)? {
+            Some(lock) => self.leave_network_locked(container, lock).await,
             None => Ok(()),
+        }
+    }
+
+    async fn leave_network_locked(&self, container: &Container, lock: ContainerLock) -> Result<()> {
+        match self.container(&container.record.id) {
+            Err(Error::NoSuchContainer { .. }) => {
+                lock.remove();
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(now) if self.exit_record(&now)?.is_some() => self.leave_network(&now).await,
+            Ok(_) => Ok(()),
         }
     }
 

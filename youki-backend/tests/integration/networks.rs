@@ -502,6 +502,12 @@ async fn what_ended_unseen_gives_its_port_and_name_back_at_the_next_open(case: C
     let port = runtime.inspect_detailed(&id).await.unwrap().ports[0].host_port.unwrap();
     let ip = runtime.get_container_ip(&id).await.unwrap().unwrap().to_string();
     assert_eq!(traces(&root, port, &ip).await, (true, true), "nobody looked");
+    // Somebody who starts it, which may take its time: an open does not wait for that.
+    let starting = std::fs::File::create(root.run_dir.join("locks").join(id.to_string())).unwrap();
+    starting.lock().unwrap();
+    crate::support::case::soon("an open", root.open()).await.unwrap();
+    assert_eq!(traces(&root, port, &ip).await, (true, true));
+    drop(starting);
     root.open().await.unwrap();
     assert_eq!(traces(&root, port, &ip).await, (false, false));
 }
