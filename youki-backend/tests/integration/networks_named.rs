@@ -265,15 +265,14 @@ async fn a_network_in_use_is_kept_and_names_its_containers(case: Case) {
     place.exec_ok(&id, "ip route | grep ^default").await;
     let error = place.runtime.remove_network("bridge").await.unwrap_err();
     assert_eq!(error.code(), "network.in_use", "the default network stays: {error}");
-    place.close(&["used"]).await;
-    let place = Place::new(&case).await;
     for error in [
-        place.runtime.remove_network("used").await.unwrap_err(),
+        place.runtime.remove_network("nosuch").await.unwrap_err(),
         place.runtime.network("../etc").unwrap_err(),
         place.runtime.remove_network("").await.unwrap_err(),
     ] {
         assert!(error.code() == "network.not_found" && error.hint().is_some(), "{error}");
     }
+    place.close(&["used"]).await;
 }
 
 async fn subnets_that_meet_others_are_refused_and_name_them(case: Case) {
