@@ -16,8 +16,17 @@ pub(crate) const RUN: &[&str] = &["nftables", "busybox-static"];
 
 /// What the conformance suite is proven on, what the suite sets namespaces up with, the profile ours is compared
 /// with, and what makes archives of images.
-pub(crate) const TEST: &[&str] =
-    &["podman", "runc", "crun", "conmon", "util-linux", "iproute2", "golang-github-containers-common", "skopeo"];
+pub(crate) const TEST: &[&str] = &[
+    "podman",
+    "runc",
+    "crun",
+    "conmon",
+    "util-linux",
+    "iproute2",
+    "golang-github-containers-common",
+    "skopeo",
+    "curl",
+];
 
 /// Makes Debian's package scripts start no service: 101 is "action forbidden by policy" (invoke-rc.d(8)).
 const POLICY_FILE: &str = "/usr/sbin/policy-rc.d";

@@ -9,8 +9,6 @@ use super::backend::{Ability, Backend, Workload};
 use crate::spec::CommandSpec;
 use crate::{AgentError, ContainerId, LogEntry, PullPolicy, Result, Runtime, ServiceSpec};
 
-/// Time in which something that happens by itself (a line reaching the log) must have happened.
-pub(super) const SOON: Duration = Duration::from_secs(10);
 /// Pause between two looks at what has no event to wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -32,6 +30,8 @@ struct Inner {
     backend: Arc<dyn Backend>,
     runtime: Arc<dyn Runtime>,
     service: String,
+    /// Time in which something that happens by itself (a line reaching the log) must have happened.
+    soon: Duration,
     next_replica: AtomicU32,
     used: Mutex<Used>,
 }
@@ -45,9 +45,15 @@ struct Used {
 
 impl Case {
     /// A case whose containers belong to `service`.
-    pub(super) fn new(backend: Arc<dyn Backend>, service: String) -> Self {
+    pub(super) fn new(backend: Arc<dyn Backend>, service: String, soon: Duration) -> Self {
         let runtime = backend.runtime();
-        Self(Arc::new(Inner { backend, runtime, service, next_replica: AtomicU32::new(0), used: Mutex::default() }))
+        let next_replica = AtomicU32::new(0);
+        Self(Arc::new(Inner { backend, runtime, service, soon, next_replica, used: Mutex::default() }))
+    }
+
+    /// Time in which a call that does not wait for anything must be done, and what happens by itself have happened.
+    pub(super) fn soon(&self) -> Duration {
+        self.0.soon
     }
 
     pub(super) fn backend(&self) -> &Arc<dyn Backend> {
@@ -137,8 +143,9 @@ impl Case {
     pub(super) async fn line(&self, id: &ContainerId, line: &str) -> Verdict<LogEntry> {
         let found = |logs: &[LogEntry]| logs.iter().rfind(|entry| entry.message == line).cloned();
         let logs = self.logs_until(id, |logs| found(logs).is_some()).await?;
-        found(&logs)
-            .ok_or_else(|| Stop::Failed(format!("no line {line:?} in the log within {SOON:?}: {}", texts(&logs))))
+        found(&logs).ok_or_else(|| {
+            Stop::Failed(format!("no line {line:?} in the log within {:?}: {}", self.soon(), texts(&logs)))
+        })
     }
 
     /// The log once it has `count` entries, or as it is after some time.
@@ -150,7 +157,7 @@ impl Case {
         let begun = Instant::now();
         loop {
             let logs = self.0.runtime.get_logs(id).await.or_fail("get_logs")?;
-            if enough(&logs) || begun.elapsed() > SOON {
+            if enough(&logs) || begun.elapsed() > self.soon() {
                 return Ok(logs);
             }
             tokio::time::sleep(LOOK_AGAIN).await;

@@ -2,7 +2,7 @@
 
 use futures_util::future::try_join_all;
 
-use super::case::{Case, OrStop, SOON, Verdict, ensure, equal, refused, within};
+use super::case::{Case, OrStop, Verdict, ensure, equal, refused, within};
 use super::{Check, Workload, check};
 use crate::AgentError;
 use crate::LogStream::{Stderr, Stdout};
@@ -94,7 +94,7 @@ async fn parallel(case: Case) -> Verdict {
         let chunks = vec![(Stdout, format!("{n}\n").into_bytes())];
         case.exec(&id, &Workload::Write { chunks, code: n }).await
     };
-    let answers = within("16 execs", SOON, try_join_all((0..16).map(one))).await??;
+    let answers = within("16 execs", case.soon(), try_join_all((0..16).map(one))).await??;
     for (n, answer) in (0..16).zip(answers) {
         equal("(code, stdout, stderr)", &answer, &(n, format!("{n}\n"), String::new()))?;
     }
@@ -104,7 +104,7 @@ async fn parallel(case: Case) -> Verdict {
 async fn large(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::idle()).await?;
     let script = "s=x; i=0; while [ $i -lt 18 ]; do s=$s$s; i=$((i+1)); done; echo $s >&2; echo $s; exit 5".to_owned();
-    let (code, stdout, stderr) = within("the exec", SOON, case.exec(&id, &Workload::Script(script))).await??;
+    let (code, stdout, stderr) = within("the exec", case.soon(), case.exec(&id, &Workload::Script(script))).await??;
     equal("the exit code", &code, &5)?;
     // A backend may bound what it keeps, but then it marks that.
     for (stream, text) in [("stdout", stdout), ("stderr", stderr)] {
@@ -132,7 +132,7 @@ async fn leaves_init(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 17 }).await?;
     case.exec(&id, &Workload::print("from the exec\n")).await?;
     case.exec(&id, &Workload::exit(3)).await?;
-    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
     equal("the container's exit code", &case.wait(&id).await?, &17)?;
     let logs = case.runtime().get_logs(&id).await.or_fail("get_logs")?;
     let leaked = logs.iter().any(|entry| entry.message.contains("from the exec"));

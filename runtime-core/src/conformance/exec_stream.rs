@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 
-use super::case::{Case, OrStop, SOON, Stop, Verdict, ensure, equal, within};
+use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, within};
 use super::{Ability, Check, Workload, check};
 use crate::LogStream::{Stderr, Stdout};
 use crate::{ContainerId, ExecEvent, ExecEventStream};
@@ -26,7 +26,7 @@ async fn open(case: &Case, id: &ContainerId, workload: &Workload) -> Verdict<Exe
 
 /// All of an exec: what it wrote to stdout and stderr, and its code. Fails unless Exit comes once, last.
 async fn whole(case: &Case, id: &ContainerId, workload: &Workload) -> Verdict<(String, String, i32)> {
-    let events: Vec<ExecEvent> = within("the exec", SOON, open(case, id, workload).await?.collect()).await?;
+    let events: Vec<ExecEvent> = within("the exec", case.soon(), open(case, id, workload).await?.collect()).await?;
     let (mut stdout, mut stderr) = (String::new(), String::new());
     let Some((ExecEvent::Exit(code), output)) = events.split_last() else {
         return Err(Stop::Failed(format!("the last of {} events is {:?}, not Exit", events.len(), events.last())));
@@ -63,7 +63,7 @@ async fn open_ready(case: &Case, id: &ContainerId, workload: &Workload) -> Verdi
     }
     let (mut stream, mut text) = (open(case, id, workload).await?, String::new());
     while !text.ends_with('\n') {
-        match within("the first line of an exec that goes on", SOON, stream.next()).await? {
+        match within("the first line of an exec that goes on", case.soon(), stream.next()).await? {
             Some(ExecEvent::Stdout(more)) => text.push_str(&more),
             other => return Err(Stop::Failed(format!("it began with {text:?} and {other:?}"))),
         }
@@ -106,7 +106,9 @@ async fn dropped(case: Case) -> Verdict {
     drop(stream);
     let begun = Instant::now();
     while case.exec(&id, &alive).await?.0 != 9 {
-        ensure(begun.elapsed() < SOON, || format!("of {pids:?} some still run {SOON:?} after the drop"))?;
+        ensure(begun.elapsed() < case.soon(), || {
+            format!("of {pids:?} some still run {:?} after the drop", case.soon())
+        })?;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
@@ -115,10 +117,10 @@ async fn dropped(case: Case) -> Verdict {
 async fn ends_with_container(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::idle()).await?;
     let (stream, _) = open_ready(&case, &id, &Workload::Ignore { signal: "TERM" }).await?;
-    within("stop while an exec runs", SOON, case.runtime().stop_container(&id, Duration::from_secs(2)))
+    within("stop while an exec runs", case.soon(), case.runtime().stop_container(&id, Duration::from_secs(2)))
         .await?
         .or_fail("stop_container")?;
-    let rest: Vec<ExecEvent> = within("the end of the stream", SOON, stream.collect()).await?;
+    let rest: Vec<ExecEvent> = within("the end of the stream", case.soon(), stream.collect()).await?;
     // Killed with the container, or cut off: both are an end, an ordinary exit is not.
     let ended = matches!(rest.as_slice(), [] | [ExecEvent::Exit(137)]);
     ensure(ended, || format!("the stream ended with {rest:?}"))

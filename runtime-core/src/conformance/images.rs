@@ -1,6 +1,6 @@
 //! Pull, list, tag, remove.
 
-use super::case::{Case, OrStop, SOON, Verdict, ensure, equal, refused};
+use super::case::{Case, OrStop, Verdict, ensure, equal, refused};
 use super::{Check, Workload, check};
 use crate::{AgentError, ContainerState, ImageInfo, PullPolicy};
 
@@ -132,7 +132,7 @@ async fn remove_used(case: Case) -> Verdict {
     case.runtime().remove_image(&target, true).await.or_unsupported("remove_image with force")?;
     let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
     equal("the container's state", &state, &ContainerState::Running)?;
-    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
     equal("its exit code", &case.wait(&id).await?, &5)?;
     case.runtime().remove_container(&first).await.or_fail("remove_container")
 }

@@ -1,6 +1,6 @@
 //! Create, start, state, remove.
 
-use super::case::{Case, OrStop, SOON, Verdict, ensure, equal, refused, texts, within};
+use super::case::{Case, OrStop, Verdict, ensure, equal, refused, texts, within};
 use super::{Ability, Check, Workload, check};
 use crate::{AgentError, ContainerState, PullPolicy, WaitReason};
 
@@ -47,7 +47,7 @@ async fn create_twice(case: Case) -> Verdict {
     let state = case.runtime().container_state(&id).await.or_fail("container_state after the second create")?;
     equal("the first container's state", &state, &ContainerState::Running)?;
     case.line(&id, "ready").await?;
-    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
     equal("its exit code", &case.wait(&id).await?, &0)
 }
 
@@ -79,8 +79,8 @@ async fn no_image(case: Case) -> Verdict {
 
 async fn start_twice(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::idle()).await?;
-    within("the second start", SOON, case.runtime().start_container(&id)).await?.or_fail("the second start")?;
-    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    within("the second start", case.soon(), case.runtime().start_container(&id)).await?.or_fail("the second start")?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
     let logs = case.runtime().get_logs(&id).await.or_fail("get_logs")?;
     equal("the number of lines written", &logs.len(), &1)
 }
@@ -116,7 +116,7 @@ async fn start_fails(case: Case, workload: &Workload, code: i32) -> Verdict {
     let id = case.create(workload).await?;
     let started = case.runtime().start_container(&id).await;
     refused("start_container", started, |error| matches!(error, AgentError::StartFailed { .. }))?;
-    let found = within("wait_container after a failed start", SOON, case.wait(&id)).await??;
+    let found = within("wait_container after a failed start", case.soon(), case.wait(&id)).await??;
     equal("the exit code", &found, &code)?;
     let outcome = case.runtime().wait_outcome(&id).await.or_fail("wait_outcome")?;
     equal("wait_outcome's exit code", &outcome.exit_code, &code)?;
@@ -134,7 +134,7 @@ async fn transitions(case: Case) -> Verdict {
     case.runtime().start_container(&id).await.or_fail("start_container")?;
     equal("the state once started", &state().await?, &ContainerState::Running)?;
     case.line(&id, "ready").await?;
-    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
     equal("the state once stopped", &state().await?, &ContainerState::Exited { code: 6 })
 }
 

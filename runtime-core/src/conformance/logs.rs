@@ -150,7 +150,7 @@ async fn long_line(case: Case) -> Verdict {
 
 async fn after_exit(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::idle()).await?;
-    case.runtime().stop_container(&id, super::case::SOON).await.or_fail("stop_container")?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
     let logs = case.logs(&id, 1).await?;
     equal("the lines", &messages(&logs, Stdout), &vec!["ready"])
 }

@@ -90,6 +90,9 @@ pub struct Options {
     pub prefix: String,
     /// Time that one check may take, and again to clean up after it.
     pub check_timeout: Duration,
+    /// Time in which a call that does not wait for anything must be done, and what happens by itself have happened. To be
+    /// raised where a machine is very slow.
+    pub patience: Duration,
     /// Checks that run at once. Those that reopen the backend always run alone, at the end.
     pub concurrency: usize,
     /// Run only checks whose name contains this.
@@ -97,9 +100,15 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Prefix `conformance`, 60 s a check, 4 at once, all of them.
+    /// Prefix `conformance`, 60 s a check, a patience of 10 s, 4 at once, all of them.
     fn default() -> Self {
-        Self { prefix: "conformance".to_owned(), check_timeout: Duration::from_secs(60), concurrency: 4, only: None }
+        Self {
+            prefix: "conformance".to_owned(),
+            check_timeout: Duration::from_secs(60),
+            patience: Duration::from_secs(10),
+            concurrency: 4,
+            only: None,
+        }
     }
 }
 
@@ -163,7 +172,7 @@ fn all_checks() -> Vec<Check> {
 
 async fn run_check(backend: Arc<dyn Backend>, check: Check, options: &Options) -> CheckReport {
     let begun = Instant::now();
-    let case = Case::new(backend, format!("{}-{}", options.prefix, check.name.replace('_', "-")));
+    let case = Case::new(backend, format!("{}-{}", options.prefix, check.name.replace('_', "-")), options.patience);
     let verdict = in_task(options.check_timeout, (check.run)(case.clone())).await.and_then(|verdict| verdict);
     let cleaned = in_task(options.check_timeout, async move { case.clean_up().await }).await;
     let left = match cleaned {

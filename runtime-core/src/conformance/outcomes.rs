@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{TimeDelta, Utc};
 use futures_util::future::{join_all, try_join_all};
 
-use super::case::{Case, OrStop, SOON, Stop, Verdict, ensure, equal, within};
+use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, within};
 use super::{Check, Workload, check};
 use crate::spec::ByteSize;
 use crate::{ContainerId, ContainerState, WaitOutcome, WaitReason};
@@ -44,7 +44,7 @@ async fn exit_code(case: &Case, code: u8) -> Verdict {
 async fn killed(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
     case.runtime().kill_container(&id, None).await.or_unsupported("kill_container")?;
-    equal("the exit code", &within("wait after KILL", SOON, case.wait(&id)).await??, &137)?;
+    equal("the exit code", &within("wait after KILL", case.soon(), case.wait(&id)).await??, &137)?;
     let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
     equal("the state", &state, &ContainerState::Exited { code: 137 })?;
     killed_by(&case, &id, "SIGKILL").await
@@ -63,7 +63,7 @@ pub(super) async fn killed_by(case: &Case, id: &ContainerId, signal: &str) -> Ve
 async fn finished_at(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::idle()).await?;
     let before = Utc::now();
-    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
     let after = Utc::now();
     tokio::time::sleep(Duration::from_millis(200)).await;
     let outcome = case.runtime().wait_outcome(&id).await.or_fail("wait_outcome")?;
@@ -126,7 +126,7 @@ async fn before_start(case: Case) -> Verdict {
     tokio::time::sleep(Duration::from_millis(500)).await;
     ensure(!waiter.is_finished(), || "wait returned before the container was started".to_owned())?;
     case.runtime().start_container(&id).await.or_fail("start_container")?;
-    let code = within("wait", SOON, waiter).await?.map_err(|error| Stop::Failed(error.to_string()))??;
+    let code = within("wait", case.soon(), waiter).await?.map_err(|error| Stop::Failed(error.to_string()))??;
     equal("the exit code", &code, &42)
 }
 
@@ -134,7 +134,7 @@ async fn blocks(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 3 }).await?;
     let early = tokio::time::timeout(Duration::from_millis(500), case.wait(&id)).await;
     ensure(early.is_err(), || format!("wait returned {early:?} while the container runs"))?;
-    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
     equal("the exit code", &case.wait(&id).await?, &3)
 }
 
@@ -143,9 +143,9 @@ async fn many(case: Case) -> Verdict {
     let waiters = async { try_join_all((0..32).map(|_| case.wait(&id))).await };
     let stop = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")
+        case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")
     };
-    let (codes, stopped) = within("32 waiters", SOON, async { tokio::join!(waiters, stop) }).await?;
+    let (codes, stopped) = within("32 waiters", case.soon(), async { tokio::join!(waiters, stop) }).await?;
     stopped?;
     equal("what 32 waiters were told", &codes?, &vec![9; 32])
 }
@@ -154,7 +154,7 @@ async fn after_exit(case: Case) -> Verdict {
     let id = case.start(&Workload::exit(42)).await?;
     case.wait(&id).await?;
     for _ in 0..3 {
-        let code = within("wait after the exit", Duration::from_secs(2), case.wait(&id)).await??;
+        let code = within("wait after the exit", case.soon() / 5, case.wait(&id)).await??;
         equal("the exit code", &code, &42)?;
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 
-use super::case::{Case, OrStop, SOON, Stop, Verdict, ensure, equal, refused};
+use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, refused};
 use super::{Ability, Check, Workload, check};
 use crate::spec::ByteSize;
 use crate::{AgentError, ContainerId, ContainerStats};
@@ -107,7 +107,7 @@ async fn pid(case: Case) -> Verdict {
     ensure(running.is_some_and(|pid| pid > 1), || format!("the pid while it runs is {running:?}"))?;
     case.line(&id, "ready").await?;
     equal("the pid a little later", &pid().await?, &running)?;
-    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
     equal("the pid after the exit", &pid().await?, &None)
 }
 
@@ -167,7 +167,7 @@ async fn stats_limit(case: Case) -> Verdict {
 async fn stats_after_exit(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::idle()).await?;
     let running = stats(&case, &id).await?;
-    case.runtime().stop_container(&id, SOON).await.or_fail("stop_container")?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
     let last = stats(&case, &id).await?;
     ensure(last.cpu_usage_usec >= running.cpu_usage_usec, || {
         format!("the last CPU time is {} µs, while it ran it was {} µs", last.cpu_usage_usec, running.cpu_usage_usec)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::case::{Case, OrStop, SOON, Stop, Verdict, ensure, equal, within};
+use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, within};
 use super::{Ability, Check, Workload, check};
 use crate::{ContainerState, Runtime};
 
@@ -40,7 +40,7 @@ async fn running(case: Case) -> Verdict {
     )?;
     let early = tokio::time::timeout(Duration::from_millis(300), runtime.wait_container(&id)).await;
     ensure(early.is_err(), || format!("wait returned {early:?} while the container runs"))?;
-    within("stop", SOON, runtime.stop_container(&id, SOON)).await?.or_fail("stop_container")?;
+    within("stop", case.soon(), runtime.stop_container(&id, case.soon())).await?.or_fail("stop_container")?;
     equal("the exit code", &runtime.wait_container(&id).await.or_fail("wait_container")?, &13)
 }
 

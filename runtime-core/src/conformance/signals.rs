@@ -1,6 +1,6 @@
 //! `kill_container`.
 
-use super::case::{Case, OrStop, SOON, Verdict, equal, refused, within};
+use super::case::{Case, OrStop, Verdict, equal, refused, within};
 use super::{Check, Workload, check};
 use crate::{AgentError, ContainerState};
 
@@ -34,7 +34,7 @@ async fn kill(case: Case) -> Verdict {
     for spelling in ["KILL", "sigkill"] {
         let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
         case.runtime().kill_container(&id, Some(spelling)).await.or_unsupported("kill_container")?;
-        equal("the exit code", &within("wait after KILL", SOON, case.wait(&id)).await??, &137)?;
+        equal("the exit code", &within("wait after KILL", case.soon(), case.wait(&id)).await??, &137)?;
     }
     Ok(())
 }
@@ -52,5 +52,5 @@ async fn invalid(case: Case) -> Verdict {
 async fn handled(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::ExitOn { signal: "HUP", code: 21 }).await?;
     case.runtime().kill_container(&id, Some("HUP")).await.or_unsupported("kill_container")?;
-    equal("the exit code", &within("wait after HUP", SOON, case.wait(&id)).await??, &21)
+    equal("the exit code", &within("wait after HUP", case.soon(), case.wait(&id)).await??, &21)
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::case::{Case, OrStop, SOON, Verdict, ensure, equal, within};
+use super::case::{Case, OrStop, Verdict, ensure, equal, within};
 use super::outcomes::killed_by;
 use super::{Check, Workload, check};
 use crate::ContainerState;
@@ -26,7 +26,7 @@ pub(super) fn checks() -> Vec<Check> {
 
 async fn handled(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 7 }).await?;
-    within("stop of a process that reacts", SOON, case.runtime().stop_container(&id, PATIENT))
+    within("stop of a process that reacts", case.soon(), case.runtime().stop_container(&id, PATIENT))
         .await?
         .or_fail("stop_container")?;
     let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
@@ -38,7 +38,9 @@ async fn ignored(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
     let begun = Instant::now();
     let timeout = Duration::from_secs(1);
-    within("stop", timeout + SOON, case.runtime().stop_container(&id, timeout)).await?.or_fail("stop_container")?;
+    within("stop", timeout + case.soon(), case.runtime().stop_container(&id, timeout))
+        .await?
+        .or_fail("stop_container")?;
     let took = begun.elapsed();
     ensure(took >= timeout.mul_f32(0.9), || format!("it was killed after {took:?}, it had {timeout:?}"))?;
     let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
@@ -54,7 +56,7 @@ async fn outcome(case: Case) -> Verdict {
 
 async fn at_once(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
-    within("stop with timeout 0", SOON, case.runtime().stop_container(&id, Duration::ZERO))
+    within("stop with timeout 0", case.soon(), case.runtime().stop_container(&id, Duration::ZERO))
         .await?
         .or_fail("stop_container")?;
     equal("the exit code", &case.wait(&id).await?, &137)
@@ -63,7 +65,7 @@ async fn at_once(case: Case) -> Verdict {
 async fn idempotent(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 7 }).await?;
     for call in ["stop_container", "a second stop_container", "a third stop_container"] {
-        within(call, SOON, case.runtime().stop_container(&id, PATIENT)).await?.or_fail(call)?;
+        within(call, case.soon(), case.runtime().stop_container(&id, PATIENT)).await?.or_fail(call)?;
         equal("the exit code", &case.wait(&id).await?, &7)?;
     }
     let exited = case.start(&Workload::exit(42)).await?;
@@ -75,7 +77,7 @@ async fn idempotent(case: Case) -> Verdict {
 async fn together(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 7 }).await?;
     let stop = || case.runtime().stop_container(&id, PATIENT);
-    let (one, other) = within("two stops", SOON, async { tokio::join!(stop(), stop()) }).await?;
+    let (one, other) = within("two stops", case.soon(), async { tokio::join!(stop(), stop()) }).await?;
     one.or_fail("one stop_container")?;
     other.or_fail("the other stop_container")?;
     equal("the exit code", &case.wait(&id).await?, &7)
@@ -86,7 +88,7 @@ async fn dropped(case: Case) -> Verdict {
     let first = case.runtime().stop_container(&id, PATIENT);
     let first = tokio::time::timeout(Duration::from_millis(200), first).await;
     ensure(first.is_err(), || format!("stop returned {first:?} while the process runs"))?;
-    within("the stop called again", SOON, case.runtime().stop_container(&id, Duration::from_millis(100)))
+    within("the stop called again", case.soon(), case.runtime().stop_container(&id, Duration::from_millis(100)))
         .await?
         .or_fail("stop_container")?;
     equal("the exit code", &case.wait(&id).await?, &137)
@@ -109,6 +111,6 @@ async fn signal(case: Case) -> Verdict {
     spec.stop_signal = Some("SIGUSR1".to_owned());
     let id = case.start_spec(&spec).await?;
     case.line(&id, "ready").await?;
-    within("stop", SOON, case.runtime().stop_container(&id, PATIENT)).await?.or_fail("stop_container")?;
+    within("stop", case.soon(), case.runtime().stop_container(&id, PATIENT)).await?.or_fail("stop_container")?;
     equal("the exit code", &case.wait(&id).await?, &11)
 }

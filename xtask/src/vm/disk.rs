@@ -18,6 +18,7 @@ const HOST_PROGRAMS: &[&str] =
 const HOST_FILES: &[&str] = &[
     "/etc/containers",
     "/etc/group",
+    "/etc/hostname",
     "/etc/hosts",
     "/etc/iproute2",
     "/etc/mke2fs.conf",

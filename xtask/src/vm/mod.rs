@@ -24,6 +24,8 @@ use crate::tools::Tool;
 const PACKAGES: &[&str] = &["e2fsprogs", "binutils"];
 const TOOLS: &[Tool] = &[Tool::DockerRegistry, Tool::Weed, Tool::Qemu, Tool::Kernel];
 
+/// Names the topics of the suite that are run, parted by commas.
+const TOPICS_VARIABLE: &str = "BERTH_TEST_TOPICS";
 /// Topics of the suite that are run in the short form: each exercises what is different on v2.
 const SHORT: &str = "conformance,cgroup_v2,limits,outcomes,isolation";
 
@@ -83,9 +85,12 @@ pub(crate) fn run_suite(workspace: &Workspace, scope: &Scope) -> Result<bool> {
         ("BERTH_TEST_WEED", weed.display().to_string()),
     ];
     let (args, time_limit) = match scope {
-        Scope::Full(args) => (args.clone(), FULL_TIME_LIMIT),
+        Scope::Full(args) => {
+            environment.extend(std::env::var(TOPICS_VARIABLE).ok().map(|topics| (TOPICS_VARIABLE, topics)));
+            (args.clone(), FULL_TIME_LIMIT)
+        }
         Scope::Short => {
-            environment.push(("BERTH_TEST_TOPICS", SHORT.to_owned()));
+            environment.push((TOPICS_VARIABLE, SHORT.to_owned()));
             (Vec::new(), SHORT_TIME_LIMIT)
         }
     };

@@ -6,7 +6,8 @@ use runtime_core::{ContainerState, WaitReason};
 
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
-use crate::support::case::{IDLE, eventually, finish_on, soon, words};
+use crate::support::case::{IDLE, eventually, finish_on, pids_beneath, soon, words};
+use crate::support::pace::patience;
 
 crate::tests![
     a_running_container_runs_on_and_its_log_is_whole,
@@ -25,9 +26,9 @@ async fn a_running_container_runs_on_and_its_log_is_whole(case: Case) {
     spec.network.mode = runtime_core::spec::NetworkMode::Bridge;
     let id = case.id_in(&root);
     agent.ask(&Request::Run { id: id.clone(), spec: Box::new(spec) }).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(patience(Duration::from_millis(300))).await;
     agent.kill().await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(patience(Duration::from_millis(500))).await;
 
     let runtime = root.open().await.unwrap();
     assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
@@ -94,14 +95,7 @@ async fn an_exec_dies_with_the_agent_that_asked_for_it(case: Case) {
     agent
         .send(&Request::Exec { id: id.clone(), command: words(&["sh", "-c", "trap '' TERM HUP; sleep 3600; true"]) })
         .await;
-    let processes = || {
-        let procs = root
-            .cgroups_of(&id)
-            .iter()
-            .map(|dir| dir.join("cgroup.procs"))
-            .find_map(|file| std::fs::read_to_string(file).ok());
-        procs.unwrap_or_default().lines().count()
-    };
+    let processes = || root.cgroups_of(&id).iter().map(|dir| pids_beneath(dir).len()).max().unwrap_or_default();
     // The init and its sleep, then the exec's shell and its sleep.
     eventually("the exec runs", || async { processes() >= 4 }).await;
     agent.kill().await;

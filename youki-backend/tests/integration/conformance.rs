@@ -1,7 +1,6 @@
 //! The contract, sentence by sentence: the conformance suite on Berth.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use runtime_core::Runtime;
@@ -72,7 +71,8 @@ async fn berth_keeps_the_contract(case: Case) {
         });
     }
     let backend = Arc::new(Berth { root, runtime: Mutex::new(runtime), image, echo_images });
-    let options = Options { check_timeout: patience(Duration::from_secs(60)), ..Options::default() };
+    let usual = Options::default();
+    let options = Options { check_timeout: patience(usual.check_timeout), patience: patience(usual.patience), ..usual };
     let report = conformance::run(backend.clone(), &options).await;
     println!("{report}");
     assert!(report.is_ok(), "{report}");

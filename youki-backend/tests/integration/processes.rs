@@ -13,6 +13,7 @@ use crate::support::agent::{Agent, Request};
 use crate::support::berth::berth;
 use crate::support::case::{IDLE, eventually, start_on, words};
 use crate::support::lanes::{self, Commands, Plan, Tally};
+use crate::support::pace::repetitions;
 use crate::support::root::Root;
 use crate::volumes::spec;
 
@@ -21,7 +22,7 @@ crate::tests![a_thousand_operations_of_eight_processes_lose_nothing, another_pro
 /// Agents, each a process; beside each of the other lanes' operations a command comes and goes.
 const AGENTS: u32 = 6;
 const COMMAND_LANES: u32 = 2;
-const OPERATIONS_PER_LANE: u32 = 125;
+const OPERATIONS_PER_LANE: usize = 125;
 
 async fn a_thousand_operations_of_eight_processes_lose_nothing(case: Case) {
     let root = case.root("root");
@@ -31,10 +32,11 @@ async fn a_thousand_operations_of_eight_processes_lose_nothing(case: Case) {
     start_on(&*runtime, &steady, &case.script(IDLE).await).await.unwrap();
     let shared: Vec<_> = (0..3).map(|_| case.id_on(&runtime)).collect();
     let seed = chrono::Utc::now().timestamp_micros().unsigned_abs();
+    let per_lane = repetitions(OPERATIONS_PER_LANE, 25) as u32;
     let plan = |lane| Plan {
         lane,
         seed,
-        operations: OPERATIONS_PER_LANE,
+        operations: per_lane,
         image: image.clone(),
         steady: steady.clone(),
         shared: shared.clone(),
@@ -61,7 +63,7 @@ async fn a_thousand_operations_of_eight_processes_lose_nothing(case: Case) {
         tallies.into_iter().map(|tally| tally.unwrap_or_else(|wrong| panic!("{wrong}"))).collect();
     let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
     let operations = sum(|tally| tally.operations);
-    assert!(operations >= 1_000, "{operations} operations");
+    assert!(operations >= u64::from(per_lane * (AGENTS + COMMAND_LANES)), "{operations} operations");
 
     // What all of them did, added up, is what there is; to a process that saw nothing of it.
     drop(runtime);

@@ -256,7 +256,7 @@ impl Case {
 }
 
 /// The processes in a cgroup and in those beneath it: on v2 an exec has one of its own there.
-fn pids_beneath(dir: &Path) -> Vec<u32> {
+pub fn pids_beneath(dir: &Path) -> Vec<u32> {
     let own = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     let mut pids: Vec<u32> = own.lines().filter_map(|line| line.parse().ok()).collect();
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use super::pace::patience;
+use super::process::gone;
 use super::root::Root;
 use super::{Shared, Suite};
 
@@ -164,7 +165,7 @@ fn processes(root: &Root) -> Vec<String> {
         let command = fs::read(proc.join("cmdline")).unwrap_or_default();
         let cgroups = fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
         let named = [&root.dir, &root.run_dir].iter().any(|dir| contains(&command, dir.as_os_str().as_encoded_bytes()));
-        if pid != own && (named || cgroups.contains(&format!("/{}/", root.cgroup_parent))) {
+        if pid != own && !gone(pid) && (named || cgroups.contains(&format!("/{}/", root.cgroup_parent))) {
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             found.push(format!("process {pid} of {}: {command}", root.name));
         }
