@@ -48,6 +48,7 @@
 //! | `storage` | mounts |
 //! | `command` | Docker's rules for ENTRYPOINT and CMD |
 //! | `images` | pull, list, tag, remove |
+//! | `supervision` | restart policies, health checks |
 //! | `reopen` | what a restart of the agent must not lose |
 
 mod backend;
@@ -67,6 +68,7 @@ mod report;
 mod signals;
 mod stop;
 mod storage;
+mod supervision;
 #[cfg(test)]
 mod tests;
 
@@ -166,6 +168,7 @@ fn all_checks() -> Vec<Check> {
     checks.extend(storage::checks());
     checks.extend(command::checks());
     checks.extend(images::checks());
+    checks.extend(supervision::checks());
     checks.extend(reopen::checks());
     checks
 }

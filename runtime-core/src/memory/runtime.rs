@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::container::Container;
 use super::program::{Behaviour, Invocation, Launch, signal};
 use super::{Host, MemoryRuntime, no_container};
+use crate::spec::RestartKind;
 use crate::{
     AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, ExecEvent,
     ExecEventStream, ImageInfo, LogEntry, LogStream, PruneResult, PullPolicy, RegistryAuth, Result, Runtime,
@@ -43,6 +44,12 @@ impl Runtime for MemoryRuntime {
         let image = host.images.get(&spec.image.name).cloned();
         let image = image.ok_or_else(|| failed(format!("there is no image {}", spec.image.name)))?;
         let command = image.resolve(&spec.command)?;
+        if spec.restart_policy.kind != RestartKind::No {
+            return Err(no_process("restart policies"));
+        }
+        if spec.health.is_some() {
+            return Err(no_process("health checks"));
+        }
         host.containers.insert(id.clone(), Container::new(id.clone(), spec.clone(), image, command));
         Ok(())
     }

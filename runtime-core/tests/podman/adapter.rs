@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use runtime_core::spec::{PortMapping, PortProtocol, StorageSpec};
+use runtime_core::spec::{PortMapping, PortProtocol, RestartKind, StorageSpec};
 use runtime_core::{
     AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ExecEventStream, ImageInfo,
     LogEntry, LogSource, LogStream, NetworkAttachmentDetail, PullPolicy, RegistryAuth, Result, Runtime, ServiceSpec,
@@ -116,6 +116,16 @@ fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> {
         let host = port.host_ip.as_ref().map(|ip| format!("{ip}:")).unwrap_or_default();
         let host_port = port.host_port.filter(|port| *port != 0).map(|port| port.to_string()).unwrap_or_default();
         option("--publish", format!("{host}{host_port}:{}", port.container_port));
+    }
+    let times = spec.restart_policy.max_attempts.map(|max| format!(":{max}")).unwrap_or_default();
+    match spec.restart_policy.kind {
+        RestartKind::No => {}
+        RestartKind::Always => option("--restart", "always".to_owned()),
+        RestartKind::UnlessStopped => option("--restart", "unless-stopped".to_owned()),
+        RestartKind::OnFailure => option("--restart", format!("on-failure{times}")),
+    }
+    if spec.health.is_some() {
+        return Err(AgentError::Unsupported("health checks, which podman leaves to timers of systemd".to_owned()));
     }
     args.push(format!("--read-only={}", spec.read_only));
     args.push(spec.image.name.clone());

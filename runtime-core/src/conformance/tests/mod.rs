@@ -107,7 +107,8 @@ fn in_memory() -> MemoryRuntime {
 
 /// The checks that only a shell, a real process or a restart can answer.
 fn needs_a_process(check: &str) -> bool {
-    let groups = ["process.", "stats.", "storage.", "network.", "ports.", "reopen.", "outcome.oom"];
+    let groups =
+        ["process.", "stats.", "storage.", "network.", "ports.", "reopen.", "outcome.oom", "restart.", "health."];
     let single = ["logs.apart", "logs.many", "logs.long_line", "exec.signal", "exec.large", "exec.environment"];
     let streams = ["exec_stream.characters", "exec_stream.dropped"];
     groups.iter().any(|group| check.starts_with(group)) || single.contains(&check) || streams.contains(&check)
