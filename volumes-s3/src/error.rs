@@ -281,9 +281,10 @@ impl Error {
             Self::GenerationNotFound { name, .. } => format!("`berth volume history {name}` lists them"),
             Self::InUse { .. } => "stop and remove those containers first".into(),
             Self::BeingFilled { .. } => "wait until that container is created".into(),
-            Self::InUseElsewhere { host, .. } => {
+            Self::InUseElsewhere { name, host, .. } => {
                 format!(
-                    "stop its container on {host}; if that host is dead, take the volume over by name (`take_over`)"
+                    "stop its container on {host}; if that host is dead, take it over: `berth volume claim {name} --take-over`, \
+                     or `take_over` in the spec"
                 )
             }
             Self::Fenced { name, branch: Some(branch), .. } => {

@@ -89,6 +89,46 @@ impl Packs {
         chunks.iter().map(|chunk| found.get(chunk).cloned().ok_or_else(|| missing(chunk))).collect()
     }
 
+    /// Reads every chunk, and gives those that are not what they were, with what is wrong. What is amiss with the way to
+    /// them is an error.
+    pub(crate) async fn examine(&self, chunks: Vec<ChunkRef>) -> Result<Vec<(ChunkRef, Error)>> {
+        let damaged: Vec<_> = stream::iter(stretches(chunks))
+            .map(|stretch| self.examine_stretch(stretch))
+            .buffer_unordered(REQUESTS)
+            .try_collect()
+            .await?;
+        Ok(damaged.into_iter().flatten().collect())
+    }
+
+    async fn examine_stretch(&self, stretch: Stretch) -> Result<Vec<(ChunkRef, Error)>> {
+        let Stretch { pack, start, end, chunks } = stretch;
+        match self.stored(pack, start..end).await {
+            Ok(stored) => {
+                blocking("verify", move || {
+                    let broken = |chunk: &ChunkRef| {
+                        let from = (u64::from(chunk.offset) - start) as usize;
+                        chunk.open(&stored[from..from + chunk.stored as usize]).err().map(|error| (*chunk, error))
+                    };
+                    Ok(chunks.iter().filter_map(broken).collect())
+                })
+                .await
+            }
+            // Not all of it is there: some of its chunks may be.
+            Err(Error::Corrupt { .. }) => {
+                let mut damaged = Vec::new();
+                for chunk in chunks {
+                    match self.chunk(chunk).await {
+                        Ok(_) => {}
+                        Err(error @ Error::Corrupt { .. }) => damaged.push((chunk, error)),
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(damaged)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Checks that each of these packs is there.
     pub(crate) async fn check(&self, packs: Vec<PackId>) -> Result<()> {
         stream::iter(packs)

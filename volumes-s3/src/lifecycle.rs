@@ -73,6 +73,16 @@ impl VolumeStore {
         Ok(acquired(!here && restore.is_none(), !options.readonly))
     }
 
+    /// Takes back what a use that failed has begun: a claim that nobody needs.
+    pub(crate) async fn give_up(&self, volume: &mut Volume) -> Result<()> {
+        if volume.state.claims_for_nobody() && volume.known {
+            volume.state.pending.release = true;
+            volume.save().await?;
+            self.settle_release(volume).await;
+        }
+        self.forget_blank(volume).await
+    }
+
     /// Sees that the server can be trusted, and reads the newest record.
     pub(crate) async fn contact(&self, volume: &mut Volume) -> Result<()> {
         self.trust_server().await?;
@@ -127,7 +137,7 @@ impl VolumeStore {
             volume.discard_tree().await?;
         }
         let claims = volume.state.epoch.is_some() || volume.state.pending.claim;
-        volume.state.pending.release |= claims && !volume.state.has_writer();
+        volume.state.pending.release |= claims && !volume.state.has_writer() && !volume.state.held;
         if !user.readonly && !unfilled && volume.remote.is_some() && volume.is_here()? {
             (volume.state.pending.sync, volume.state.bytes_at_risk) = (true, None);
             volume.state.last_error.get_or_insert_with(|| "the sync after its last use has not ended".to_owned());

@@ -10,11 +10,12 @@ use crate::attributes;
 use crate::entry::{Entry, Node, Part};
 use crate::error::{Error, Result};
 use crate::fetch::{Packs, blocking};
-use crate::manifest::{LeafRef, decode_leaf, decode_root};
+use crate::generation::{expand, leaves};
+use crate::manifest::{LeafRef, decode_leaf};
 use crate::pack::{ChunkRef, Digest};
 use crate::progress::Progress;
 use crate::record::TreeSummary;
-use crate::scan::{decode_list, record_restored};
+use crate::scan::record_restored;
 use crate::scan_record::{RecordReader, RecordWriter, Seen, Subject};
 use crate::tree::Tree;
 
@@ -38,8 +39,7 @@ pub(crate) struct Job {
 impl Job {
     /// Fills the directory. It and the record are on disk when this returns; after an error what is there is no tree.
     pub(crate) async fn run(self) -> Result<()> {
-        let root = self.packs.chunk(self.summary.root).await?;
-        let leaves = blocking("read the manifest", move || decode_root(&root)).await?;
+        let leaves = leaves(&self.packs, self.summary.root).await?;
         let tree = self.directory.clone();
         let tree = Arc::new(blocking("restore", move || Tree::open(&tree)).await?);
         let listing = self.record.with_extension("entries");
@@ -72,7 +72,7 @@ impl Job {
         })
         .await?;
         for entry in &mut entries {
-            self.expand(entry).await?;
+            expand(&self.packs, entry).await?;
         }
         let at = tree.clone();
         let (plan, ends) = blocking("restore", move || Plan::make(entries, &at, ends)).await?;
@@ -88,20 +88,6 @@ impl Job {
             })
             .await?;
         Ok(ends)
-    }
-
-    /// Reads the lists of a huge file.
-    async fn expand(&self, entry: &mut Entry) -> Result<()> {
-        let Node::File { parts, .. } = &mut entry.node else { return Ok(()) };
-        for part in parts {
-            let Part::List { chunk, covers, parts } = part else { continue };
-            let bytes = self.packs.chunk(*chunk).await?;
-            *parts = decode_list(&bytes)?;
-            if parts.iter().try_fold(0u64, |sum, part| sum.checked_add(part.covers())) != Some(*covers) {
-                return Err(Error::corrupt("list of parts", "does not cover what it should"));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct State {
     pub durable_at: Option<DateTime<Utc>>,
     /// Who uses the volume on this host.
     pub users: BTreeMap<String, User>,
+    /// The claim was taken by hand: it is kept until somebody has used the volume.
+    pub held: bool,
     /// The create that made and fills the tree, as long as nobody has used it since: if it is undone, so is the tree.
     pub made_by: Option<String>,
     /// What is still owed to S3.
@@ -115,6 +117,7 @@ impl State {
     /// Drops all that is about a history which is not the one in the bucket. The tree stays: as one never published.
     pub(crate) fn forget_history(&mut self) {
         (self.head, self.epoch, self.parent, self.tree, self.durable_at) = (None, None, None, None, None);
+        self.held = false;
     }
 
     /// Tells the trees of one volume in one place from any other.
@@ -131,7 +134,12 @@ impl State {
     /// Whether S3 is owed something.
     pub(crate) fn owes(&self) -> bool {
         let Pending { claim, sync, release } = self.pending;
-        claim || sync || release || (self.epoch.is_some() && !self.has_writer())
+        claim || sync || release || self.claims_for_nobody()
+    }
+
+    /// Whether a claim is held that no user here needs.
+    pub(crate) fn claims_for_nobody(&self) -> bool {
+        self.epoch.is_some() && !self.has_writer() && !self.held
     }
 }
 

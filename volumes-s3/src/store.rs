@@ -154,23 +154,52 @@ impl VolumeStore {
             let mut volume = store.lock(&name).await?;
             let acquired = store.make_usable(&mut volume, &user, &options).await;
             if let Err(error) = acquired {
-                if volume.state.epoch.is_some() && !volume.state.has_writer() && volume.known {
-                    volume.state.pending.release = true;
-                    volume.save().await?;
-                    store.settle_release(&mut volume).await;
-                }
-                store.forget_blank(&mut volume).await?;
+                store.give_up(&mut volume).await?;
                 return Err(error);
             }
             let made = options.fill && acquired.as_ref().is_ok_and(|acquired| acquired.is_new);
             volume.state.made_by = made.then(|| user.clone());
             volume.state.users.insert(user, User { readonly: options.readonly });
             volume.state.pending.release = false;
+            volume.state.held &= options.readonly;
             if options.tier.is_some() {
                 volume.state.tier = options.tier;
             }
             volume.save().await?;
             acquired
+        })
+        .await
+    }
+
+    /// Makes this host the owner without a user: a released volume, or with `take_over` one that another host holds, which
+    /// then may no longer publish. Only who knows that the other host is dead may say so. It is restored where this host
+    /// lacks it, and the claim is kept until somebody has used the volume, or it is removed here.
+    ///
+    /// # Errors
+    /// Those of [`VolumeStore::acquire`]; [`Error::NoBucket`]; [`Error::NotFound`] when neither S3 nor this host has it.
+    pub async fn claim(&self, name: &str, take_over: bool, progress: Progress) -> Result<VolumeStatus> {
+        self.remote(name, "a claim").await?;
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            store.contact(&mut volume).await?;
+            if volume.state.head.is_none() && !volume.known {
+                return Err(Error::NotFound { name });
+            }
+            let options = AcquireOptions { take_over, progress, ..AcquireOptions::default() };
+            if let Err(error) = store.make_usable(&mut volume, "", &options).await {
+                store.give_up(&mut volume).await?;
+                return Err(error);
+            }
+            if volume.state.epoch.is_none() {
+                // S3 went away in between: it would be used without one.
+                volume.state.pending.claim = volume.state.has_writer();
+                volume.save().await?;
+                return Err(Error::Interrupted { operation: "a claim" });
+            }
+            volume.state.held = !volume.state.has_writer();
+            volume.state.pending.release = false;
+            volume.save().await?;
+            Ok(volume.status())
         })
         .await
     }
@@ -369,7 +398,8 @@ impl VolumeStore {
         for name in self.names().await? {
             let pruned = self.detached(&name, |store, name| async move {
                 let mut volume = store.lock(&name).await?;
-                let idle = volume.known && volume.state.users.is_empty() && volume.state.tree.is_some();
+                let idle =
+                    volume.known && volume.state.users.is_empty() && volume.state.tree.is_some() && !volume.state.held;
                 if volume.remote.is_none() || !idle || !volume.is_here()? {
                     return Ok(None);
                 }
@@ -437,7 +467,7 @@ impl VolumeStore {
                 let debt = volume.paths.debt();
                 return blocking("settle a debt", move || remove_file(&debt)).await;
             }
-            volume.state.pending.release |= volume.state.epoch.is_some() && !volume.state.has_writer();
+            volume.state.pending.release |= volume.state.claims_for_nobody();
             store.settle(&mut volume).await?;
             store.forget_blank(&mut volume).await
         })

@@ -91,7 +91,7 @@ fn line(volume: &Volume) -> Line {
 }
 
 fn fenced(volume: &mut Volume, branch: Option<u64>) -> Error {
-    volume.state.epoch = None;
+    (volume.state.epoch, volume.state.held) = (None, false);
     volume.state.pending.claim = false;
     let head = volume.state.head.as_ref();
     let owner = head.and_then(|head| head.owner.clone()).unwrap_or_else(|| "nobody".into());

@@ -20,6 +20,7 @@ use crate::object_store::{ObjectStore, Put};
 use crate::record::{Record, RecordKind};
 use crate::{AcquireOptions, RestoreOptions, S3Config, VolumeStore, VolumesConfig};
 
+mod histories;
 mod trouble;
 
 /// Objects in memory.
@@ -85,7 +86,10 @@ impl ObjectStore for Memory {
         self.reach().await?;
         let object = self.objects.lock().unwrap().get(key).cloned();
         Ok(object.map(|object| match range {
-            Some(range) => object.slice(range.start as usize..(range.end as usize).min(object.len())),
+            Some(range) => {
+                let end = (range.end as usize).min(object.len());
+                object.slice((range.start as usize).min(end)..end)
+            }
             None => object,
         }))
     }

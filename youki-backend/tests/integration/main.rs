@@ -43,6 +43,7 @@ mod tiny_init;
 mod unit_restarted;
 mod users;
 mod volumes;
+mod volumes_history;
 mod volumes_moved;
 mod volumes_s3_away;
 mod volumes_trouble;
@@ -99,6 +100,7 @@ fn trials() -> Vec<Trial> {
         images::tests(),
         errors::tests(),
         volumes::tests(),
+        volumes_history::tests(),
         volumes_moved::tests(),
         volumes_trouble::tests(),
         volumes_s3_away::tests(),

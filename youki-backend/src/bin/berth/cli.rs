@@ -180,25 +180,6 @@ fn with_everywhere(command: clap::Command, flag: &clap::Arg) -> clap::Command {
     })
 }
 
-impl Command {
-    /// Its name, if it is not built yet.
-    pub fn unbuilt(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::Volume(VolumeCommand::Claim(_)) => "volume claim",
-            Self::Volume(VolumeCommand::Diff(_)) => "volume diff",
-            Self::Volume(VolumeCommand::Verify(_)) => "volume verify",
-            _ => return None,
-        })
-    }
-}
-
-/// Whatever follows a command that is not built yet.
-#[derive(Debug, Args)]
-pub struct Rest {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub args: Vec<String>,
-}
-
 #[derive(Debug, Args)]
 pub struct ApplyArgs {
     /// The spec; - for standard input
@@ -591,15 +572,12 @@ pub enum VolumeCommand {
     Rm(VolumeRmArgs),
     /// Remove local copies that nobody uses and S3 holds as they are
     Prune(VolumePruneArgs),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Claim(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Diff(Rest),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Verify(Rest),
+    /// Make this host the owner of volumes
+    Claim(VolumeClaimArgs),
+    /// Show what changed from one generation of a volume to another
+    Diff(VolumeDiffArgs),
+    /// Read a volume's history in S3 again and compare every digest
+    Verify(VolumeVerifyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -638,6 +616,35 @@ pub struct VolumeRestoreArgs {
     /// In place, over changes that are nowhere else
     #[arg(long)]
     pub discard_local: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeClaimArgs {
+    /// The volumes
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// From the host that holds the claim, which is dead: what it did not sync becomes a branch, if it lives
+    #[arg(long)]
+    pub take_over: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeDiffArgs {
+    /// The volume
+    pub name: String,
+    /// The older generation
+    pub old: u64,
+    /// The newer one
+    pub new: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeVerifyArgs {
+    /// The volume
+    pub name: String,
+    /// Only this generation [default: all]
+    #[arg(long, value_name = "NUMBER")]
+    pub generation: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -806,11 +813,5 @@ mod tests {
         for line in ["berth run --bogus busybox", "berth exec web", "berth run", "berth wait", "berth nonsense"] {
             assert!(Cli::read(line.split_whitespace()).is_err(), "{line}");
         }
-    }
-
-    #[test]
-    fn commands_that_are_not_built_take_anything_and_have_a_name() {
-        assert_eq!(parse("berth volume diff v 1 2").command.unbuilt(), Some("volume diff"));
-        assert_eq!(parse("berth ps").command.unbuilt(), None);
     }
 }

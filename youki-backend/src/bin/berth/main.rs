@@ -101,9 +101,6 @@ impl Statuses {
 }
 
 fn execute(cli: Cli) -> Result<i32> {
-    if let Some(name) = cli.command.unbuilt() {
-        return Err(Failure::unsupported(format!("the command {name}")));
-    }
     if let Command::Completion(args) = &cli.command {
         return print_completion(args.shell);
     }
@@ -168,6 +165,9 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Volume(VolumeCommand::Restore(args)) => volumes::restore(&session, args).await,
         Command::Volume(VolumeCommand::Rm(args)) => volumes::rm(&session, args).await,
         Command::Volume(VolumeCommand::Prune(args)) => volumes::prune(&session, args).await,
+        Command::Volume(VolumeCommand::Claim(args)) => volumes::claim(&session, args).await,
+        Command::Volume(VolumeCommand::Diff(args)) => volumes::diff(&session, args).await,
+        Command::Volume(VolumeCommand::Verify(args)) => volumes::verify(&session, args).await,
         Command::Network(NetworkCommand::Ls(args)) => networks::ls(&session, args),
         Command::Network(NetworkCommand::Create(args)) => networks::create(&session, args).await,
         Command::Network(NetworkCommand::Rm(args)) => networks::rm(&session, args).await,
@@ -178,7 +178,13 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Shutdown(args) => lifecycle::shutdown(&session, args).await,
         Command::Events(args) => events::events(&session, args).await,
         Command::Info => root::info(&session).await,
-        other => Err(Failure::unsupported(format!("the command {}", other.unbuilt().unwrap_or("given")))),
+        Command::Doctor
+        | Command::Keeper
+        | Command::Run(_)
+        | Command::Create(_)
+        | Command::Exec(_)
+        | Command::Apply(_)
+        | Command::Completion(_) => unreachable!("dispatched above, without a session"),
     }
 }
 

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// Digits of a digest that tell the layers of an image apart.
 const SHORT_DIGEST: usize = 12;
 const LAYER_TEMPLATE: &str = "{prefix}: {msg:7} [{wide_bar}] {bytes:>10}/{total_bytes:10} {bytes_per_sec:12}";
-const RESTORE_TEMPLATE: &str = "{prefix}: restoring [{wide_bar}] {bytes:>10}/{total_bytes:10} {bytes_per_sec:12}";
+const VOLUME_TEMPLATE: &str = "{prefix}: {msg} [{wide_bar}] {bytes:>10}/{total_bytes:10} {bytes_per_sec:12}";
 
 /// How much of a pull is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,12 +64,13 @@ pub fn pull(show: Show) -> (UnboundedSender<PullEvent>, Shown) {
     (sender, Shown(task))
 }
 
-/// A bar for a restore, on a terminal.
-pub fn restore(name: &str, wanted: bool) -> volumes_s3::Progress {
+/// A bar for a restore or a verification (`verb`), on a terminal.
+pub fn volume(name: &str, verb: &'static str, wanted: bool) -> volumes_s3::Progress {
     if !wanted || !io::stderr().is_terminal() {
         return volumes_s3::Progress::default();
     }
-    let bar = ProgressBar::new(0).with_style(style(RESTORE_TEMPLATE)).with_prefix(name.to_owned());
+    let bar = ProgressBar::new(0).with_style(style(VOLUME_TEMPLATE)).with_prefix(name.to_owned());
+    bar.set_message(verb);
     volumes_s3::Progress::new(move |done, total| {
         bar.set_length(total);
         bar.set_position(done);

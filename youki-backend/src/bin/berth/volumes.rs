@@ -2,9 +2,12 @@
 
 use runtime_core::{PruneResult, VolumeStatus};
 use serde_json::json;
-use volumes_s3::RestoreOptions;
+use volumes_s3::{Change, RestoreOptions};
 
-use crate::cli::{VolumeHistoryArgs, VolumeLsArgs, VolumeNamesArgs, VolumePruneArgs, VolumeRestoreArgs, VolumeRmArgs};
+use crate::cli::{
+    VolumeClaimArgs, VolumeDiffArgs, VolumeHistoryArgs, VolumeLsArgs, VolumeNamesArgs, VolumePruneArgs,
+    VolumeRestoreArgs, VolumeRmArgs, VolumeVerifyArgs,
+};
 use crate::failure::{Failure, Result, eprint_line};
 use crate::images::{confirmed, print_pruned};
 use crate::output::{self, Table, decimal_size, or_dash};
@@ -80,7 +83,7 @@ pub async fn restore(session: &Session, args: &VolumeRestoreArgs) -> Result<i32>
         generation: args.generation,
         to,
         discard_local: args.discard_local,
-        progress: progress::restore(&args.name, !session.json),
+        progress: progress::volume(&args.name, "restoring", !session.json),
     };
     let report = session.runtime.volumes().restore(&args.name, options).await?;
     if session.json {
@@ -95,6 +98,65 @@ pub async fn restore(session: &Session, args: &VolumeRestoreArgs) -> Result<i32>
         ))?;
     }
     Ok(0)
+}
+
+/// `berth volume claim`
+pub async fn claim(session: &Session, args: &VolumeClaimArgs) -> Result<i32> {
+    let volumes = session.runtime.volumes();
+    let claim = async |name: &str| {
+        let progress = progress::volume(name, "restoring", !session.json);
+        volumes.claim(name, args.take_over, progress).await
+    };
+    let (claimed, status) = each(session, &args.names, claim).await;
+    if session.json {
+        output::print_json(&claimed)?;
+    } else if !claimed.is_empty() {
+        output::print(&table(&claimed))?;
+    }
+    Ok(status)
+}
+
+/// `berth volume diff`: a letter and a path, as docker's `diff`.
+pub async fn diff(session: &Session, args: &VolumeDiffArgs) -> Result<i32> {
+    let changes = session.runtime.volumes().diff(&args.name, args.old, args.new).await?;
+    if session.json {
+        output::print_json(&changes)?;
+        return Ok(0);
+    }
+    let line = |change: &volumes_s3::DiffEntry| {
+        let letter = match change.change {
+            Change::Added => 'A',
+            Change::Removed => 'D',
+            // Its data, or only what is said of it.
+            _ => 'C',
+        };
+        format!("{letter} {}\n", change.path)
+    };
+    output::print(&changes.iter().map(line).collect::<String>())?;
+    Ok(0)
+}
+
+/// `berth volume verify`: 1 if anything is damaged.
+pub async fn verify(session: &Session, args: &VolumeVerifyArgs) -> Result<i32> {
+    let progress = progress::volume(&args.name, "verifying", !session.json);
+    let report = session.runtime.volumes().verify(&args.name, args.generation, progress).await?;
+    if session.json {
+        output::print_json(&report)?;
+    } else {
+        for damage in &report.damaged {
+            let path = damage.path.as_deref().unwrap_or("its manifest");
+            let text = format!("generation {}: {path}: {}", damage.generation, damage.detail);
+            eprint_line(&format!("berth: volume {}: {text}", args.name));
+        }
+        output::print_line(&format!(
+            "{} generations, {} chunks, {}: {}",
+            report.generations,
+            report.chunks,
+            decimal_size(report.stored_bytes),
+            if report.damaged.is_empty() { "whole" } else { "damaged" }
+        ))?;
+    }
+    Ok(i32::from(!report.damaged.is_empty()))
 }
 
 /// `berth volume rm`

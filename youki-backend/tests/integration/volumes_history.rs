@@ -1,0 +1,105 @@
+//! The `berth volume` commands on a history in S3: compared, verified, claimed by hand.
+
+use aws_sdk_s3::primitives::ByteStream;
+
+use crate::support::Case;
+use crate::support::berth::berth;
+use crate::support::root::Root;
+use crate::support::servers::S3_BUCKET;
+
+crate::tests![diff_tells_what_changed, verify_finds_what_is_damaged, claim_takes_over_by_hand];
+
+/// A root without a keeper, and a run on it with volume `data` at `/data`.
+async fn root(case: &Case, word: &str) -> Root {
+    Root { keeper: false, ..case.root_with_s3(word, "p").await }
+}
+
+async fn run(case: &Case, root: &Root, script: &str) -> String {
+    let image = case.suite.busybox().await;
+    let words = ["run", "--rm", "--network", "none", "-v", "data:/data", image, "sh", "-c", script];
+    berth(root, &words).await.succeeded()
+}
+
+/// The numbers of the generations, oldest first.
+async fn generations(root: &Root) -> Vec<String> {
+    let history = berth(root, &["volume", "history", "data", "--json"]).await.json();
+    history.as_array().unwrap().iter().map(|entry| entry["generation"].to_string()).collect()
+}
+
+async fn diff_tells_what_changed(case: Case) {
+    let root = root(&case, "root").await;
+    run(&case, &root, "cd /data; mkdir d; echo 1 > d/changed; echo 2 > removed; echo 3 > same; echo 4 > mode").await;
+    run(&case, &root, "cd /data; echo more >> d/changed; rm removed; echo 5 > added; chmod 600 mode").await;
+    let numbers = generations(&root).await;
+    let [old, new] = numbers.as_slice() else { panic!("{numbers:?}") };
+    let said = berth(&root, &["volume", "diff", "data", old, new]).await.succeeded();
+    assert_eq!(said, "A added\nC d/changed\nC mode\nD removed\n");
+    let told = berth(&root, &["volume", "diff", "data", old, new, "--json"]).await.json();
+    let expected = serde_json::json!([
+        {"path": "added", "change": "added", "old_size_bytes": null, "new_size_bytes": 2},
+        {"path": "d/changed", "change": "content", "old_size_bytes": 2, "new_size_bytes": 7},
+        {"path": "mode", "change": "attributes", "old_size_bytes": 2, "new_size_bytes": 2},
+        {"path": "removed", "change": "removed", "old_size_bytes": 2, "new_size_bytes": null},
+    ]);
+    assert_eq!(told, expected);
+    assert_eq!(berth(&root, &["volume", "diff", "data", new, new]).await.succeeded(), "");
+    let said = berth(&root, &["volume", "diff", "data", old, "99"]).await;
+    assert!(said.code == 1 && said.stderr.contains("no generation 99"), "{said:?}");
+}
+
+async fn verify_finds_what_is_damaged(case: Case) {
+    let root = root(&case, "root").await;
+    run(&case, &root, "echo of the first > /data/first").await;
+    run(&case, &root, "echo of the second > /data/second").await;
+    let said = berth(&root, &["volume", "verify", "data"]).await.succeeded();
+    assert!(said.starts_with("2 generations, ") && said.ends_with(": whole\n"), "{said}");
+    // One bit on the server's disk.
+    let s3 = case.suite.s3().await;
+    let prefix = format!("{}/data/packs/", root.s3.as_ref().unwrap().prefix);
+    let listed = s3.client.list_objects_v2().bucket(S3_BUCKET).prefix(prefix).send().await.unwrap();
+    let wanted = b"of the second";
+    let mut damaged = 0;
+    for key in listed.contents().iter().filter_map(|object| object.key()) {
+        let object = s3.client.get_object().bucket(S3_BUCKET).key(key).send().await.unwrap();
+        let mut body = object.body.collect().await.unwrap().to_vec();
+        if let Some(at) = body.windows(wanted.len()).position(|window| window == wanted) {
+            body[at] ^= 1;
+            s3.client.put_object().bucket(S3_BUCKET).key(key).body(ByteStream::from(body)).send().await.unwrap();
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 1);
+    let newest = generations(&root).await.pop().unwrap();
+    let said = berth(&root, &["volume", "verify", "data"]).await;
+    assert!(said.code == 1 && said.stdout.ends_with(": damaged\n"), "{said:?}");
+    let place = format!("berth: volume data: generation {newest}: second: ");
+    assert!(said.stderr.starts_with(&place) && said.stderr.lines().count() == 1, "{said:?}");
+    let said = berth(&root, &["volume", "verify", "data", "--generation", &newest, "--json"]).await;
+    let report: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    assert!(said.code == 1 && report["damaged"][0]["path"] == "second", "{said:?}");
+}
+
+async fn claim_takes_over_by_hand(case: Case) {
+    let (a, b) = (root(&case, "a").await, root(&case, "b").await);
+    let image = case.suite.busybox().await;
+    let idle = "echo from a > /data/file; sleep 300";
+    let words = ["run", "-d", "--name", "web", "--network", "none", "-v", "data:/data", image, "sh", "-c", idle];
+    berth(&a, &words).await.succeeded();
+    while berth(&a, &["exec", "web", "cat", "/data/file"]).await.code != 0 {}
+    berth(&a, &["volume", "sync", "data"]).await.succeeded();
+    let said = berth(&b, &["volume", "claim", "data"]).await;
+    assert!(said.code == 1 && said.stderr.contains("in use on host"), "{said:?}");
+    assert!(said.stderr.contains("`berth volume claim data --take-over`"), "{said:?}");
+    let claimed = berth(&b, &["volume", "claim", "data", "--take-over", "--json"]).await.json();
+    let owner = claimed[0]["owner"].as_str().unwrap().to_owned();
+    let held = berth(&a, &["volume", "inspect", "data"]).await.json();
+    assert_ne!(held[0]["owner"], owner.as_str(), "both are told that they own it");
+    // A keeper leaves it alone, and who creates needs no word any more.
+    berth(&b, &["shutdown"]).await.succeeded();
+    assert_eq!(berth(&b, &["volume", "inspect", "data"]).await.json()[0]["owner"], owner.as_str());
+    assert_eq!(run(&case, &b, "cat /data/file; echo from b > /data/file").await, "from a\n");
+    // Who thought that it had it is told, and loses nothing.
+    let said = berth(&a, &["rm", "-f", "web"]).await;
+    assert!(said.code == 0 && !said.stderr.contains("not durable"), "{said:?}");
+    assert_eq!(run(&case, &a, "cat /data/file").await, "from b\n");
+}
