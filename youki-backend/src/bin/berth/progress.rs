@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_valid() {
-        for template in [LAYER_TEMPLATE, RESTORE_TEMPLATE] {
+        for template in [LAYER_TEMPLATE, VOLUME_TEMPLATE] {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
     }

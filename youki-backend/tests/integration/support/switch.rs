@@ -24,6 +24,8 @@ pub struct Switch {
     upstream: String,
     bytes_per_second: Arc<AtomicU64>,
     task: Option<JoinHandle<()>>,
+    /// Keeps the port from being given to somebody's connection while nothing listens.
+    _bound: TcpSocket,
 }
 
 impl Case {
@@ -41,9 +43,10 @@ impl Case {
 
 impl Switch {
     fn off(upstream: &str) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let bound = bound(0);
+        let port = bound.local_addr().unwrap().port();
         let upstream = upstream.trim_start_matches("http://").to_owned();
-        Self { port, upstream, bytes_per_second: Arc::new(AtomicU64::new(FULL_SPEED)), task: None }
+        Self { port, upstream, bytes_per_second: Arc::new(AtomicU64::new(FULL_SPEED)), task: None, _bound: bound }
     }
 
     pub fn endpoint(&self) -> String {
@@ -94,10 +97,8 @@ impl Switch {
     }
 
     fn listen(&self) -> TcpListener {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
+        let socket = bound(self.port);
         socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES).unwrap();
-        socket.bind(([127, 0, 0, 1], self.port).into()).unwrap();
         socket.listen(128).unwrap()
     }
 }
@@ -108,6 +109,13 @@ impl Drop for Switch {
             task.abort();
         }
     }
+}
+
+fn bound(port: u16) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(([127, 0, 0, 1], port).into()).unwrap();
+    socket
 }
 
 /// Passes on what comes, until either end closes.
