@@ -7,7 +7,7 @@ mod debts;
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use runtime_core::ContainerId;
 use tokio::sync::{oneshot, watch};
@@ -72,13 +72,19 @@ async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch, watches: Arc<Watche
             return;
         }
         let Some(inner) = weak.upgrade() else { return };
-        let layout = inner.layout.clone();
+        let (layout, arrived) = (inner.layout.clone(), Arc::new(Mutex::new(sockets)));
+        let left = arrived.clone();
         inner
             .follow(&watches, move |id| {
                 let socket = layout.container(id).socket;
-                all || socket.file_name().is_some_and(|name| sockets.contains(name.as_bytes()))
+                let name = socket.file_name().unwrap_or_default().as_bytes();
+                arrived.lock().unwrap_or_else(PoisonError::into_inner).remove(name) || all
             })
             .await;
+        // One that came and went with its end, before it was looked for.
+        if all || !left.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            inner.give_back_volumes().await;
+        }
     }
 }
 
@@ -125,8 +131,9 @@ impl Inner {
         });
     }
 
-    /// Gives volumes back that belong to containers which are no more: whoever removed or created those was killed.
-    async fn release_orphaned_volumes(&self) {
+    /// Gives volumes back that belong to containers which are no more: they were removed with their end, or whoever
+    /// removed or created them was killed.
+    pub(crate) async fn give_back_volumes(&self) {
         let volumes = self.volumes.list().await.unwrap_or_default();
         for volume in volumes {
             for user in self.volumes.users(&volume.name).await.unwrap_or_default() {
@@ -159,7 +166,7 @@ async fn keep(weak: Weak<Inner>, _lock: File) {
         }
         // Containers that ended while nobody kept.
         inner.follow(&watches, |_| true).await;
-        inner.release_orphaned_volumes().await;
+        inner.give_back_volumes().await;
     }
     debts::pay(weak).await;
     // What arrives is followed on.

@@ -37,7 +37,7 @@ pub use attempts::EarlierAttempt;
 pub use config::Config;
 pub use container::{
     CopyInOptions, CreateOptions, DEFAULT_STOP_TIMEOUT, ExecRequest, Inspect, InspectMount, InspectNetwork,
-    RunningExec, TIMEOUT_EXIT_CODE, Terminal, TerminalSize,
+    RunningExec, TIMEOUT_EXIT_CODE, Terminal, TerminalSize, Watched,
 };
 pub use error::{Error, Result};
 pub use files::unpack::Owner;

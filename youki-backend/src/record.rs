@@ -60,6 +60,11 @@ pub(crate) struct AttemptKey {
 }
 
 impl ContainerRecord {
+    /// Whether both are of one container, not of two of one name.
+    pub fn is_same_container(&self, other: &Self) -> bool {
+        self.id == other.id && self.created_at == other.created_at
+    }
+
     pub fn attempt_key(&self) -> AttemptKey {
         AttemptKey { id: self.id.clone(), created_at: self.created_at, attempt: self.attempt }
     }

@@ -23,10 +23,11 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::lock::ContainerLock;
 use crate::network::{Definition, Networks, Place, Subnet};
+use crate::process::ProcessName;
 use crate::record::{self, NetworkRecord};
 use crate::runtime::{Inner, YoukiRuntime};
 use crate::supervisor::spawn::Spawner;
-use crate::trash::Trash;
+use crate::trash::{SUPERVISOR_PATIENCE, Trash};
 
 /// Tells a root, and what wrote it.
 const VERSION_FILE: &str = "berth-root.json";
@@ -137,11 +138,20 @@ impl Inner {
                 self.networks.detach(lease).await?;
             }
         }
-        // Supervisors that are unmounting are in a cgroup of this root's.
         self.trash.deleted().await;
         self.networks.dismantle().await?;
-        let cgroup = self.hierarchy.container_dirs(&format!("/{}", self.config.cgroup_parent));
-        tokio::task::spawn_blocking(move || cgroup.remove()).await.map_err(Error::ThreadLost)?
+        let parent = format!("/{}", self.config.cgroup_parent);
+        let cgroup = self.hierarchy.container_dirs(&parent);
+        let supervisors = self.hierarchy.container_dirs(&format!("{parent}/supervisors"));
+        let removed = tokio::task::spawn_blocking(move || {
+            // Those that unmount, or delete what their containers left.
+            let ending = supervisors.pids()?.into_iter().filter_map(|pid| ProcessName::of(pid.cast_signed()));
+            for supervisor in ending {
+                supervisor.wait_for_end(SUPERVISOR_PATIENCE);
+            }
+            cgroup.remove()
+        });
+        removed.await.map_err(Error::ThreadLost)?
     }
 
     /// Looks at every container once; what is lost or abandoned is dealt with on the way.
@@ -185,12 +195,20 @@ impl Inner {
         match self.container(id) {
             Ok(container) if paths.created().exists() => {
                 drop(lock);
-                let observed = self.observe(&container).await?;
-                self.keep_watch(&container);
-                match observed {
+                match self.observe(&container).await? {
+                    Observed::Ended(record) if self.is_left_over(&container, &record) => {
+                        self.remove_left_over(&container).await;
+                        Ok(())
+                    }
                     // By itself, with nobody there to see it.
-                    Observed::Ended(_) => self.leave_network_if_idle(&container).await,
-                    _ => Ok(()),
+                    Observed::Ended(_) => {
+                        self.keep_watch(&container);
+                        self.leave_network_if_idle(&container).await
+                    }
+                    _ => {
+                        self.keep_watch(&container);
+                        Ok(())
+                    }
                 }
             }
             Ok(container) => {

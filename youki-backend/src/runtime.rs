@@ -25,7 +25,7 @@ use volumes_s3::VolumeStore;
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
 use crate::container::{
-    CopyInOptions, CreateOptions, ExecRequest, Inspect, Observed, RunningExec, Terminal, TerminalSize,
+    CopyInOptions, CreateOptions, ExecRequest, Inspect, RunningExec, Terminal, TerminalSize, Watched,
 };
 use crate::error::{Error, Result};
 use crate::files::PathKind;
@@ -317,22 +317,18 @@ impl YoukiRuntime {
         self.0.export(id, out).await
     }
 
-    /// Gives back what an ended container has of its network, and syncs and gives back its named volumes, as a stop
-    /// does. Tells which of them are not durable yet, and why.
+    /// The current attempt of a container, for whoever must know its end also if the container goes with it.
     ///
     /// # Errors
     /// [`Error::NoSuchContainer`].
-    pub async fn settle(&self, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
-        let container = self.0.container(id)?;
-        match self.0.observe(&container).await? {
-            Observed::Ended(_) => {
-                let left = self.0.leave_network_if_ended(&container).await;
-                let settled = self.0.settle_volumes(&container).await;
-                left.map(|()| settled)
-            }
-            // It was started again, or is about to be.
-            _ => Ok(Vec::new()),
-        }
+    pub async fn watch(&self, id: &ContainerId) -> Result<Watched> {
+        self.0.watch(id).await
+    }
+
+    /// Syncs and gives back the named volumes of containers that are no more, which nobody else has done yet. The keeper
+    /// does so by itself.
+    pub async fn give_back_volumes(&self) {
+        self.0.give_back_volumes().await;
     }
 
     /// Tries again what volumes owe to S3, whether their containers are there or not, within the time that a stop has for

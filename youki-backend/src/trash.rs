@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use crate::error::{Error, Result};
 use crate::process::ProcessName;
 
-/// Time for a supervisor to unmount and end after its container was removed; then its files are deleted beneath it.
-/// The unmount syncs the writable layer.
-const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(60);
+/// Time for a supervisor to unmount and end after its container ended, or was removed; then its files are deleted beneath
+/// it. The unmount syncs the writable layer.
+pub(crate) const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The directory, and what this process is deleting in it.
 #[derive(Debug)]
@@ -38,16 +38,9 @@ impl Trash {
         Self { dir, under_way: watch::Sender::new(0) }
     }
 
-    /// Takes `dir` away in one step; `None` if it is not there. Blocks for a moment.
+    /// [`take`], into this one.
     pub fn take(&self, dir: &Path) -> io::Result<Option<Discarded>> {
-        let path = self.dir.join(format!("{}-{}", std::process::id(), rand::random::<u64>()));
-        let lock = match File::open(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        fs::rename(dir, &path)?;
-        Ok(Some(Discarded { path, lock }))
+        take(&self.dir, dir)
     }
 
     /// Deletes it behind the caller's back, once `user`, in whose mounts it is, has ended. Must be called within a tokio
@@ -59,11 +52,8 @@ impl Trash {
             if user.is_some_and(|user| !user.wait_for_end(SUPERVISOR_PATIENCE)) {
                 tracing::warn!(path = %path.display(), "a supervisor does not end: deleted while it is used");
             }
-            match fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "cannot be deleted");
-                }
-                _ => {}
+            if let Err(error) = remove_tree(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot be deleted");
             }
         });
     }
@@ -85,6 +75,37 @@ impl Trash {
     pub async fn deleted(&self) {
         // The sender is ours, and lives.
         let _ = self.under_way.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+impl Discarded {
+    /// Where it is now.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Deletes it. Blocks.
+    pub fn delete(self) -> io::Result<()> {
+        remove_tree(&self.path)
+    }
+}
+
+/// Takes `dir` away into `trash` in one step; `None` if it is not there. Blocks for a moment.
+pub(crate) fn take(trash: &Path, dir: &Path) -> io::Result<Option<Discarded>> {
+    let path = trash.join(format!("{}-{}", std::process::id(), rand::random::<u64>()));
+    let lock = match File::open(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+    fs::rename(dir, &path)?;
+    Ok(Some(Discarded { path, lock }))
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
 use crate::supervisor::failure::Failure;
 use crate::supervisor::wire::{Reply, Request};
-use crate::supervisor::{CreatePlan, FillPlan, MAX_SUPERVISOR_LOG_BYTES, ResidentConfig};
+use crate::supervisor::{CreatePlan, FillPlan, MAX_SUPERVISOR_LOG_BYTES, RemovalPlan, ResidentConfig};
 
 /// Files that a container's log is kept in.
 const LOG_FILES: u64 = 10;
@@ -155,6 +155,7 @@ impl Inner {
                 held_sockets: 0,
                 log_file_max_bytes: (max_log_bytes / LOG_FILES).max(4096),
                 log_files: LOG_FILES as usize,
+                removal: record.spec.remove_on_exit.then(|| self.removal(paths, record)),
             },
             resident_executable: self.spawner.resident().to_owned(),
             bundle: paths.bundle(),
@@ -176,6 +177,17 @@ impl Inner {
             fill,
         };
         Ok(plan)
+    }
+
+    /// What the supervisor must know to remove its container with its end.
+    fn removal(&self, paths: &ContainerPaths, record: &ContainerRecord) -> RemovalPlan {
+        let id = record.id.to_string();
+        let network = match &record.network {
+            NetworkRecord::Bridge(lease) => Some(self.networks.departure(&id, Some(lease))),
+            NetworkRecord::Host => record.port_override.map(|_| self.networks.departure(&id, None)),
+            NetworkRecord::None => None,
+        };
+        RemovalPlan { lock: paths.lock.clone(), run_dir: paths.run.clone(), trash: self.layout.trash(), network }
     }
 
     /// The spec's environment with `$E:VAR` and `$S:name` replaced.

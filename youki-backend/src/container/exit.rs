@@ -7,16 +7,14 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use runtime_core::{Event, EventKind};
 
-use super::{Container, Observed};
+use super::Container;
 use crate::error::{Error, Result};
 use crate::record::{AttemptKey, ExitRecord, MountKind};
 use crate::runtime::Inner;
+use crate::trash::SUPERVISOR_PATIENCE;
 
 /// Volumes retried at once: each sync may hold some ten MiB.
 const RETRIES_AT_ONCE: usize = 4;
-
-/// Time for a supervisor to unmount and end after it wrote the exit record. The unmount syncs the writable layer.
-const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Inner {
     /// Syncs the named volumes of an ended container and gives them back, within the configured time: what does not
@@ -134,15 +132,12 @@ impl Inner {
 
     /// Waits for the end of the container, then syncs its volumes unless it was started again by then.
     pub(crate) async fn settle_at_end(self: &Arc<Self>, container: &Container) {
-        // Between attempts that its policy makes it needs them still.
-        if let Err(error) = self.wait_for_last_end(container).await {
-            tracing::debug!(container = %container.record.id, error = error.chain(), "no longer followed");
-            return;
-        }
-        if let Ok(now) = self.container(&container.record.id)
-            && matches!(self.observe(&now).await, Ok(Observed::Ended(_)))
-        {
-            self.settle_volumes(&now).await;
+        // Between attempts that its policy makes it needs them still. Its supervisor may have removed it.
+        match self.wait_for_last_end(container).await {
+            Ok(_) | Err(Error::NoSuchContainer { .. }) => drop(self.settle_ended(container).await),
+            Err(error) => {
+                tracing::debug!(container = %container.record.id, error = error.chain(), "no longer followed");
+            }
         }
     }
 }

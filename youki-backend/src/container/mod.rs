@@ -20,6 +20,7 @@ mod stop;
 mod terminal;
 mod update;
 mod wait;
+mod watched;
 
 use std::fs;
 use std::io;
@@ -41,6 +42,7 @@ pub(crate) use remove::remove_dir;
 pub(crate) use state::Observed;
 pub use stop::DEFAULT_STOP_TIMEOUT;
 pub use terminal::{Terminal, TerminalSize};
+pub use watched::Watched;
 
 /// A container as its record says.
 #[derive(Debug, Clone)]

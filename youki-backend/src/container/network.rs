@@ -100,10 +100,21 @@ impl Inner {
         }
     }
 
-    /// Whether the container of that name is one whose current attempt is over.
+    /// Whether the container of that name is over: it is gone, and none is being made, or its current attempt has ended.
     fn has_ended(&self, name: &str) -> bool {
-        let Ok(container) = name.parse().map_err(Error::from).and_then(|id| self.container(&id)) else { return false };
-        self.exit_record(&container).is_ok_and(|record| record.is_some())
+        let Ok(id) = name.parse() else { return false };
+        match self.container(&id) {
+            Ok(container) => self.exit_record(&container).is_ok_and(|record| record.is_some()),
+            Err(Error::NoSuchContainer { .. }) => {
+                let Ok(Some(lock)) = ContainerLock::try_acquire(&self.layout.container(&id).lock) else { return false };
+                let gone = matches!(self.container(&id), Err(Error::NoSuchContainer { .. }));
+                if gone {
+                    lock.remove();
+                }
+                gone
+            }
+            Err(_) => false,
+        }
     }
 }
 

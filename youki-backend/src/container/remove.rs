@@ -11,7 +11,7 @@ use runtime_core::{ContainerId, Event, EventKind};
 use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::process::ProcessName;
-use crate::record::NetworkRecord;
+use crate::record::{ExitRecord, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::wire::{Reply, Request};
 
@@ -19,14 +19,31 @@ impl Inner {
     /// Kills `id` if it runs, and frees all of it. Goes on to its end when the future is dropped.
     /// Tells which of its named volumes are not durable yet.
     pub(crate) async fn remove(self: &Arc<Self>, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
-        let (inner, id) = (self.clone(), id.clone());
-        tokio::spawn(async move { inner.remove_to_the_end(&id).await }).await.map_err(Error::ThreadLost)?
+        self.remove_this(self.container(id)?).await
     }
 
-    async fn remove_to_the_end(&self, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
-        let container = self.container(id)?;
+    /// The same for `container`, and never for a later one of its name.
+    pub(super) async fn remove_this(
+        self: &Arc<Self>,
+        container: Container,
+    ) -> Result<Vec<(String, volumes_s3::Error)>> {
+        let inner = self.clone();
+        tokio::spawn(async move { inner.remove_to_the_end(container).await }).await.map_err(Error::ThreadLost)?
+    }
+
+    async fn remove_to_the_end(&self, container: Container) -> Result<Vec<(String, volumes_s3::Error)>> {
+        let id = &container.record.id;
         let ended = self.end(&container, libc::SIGKILL, Duration::ZERO).await;
-        let (lock, container) = self.lock(&container).await?;
+        let (lock, container) = match self.lock(&container).await {
+            // With its end it was removed.
+            Err(Error::NoSuchContainer { .. }) if container.record.spec.remove_on_exit => {
+                return Ok(self.settle_ended(&container).await);
+            }
+            Ok((_, now)) if !now.record.is_same_container(&container.record) => {
+                return Err(Error::NoSuchContainer { id: id.to_string() });
+            }
+            other => other?,
+        };
         let mut unrecorded = None;
         // Somebody may have started it again while the lock was waited for. And one that has written its record answers
         // once it has let go of socket and cgroup: the next container may take them.
@@ -78,6 +95,17 @@ impl Inner {
         supervisor: Option<ProcessName>,
         undone: Option<Duration>,
     ) -> Result<()> {
+        let mut errors = self.free_host(container, supervisor).await;
+        errors.extend(self.release_volumes(container, undone).await);
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Error::Several(errors)),
+        }
+    }
+
+    /// All but its named volumes.
+    async fn free_host(&self, container: &Container, supervisor: Option<ProcessName>) -> Vec<Error> {
         let mut errors = Vec::new();
         let mut note = |result: Result<()>| errors.extend(result.err());
         note(self.clear_cgroup(container).await);
@@ -110,12 +138,27 @@ impl Inner {
             }
             Err(error) => note(Err(error)),
         }
-        errors.extend(self.release_volumes(container, undone).await);
-        match errors.len() {
-            0 => Ok(()),
-            1 => Err(errors.remove(0)),
-            _ => Err(Error::Several(errors)),
+        errors
+    }
+
+    /// Whether `container`, which ended so, should have been removed with its end, and nobody is about to.
+    pub(crate) fn is_left_over(&self, container: &Container, ended: &ExitRecord) -> bool {
+        container.record.spec.remove_on_exit
+            && ended.supervisor().is_none_or(|supervisor| supervisor.wait_for_end(Duration::ZERO))
+    }
+
+    /// Removes a container that is left over. What is owed for its named volumes is journaled, and the keeper's to settle.
+    pub(crate) async fn remove_left_over(&self, container: &Container) {
+        let id = &container.record.id;
+        let lock = match self.lock(container).await {
+            Ok((lock, now)) if now.record.is_same_container(&container.record) => lock,
+            _ => return,
+        };
+        for error in self.free_host(container, None).await {
+            tracing::warn!(container = %id, error = error.chain(), "removing it with its end");
         }
+        self.tell(Event::now(EventKind::Remove).of(id));
+        lock.remove();
     }
 
     /// Gives the volumes of a container back that is no more.

@@ -42,6 +42,12 @@ impl Inner {
                 None => Some(self.declare_lost(&container, &lock).await?),
             },
         };
+        if ended.is_some() && container.record.spec.remove_on_exit {
+            drop(lock);
+            // As good as gone: whoever looks at it removes it, if its supervisor does not.
+            self.observe(&container).await?;
+            return Err(Error::NoSuchContainer { id: id.to_string() });
+        }
         if let Some(ended) = &ended {
             self.wait_for_supervisor(&container, ended).await?;
         }

@@ -65,8 +65,21 @@ impl Inner {
         Ok(self.observe(&container).await?.state())
     }
 
-    /// What `container` is doing. One whose supervisor is gone without a record is killed, and gets one that says so.
+    /// What `container` is doing. One whose supervisor is gone without a record is killed, and gets one that says so; one
+    /// that should be gone with its end, and has no supervisor to see to that, is removed.
     pub(crate) async fn observe(&self, container: &Container) -> Result<Observed> {
+        let observed = self.look_at(container).await?;
+        if let Observed::Ended(record) = &observed
+            && self.is_left_over(container, record)
+            && let Some(inner) = self.weak.upgrade()
+        {
+            let container = container.clone();
+            tokio::spawn(async move { inner.remove_left_over(&container).await });
+        }
+        Ok(observed)
+    }
+
+    async fn look_at(&self, container: &Container) -> Result<Observed> {
         if let Some(record) = self.exit_record(container)? {
             return Ok(Observed::Ended(Box::new(record)));
         }

@@ -29,7 +29,10 @@ impl Inner {
         self.end(&container, container.record.stop_signal, timeout).await?;
         self.tell(Event::now(EventKind::Stop).of(id));
         let left = self.leave_network_if_ended(&container).await;
-        let settled = self.settle_volumes(&container).await;
+        let settled = match container.record.spec.remove_on_exit {
+            true => self.settle_ended(&container).await,
+            false => self.settle_volumes(&container).await,
+        };
         left.map(|()| settled)
     }
 

@@ -76,7 +76,7 @@ pub struct NetworkOptions {
 }
 
 /// Where a root keeps what concerns its networks, and what it is called on the host.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Place {
     /// The nft table, `berth_<root tag>`; also marks bridges as this root's.
     pub table: String,

@@ -37,7 +37,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use runtime_core::spec::NetworkMode;
 use runtime_core::{ContainerId, ServiceSpec};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::{Error, Result};
@@ -90,6 +90,38 @@ pub struct NetworkMember {
     pub ipv6: Option<String>,
     /// Its hardware address.
     pub mac: String,
+}
+
+/// What a container that is gone has of the networks, for whoever removes it without [`Networks`]: its supervisor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Departure {
+    place: Place,
+    id: String,
+    /// None for one in the host's network, which may have a port.
+    lease: Option<Lease>,
+}
+
+impl Departure {
+    /// Gives back ports, name, interface and address, from within the host's network namespace. Blocks. What fails is
+    /// done by the next who opens the root.
+    ///
+    /// # Errors
+    /// [`Error::Network`], [`Error::Io`].
+    pub fn carry_out(&self) -> Result<()> {
+        let Self { place, id, lease } = self;
+        let closed = ports::close(place, id);
+        let Some(lease) = lease else { return closed };
+        let left = names::leave(place, lease, id);
+        let detached = attach::detach(lease);
+        // Whoever has the address next must not be reached by what leads to it still.
+        closed.and(left).and(detached)?;
+        lease::give_back(place, lease, id)
+    }
+
+    /// Whether it must be in the host's network namespace.
+    pub fn is_on_bridge(&self) -> bool {
+        self.lease.is_some()
+    }
 }
 
 /// The networks of a root. Cloning is cheap and shares them.
@@ -199,6 +231,11 @@ impl Networks {
     pub fn holds(&self, id: &str, lease: Option<&Lease>) -> bool {
         let named = |lease: &Lease| self.place.names(&lease.network).join(format!("{}@{id}", lease.ip)).exists();
         lease.is_some_and(named) || self.place.ports().join(id).exists()
+    }
+
+    /// What `id` will have to give back when it is gone.
+    pub fn departure(&self, id: &str, lease: Option<&Lease>) -> Departure {
+        Departure { place: Place::clone(&self.place), id: id.to_owned(), lease: lease.cloned() }
     }
 
     /// Puts back what somebody took away: bridges that containers are on, their places at it, the firewall.

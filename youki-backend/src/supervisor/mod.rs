@@ -17,7 +17,7 @@ mod stage;
 pub(crate) mod wire;
 
 pub(crate) use launch::exec_failure_code;
-pub(crate) use resident::ResidentConfig;
+pub(crate) use resident::{RemovalPlan, ResidentConfig};
 pub(crate) use stage::{CreatePlan, FillPlan, LIBCONTAINER_ID, Overlay};
 
 /// Bounds of what a supervisor and its helpers write about themselves, in `supervisor.log`.

@@ -23,7 +23,7 @@ crate::tests![
 ];
 
 /// A file system of its own at a root's place, without anything reserved for root. It goes with this value.
-struct SmallDisk {
+pub struct SmallDisk {
     root: Root,
     image: PathBuf,
 }
@@ -40,7 +40,7 @@ impl SmallDisk {
     }
 
     /// Takes all room there is; returns the file that holds it.
-    fn fill(&self) -> PathBuf {
+    pub fn fill(&self) -> PathBuf {
         use std::io::Write;
         let path = self.root.dir.join("filler");
         let mut file = fs::File::create(&path).unwrap();
@@ -74,7 +74,7 @@ fn run(program: &str, args: &[&str], path: &Path) {
     assert!(status.as_ref().is_ok_and(std::process::ExitStatus::success), "{program} {}: {status:?}", path.display());
 }
 
-async fn small(case: &Case) -> (SmallDisk, Root, Arc<dyn Runtime>) {
+pub async fn small(case: &Case) -> (SmallDisk, Root, Arc<dyn Runtime>) {
     let root = case.root("small");
     let disk = SmallDisk::mount(&root);
     let runtime = root.open().await.unwrap();

@@ -36,6 +36,7 @@ mod networks_named;
 mod outcomes;
 mod processes;
 mod removal;
+mod removed_at_end;
 mod restarts;
 mod restarts_killed;
 mod supervisor_killed;
@@ -110,6 +111,7 @@ fn trials() -> Vec<Trial> {
         command_line::tests(),
         full_disk::tests(),
         removal::tests(),
+        removed_at_end::tests(),
         restarts::tests(),
         restarts_killed::tests(),
         keeper::tests(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use runtime_core::{ContainerId, WaitReason};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use youki_backend::{Error, YoukiRuntime};
+use youki_backend::{Error, Watched, YoukiRuntime};
 
 use crate::cli::AttachArgs;
 use crate::failure::{Failure, Result, eprint_line};
@@ -46,9 +46,10 @@ pub async fn attach(session: &Session, args: &AttachArgs) -> Result<i32> {
         return Err(Error::NotRunning { id: one.id, state: one.state }.into());
     }
     let wanted = Wanted { input: !args.no_stdin, tty: one.spec.tty };
+    let mut watched = session.runtime.watch(&id).await?;
     let mut signals = Signals::listen()?;
     let started = std::future::ready(Ok(()));
-    match connect(&session.runtime, &id, wanted, &mut signals, started).await? {
+    match connect(&session.runtime, &id, &mut watched, wanted, &mut signals, started).await? {
         Left::Ended(code) => Ok(code),
         Left::Detached | Left::Unread => Ok(0),
     }
@@ -59,6 +60,7 @@ pub async fn attach(session: &Session, args: &AttachArgs) -> Result<i32> {
 pub async fn connect(
     runtime: &YoukiRuntime,
     id: &ContainerId,
+    watched: &mut Watched,
     wanted: Wanted,
     signals: &mut Signals,
     start: impl Future<Output = Result<()>>,
@@ -68,11 +70,10 @@ pub async fn connect(
     }
     let mut attached = Attached::begin(runtime, id, wanted).await?;
     start.await?;
-    let mut waiting = std::pin::pin!(runtime.wait(id));
     let unread = attached.unread.clone();
     let outcome = loop {
         tokio::select! {
-            outcome = &mut waiting => break outcome?,
+            outcome = watched.wait() => break outcome?,
             () = attached.left() => return Ok(Left::Detached),
             () = unread.notified() => return Ok(Left::Unread),
             number = signals.next() => match runtime.forward_signal(id, number).await {
@@ -83,7 +84,7 @@ pub async fn connect(
         }
     };
     let copied = attached.finish().await;
-    warn_of_volumes(runtime.settle(id).await?);
+    warn_of_volumes(watched.settle().await?);
     if outcome.reason == WaitReason::RuntimeError {
         eprint_line(&format!("berth: {id}: how it ended is not known; its supervisor was lost"));
     }

@@ -66,9 +66,6 @@ fn read_spec(path: &Path) -> Result<ServiceSpec> {
 /// `berth run`
 pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
     let wanted = Wanted::from_flags(args)?;
-    if args.detach && args.rm {
-        return Err(Failure::unsupported("--rm with --detach"));
-    }
     // Before anything is made.
     if args.tty && args.interactive && !args.detach && !io::stdin().is_terminal() {
         return Err(Failure::usage("standard input is no terminal: leave --tty out"));
@@ -85,8 +82,10 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
         return Ok(status);
     }
     let connected = attach::Wanted { input: wanted.spec.stdin, tty: wanted.spec.tty };
+    let mut watched = session.runtime.watch(&wanted.id).await?;
     let start = async { session.runtime.start(&wanted.id).await.map_err(with_exec_status) };
-    let ended = match attach::connect(&session.runtime, &wanted.id, connected, &mut signals, start).await {
+    let ended = match attach::connect(&session.runtime, &wanted.id, &mut watched, connected, &mut signals, start).await
+    {
         // It runs on, and what it leaves stays.
         Ok(Left::Detached) => return Ok(0),
         Ok(Left::Ended(code)) => Ok(code),
@@ -98,8 +97,7 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
         Err(failure) => Err(failure),
     };
     if args.rm {
-        let removed = session.runtime.remove(&wanted.id, true).await.map(warn_of_volumes);
-        session.runtime.deletions().await;
+        let removed = watched.removed().await.map(warn_of_volumes);
         return ended.and_then(|status| removed.map(|()| status).map_err(Failure::from));
     }
     ended

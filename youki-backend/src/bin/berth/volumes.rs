@@ -162,6 +162,7 @@ pub async fn verify(session: &Session, args: &VolumeVerifyArgs) -> Result<i32> {
 /// `berth volume rm`
 pub async fn rm(session: &Session, args: &VolumeRmArgs) -> Result<i32> {
     let volumes = session.runtime.volumes();
+    session.runtime.give_back_volumes().await;
     let remove = async |name: &str| {
         volumes.remove(name, args.remote, args.force).await?;
         Ok(name.to_owned())
@@ -182,6 +183,7 @@ pub async fn prune(session: &Session, args: &VolumePruneArgs) -> Result<i32> {
     }
     let warning = "This removes the local copies of volumes that nobody uses and S3 holds as they are.";
     let pruned = if confirmed(args.force, warning)? {
+        session.runtime.give_back_volumes().await;
         session.runtime.volumes().prune_local().await?
     } else {
         PruneResult::default()

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use runtime_core::spec::RestartPolicy;
 use serde::{Deserialize, Serialize};
 
+use crate::network::Departure;
+
 /// The connection to the agent that creates the container.
 pub(crate) const CONTROL_FD: i32 = 0;
 /// Listens for further connections.
@@ -22,11 +24,13 @@ pub(crate) const STDIN_FD: i32 = 8;
 pub(crate) const PLAN_FD: i32 = 9;
 /// Beside it the executable that does so, by the version of this supervisor.
 pub(crate) const STAGE_FD: i32 = 10;
+/// The host's network namespace, for a supervisor that has to take its container off a network.
+pub(crate) const HOST_NETWORK_FD: i32 = 11;
 /// Sockets at the container's published ports, kept from the host's processes as long as it runs; then nothing more.
-pub(crate) const FIRST_HELD_FD: i32 = 11;
+pub(crate) const FIRST_HELD_FD: i32 = 12;
 
 /// Passed as one JSON argument.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ResidentConfig {
     /// `<root>/containers/<id>`.
     pub container_dir: PathBuf,
@@ -64,4 +68,27 @@ pub(crate) struct ResidentConfig {
     pub log_file_max_bytes: u64,
     /// How many are kept.
     pub log_files: usize,
+    /// For a container that is removed with its end.
+    #[serde(default)]
+    pub removal: Option<RemovalPlan>,
+}
+
+/// What a supervisor must know to remove its container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct RemovalPlan {
+    /// The container's lock.
+    pub lock: PathBuf,
+    /// `<run>/containers/<id>`.
+    pub run_dir: PathBuf,
+    /// `<root>/trash`.
+    pub trash: PathBuf,
+    /// What it has of the networks.
+    pub network: Option<Departure>,
+}
+
+impl ResidentConfig {
+    /// Whether [`HOST_NETWORK_FD`] is needed.
+    pub fn needs_host_network(&self) -> bool {
+        self.removal.as_ref().and_then(|plan| plan.network.as_ref()).is_some_and(Departure::is_on_bridge)
+    }
 }

@@ -21,8 +21,8 @@ mod output;
 mod own_log;
 
 pub(crate) use config::{
-    CONTROL_FD, ERRNO_FD, FIRST_HELD_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, ResidentConfig, STAGE_FD,
-    STDIN_FD,
+    CONTROL_FD, ERRNO_FD, FIRST_HELD_FD, HOST_NETWORK_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, RemovalPlan,
+    ResidentConfig, STAGE_FD, STDIN_FD,
 };
 pub(crate) use exec::check;
 pub(crate) use output::PIPE_BYTES;

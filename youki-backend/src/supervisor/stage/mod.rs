@@ -29,7 +29,8 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::failure::Failure;
 use super::resident::{
-    self, ERRNO_FD, FIRST_HELD_FD, LISTENER_FD, OUTPUT_FDS, PIPE_BYTES, PLAN_FD, RESULT_FD, STAGE_FD, STDIN_FD,
+    self, ERRNO_FD, FIRST_HELD_FD, HOST_NETWORK_FD, LISTENER_FD, OUTPUT_FDS, PIPE_BYTES, PLAN_FD, RESULT_FD, STAGE_FD,
+    STDIN_FD,
 };
 use super::wire::{MAX_FRAME_BYTES, Reply};
 use crate::error::{Error, Result};
@@ -113,6 +114,10 @@ fn set_up(mut plan: CreatePlan, held: Vec<OwnedFd>) -> Result<std::convert::Infa
         // SAFETY: this process is single-threaded.
         unsafe { std::env::remove_var(name) };
     }
+    let host_network = match plan.resident.needs_host_network() {
+        true => Some(fs::File::open("/proc/self/ns/net").map_err(Error::io("opening", "/proc/self/ns/net"))?.into()),
+        false => None,
+    };
     let own_network = if plan.own_network { UnshareFlags::NEWNET } else { UnshareFlags::empty() };
     // SAFETY: this process is single-threaded and holds nothing that depends on its namespaces.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS | own_network) }
@@ -134,8 +139,9 @@ fn set_up(mut plan: CreatePlan, held: Vec<OwnedFd>) -> Result<std::convert::Infa
     match helper {
         0 => {
             let Descriptors { listener, result, errno, stdout, stderr, stdin, held } = descriptors;
-            // So that each pipe has one reader and ends when it should, and ports are given back with the resident.
-            drop((listener, result.0, errno.0, stdout.0, stderr.0, stdin.1, held));
+            // So that each pipe has one reader and ends when it should, ports are given back with the resident, and
+            // nothing of the host's is near what becomes a container's process.
+            drop((listener, result.0, errno.0, stdout.0, stderr.0, stdin.1, held, host_network));
             let streams = build::Streams { stdin: stdin.0, stdout: stdout.1, stderr: stderr.1, errno: errno.1 };
             build::main(plan, streams, result.1, supervisor)
         }
@@ -143,7 +149,7 @@ fn set_up(mut plan: CreatePlan, held: Vec<OwnedFd>) -> Result<std::convert::Infa
         pid => {
             leave_agent(&plan)?;
             plan.resident.helper_pid = pid;
-            become_resident(plan, descriptors)
+            become_resident(plan, descriptors, host_network)
         }
     }
 }
@@ -210,7 +216,11 @@ fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
-fn become_resident(mut plan: CreatePlan, descriptors: Descriptors) -> Result<std::convert::Infallible> {
+fn become_resident(
+    mut plan: CreatePlan,
+    descriptors: Descriptors,
+    host_network: Option<OwnedFd>,
+) -> Result<std::convert::Infallible> {
     let executable = super::sealed::open(&plan.resident_executable)?;
     let config = serde_json::to_string(&plan.resident)
         .map_err(|error| Error::io("writing", "the configuration")(error.into()))?;
@@ -231,6 +241,7 @@ fn become_resident(mut plan: CreatePlan, descriptors: Descriptors) -> Result<std
         let own = fs::File::open("/proc/self/exe").map_err(Error::io("opening", "/proc/self/exe"))?;
         kept.push((own.into(), STAGE_FD));
     }
+    kept.extend(host_network.map(|namespace| (namespace, HOST_NETWORK_FD)));
     kept.extend(held.into_iter().zip(FIRST_HELD_FD..));
     let first_unused = FIRST_HELD_FD + plan.resident.held_sockets;
     let executable = above_places(&executable, first_unused)?;

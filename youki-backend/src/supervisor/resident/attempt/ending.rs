@@ -116,7 +116,10 @@ impl Attempt {
         let event = record.event("");
         let exit = Exit { code, signal, oom_killed, finished_at_nanos, record: Vec::new() };
         self.last = Some(Ended { record, exit, recorded: false, refused: false });
-        self.put_on_record();
+        match self.config.removal {
+            None => self.put_on_record(),
+            Some(_) => self.try_to_put_on_record(),
+        }
         if oom_kills > 0 {
             self.tell(Event::now(EventKind::Oom).saying(format!("{oom_kills} processes")));
         }
@@ -134,8 +137,10 @@ impl Attempt {
     pub(super) fn finish(mut self) -> i32 {
         self.phase = Phase::Exited;
         self.held.clear();
+        let removal = self.config.removal.clone();
         // A restart was called off.
-        if let Some(last) = &mut self.last
+        if removal.is_none()
+            && let Some(last) = &mut self.last
             && (last.record.restarting || !last.recorded)
         {
             last.record.restarting = false;
@@ -143,6 +148,7 @@ impl Attempt {
             self.put_on_record();
         }
         self.held.clear();
+        let files = removal.and_then(|plan| self.remove_container(&plan));
         self.remove_socket();
         self.tell_waiting();
         if let Some(listener) = self.listener.take() {
@@ -151,6 +157,9 @@ impl Attempt {
             drop(listener);
         }
         self.say_farewell();
+        if let Some(files) = files {
+            self.delete(files);
+        }
         0
     }
 
@@ -180,6 +189,19 @@ impl Attempt {
         }
     }
 
+    /// The same for a container that goes with its end: it is tried once, for whoever comes between its end and that, and a
+    /// disk that is full gets room.
+    fn try_to_put_on_record(&mut self) {
+        let Some(last) = &mut self.last else { return };
+        match record::write(&self.config.container_dir.join("exit.json"), &last.record) {
+            Ok(()) => last.recorded = true,
+            Err(error) => {
+                last.refused = true;
+                say!("writing the exit record: {}", error.chain());
+            }
+        }
+    }
+
     /// How the last attempt ended, for one who asked for the end of attempt `wanted`; `None` while that is to come.
     pub(super) fn told_of(&self, wanted: u32) -> Option<Reply> {
         let last = self.last.as_ref().filter(|last| last.recorded || last.refused)?;
@@ -188,13 +210,13 @@ impl Attempt {
             CURRENT_ATTEMPT => self.config.attempt == last.record.attempt,
             number => number <= last.record.attempt,
         };
-        let on_disk = last.recorded && self.phase == Phase::Exited;
-        let record = if on_disk { Vec::new() } else { serde_json::to_vec(&last.record).unwrap_or_default() };
+        let stays_on_disk = last.recorded && self.phase == Phase::Exited && self.config.removal.is_none();
+        let record = if stays_on_disk { Vec::new() } else { serde_json::to_vec(&last.record).unwrap_or_default() };
         is_over.then(|| Reply::Exited(Exit { record, ..last.exit.clone() }))
     }
 
     /// Answers all who wait or stop.
-    fn tell_waiting(&mut self) {
+    pub(super) fn tell_waiting(&mut self) {
         let stoppers = match self.phase {
             Phase::Exited => self.stopping.take().map(|stop| stop.connections).unwrap_or_default(),
             _ => Vec::new(),

@@ -4,6 +4,7 @@ mod building;
 mod clients;
 mod ending;
 mod execs;
+mod removal;
 mod restart;
 mod schedule;
 mod streams;
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 use runtime_core::spec::RestartKind;
 
 use super::config::{
-    CONTROL_FD, ERRNO_FD, FIRST_HELD_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, ResidentConfig, STAGE_FD,
-    STDIN_FD,
+    CONTROL_FD, ERRNO_FD, FIRST_HELD_FD, HOST_NETWORK_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, ResidentConfig,
+    STAGE_FD, STDIN_FD,
 };
 use super::connection::Connection;
 use super::events::{self, Events, Source};
@@ -53,6 +54,10 @@ pub(super) struct Attempt {
     listener: Option<OwnedFd>,
     /// Which file our socket is: at its path may be a later supervisor's.
     socket_inode: u64,
+    /// Which directory is our container's: at its path may be a later one's.
+    container_inode: u64,
+    /// The host's network namespace, if the container is to be taken off a network by us.
+    host_network: Option<OwnedFd>,
     cgroup: CgroupPaths,
     connections: Vec<Option<Connection>>,
     phase: Phase,
@@ -105,7 +110,7 @@ impl Attempt {
         // SAFETY: as below.
         let again = again.then(|| unsafe { [OwnedFd::from_raw_fd(PLAN_FD), OwnedFd::from_raw_fd(STAGE_FD)] });
         // SAFETY: the stage left these descriptors to us alone, under these numbers.
-        let (control, listener, result, errno, stdin, [stdout, stderr]) = unsafe {
+        let (control, listener, result, errno, stdin, [stdout, stderr], host_network) = unsafe {
             (
                 OwnedFd::from_raw_fd(CONTROL_FD),
                 OwnedFd::from_raw_fd(LISTENER_FD),
@@ -113,6 +118,7 @@ impl Attempt {
                 OwnedFd::from_raw_fd(ERRNO_FD),
                 config.stdin.then(|| OwnedFd::from_raw_fd(STDIN_FD)),
                 OUTPUT_FDS.map(|fd| OwnedFd::from_raw_fd(fd)),
+                config.needs_host_network().then(|| OwnedFd::from_raw_fd(HOST_NETWORK_FD)),
             )
         };
         // SAFETY: so are these.
@@ -122,7 +128,7 @@ impl Attempt {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(fd, true)?;
         }
-        for fd in again.iter().flatten() {
+        for fd in again.iter().flatten().chain(&host_network) {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
         }
         events.add(&children, Source::Children)?;
@@ -135,6 +141,8 @@ impl Attempt {
         Ok(Self {
             cgroup: hierarchy.container_dirs(&config.cgroup_path),
             socket_inode: inode(&config.socket),
+            container_inode: inode(&config.container_dir),
+            host_network,
             log: Log::open(&config.container_dir.join("logs"), config.log_file_max_bytes, config.log_files),
             helper_pid: Some(config.helper_pid),
             restarts: Restarts::new(&config.restart, again),
