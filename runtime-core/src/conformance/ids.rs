@@ -64,6 +64,9 @@ async fn unknown(case: Case) -> Verdict {
     provided.add("kill_container", runtime.kill_container(&id, None).await, |()| false);
     provided.add("logs_stream", runtime.logs_stream(&id, &Default::default()).await.map(|_| "a stream"), |_| false);
     provided.add("stats_detailed", runtime.stats_detailed(&id).await, |_| false);
+    provided.add("pause", runtime.pause(&id).await, |()| false);
+    provided.add("unpause", runtime.unpause(&id).await, |()| false);
+    provided.add("update_resources", runtime.update_resources(&id, &Default::default()).await, |()| false);
     provided.add("top", runtime.top(&id).await, |_| false);
     let exec = runtime.exec_with(&id, &command, &Default::default(), None).await;
     provided.add("exec_with", exec.map(|_| "a stream"), |_| false);

@@ -44,14 +44,17 @@
 //! | `logs` | what a container wrote |
 //! | `exec`, `exec_stream` | further processes |
 //! | `process` | environment, user, pid, stats |
+//! | `settings` | limits, capabilities and other fields of the spec |
 //! | `network` | addresses, networks and published ports |
 //! | `storage` | mounts |
 //! | `command` | Docker's rules for ENTRYPOINT and CMD |
 //! | `images` | pull, list, tag, remove |
 //! | `supervision` | restart policies, health checks |
+//! | `beyond` | pause, top, events, exec and logs with options, update |
 //! | `reopen` | what a restart of the agent must not lose |
 
 mod backend;
+mod beyond;
 mod case;
 mod command;
 mod exec;
@@ -65,6 +68,7 @@ mod outcomes;
 mod process;
 mod reopen;
 mod report;
+mod settings;
 mod signals;
 mod stop;
 mod storage;
@@ -164,11 +168,13 @@ fn all_checks() -> Vec<Check> {
     checks.extend(exec::checks());
     checks.extend(exec_stream::checks());
     checks.extend(process::checks());
+    checks.extend(settings::checks());
     checks.extend(network::checks());
     checks.extend(storage::checks());
     checks.extend(command::checks());
     checks.extend(images::checks());
     checks.extend(supervision::checks());
+    checks.extend(beyond::checks());
     checks.extend(reopen::checks());
     checks
 }

@@ -140,14 +140,14 @@ async fn blocks(case: Case) -> Verdict {
 
 async fn many(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 9 }).await?;
-    let waiters = async { try_join_all((0..32).map(|_| case.wait(&id))).await };
+    let waiters = async { try_join_all((0..100).map(|_| case.wait(&id))).await };
     let stop = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")
     };
-    let (codes, stopped) = within("32 waiters", case.soon(), async { tokio::join!(waiters, stop) }).await?;
+    let (codes, stopped) = within("100 waiters", case.soon(), async { tokio::join!(waiters, stop) }).await?;
     stopped?;
-    equal("what 32 waiters were told", &codes?, &vec![9; 32])
+    equal("what 100 waiters were told", &codes?, &vec![9; 100])
 }
 
 async fn after_exit(case: Case) -> Verdict {

@@ -161,3 +161,9 @@ pub(super) fn signal(text: &str) -> Result<(&'static str, i32)> {
     known
         .ok_or_else(|| AgentError::InvalidSpec(format!("{text:?} is not a signal: KILL, TERM, INT, HUP, USR1 or USR2")))
 }
+
+/// The stop signal `text`: a name, or its number.
+pub(super) fn stop_signal(text: &str) -> Result<(&'static str, i32)> {
+    let by_number = SIGNALS.into_iter().find(|(_, number)| number.to_string() == text);
+    by_number.map_or_else(|| signal(text), Ok)
+}

@@ -9,7 +9,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::watch;
 
 use super::container::Container;
-use super::program::{Behaviour, Invocation, Launch, signal};
+use super::program::{self, Behaviour, Invocation, Launch, signal};
 use super::{Host, MemoryRuntime, no_container};
 use crate::spec::RestartKind;
 use crate::{
@@ -35,7 +35,7 @@ impl Runtime for MemoryRuntime {
     async fn create_container(&self, id: &ContainerId, spec: &ServiceSpec) -> Result<()> {
         id.validate().map_err(|invalid| AgentError::InvalidSpec(invalid.to_string()))?;
         self.check_spec(spec)?;
-        signal(stop_signal(spec))?;
+        stop_signal(spec)?;
         let failed = |reason: String| AgentError::CreateFailed { id: id.to_string(), reason };
         let mut host = self.host();
         if host.containers.contains_key(id) {
@@ -92,7 +92,7 @@ impl Runtime for MemoryRuntime {
                 return Ok(None);
             }
             container.state = ContainerState::Stopping;
-            container.deliver(signal(stop_signal(&container.spec))?);
+            container.deliver(stop_signal(&container.spec)?);
             Ok::<_, AgentError>(Some((container.end.subscribe(), container.attempt)))
         })??;
         let Some((end, attempt)) = end else { return Ok(()) };
@@ -318,8 +318,8 @@ fn texts(output: Vec<(LogStream, Vec<u8>)>) -> Vec<ExecEvent> {
     output.chunk_by(|one, next| one.0 == next.0).map(event).collect()
 }
 
-fn stop_signal(spec: &ServiceSpec) -> &str {
-    spec.stop_signal.as_deref().unwrap_or("TERM")
+fn stop_signal(spec: &ServiceSpec) -> Result<(&'static str, i32)> {
+    program::stop_signal(spec.stop_signal.as_deref().unwrap_or("TERM"))
 }
 
 fn no_process(what: &str) -> AgentError {

@@ -101,6 +101,20 @@ fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> {
     if let Some(hostname) = &spec.hostname {
         option("--hostname", hostname.clone());
     }
+    for (name, limit) in &spec.rlimits {
+        option("--ulimit", format!("{name}={}:{}", limit.soft, limit.hard));
+    }
+    for (name, value) in &spec.sysctls {
+        option("--sysctl", format!("{name}={value}"));
+    }
+    spec.drop_capabilities.iter().for_each(|name| option("--cap-drop", name.clone()));
+    spec.capabilities.iter().for_each(|name| option("--cap-add", name.clone()));
+    if spec.no_new_privileges {
+        option("--security-opt", "no-new-privileges".to_owned());
+    }
+    if let Some(limit) = spec.resources.pids {
+        option("--pids-limit", limit.to_string());
+    }
     for storage in &spec.storage {
         match storage {
             StorageSpec::Tmpfs { target, size, mode: None } => {

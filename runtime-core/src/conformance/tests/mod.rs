@@ -107,11 +107,24 @@ fn in_memory() -> MemoryRuntime {
 
 /// The checks that only a shell, a real process or a restart can answer.
 fn needs_a_process(check: &str) -> bool {
-    let groups =
-        ["process.", "stats.", "storage.", "network.", "ports.", "reopen.", "outcome.oom", "restart.", "health."];
+    let groups = [
+        "process.",
+        "stats.",
+        "settings.",
+        "storage.",
+        "network.",
+        "ports.",
+        "reopen.",
+        "outcome.oom",
+        "restart.",
+        "health.",
+    ];
+    let beyond = ["pause.", "top.", "events.", "exec_with.", "logs_stream.", "update.", "stats_detailed."];
     let single = ["logs.apart", "logs.many", "logs.long_line", "exec.signal", "exec.large", "exec.environment"];
     let streams = ["exec_stream.characters", "exec_stream.dropped"];
-    groups.iter().any(|group| check.starts_with(group)) || single.contains(&check) || streams.contains(&check)
+    groups.iter().chain(&beyond).any(|group| check.starts_with(group))
+        || single.contains(&check)
+        || streams.contains(&check)
 }
 
 async fn judge(fault: Fault, only: &str) -> Report {
