@@ -208,6 +208,21 @@ impl Error {
         }
     }
 
+    /// The same failure, which says of what image it is.
+    pub(crate) fn of_image(mut self, reference: &impl std::fmt::Display) -> Self {
+        if let Self::DigestMismatch { what, .. }
+        | Self::SizeMismatch { what, .. }
+        | Self::InvalidLayer { layer: what, .. }
+        | Self::TooLarge { what, .. } = &mut self
+        {
+            let reference = reference.to_string();
+            if !what.contains(&reference) {
+                *what = format!("{what} of {reference}");
+            }
+        }
+        self
+    }
+
     /// A stable, dotted name of the failure.
     #[must_use]
     pub fn code(&self) -> &'static str {

@@ -15,8 +15,8 @@ use crate::locks::StoreHold;
 use crate::place::Place;
 use crate::store::{Inner, Paths, TmpDir};
 
-/// How long a removal waits for creates (short) before it leaves content to the next one.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a removal waits for creates, which are short, before it leaves content to whoever holds the store.
+const PATIENCE: Duration = Duration::from_millis(200);
 /// Between two tries for the store's lock; flock has no wait with a time limit.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -77,10 +77,23 @@ pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users)
             return Ok(removed);
         }
         if begun.elapsed() >= PATIENCE {
-            tracing::info!(image = name, "the store is in use: content goes with the next removal");
+            tracing::info!(image = name, "the store is in use: content goes when it is not");
+            let owed = &store.paths.sweep_owed;
+            fs::write(owed, "").map_err(|e| Error::io("writing", owed, e))?;
             return Ok(removed);
         }
         std::thread::sleep(RETRY);
+    }
+}
+
+/// Removes the content that a removal had to leave because the store was in use, if it is not any more; blocking.
+pub(crate) fn sweep_owed(store: &Arc<Inner>, users: &Users) -> Result<()> {
+    if !store.paths.sweep_owed.exists() {
+        return Ok(());
+    }
+    match StoreHold::try_exclusive(&store.paths.store_lock)? {
+        Some(_hold) => sweep(store, &users().map_err(Error::UsersUnknown)?, &mut Removed::default()),
+        None => Ok(()),
     }
 }
 
@@ -153,7 +166,10 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
             fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
         }
     }
-    Ok(())
+    match fs::remove_file(&paths.sweep_owed) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", &paths.sweep_owed, error)),
+        _ => Ok(()),
+    }
 }
 
 fn places_on_disk(paths: &Paths) -> Result<Vec<Place>> {

@@ -115,3 +115,29 @@ async fn broken_archives_are_typed_errors_and_enter_nothing() {
     store.prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();
     assert_eq!(std::fs::read_dir(base.path().join("root/images/blobs/sha256")).unwrap().count(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_does_not_wait_for_who_holds_the_store_and_its_content_goes_afterwards() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let store = store(&base.path().join("root"));
+    let archive = base.path().join("saved.tar");
+    std::fs::write(&archive, docker_archive()).unwrap();
+    store.load(&archive).await.unwrap();
+    let users: Arc<crate::Users> = Arc::new(|| Ok(Vec::new()));
+    let blobs = || std::fs::read_dir(base.path().join("root/images/blobs/sha256")).unwrap().count();
+    let hold = store.hold().await.unwrap();
+    for name in ["example.org/a:1", "b:2"] {
+        store.remove(name, false, Arc::clone(&users)).await.unwrap();
+    }
+    assert!(store.list().await.unwrap().is_empty() && blobs() > 0);
+    // Still held: nothing goes.
+    store.sweep_owed(Arc::clone(&users)).await.unwrap();
+    assert!(blobs() > 0);
+    drop(hold);
+    store.sweep_owed(Arc::clone(&users)).await.unwrap();
+    assert_eq!(blobs(), 0);
+    assert!(!base.path().join("root/layers/sweep-owed").exists());
+}

@@ -106,10 +106,11 @@ pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -
         Err(Error::DigestMismatch { .. } | Error::SizeMismatch { .. } | Error::NoProgress { .. })
             if session.give_up_mirrors() =>
         {
-            fetch(store, &asked).await?
+            fetch(store, &asked).await
         }
-        other => other?,
+        other => other,
     };
+    let image = image.map_err(|error| error.of_image(&reference))?;
     drop(hold);
     asked.events.done(&image.digest);
     Ok(image)

@@ -293,8 +293,10 @@ async fn wrong_content_is_a_digest_mismatch_and_leaves_nothing() {
     let Some(root) = Root::new() else { return };
     let registry = serve(Manners { lie: true, ..Manners::default() }).await;
     let store = root.store();
-    let error = store.pull(&format!("{}/x", registry.address), PullOptions::default()).await.unwrap_err();
+    let reference = format!("{}/x", registry.address);
+    let error = store.pull(&reference, PullOptions::default()).await.unwrap_err();
     assert_eq!(error.code(), "image.digest_mismatch", "{error}");
+    assert!(error.to_string().contains(&reference), "{error}");
     assert!(store.list().await.unwrap().is_empty());
     assert!(!root.left().iter().any(|path| path.starts_with("layers/diff") || path.starts_with("layers/chain")));
 }

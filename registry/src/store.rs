@@ -13,6 +13,7 @@
 //!     about/<kind>-<hex>.json         what a layer says of itself; written before the layer appears
 //!     unsynced/<boot id>/<kind>-<hex> the layer was unpacked in that boot, and no syncfs has covered it yet
 //!     locks/<name>                    flock files: index, chain-<hex>, diff-<hex>, recovery
+//!     sweep-owed                      a removal left content behind, because somebody held the store
 //!     store.lock                      shared: pulls and creates; exclusive: removal of content
 //!     tmp-<random>/                   in the making; locked by its owner, removed at open if the owner is dead
 //! ```
@@ -116,11 +117,17 @@ impl ImageStore {
     /// `users` names. An image that would lose its last reference, or the one it was used by, while a container uses it
     /// is refused with [`Error::InUse`] unless `force`. `users` is called on a thread that may block.
     ///
-    /// While a pull or a create holds the store, only the reference goes; the content goes with the next removal or
-    /// prune. Must not be called while this task holds the store itself.
+    /// While a pull or a create holds the store, only the reference goes; the content goes with the next removal, prune or
+    /// [`sweep_owed`](Self::sweep_owed). Must not be called while this task holds the store itself.
     pub async fn remove(&self, image: &str, force: bool, users: Arc<Users>) -> Result<Removed> {
         let image = image.to_owned();
         self.blocking(move |store| gc::remove(store, &image, force, &*users)).await
+    }
+
+    /// Removes content that a removal had to leave because the store was held, unless it still is. For whoever held it,
+    /// afterwards; a look at one file if there is none.
+    pub async fn sweep_owed(&self, users: Arc<Users>) -> Result<()> {
+        self.blocking(move |store| gc::sweep_owed(store, &*users)).await
     }
 
     /// Loads all images of an OCI image layout (a directory or an archive) or of an archive that `docker save` or
@@ -218,6 +225,7 @@ pub(crate) struct Paths {
     pub(crate) unsynced: PathBuf,
     pub(crate) locks: PathBuf,
     pub(crate) store_lock: PathBuf,
+    pub(crate) sweep_owed: PathBuf,
 }
 
 impl Paths {
@@ -232,6 +240,7 @@ impl Paths {
             unsynced: layers.join("unsynced"),
             locks: layers.join("locks"),
             store_lock: layers.join("store.lock"),
+            sweep_owed: layers.join("sweep-owed"),
             layers,
         }
     }

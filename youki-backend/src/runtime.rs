@@ -353,7 +353,9 @@ impl YoukiRuntime {
     /// # Errors
     /// [`Error::Image`].
     pub async fn pull(&self, image: &str, options: PullOptions) -> Result<registry::Image> {
-        let pulled = self.0.images.pull(image, options).await?;
+        let pulled = self.0.images.pull(image, options).await;
+        self.0.sweep_owed_images().await;
+        let pulled = pulled?;
         let event = Event { image: Some(pulled.reference.clone()), ..Event::now(EventKind::Pull) };
         self.0.tell(event.saying(pulled.digest.clone()));
         Ok(pulled)
@@ -436,6 +438,13 @@ impl Inner {
     /// Puts an event into the root's journal.
     pub(crate) fn tell(&self, event: Event) {
         Journal::new(self.layout.events()).put(event);
+    }
+
+    /// Removes what `remove_image` had to leave while this process, or another, held the image store.
+    pub(crate) async fn sweep_owed_images(&self) {
+        if let Err(error) = self.images.sweep_owed(self.image_users()).await {
+            tracing::warn!(%error, "content of removed images stays until the next removal");
+        }
     }
 
     /// Tells, whenever it is asked, what the containers of then need of the image store.
