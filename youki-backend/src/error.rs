@@ -158,7 +158,7 @@ pub enum Error {
         flag: String,
     },
     /// A file on disk cannot be read as what it should be.
-    #[error("{path}: {reason}")]
+    #[error("{path} cannot be read: {reason}")]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -344,6 +344,9 @@ impl Error {
             Self::StillRunning { .. } => "stop it first, or use `berth rm -f`".to_owned(),
             Self::ExecFailed { .. } => "check the command, and that the image has it".to_owned(),
             Self::WorkingDirectory { .. } => "name a directory that the container has".to_owned(),
+            Self::Corrupt { .. } => {
+                "put the file back, or remove what it belongs to: a container by `berth rm --force`".to_owned()
+            }
             Self::UnknownUser { .. } => "name one that the image has, or give numbers: UID:GID".to_owned(),
             Self::Mount { .. } => {
                 "a directory is mounted on a directory, a file on a file; see that both are there".to_owned()

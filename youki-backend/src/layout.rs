@@ -48,6 +48,11 @@ impl Layout {
         self.root.join("containers")
     }
 
+    /// Whether there is a container of that name, or one is being created, which has its lock and maybe no record yet.
+    pub fn may_be_container(&self, name: &str) -> bool {
+        self.containers().join(name).exists() || self.run.join("locks").join(name).exists()
+    }
+
     pub fn container(&self, id: &ContainerId) -> ContainerPaths {
         let name = id.to_string();
         ContainerPaths {

@@ -179,9 +179,7 @@ impl Inner {
         let (layout, networks) = (self.layout.clone(), self.networks.clone());
         tokio::task::spawn_blocking(move || {
             remove_orphaned_locks(&layout)?;
-            // One that is being created has its lock, and maybe no record yet.
-            networks
-                .reconcile(&|id| layout.containers().join(id).exists() || layout.run.join("locks").join(id).exists())
+            networks.reconcile(&|id| layout.may_be_container(id))
         })
         .await
         .map_err(Error::ThreadLost)??;

@@ -41,9 +41,12 @@ impl Inner {
         options: CreateOptions,
     ) -> Result<()> {
         let (inner, id, spec) = (self.clone(), id.clone(), spec.clone());
-        tokio::spawn(async move { inner.create_to_the_end(&id, &spec, options).await })
-            .await
-            .map_err(Error::ThreadLost)?
+        let create = async move {
+            let created = inner.create_to_the_end(&id, &spec, options).await;
+            inner.sweep_owed_images().await;
+            created
+        };
+        tokio::spawn(create).await.map_err(Error::ThreadLost)?
     }
 
     async fn create_to_the_end(&self, id: &ContainerId, spec: &ServiceSpec, options: CreateOptions) -> Result<()> {

@@ -39,7 +39,7 @@ impl Inner {
     }
 
     /// One of them. `None` if nothing is owed.
-    async fn end_volume(
+    pub(super) async fn end_volume(
         &self,
         name: &str,
         user: &str,

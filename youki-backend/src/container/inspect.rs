@@ -123,6 +123,10 @@ impl Inner {
         for id in self.container_ids()? {
             match self.inspect(&id).await {
                 Err(Error::NoSuchContainer { .. }) => {}
+                // The others can be told all the same.
+                Err(error @ Error::Corrupt { .. }) => {
+                    tracing::error!(container = %id, error = error.chain(), "its state is not known");
+                }
                 other => all.push(other?),
             }
         }
@@ -150,8 +154,11 @@ impl Inner {
     pub(crate) async fn summaries(&self) -> Result<Vec<ContainerSummary>> {
         let mut all = Vec::new();
         for id in self.container_ids()? {
-            match self.summary(id).await {
+            match self.summary(id.clone()).await {
                 Err(Error::NoSuchContainer { .. }) => {}
+                Err(error @ Error::Corrupt { .. }) => {
+                    tracing::error!(container = %id, error = error.chain(), "its state is not known");
+                }
                 other => all.push(other?),
             }
         }

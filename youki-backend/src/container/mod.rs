@@ -18,6 +18,7 @@ mod state;
 mod stats;
 mod stop;
 mod terminal;
+mod unreadable;
 mod update;
 mod wait;
 mod watched;

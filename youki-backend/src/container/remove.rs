@@ -19,7 +19,13 @@ impl Inner {
     /// Kills `id` if it runs, and frees all of it. Goes on to its end when the future is dropped.
     /// Tells which of its named volumes are not durable yet.
     pub(crate) async fn remove(self: &Arc<Self>, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
-        self.remove_this(self.container(id)?).await
+        match self.container(id) {
+            Err(Error::Corrupt { .. }) => {
+                let (inner, id) = (self.clone(), id.clone());
+                tokio::spawn(async move { inner.remove_unreadable(&id).await }).await.map_err(Error::ThreadLost)?
+            }
+            other => self.remove_this(other?).await,
+        }
     }
 
     /// The same for `container`, and never for a later one of its name.

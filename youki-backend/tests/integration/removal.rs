@@ -3,12 +3,17 @@
 use std::path::Path;
 
 use runtime_core::AgentError;
+use runtime_core::spec::StorageSpec;
 
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
 use crate::support::case::eventually;
 
-crate::tests![it_answers_before_the_files_are_deleted, what_a_killed_agent_was_deleting_the_next_one_deletes,];
+crate::tests![
+    it_answers_before_the_files_are_deleted,
+    what_a_killed_agent_was_deleting_the_next_one_deletes,
+    one_whose_record_is_damaged_hides_no_other_and_is_removed_whole,
+];
 
 /// Deleting them takes some hundred times as long as looking whether they are there.
 const MANY_FILES: &str = "mkdir /many; cd /many; i=0; while [ $i -lt 30000 ]; do : > $i; i=$((i+1)); done";
@@ -48,4 +53,45 @@ async fn what_a_killed_agent_was_deleting_the_next_one_deletes(case: Case) {
     let runtime = root.open().await.unwrap();
     assert!(matches!(runtime.container_state(&id).await, Err(AgentError::NotFound { .. })));
     eventually("all is deleted", || async { entries(&root.dir.join("trash")) == 0 }).await;
+}
+
+async fn one_whose_record_is_damaged_hides_no_other_and_is_removed_whole(case: Case) {
+    let root = case.root("root");
+    let runtime = root.open().await.unwrap();
+    let (damaged, other) = (case.id_on(&runtime), case.id_on(&runtime));
+    for id in [&damaged, &other] {
+        let mut spec = case.spec(&["sleep", "1000"]).await;
+        spec.network.mode = runtime_core::spec::NetworkMode::Bridge;
+        let named = StorageSpec::Named {
+            name: "data".into(),
+            target: "/data".into(),
+            readonly: false,
+            tier: None,
+            size: None,
+            take_over: false,
+        };
+        spec.storage = vec![named];
+        crate::support::case::start_on(&*runtime, id, &spec).await.unwrap();
+    }
+    let pid = runtime.get_container_pid(&damaged).await.unwrap().unwrap();
+    let record = root.dir.join("containers").join(damaged.to_string()).join("container.json");
+    for text in ["{", "[1, 2]", "not at all"] {
+        std::fs::write(&record, text).unwrap();
+        drop(root.open().await.unwrap());
+        let listed = runtime.list_containers().await.unwrap();
+        assert_eq!(listed.into_iter().map(|one| one.id).collect::<Vec<_>>(), std::slice::from_ref(&other), "{text}");
+        let error = runtime.container_state(&damaged).await.unwrap_err();
+        assert_eq!(error.code(), "root.corrupt", "{text}: {error}");
+    }
+    runtime.remove_container(&damaged).await.unwrap();
+    eventually("its process is gone", || async { !Path::new(&format!("/proc/{pid}")).exists() }).await;
+    assert!(root.cgroups_of(&damaged).is_empty());
+    assert!(matches!(runtime.container_state(&damaged).await, Err(AgentError::NotFound { .. })));
+    // The volume has one user left, and the name is free.
+    assert!(runtime.get_container_ip(&other).await.unwrap().is_some());
+    crate::support::case::start_on(&*runtime, &damaged, &case.spec(&["true"]).await).await.unwrap();
+    assert_eq!(runtime.wait_container(&damaged).await, Ok(0));
+    for id in [&damaged, &other] {
+        runtime.remove_container(id).await.unwrap();
+    }
 }

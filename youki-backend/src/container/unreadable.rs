@@ -1,0 +1,53 @@
+//! A container whose record cannot be read: what is named after its id can be found all the same, and freed.
+
+use runtime_core::{ContainerId, Event, EventKind};
+
+use super::remove::remove_dir;
+use super::stop::KILL_PATIENCE;
+use crate::error::{Error, Result};
+use crate::lock::ContainerLock;
+use crate::runtime::Inner;
+use crate::supervisor::client::Connection;
+use crate::supervisor::wire::Request;
+
+impl Inner {
+    /// Kills it, and frees its cgroup, addresses, ports, names and files; gives its named volumes back, and tells which
+    /// of them are not durable yet.
+    pub(super) async fn remove_unreadable(&self, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
+        let paths = self.layout.container(id);
+        let lock = ContainerLock::acquire(paths.lock.clone()).await?;
+        if let Ok(mut connection) = Connection::open(&paths.socket).await {
+            // It ends when it has said so, and its mounts with it.
+            let _ = connection.ask(&Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 }).await;
+        }
+        let cgroup = self.hierarchy.container_dirs(&format!("/{}/{id}", self.config.cgroup_parent));
+        let killed = tokio::task::spawn_blocking(move || {
+            if !cgroup.exists() {
+                return Ok(());
+            }
+            cgroup.kill_all(KILL_PATIENCE)?;
+            cgroup.remove()
+        });
+        killed.await.map_err(Error::ThreadLost)??;
+        let mut owed = Vec::new();
+        for volume in self.volumes.list().await? {
+            let patience = self.config.volumes.sync_on_stop;
+            owed.extend(self.end_volume(&volume.name, &id.to_string(), false, patience).await);
+        }
+        let (layout, networks, trash, gone) =
+            (self.layout.clone(), self.networks.clone(), self.trash.clone(), id.clone());
+        let taken = tokio::task::spawn_blocking(move || {
+            let _ = std::fs::remove_file(&paths.socket);
+            remove_dir(&paths.run)?;
+            let taken = trash.take(&paths.dir).map_err(Error::io("removing", &paths.dir))?;
+            networks.reconcile(&|name| name != gone.to_string() && layout.may_be_container(name))?;
+            Ok::<_, Error>(taken)
+        });
+        if let Some(discarded) = taken.await.map_err(Error::ThreadLost)?? {
+            self.trash.delete(discarded, None);
+        }
+        self.tell(Event::now(EventKind::Remove).of(id));
+        lock.remove();
+        Ok(owed)
+    }
+}
