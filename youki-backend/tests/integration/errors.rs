@@ -19,6 +19,7 @@ crate::tests![
     an_unknown_field_in_a_spec_is_named,
     impossible_limits_are_refused_and_leave_nothing,
     a_mount_that_cannot_be_made_is_named_with_the_kernels_reason,
+    an_image_without_a_directory_where_proc_and_dev_belong_is_told_so,
     a_size_of_a_volume_is_unsupported_and_not_a_failed_create,
     more_cpus_than_the_host_has_are_refused_with_the_range,
     a_bogus_platform_is_invalid,
@@ -185,6 +186,24 @@ async fn a_mount_that_cannot_be_made_is_named_with_the_kernels_reason(case: Case
         let expected = format!("mounting {source} at {target} (ro): {reason} (os error ");
         assert!(text.contains(&expected), "{text}");
         assert_eq!(text.matches("failed").count(), 2, "said twice: {text}");
+    }
+}
+
+async fn an_image_without_a_directory_where_proc_and_dev_belong_is_told_so(case: Case) {
+    let layers = [
+        ("link", "/proc", LayerBuilder::new().symlink("proc", "/tmp"), "a symbolic link"),
+        ("file", "/proc", LayerBuilder::new().whiteout("proc").file("proc", 0o644, b""), "a file"),
+        ("device-link", "/dev", LayerBuilder::new().whiteout("dev").symlink("dev", "bin"), "a symbolic link"),
+        ("devices", "/dev", LayerBuilder::new().file("dev", 0o644, b""), "a file"),
+    ];
+    for (tag, path, layer, what) in layers {
+        let mut spec = case.spec(&["true"]).await;
+        spec.image.name = case.push(tag, &Image::busybox().layer(layer.finish())).await;
+        let error = case.try_start(&case.id(), &spec).await.unwrap_err();
+        assert_eq!(error.code(), "mount.failed", "{tag}: {error}");
+        let text = error.to_string();
+        let expected = format!("mounting {path}: the image has {what} there");
+        assert!(text.contains(&expected), "{tag}: {text}");
     }
 }
 

@@ -72,6 +72,24 @@ impl Overlay<'_> {
         let options =
             std::ffi::CString::new(options).map_err(|error| Error::io("mounting", self.rootfs)(error.into()))?;
         mount_filesystem("overlay", self.rootfs, "overlay", MountFlags::empty(), options.as_c_str())
-            .map_err(|error| Error::io("mounting the overlay at", self.rootfs)(error.into()))
+            .map_err(|error| Error::io("mounting the overlay at", self.rootfs)(error.into()))?;
+        self.check_mount_points()
+    }
+
+    /// What libcontainer mounts itself, whose errors do not say where. Through a link it would be another place than the
+    /// one that is masked, and made safe.
+    fn check_mount_points(&self) -> Result<()> {
+        for name in ["proc", "dev"] {
+            let found = match fs::symlink_metadata(self.rootfs.join(name)) {
+                Ok(found) if found.is_dir() => continue,
+                Ok(found) => found,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::io("looking at", self.rootfs.join(name))(error)),
+            };
+            let what = if found.is_symlink() { "a symbolic link" } else { "a file" };
+            let reason = format!("the image has {what} there, where a directory belongs");
+            return Err(Error::Mount { mount: format!("/{name}"), reason });
+        }
+        Ok(())
     }
 }
