@@ -49,6 +49,10 @@ impl Inner {
             return Err(Error::NoSuchContainer { id: id.to_string() });
         }
         if let Some(ended) = &ended {
+            if self.exit_record(&container)?.is_none() {
+                // Its supervisor lives on to write that. Where there is no room for it, there is none for an attempt.
+                record::write(&container.paths.record(), &container.record)?;
+            }
             self.wait_for_supervisor(&container, ended).await?;
         }
         let connection = self.begin_attempt(&mut container, ended.as_ref()).await?;

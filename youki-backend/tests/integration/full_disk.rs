@@ -120,6 +120,8 @@ async fn while_an_end_cannot_be_written_stop_wait_kill_and_state_tell_it_and_rem
     assert!(error.to_string().contains("exited"), "{error}");
     let error = soon("exec", runtime.exec(&id, &["true".to_owned()])).await.unwrap_err();
     assert!(error.to_string().contains("exited"), "{error}");
+    let error = soon("start", runtime.start_container(&id)).await.unwrap_err();
+    assert_eq!(error.code(), "disk.full", "{error}");
     assert_eq!(soon("logs", runtime.get_logs(&id)).await.unwrap().len(), 1);
     // Another process is told the same.
     let second = Root { keeper: false, ..root.clone() }.open().await.unwrap();
