@@ -17,7 +17,7 @@ use runtime_core::{
 use serde_json::Value;
 
 use crate::exec;
-use crate::host::{Host, podman};
+use crate::host::{Host, ULIMITS, podman};
 
 /// podman loses names when two processes name one image at once.
 static NAMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -100,6 +100,9 @@ fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> {
     }
     if let Some(hostname) = &spec.hostname {
         option("--hostname", hostname.clone());
+    }
+    for (name, limit) in ULIMITS.iter().filter(|(name, _)| !spec.rlimits.contains_key(*name)) {
+        option("--ulimit", format!("{name}={limit}"));
     }
     for (name, limit) in &spec.rlimits {
         option("--ulimit", format!("{name}={}:{}", limit.soft, limit.hard));

@@ -17,10 +17,11 @@ pub const ECHO_IMAGES: [(&str, &[&str], &[&str]); 4] = [
     ("localhost/neither:1", &[], &[]),
 ];
 
-/// The host may lack CAP_SYS_RESOURCE, so no limit is raised; and it may have cgroup v1, which crun refuses.
+/// Limits of every container, by name: the host may lack CAP_SYS_RESOURCE, and podman would raise them.
+pub const ULIMITS: [(&str, &str); 2] = [("nofile", "1024:1024"), ("nproc", "1024:1024")];
+/// The host may have cgroup v1, which crun refuses.
 const CONTAINERS_CONF: &str = r#"
 [containers]
-default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 log_driver = "k8s-file"
 [engine]
 cgroup_manager = "cgroupfs"
