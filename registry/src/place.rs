@@ -1,5 +1,6 @@
 //! Where a layer stands once it is unpacked, and what it says of itself.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -192,6 +193,11 @@ pub(crate) fn lower_directories(paths: &Paths, settled: &[(Place, About)]) -> Re
         }
         layers.push(path);
     }
+    // Overlayfs refuses a directory that is named twice, and builders make equal layers (empty ones above all). All that
+    // the lower copy of a layer gives is hidden by the upper one.
+    let mut seen = HashSet::new();
+    layers = layers.into_iter().rev().filter(|path| seen.insert(path.clone())).collect();
+    layers.reverse();
     Ok(layers)
 }
 

@@ -31,6 +31,7 @@ crate::tests![
     a_pull_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole,
     pulls_of_one_image_at_once_all_succeed,
     owners_modes_links_and_times_of_a_layer_are_exact,
+    a_layer_that_comes_twice_is_applied_twice,
 ];
 
 /// An image that prints `text`.
@@ -393,4 +394,20 @@ async fn a_pull_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole(case
     assert!(unpacked == data, "a file of a killed pull was taken for whole");
     agent.kill().await;
     other.kill().await;
+}
+
+async fn a_layer_that_comes_twice_is_applied_twice(case: Case) {
+    let a = || LayerBuilder::new().dir("d", 0o755).file("d/a", 0o644, b"a").finish();
+    let empty = || LayerBuilder::new().finish();
+    let gone = || LayerBuilder::new().whiteout("d/a").finish();
+    let other = || LayerBuilder::new().file("d/b", 0o644, b"b").finish();
+    for (tag, layers, expected) in [
+        ("empty", vec![empty(), a(), empty(), empty()], "a"),
+        ("again", vec![a(), gone(), a()], "a"),
+        ("gone-twice", vec![a(), gone(), a(), other(), gone()], "b"),
+    ] {
+        let image = layers.into_iter().fold(Image::busybox(), Image::layer).with("Cmd", json!(["ls", "/d"]));
+        let reference = case.push(tag, &image).await;
+        assert_eq!(output_of(&case, &reference, PullPolicy::Always).await, [expected], "{tag}");
+    }
 }
