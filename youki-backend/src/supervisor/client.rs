@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -13,6 +14,11 @@ use tokio::net::UnixStream;
 
 use super::wire::{self, Reply, Request};
 use crate::network::MAX_HELD_SOCKETS;
+
+/// Time for a supervisor to say what it knows. One that is stopped must not hold up what others are asked.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+/// Time for it to kill a container, once that has had its time to end, and to free what it holds.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection to one supervisor.
 #[derive(Debug)]
@@ -97,7 +103,7 @@ impl Connection {
         }
     }
 
-    /// Asks, and waits for the answer.
+    /// Asks, and waits for the answer: for what a supervisor knows or does by itself no longer than it can take.
     pub async fn ask(&mut self, request: &Request) -> io::Result<Option<Reply>> {
         match self.send(request).await {
             Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
@@ -105,7 +111,19 @@ impl Connection {
             }
             other => other?,
         }
-        self.receive().await
+        let patience = match request {
+            Request::Status | Request::Signal(_) => ANSWER_PATIENCE,
+            Request::Stop { timeout_ms, .. } => Duration::from_millis(*timeout_ms).saturating_add(STOP_PATIENCE),
+            // They take as long as a program does, or its execution.
+            _ => return self.receive().await,
+        };
+        match tokio::time::timeout(patience, self.receive()).await {
+            Ok(reply) => reply,
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("the supervisor has not answered within {} s: is it stopped?", patience.as_secs()),
+            )),
+        }
     }
 
     /// The descriptor that came with the last replies.
