@@ -218,9 +218,14 @@ impl Inner {
                 freed
             }
             Err(Error::NoSuchContainer { .. }) => {
+                // Its creation was cut off before the record was written, and maybe after it had a volume.
+                let given_back = match paths.dir.exists() {
+                    true => self.end_volumes_of(id, true, OPEN_PATIENCE).await.map(drop),
+                    false => Ok(()),
+                };
                 let removed = remove_dir(&paths.dir).and_then(|()| remove_dir(&paths.run));
                 lock.remove();
-                removed
+                given_back.and(removed)
             }
             Err(error) => Err(error),
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use runtime_core::{Event, EventKind};
+use runtime_core::{ContainerId, Event, EventKind};
 
 use super::Container;
 use crate::error::{Error, Result};
@@ -38,8 +38,22 @@ impl Inner {
         futures_util::future::join_all(settling).await.into_iter().flatten().collect()
     }
 
+    /// The same for whatever volumes name `id` among their users, where no record says which.
+    pub(crate) async fn end_volumes_of(
+        &self,
+        id: &ContainerId,
+        undone: bool,
+        patience: Duration,
+    ) -> Result<Vec<(String, volumes_s3::Error)>> {
+        let (mut owed, user) = (Vec::new(), id.to_string());
+        for volume in self.volumes.list().await? {
+            owed.extend(self.end_volume(&volume.name, &user, undone, patience).await);
+        }
+        Ok(owed)
+    }
+
     /// One of them. `None` if nothing is owed.
-    pub(super) async fn end_volume(
+    async fn end_volume(
         &self,
         name: &str,
         user: &str,

@@ -29,11 +29,7 @@ impl Inner {
             cgroup.remove()
         });
         killed.await.map_err(Error::ThreadLost)??;
-        let mut owed = Vec::new();
-        for volume in self.volumes.list().await? {
-            let patience = self.config.volumes.sync_on_stop;
-            owed.extend(self.end_volume(&volume.name, &id.to_string(), false, patience).await);
-        }
+        let owed = self.end_volumes_of(id, false, self.config.volumes.sync_on_stop).await?;
         let (layout, networks, trash, gone) =
             (self.layout.clone(), self.networks.clone(), self.trash.clone(), id.clone());
         let taken = tokio::task::spawn_blocking(move || {

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use runtime_core::{ContainerId, ContainerState, Runtime, WaitReason};
+use rustix::process::Signal;
 
 use crate::support::Case;
-use crate::support::case::{IDLE, eventually, soon};
-use crate::support::process::{gone, kill, status_line, supervisor};
+use crate::support::case::{IDLE, eventually, soon, start_on};
+use crate::support::pace::patience;
+use crate::support::process::{gone, kill, signal, status_line, supervisor};
+use crate::support::root::Root;
 
 crate::tests![
     the_container_dies_too_and_the_outcome_is_a_runtime_error,
@@ -14,6 +17,7 @@ crate::tests![
     it_can_be_started_again,
     while_no_agent_runs_the_next_one_knows,
     a_created_container_of_a_dead_supervisor_is_failed,
+    one_that_is_stopped_holds_up_no_other_container,
 ];
 
 async fn assert_lost(runtime: &dyn Runtime, id: &ContainerId) {
@@ -86,4 +90,28 @@ async fn a_created_container_of_a_dead_supervisor_is_failed(case: Case) {
     let state = case.runtime.container_state(&id).await.unwrap();
     assert!(matches!(state, ContainerState::Failed { .. }), "{state:?}");
     case.runtime.remove_container(&id).await.unwrap();
+}
+
+async fn one_that_is_stopped_holds_up_no_other_container(case: Case) {
+    let root = case.root("root");
+    let runtime = root.open().await.unwrap();
+    let (held, other) = (case.id_on(&runtime), case.id_on(&runtime));
+    for id in [&held, &other] {
+        start_on(&*runtime, id, &case.script(IDLE).await).await.unwrap();
+    }
+    let stopped = supervisor(&*runtime, &held).await;
+    signal(stopped, Signal::STOP);
+    let second = within("open", Root { keeper: false, ..root.clone() }.open()).await.unwrap();
+    within("stop", second.stop_container(&other, Duration::ZERO)).await.unwrap();
+    let error = within("state", second.container_state(&held)).await.unwrap_err();
+    assert!(error.to_string().contains("has not answered within"), "{error}");
+    signal(stopped, Signal::CONT);
+    for id in [&held, &other] {
+        soon("remove", runtime.remove_container(id)).await.unwrap();
+    }
+}
+
+/// Longer than a supervisor is waited for.
+async fn within<T>(what: &str, call: impl Future<Output = T>) -> T {
+    tokio::time::timeout(patience(Duration::from_secs(40)), call).await.unwrap_or_else(|_| panic!("{what} hangs"))
 }

@@ -14,8 +14,13 @@ pub async fn supervisor(runtime: &dyn Runtime, id: &ContainerId) -> u32 {
 
 /// SIGKILL.
 pub fn kill(pid: u32) {
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+/// Any signal.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process id");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
 }
 
 /// Dead; with its parent killed too, it is the host's init that has yet to collect it.
