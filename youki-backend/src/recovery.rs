@@ -5,6 +5,7 @@
 //! that are no more are freed.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -178,7 +179,7 @@ impl Inner {
         while looks.join_next().await.is_some() {}
         let (layout, networks) = (self.layout.clone(), self.networks.clone());
         tokio::task::spawn_blocking(move || {
-            remove_orphaned_locks(&layout)?;
+            remove_orphans(&layout)?;
             networks.reconcile(&|id| layout.may_be_container(id))
         })
         .await
@@ -232,21 +233,28 @@ impl Inner {
     }
 }
 
-/// Removes the locks of containers that were never made: whoever was about to was killed. One that is held is somebody's
-/// who is about to, and who waits for one that is removed notices and takes a new one.
-fn remove_orphaned_locks(layout: &Layout) -> Result<()> {
-    let dir = layout.run.join("locks");
-    for entry in fs::read_dir(&dir).map_err(Error::io("listing", &dir))? {
-        let name = entry.map_err(Error::io("listing", &dir))?.file_name();
-        let Some(id) = name.to_str().and_then(|name| name.parse::<ContainerId>().ok()) else { continue };
-        let paths = layout.container(&id);
-        if paths.dir.exists() || !paths.lock.exists() {
-            continue;
-        }
-        if let Some(lock) = ContainerLock::try_acquire(&paths.lock)?
-            && !paths.dir.exists()
-        {
-            lock.remove();
+/// Removes locks and run directories of containers that were never made, or are no more: whoever made them was killed, or
+/// its stage came later than whoever cleaned up. What is locked is somebody's who is about to make one, and who waits for
+/// a lock that is removed notices and takes a new one.
+fn remove_orphans(layout: &Layout) -> Result<()> {
+    for dir in [layout.run.join("locks"), layout.run.join("containers")] {
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(Error::io("listing", &dir))?,
+        };
+        for entry in entries {
+            let name = entry.map_err(Error::io("listing", &dir))?.file_name();
+            let Some(id) = name.to_str().and_then(|name| name.parse::<ContainerId>().ok()) else { continue };
+            let paths = layout.container(&id);
+            if paths.dir.exists() || !(paths.lock.exists() || paths.run.exists()) {
+                continue;
+            }
+            if let Some(lock) = ContainerLock::try_acquire(&paths.lock)?
+                && !paths.dir.exists()
+            {
+                remove_dir(&paths.run)?;
+                lock.remove();
+            }
         }
     }
     Ok(())

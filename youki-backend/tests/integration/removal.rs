@@ -13,6 +13,7 @@ crate::tests![
     it_answers_before_the_files_are_deleted,
     what_a_killed_agent_was_deleting_the_next_one_deletes,
     one_whose_record_is_damaged_hides_no_other_and_is_removed_whole,
+    what_a_killed_create_left_in_the_run_directory_goes_at_the_next_open,
 ];
 
 /// Deleting them takes some hundred times as long as looking whether they are there.
@@ -94,4 +95,14 @@ async fn one_whose_record_is_damaged_hides_no_other_and_is_removed_whole(case: C
     for id in [&damaged, &other] {
         runtime.remove_container(id).await.unwrap();
     }
+}
+
+async fn what_a_killed_create_left_in_the_run_directory_goes_at_the_next_open(case: Case) {
+    let root = case.root("root");
+    drop(root.open().await.unwrap());
+    let left = root.run_dir.join("containers/never-made-rep-0");
+    std::fs::create_dir_all(left.join("state")).unwrap();
+    drop(root.open().await.unwrap());
+    assert!(!left.exists());
+    assert!(!root.run_dir.join("locks/never-made-rep-0").exists());
 }
