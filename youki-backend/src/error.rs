@@ -354,6 +354,9 @@ impl Error {
             Self::Unsupported { .. } => "the README's table says what is built".to_owned(),
             Self::Supervisor { .. } => "its messages are in containers/<id>/supervisor.log beneath the root".to_owned(),
             Self::CreateFailed { code: "disk.full", .. } => FREE_SPACE.to_owned(),
+            Self::CreateFailed { code: "root.corrupt", .. } => {
+                "the image is odd: build it anew, or give its user by numbers, UID:GID".to_owned()
+            }
             Self::CreateFailed { .. } => "`berth doctor` checks what this host must have".to_owned(),
             Self::HelperMissing { .. } => "install berth-supervisor and berth-create beside the agent, or call \
                  youki_backend::supervisor::run_if_invoked() first thing in its main"

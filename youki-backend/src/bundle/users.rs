@@ -35,7 +35,7 @@ pub(crate) struct Identity {
 
 /// Resolves `user` beneath `root`, a directory descriptor of the container's root filesystem. `None` and the empty
 /// text are uid 0. A number without a passwd line gets group 0 and no further groups, as with docker; an explicit group
-/// stands alone. Blocks on the filesystem.
+/// stands alone. For numbers alone a file that cannot be used counts as empty. Blocks on the filesystem.
 ///
 /// # Errors
 /// [`Error::UnknownUser`] for an unknown name; [`Error::InvalidSpec`] for a number that is too large, or a broken line of
@@ -43,7 +43,14 @@ pub(crate) struct Identity {
 pub(crate) fn resolve(root: BorrowedFd<'_>, user: Option<&str>) -> Result<Identity> {
     let text = user.unwrap_or_default();
     let (user, group) = text.split_once(':').unwrap_or((text, ""));
-    identity(user, group, &read(root, "etc/passwd")?, &read(root, "etc/group")?)
+    let by_number = |text: &str| text.is_empty() || id(text).is_ok_and(|number| number.is_some());
+    let needs_files = !by_number(user) || !by_number(group);
+    let lines = |path| match read(root, path) {
+        // Whoever gives numbers has no use for it.
+        Err(Error::Corrupt { .. }) if !needs_files => Ok(String::new()),
+        other => other,
+    };
+    identity(user, group, &lines("etc/passwd")?, &lines("etc/group")?)
 }
 
 /// The home directory for `HOME` of a process that has none: the passwd line's, else `/`.
@@ -294,7 +301,13 @@ noline
 
         fs::remove_file(dir.path().join("root/etc/passwd")).unwrap();
         rustix::fs::mknodat(&root, "etc/passwd", FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
-        assert_eq!(resolve(root.as_fd(), Some("good")).unwrap_err().code(), "root.corrupt");
+        for user in ["good", "5:wheel"] {
+            assert_eq!(resolve(root.as_fd(), Some(user)).unwrap_err().code(), "root.corrupt", "{user}");
+        }
+        for (user, ids) in [(None, (0, 0)), (Some("5"), (5, 0)), (Some("5:6"), (5, 6))] {
+            let found = resolve(root.as_fd(), user).unwrap();
+            assert_eq!((found.uid, found.gid), ids, "{user:?}");
+        }
 
         fs::remove_file(dir.path().join("root/etc/passwd")).unwrap();
         fs::write(dir.path().join("root/etc/passwd"), b"caf\xe9:x:1:1::/:\nok:x:2:3::/:\n").unwrap();
