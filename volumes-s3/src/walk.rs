@@ -10,6 +10,9 @@ use rustix::io::Errno;
 use crate::entry::{PATH_LIMIT, Time};
 use crate::error::{Error, Result};
 
+/// Bytes of a path that is too long which are shown.
+const SHOWN_PATH_BYTES: usize = 100;
+
 /// Something found in a tree.
 #[derive(Debug)]
 pub(crate) struct Found<'a> {
@@ -87,7 +90,13 @@ pub(crate) fn walk(root: &OwnedFd, mut each: impl FnMut(&Found<'_>) -> Result<()
         }
         path.extend_from_slice(name.to_bytes());
         if path.len() > PATH_LIMIT {
-            return Err(Error::Unsupported { what: format!("{}: a path this long", display(&path).display()) });
+            let begins = display(&path[..SHOWN_PATH_BYTES]);
+            return Err(Error::Unsupported {
+                what: format!(
+                    "a path of more than {PATH_LIMIT} bytes, beneath {}…, which must be removed,",
+                    begins.display()
+                ),
+            });
         }
         let stat = match statat(&level.directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
