@@ -88,9 +88,6 @@ pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users)
 
 /// Removes the content that a removal had to leave because the store was in use, if it is not any more; blocking.
 pub(crate) fn sweep_owed(store: &Arc<Inner>, users: &Users) -> Result<()> {
-    if !store.paths.sweep_owed.exists() {
-        return Ok(());
-    }
     match StoreHold::try_exclusive(&store.paths.store_lock)? {
         Some(_hold) => sweep(store, &users().map_err(Error::UsersUnknown)?, &mut Removed::default()),
         None => Ok(()),

@@ -127,6 +127,9 @@ impl ImageStore {
     /// Removes content that a removal had to leave because the store was held, unless it still is. For whoever held it,
     /// afterwards; a look at one file if there is none.
     pub async fn sweep_owed(&self, users: Arc<Users>) -> Result<()> {
+        if !self.0.paths.sweep_owed.exists() {
+            return Ok(());
+        }
         self.blocking(move |store| gc::sweep_owed(store, &*users)).await
     }
 
