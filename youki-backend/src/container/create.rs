@@ -105,7 +105,7 @@ impl Inner {
             created_at: Utc::now(),
             attempt: 1,
             boot_id: self.boot_id.clone(),
-            cgroup_path: format!("/{}/{id}", self.config.cgroup_parent),
+            cgroup_path: self.cgroup_path_of(id),
             args: Vec::new(),
             mounts: Vec::new(),
             stop_signal: libc::SIGTERM,

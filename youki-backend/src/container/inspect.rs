@@ -121,14 +121,7 @@ impl Inner {
     pub(crate) async fn inspect_all(&self) -> Result<Vec<Inspect>> {
         let mut all = Vec::new();
         for id in self.container_ids()? {
-            match self.inspect(&id).await {
-                Err(Error::NoSuchContainer { .. }) => {}
-                // The others can be told all the same.
-                Err(error @ Error::Corrupt { .. }) => {
-                    tracing::error!(container = %id, error = error.chain(), "its state is not known");
-                }
-                other => all.push(other?),
-            }
+            all.extend(listed(&id, self.inspect(&id).await)?);
         }
         Ok(all)
     }
@@ -150,31 +143,37 @@ impl Inner {
         })
     }
 
-    /// A line of a listing for each container. One that is removed meanwhile is left out.
+    /// A line of a listing for each container.
     pub(crate) async fn summaries(&self) -> Result<Vec<ContainerSummary>> {
         let mut all = Vec::new();
         for id in self.container_ids()? {
-            match self.summary(id.clone()).await {
-                Err(Error::NoSuchContainer { .. }) => {}
-                Err(error @ Error::Corrupt { .. }) => {
-                    tracing::error!(container = %id, error = error.chain(), "its state is not known");
-                }
-                other => all.push(other?),
-            }
+            all.extend(listed(&id, self.summary(&id).await)?);
         }
         Ok(all)
     }
 
-    async fn summary(&self, id: ContainerId) -> Result<ContainerSummary> {
-        let container = self.container(&id)?;
+    async fn summary(&self, id: &ContainerId) -> Result<ContainerSummary> {
+        let container = self.container(id)?;
         let observed = self.observe(&container).await?;
         Ok(ContainerSummary {
-            id,
+            id: id.clone(),
             state: observed.state(),
             pid: observed.pid(),
             image: container.record.image.reference.clone(),
             created_at: container.record.created_at,
         })
+    }
+}
+
+/// What a listing has of `id`. One that is removed meanwhile is left out, and one that cannot be read hides no other.
+fn listed<T>(id: &ContainerId, told: Result<T>) -> Result<Option<T>> {
+    match told {
+        Err(Error::NoSuchContainer { .. }) => Ok(None),
+        Err(error @ Error::Corrupt { .. }) => {
+            tracing::error!(container = %id, error = error.chain(), "its state is not known");
+            Ok(None)
+        }
+        told => told.map(Some),
     }
 }
 

@@ -64,6 +64,11 @@ impl Inner {
         Ok(Container { paths, record })
     }
 
+    /// The cgroup of a container of that name.
+    fn cgroup_path_of(&self, id: &ContainerId) -> String {
+        format!("/{}/{id}", self.config.cgroup_parent)
+    }
+
     /// Waits for the lock of `container`, and reads it again: whoever held it may have started, changed or removed it. One
     /// that was removed leaves no lock behind.
     pub(crate) async fn lock(&self, container: &Container) -> Result<(ContainerLock, Container)> {

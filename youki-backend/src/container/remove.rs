@@ -10,10 +10,12 @@ use runtime_core::{ContainerId, Event, EventKind};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
+use crate::layout::ContainerPaths;
 use crate::process::ProcessName;
 use crate::record::{ExitRecord, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::wire::{Reply, Request};
+use crate::trash::{Discarded, Trash};
 
 impl Inner {
     /// Kills `id` if it runs, and frees all of it. Goes on to its end when the future is dropped.
@@ -121,19 +123,7 @@ impl Inner {
             note(self.networks.free(lease, &container.record.id.to_string()));
         }
         let (paths, trash) = (container.paths.clone(), self.trash.clone());
-        let taken = tokio::task::spawn_blocking(move || {
-            let _ = fs::remove_file(&paths.socket);
-            let run = remove_dir(&paths.run);
-            let dir = match trash.take(&paths.dir) {
-                // The directory that it goes to may need room for the name. Without its record it is gone as well.
-                Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                    let _ = fs::remove_file(paths.record());
-                    remove_dir(&paths.dir).map(|()| None)
-                }
-                other => other.map_err(Error::io("removing", &paths.dir)),
-            };
-            (run, dir)
-        });
+        let taken = tokio::task::spawn_blocking(move || take_files(&paths, &trash));
         match taken.await.map_err(Error::ThreadLost) {
             Ok((run, dir)) => {
                 note(run);
@@ -194,6 +184,21 @@ impl Inner {
             Observed::Pending => false,
         })
     }
+}
+
+/// Takes away what a container has on disk, in the run directory and beneath the root; blocking.
+pub(super) fn take_files(paths: &ContainerPaths, trash: &Trash) -> (Result<()>, Result<Option<Discarded>>) {
+    let _ = fs::remove_file(&paths.socket);
+    let run = remove_dir(&paths.run);
+    let dir = match trash.take(&paths.dir) {
+        // The directory that it goes to may need room for the name. Without its record it is gone as well.
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            let _ = fs::remove_file(paths.record());
+            remove_dir(&paths.dir).map(|()| None)
+        }
+        other => other.map_err(Error::io("removing", &paths.dir)),
+    };
+    (run, dir)
 }
 
 /// Removes a tree; one that is not there is removed.

@@ -8,6 +8,7 @@ use runtime_core::{ContainerId, ContainerState};
 use super::Container;
 use super::stop::KILL_PATIENCE;
 use crate::error::{Error, Result};
+use crate::layout::ContainerPaths;
 use crate::lock::ContainerLock;
 use crate::process::ProcessName;
 use crate::record::{self, ExitRecord};
@@ -202,8 +203,13 @@ impl Inner {
 
     /// Kills all in the container's cgroup and removes it.
     pub(crate) async fn clear_cgroup(&self, container: &Container) -> Result<()> {
-        let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
-        let init = std::fs::read_to_string(container.paths.created()).unwrap_or_default();
+        self.clear_cgroup_at(&container.record.cgroup_path, &container.paths).await
+    }
+
+    /// The same for one that is known by its paths alone.
+    pub(super) async fn clear_cgroup_at(&self, cgroup_path: &str, paths: &ContainerPaths) -> Result<()> {
+        let cgroup = self.hierarchy.container_dirs(cgroup_path);
+        let init = std::fs::read_to_string(paths.created()).unwrap_or_default();
         tokio::task::spawn_blocking(move || {
             if !cgroup.exists() {
                 return Ok(());

@@ -2,8 +2,7 @@
 
 use runtime_core::{ContainerId, Event, EventKind};
 
-use super::remove::remove_dir;
-use super::stop::KILL_PATIENCE;
+use super::remove::take_files;
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
 use crate::runtime::Inner;
@@ -20,22 +19,14 @@ impl Inner {
             // It ends when it has said so, and its mounts with it.
             let _ = connection.ask(&Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 }).await;
         }
-        let cgroup = self.hierarchy.container_dirs(&format!("/{}/{id}", self.config.cgroup_parent));
-        let killed = tokio::task::spawn_blocking(move || {
-            if !cgroup.exists() {
-                return Ok(());
-            }
-            cgroup.kill_all(KILL_PATIENCE)?;
-            cgroup.remove()
-        });
-        killed.await.map_err(Error::ThreadLost)??;
+        self.clear_cgroup_at(&self.cgroup_path_of(id), &paths).await?;
         let owed = self.end_volumes_of(id, false, self.config.volumes.sync_on_stop).await?;
         let (layout, networks, trash, gone) =
             (self.layout.clone(), self.networks.clone(), self.trash.clone(), id.clone());
         let taken = tokio::task::spawn_blocking(move || {
-            let _ = std::fs::remove_file(&paths.socket);
-            remove_dir(&paths.run)?;
-            let taken = trash.take(&paths.dir).map_err(Error::io("removing", &paths.dir))?;
+            let (run, taken) = take_files(&paths, &trash);
+            run?;
+            let taken = taken?;
             networks.reconcile(&|name| name != gone.to_string() && layout.may_be_container(name))?;
             Ok::<_, Error>(taken)
         });
