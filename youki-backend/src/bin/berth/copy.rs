@@ -47,8 +47,10 @@ pub async fn cp(session: &Session, args: &CpArgs) -> Result<i32> {
 /// `berth export`
 pub async fn export(session: &Session, args: &ExportArgs) -> Result<i32> {
     let id = container(&args.name)?;
-    // Who is asked for what is not there leaves no file behind.
-    session.runtime.inspect(&id).await?;
+    if args.output.is_some() {
+        // Who is asked for what is not there leaves no file behind.
+        session.runtime.inspect(&id).await?;
+    }
     let out = streams::tar_output(args.output.as_deref())?;
     session.runtime.export(&id, io::BufWriter::new(out)).await?;
     Ok(0)

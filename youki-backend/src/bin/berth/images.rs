@@ -140,29 +140,22 @@ pub async fn prune(session: &Session, args: &PruneArgs) -> Result<i32> {
 
 /// `berth image inspect`
 pub async fn inspect(session: &Session, args: &ImageNamesArgs) -> Result<i32> {
-    let mut found = Vec::new();
-    let mut status = 0;
-    for name in &args.images {
-        match session.runtime.images().find(name).await {
-            Ok(Some(image)) => found.push(json!({
-                "reference": image.reference,
-                "digest": image.digest,
-                "id": image.id,
-                "size_bytes": image.size_bytes,
-                "layers": image.layers,
-                "config": image.config,
-            })),
-            Ok(None) => {
-                Failure::from(registry::Error::NotPresent(name.clone())).print(session.json);
-                status = 1;
-            }
-            Err(error) => {
-                Failure::from(error).print(session.json);
-                status = 1;
-            }
-        }
-    }
-    output::print_json(&found)?;
+    let find = async |name: &str| {
+        let found = session.runtime.images().find(name).await?;
+        found.ok_or_else(|| registry::Error::NotPresent(name.to_owned()))
+    };
+    let (found, status) = session.each(&args.images, find).await;
+    let shown = found.into_iter().map(|image| {
+        json!({
+            "reference": image.reference,
+            "digest": image.digest,
+            "id": image.id,
+            "size_bytes": image.size_bytes,
+            "layers": image.layers,
+            "config": image.config,
+        })
+    });
+    output::print_json(&shown.collect::<Vec<_>>())?;
     Ok(status)
 }
 

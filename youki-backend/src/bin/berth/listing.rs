@@ -55,21 +55,8 @@ pub async fn ps(session: &Session, args: &PsArgs) -> Result<i32> {
 /// `berth inspect`
 pub async fn inspect(session: &Session, args: &InspectArgs) -> Result<i32> {
     let template = args.format.as_deref().map(Template::parse).transpose()?;
-    let mut found = Vec::new();
-    let mut status = 0;
-    for name in &args.names {
-        let inspected = match container(name) {
-            Ok(id) => session.runtime.inspect(&id).await.map_err(Into::into),
-            Err(failure) => Err(failure),
-        };
-        match inspected {
-            Ok(one) => found.push(one),
-            Err(failure) => {
-                failure.print(session.json);
-                status = 1;
-            }
-        }
-    }
+    let inspect = async |name: &str| -> Result<Inspect> { Ok(session.runtime.inspect(&container(name)?).await?) };
+    let (found, status) = session.each(&args.names, inspect).await;
     match template {
         Some(template) => {
             let lines = found.iter().map(|one| template.render(&json!(one), |path| dockers(one, path)));

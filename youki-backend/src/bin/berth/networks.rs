@@ -75,7 +75,7 @@ fn options(args: &NetworkCreateArgs) -> Result<NetworkOptions> {
 
 /// `berth network inspect`
 pub async fn inspect(session: &Session, args: &NetworkNamesArgs) -> Result<i32> {
-    let (found, status) = each(session, &args.names, async |name| session.runtime.network(name)).await;
+    let (found, status) = session.each(&args.names, async |name| session.runtime.network(name)).await;
     output::print_json(&found)?;
     Ok(status)
 }
@@ -86,7 +86,7 @@ pub async fn rm(session: &Session, args: &NetworkRmArgs) -> Result<i32> {
         Err(youki_backend::Error::NoSuchNetwork { .. }) if args.force => Ok(None),
         other => other.map(|()| Some(name.to_owned())),
     };
-    let (removed, status) = each(session, &args.names, remove).await;
+    let (removed, status) = session.each(&args.names, remove).await;
     print_removed(session, &removed.into_iter().flatten().collect::<Vec<_>>())?;
     Ok(status)
 }
@@ -207,24 +207,4 @@ fn print_removed(session: &Session, removed: &[String]) -> Result<()> {
         true => output::print_json(&removed),
         false => output::print(&names(removed.iter().map(String::as_str))),
     }
-}
-
-/// Does `verb` to each network; what came of it, and the exit code: 1 if any failed.
-async fn each<T>(
-    session: &Session,
-    names: &[String],
-    verb: impl AsyncFn(&str) -> youki_backend::Result<T>,
-) -> (Vec<T>, i32) {
-    let mut done = Vec::new();
-    let mut status = 0;
-    for name in names {
-        match verb(name).await {
-            Ok(value) => done.push(value),
-            Err(error) => {
-                Failure::from(error).print(session.json);
-                status = 1;
-            }
-        }
-    }
-    (done, status)
 }

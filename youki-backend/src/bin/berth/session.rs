@@ -37,6 +37,26 @@ impl Session {
     pub async fn open_for(config: Config, json: bool, id: &ContainerId) -> Result<Self> {
         Ok(Self { runtime: YoukiRuntime::open_for(config, id).await?, json })
     }
+
+    /// Does `verb` to each of `names`; what came of it, and the exit code: 1 if any failed, which is said at once.
+    pub async fn each<T, E: Into<Failure>>(
+        &self,
+        names: &[String],
+        verb: impl AsyncFn(&str) -> std::result::Result<T, E>,
+    ) -> (Vec<T>, i32) {
+        let mut done = Vec::new();
+        let mut status = 0;
+        for name in names {
+            match verb(name).await {
+                Ok(value) => done.push(value),
+                Err(error) => {
+                    error.into().print(self.json);
+                    status = 1;
+                }
+            }
+        }
+        (done, status)
+    }
 }
 
 /// The configuration: flags, then the environment, then the file. Begins to log.

@@ -30,7 +30,7 @@ pub async fn ls(session: &Session, args: &VolumeLsArgs) -> Result<i32> {
 /// `berth volume inspect`
 pub async fn inspect(session: &Session, args: &VolumeNamesArgs) -> Result<i32> {
     let volumes = session.runtime.volumes();
-    let (found, status) = each(session, &args.names, async |name| volumes.status(name).await).await;
+    let (found, status) = session.each(&args.names, async |name| volumes.status(name).await).await;
     output::print_json(&found)?;
     Ok(status)
 }
@@ -38,7 +38,7 @@ pub async fn inspect(session: &Session, args: &VolumeNamesArgs) -> Result<i32> {
 /// `berth volume sync`
 pub async fn sync(session: &Session, args: &VolumeNamesArgs) -> Result<i32> {
     let volumes = session.runtime.volumes();
-    let (synced, status) = each(session, &args.names, async |name| volumes.sync(name).await).await;
+    let (synced, status) = session.each(&args.names, async |name| volumes.sync(name).await).await;
     if session.runtime.config().s3.is_none() && !synced.is_empty() {
         eprint_line("berth: warning: no bucket is configured: the volumes stay on this host");
     }
@@ -107,7 +107,7 @@ pub async fn claim(session: &Session, args: &VolumeClaimArgs) -> Result<i32> {
         let progress = progress::volume(name, "restoring", !session.json);
         volumes.claim(name, args.take_over, progress).await
     };
-    let (claimed, status) = each(session, &args.names, claim).await;
+    let (claimed, status) = session.each(&args.names, claim).await;
     if session.json {
         output::print_json(&claimed)?;
     } else if !claimed.is_empty() {
@@ -163,11 +163,8 @@ pub async fn verify(session: &Session, args: &VolumeVerifyArgs) -> Result<i32> {
 pub async fn rm(session: &Session, args: &VolumeRmArgs) -> Result<i32> {
     let volumes = session.runtime.volumes();
     session.runtime.give_back_volumes().await;
-    let remove = async |name: &str| {
-        volumes.remove(name, args.remote, args.force).await?;
-        Ok(name.to_owned())
-    };
-    let (removed, status) = each(session, &args.names, remove).await;
+    let remove = async |name: &str| volumes.remove(name, args.remote, args.force).await.map(|()| name.to_owned());
+    let (removed, status) = session.each(&args.names, remove).await;
     if session.json {
         output::print_json(&removed)?;
     } else {
@@ -190,26 +187,6 @@ pub async fn prune(session: &Session, args: &VolumePruneArgs) -> Result<i32> {
     };
     print_pruned(session, &pruned)?;
     Ok(0)
-}
-
-/// Does `verb` to each volume; what came of it, and the exit code: 1 if any failed.
-async fn each<T>(
-    session: &Session,
-    names: &[String],
-    verb: impl AsyncFn(&str) -> volumes_s3::Result<T>,
-) -> (Vec<T>, i32) {
-    let mut done = Vec::new();
-    let mut status = 0;
-    for name in names {
-        match verb(name).await {
-            Ok(value) => done.push(value),
-            Err(error) => {
-                Failure::from(error).print(session.json);
-                status = 1;
-            }
-        }
-    }
-    (done, status)
 }
 
 fn table(volumes: &[VolumeStatus]) -> String {
