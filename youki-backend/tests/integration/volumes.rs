@@ -53,6 +53,15 @@ pub async fn exec_ok(runtime: &Arc<dyn Runtime>, id: &ContainerId, script: &str)
     stdout
 }
 
+/// What `script` says in a new container once all that `root` held is wiped: what it finds came from S3.
+pub async fn after_a_wipe(case: &Case, root: &Root, runtime: Arc<dyn Runtime>, script: &str) -> String {
+    drop(runtime);
+    root.wipe();
+    let runtime = root.open().await.unwrap();
+    let id = with_volume(case, &runtime).await;
+    exec_ok(&runtime, &id, script).await
+}
+
 /// Bytes of all objects of `root` in the bucket.
 async fn stored_bytes(case: &Case, root: &Root) -> u64 {
     case.suite.s3().await.bytes(&root.s3.as_ref().expect("a root with S3").prefix).await
@@ -87,11 +96,7 @@ async fn sync_answers_when_the_data_is_durable(case: Case) {
     assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
     // The machine burns down: no stop, no agent, no root.
     runtime.remove_container(&id).await.unwrap();
-    drop(runtime);
-    root.wipe();
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    assert_eq!(exec_ok(&runtime, &id, "cat /data/file").await, "two\n");
+    assert_eq!(after_a_wipe(&case, &root, runtime, "cat /data/file").await, "two\n");
 }
 
 /// Makes one of everything a volume keeps beneath `/data`.
@@ -120,11 +125,7 @@ async fn a_wiped_root_gets_its_volume_back_whole(case: Case) {
     assert!(before.contains("./dir/file|regular file|4750|70000|80000|981173106"), "{before}");
     runtime.stop_container(&id, STOP).await.unwrap();
     runtime.remove_container(&id).await.unwrap();
-    drop(runtime);
-    root.wipe();
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    let after = exec_ok(&runtime, &id, LIST).await;
+    let after = after_a_wipe(&case, &root, runtime, LIST).await;
     let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(lines(&before), lines(&after));
 }
@@ -175,11 +176,7 @@ async fn a_volume_of_a_container_that_exited_by_itself_is_synced_by_the_keeper(c
     })
     .await;
     runtime.remove_container(&id).await.unwrap();
-    drop(runtime);
-    root.wipe();
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    assert_eq!(exec_ok(&runtime, &id, "cat /data/file").await, "by itself\n");
+    assert_eq!(after_a_wipe(&case, &root, runtime, "cat /data/file").await, "by itself\n");
 }
 
 async fn remove_keeps_unsynced_data(case: Case) {
@@ -201,9 +198,5 @@ async fn a_deleted_file_is_deleted_in_the_next_generation(case: Case) {
     exec_ok(&runtime, &id, "rm -r /data/a /data/d").await;
     soon("stop", runtime.stop_container(&id, STOP)).await.unwrap();
     runtime.remove_container(&id).await.unwrap();
-    drop(runtime);
-    root.wipe();
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    assert_eq!(exec_ok(&runtime, &id, "ls /data").await, "b\n");
+    assert_eq!(after_a_wipe(&case, &root, runtime, "ls /data").await, "b\n");
 }

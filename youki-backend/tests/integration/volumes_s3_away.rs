@@ -12,7 +12,7 @@ use crate::support::case::{eventually, words};
 use crate::support::pace::patience;
 use crate::support::process::times_woken;
 use crate::support::root::Root;
-use crate::volumes::{exec_ok, spec, with_volume};
+use crate::volumes::{after_a_wipe, exec_ok, spec, with_volume};
 use crate::volumes_trouble::{full_spec, half_filled};
 
 crate::tests![
@@ -59,11 +59,7 @@ async fn with_s3_away_stop_succeeds_says_not_durable_and_is_made_good(case: Case
         assert!(begin.elapsed() < patience(Duration::from_secs(120)), "not made good: {status:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    drop(runtime);
-    root.wipe();
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    assert_eq!(exec_ok(&runtime, &id, "cat /data/file").await, "second\n");
+    assert_eq!(after_a_wipe(&case, &root, runtime, "cat /data/file").await, "second\n");
 }
 
 async fn with_s3_away_a_volume_not_held_here_is_not_begun_empty(case: Case) {
@@ -98,11 +94,7 @@ async fn a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good(case: Case)
     berth(&root, &["volume", "sync", "data"]).await.succeeded();
     let status = runtime.volume_status("data").await.unwrap();
     assert_eq!((status.last_error, status.owner), (None, None), "not made good, or not given back");
-    drop(runtime);
-    root.wipe();
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    assert_eq!(exec_ok(&runtime, &id, "cat /data/file").await, "precious\n");
+    assert_eq!(after_a_wipe(&case, &root, runtime, "cat /data/file").await, "precious\n");
 }
 
 async fn a_run_with_s3_down_asks_once_and_says_it_once(case: Case) {
