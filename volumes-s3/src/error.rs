@@ -126,13 +126,25 @@ pub enum Error {
         source: Source,
     },
     /// No credentials were found for S3.
-    #[error("{operation} at {location}: no credentials")]
+    #[error("{operation}: no credentials were found for {target}")]
     S3Credentials {
+        /// What was to be asked.
+        operation: String,
+        /// Bucket and endpoint, as `bucket B at URL`.
+        target: String,
+        /// What the chain of providers said.
+        source: Source,
+    },
+    /// S3 does not accept the credentials that it was shown.
+    #[error("{operation}: the credentials were refused for {target} ({s3_code})")]
+    S3CredentialsRefused {
         /// What was asked.
         operation: String,
-        /// Endpoint and bucket.
-        location: String,
-        /// What the chain of providers said.
+        /// Bucket and endpoint, as `bucket B at URL`.
+        target: String,
+        /// S3's own code.
+        s3_code: String,
+        /// What S3 said.
         source: Source,
     },
     /// The bucket does not exist.
@@ -239,6 +251,7 @@ impl Error {
             Self::S3Unreachable { .. } => "volume.s3_unreachable",
             Self::S3Refused { .. } => "volume.s3_refused",
             Self::S3Credentials { .. } => "volume.s3_credentials",
+            Self::S3CredentialsRefused { .. } => "volume.s3_credentials_refused",
             Self::BucketMissing { .. } => "volume.bucket_missing",
             Self::RacyServer { .. } => "volume.racy_server",
             Self::NoBucket { .. } => "volume.no_bucket",
@@ -301,9 +314,14 @@ impl Error {
             Self::S3Unreachable { .. } => {
                 "check the endpoint, its server and the network; the keeper tries again what is owed to it".into()
             }
-            Self::S3Refused { status: 403 | 401, .. } => "check the AWS credentials and the bucket's policy".into(),
+            Self::S3Refused { status: 403, .. } => {
+                "see that the bucket's policy permits this to the AWS credentials that are set".into()
+            }
             Self::S3Refused { .. } => "see the server's own message".into(),
             Self::S3Credentials { .. } => "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile".into(),
+            Self::S3CredentialsRefused { .. } => {
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile, to what this server knows".into()
+            }
             Self::BucketMissing { bucket, .. } => format!("create the bucket {bucket}, or name another one"),
             Self::RacyServer { .. } => "use another server, or permit this one with `allow_racy_put`".into(),
             Self::NoBucket { .. } => "configure one: `--s3-bucket`".into(),

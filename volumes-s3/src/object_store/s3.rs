@@ -13,6 +13,7 @@ use aws_sdk_s3::config::{
     RuntimeComponents, StalledStreamProtectionConfig,
 };
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::RequestId;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::ServerSideEncryption;
@@ -22,7 +23,7 @@ use rand::Rng;
 use super::patience::{Experience, Motion, ONLY_ANSWER, Silence, ToldBody};
 use super::{ObjectStore, Put};
 use crate::config::S3Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Source};
 
 /// A server that does not accept a connection in this time is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +37,9 @@ const ATTEMPTS: u32 = 5;
 const LARGE_ATTEMPTS: usize = 2;
 /// Pause after the first failure; it doubles, with jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Codes of S3 that say who asked is not who they claim to be, or not any more.
+const CREDENTIALS_REFUSED: [&str; 5] =
+    ["InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"];
 /// Region of a server of one's own when none is given: such servers do not care, but the signature needs one.
 const DEFAULT_REGION: &str = "us-east-1";
 
@@ -100,15 +104,24 @@ impl S3 {
         let status = error.raw_response().map(|response| response.status().as_u16());
         let s3_code = error.code().unwrap_or_default().to_owned();
         let location = self.location.clone();
+        let target = format!("bucket {} at {}", self.bucket, self.endpoint);
         if s3_code == "NoSuchBucket" {
             return Error::BucketMissing { bucket: self.bucket.clone(), endpoint: self.endpoint.clone() };
         }
         match (status, &error) {
+            (Some(500.. | 408 | 429), SdkError::ServiceError(_)) => {
+                Error::S3Unreachable { operation, location, source: Answer::of(&error) }
+            }
             (Some(500.. | 408 | 429), _) | (None, SdkError::TimeoutError(_)) => {
                 Error::S3Unreachable { operation, location, source: Box::new(error) }
             }
-            (_, SdkError::DispatchFailure(_)) if lacks_credentials(&error) => {
-                Error::S3Credentials { operation, location, source: Box::new(error) }
+            (_, SdkError::DispatchFailure(_)) if let Some(why) = lacks_credentials(&error) => {
+                Error::S3Credentials { operation, target, source: why.into() }
+            }
+            (status, SdkError::ServiceError(_))
+                if status == Some(401) || CREDENTIALS_REFUSED.contains(&s3_code.as_str()) =>
+            {
+                Error::S3CredentialsRefused { operation, target, s3_code, source: Answer::of(&error) }
             }
             // The request was cut off, or never left.
             (_, SdkError::DispatchFailure(failure)) if !failure.is_user() => {
@@ -122,7 +135,10 @@ impl S3 {
                 location,
                 status: status.unwrap_or(0),
                 s3_code: if s3_code.is_empty() { "no code".into() } else { s3_code },
-                source: Box::new(error),
+                source: match &error {
+                    SdkError::ServiceError(_) => Answer::of(&error),
+                    _ => Box::new(error),
+                },
             },
         }
     }
@@ -235,16 +251,37 @@ fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
     status == Some(404) && error.code() != Some("NoSuchBucket")
 }
 
-/// The SDK tells a failed credential provider from a broken connection only in the text of the causes.
-fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
+/// What S3 answered, in its own words: the SDK's error has them as Rust shows values.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}{}", request.as_ref().map(|id| format!(" (request {id})")).unwrap_or_default())]
+struct Answer {
+    message: String,
+    request: Option<String>,
+}
+
+impl Answer {
+    fn of<E: ProvideErrorMetadata>(error: &SdkError<E>) -> Source
+    where
+        SdkError<E>: RequestId,
+    {
+        let message = error.message().map_or("it did not say why", str::trim).to_owned();
+        Box::new(Self { message, request: error.request_id().map(str::to_owned) })
+    }
+}
+
+/// Why there are no credentials, in one line, if that is it: the SDK tells a failed credential provider from a broken
+/// connection only in the text of the causes.
+fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut told: Vec<String> = Vec::new();
     let mut cause = error.source();
     while let Some(error) = cause {
-        if error.to_string().contains("credential") {
-            return true;
+        let text = error.to_string();
+        if !told.is_empty() || text.contains("credential") {
+            told.push(text.lines().map(str::trim).collect::<Vec<_>>().join("; ").replace(":; ", ": "));
         }
         cause = error.source();
     }
-    false
+    (!told.is_empty()).then(|| told.join(": "))
 }
 
 /// Nothing moved for too long.
@@ -395,6 +432,11 @@ impl ObjectStore for S3 {
                 Ok(_) => Ok(()),
                 Err(error) if error.raw_response().is_some_and(|raw| raw.status().as_u16() == 404) => {
                     Err(Error::BucketMissing { bucket: self.bucket.clone(), endpoint: self.endpoint.clone() })
+                }
+                // An answer to HEAD has no body, hence no reason.
+                Err(error) if error.raw_response().is_some_and(|raw| matches!(raw.status().as_u16(), 401 | 403)) => {
+                    let request = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1);
+                    request.send().await.map(drop).map_err(|error| self.error(operation.clone(), error))
                 }
                 Err(error) => Err(self.error(operation.clone(), error)),
             }

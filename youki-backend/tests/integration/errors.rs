@@ -4,6 +4,7 @@ use runtime_core::spec::StorageSpec;
 use runtime_core::{AgentError, ContainerId, PullPolicy, RegistryAuth, RegistryAuthType, ServiceSpec};
 
 use crate::support::Case;
+use crate::support::berth::command;
 use crate::support::case::soon;
 use crate::support::image::{Image, LayerBuilder, digest_of};
 
@@ -25,6 +26,7 @@ crate::tests![
     a_bogus_platform_is_invalid,
     a_second_root_on_one_cgroup_parent_is_refused,
     a_missing_bucket_is_named,
+    credentials_that_s3_refuses_or_that_are_missing_are_said_to_be,
 ];
 
 async fn a_wrong_password_is_said_to_be_one_and_is_not_shown(case: Case) {
@@ -260,6 +262,51 @@ async fn a_missing_bucket_is_named(case: Case) {
             let error = runtime.create_container(&id, &spec).await.unwrap_err();
             assert!(error.to_string().contains("no-such-bucket"), "{error}");
             assert!(matches!(runtime.container_state(&id).await, Err(AgentError::NotFound { .. })));
+        }
+    }
+}
+
+/// Who has a wrong secret, a key that nobody knows, or none at all: told in words, with endpoint and bucket.
+async fn credentials_that_s3_refuses_or_that_are_missing_are_said_to_be(case: Case) {
+    let root = case.root_with_s3("root", "p").await;
+    let endpoint = root.s3.as_ref().unwrap().endpoint.clone();
+    let image = case.suite.busybox().await;
+    let commands = [
+        &["volume", "history", "data"][..],
+        &["doctor"],
+        &["run", "--rm", "--network", "none", "-v", "data:/data", image, "true"],
+    ];
+    let (key, secret) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
+    let refused = format!("the credentials were refused for bucket berth at {endpoint}");
+    let missing = format!("no credentials were found for bucket berth at {endpoint}");
+    for (variables, words, code) in [
+        (&[(secret, Some("wrong"))][..], format!("{refused} (SignatureDoesNotMatch)"), "credentials_refused"),
+        (&[(key, Some("nobody"))], format!("{refused} (InvalidAccessKeyId)"), "credentials_refused"),
+        (&[(key, None), (secret, None)], missing, "s3_credentials"),
+    ] {
+        for args in commands {
+            for json in [false, true] {
+                let mut berth = command(&root);
+                for (name, value) in variables {
+                    match value {
+                        Some(value) => berth.env(name, value),
+                        None => berth.env_remove(name),
+                    };
+                }
+                berth.env("HOME", case.suite.dir.path()).args(json.then_some("--json")).args(args);
+                let output = berth.output().await.unwrap();
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+                assert!(!output.status.success() && said.contains(&words), "{args:?}: {said}");
+                assert!(!said.contains("Error {") && !said.contains("ProviderError"), "Rust's own words: {said}");
+                if args[0] == "doctor" {
+                    continue;
+                }
+                assert!(!said.contains("warning"), "said before it is: {said}");
+                let expected = if json { code } else { "hint: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" };
+                assert!(said.contains(expected), "{args:?}: {said}");
+                assert_eq!(said.trim_end().lines().count(), if json { 1 } else { 2 }, "{said}");
+            }
         }
     }
 }

@@ -17,6 +17,9 @@ use crate::failure::{Failure, Result};
 /// Messages of the libraries that the command says itself, in words of its own.
 const SAID_ANYWAY: [&str; 3] = ["not synced", "not released yet", "not durable"];
 
+/// Warnings of the S3 client show values of Rust, and come before an error that says the same.
+const OTHERS_WARNINGS: &str = "aws_config=error";
+
 /// How those begin that say what a command is at, and warn of nothing.
 const WAITING: &str = "waiting for ";
 
@@ -85,11 +88,14 @@ pub fn configure(global: &GlobalArgs) -> Result<Config> {
 }
 
 fn log_to_stderr(level: &str) -> Result<()> {
-    let filter =
-        EnvFilter::builder().parse(level).map_err(|error| Failure::usage(format!("--log-level {level:?}: {error}")))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Whoever asks for more wants to see when, and where from.
-    if matches!(level, "off" | "error" | "warn") {
+    let is_plain = matches!(level, "off" | "error" | "warn");
+    let filter = if level == "warn" { format!("{level},{OTHERS_WARNINGS}") } else { level.to_owned() };
+    let filter = EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| Failure::usage(format!("--log-level {level:?}: {error}")))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if is_plain {
         subscriber.event_format(AsWarning).init();
     } else {
         subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
