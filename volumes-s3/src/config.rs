@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::error::{Error, Result};
 
 /// Configuration of a [`crate::VolumeStore`].
 #[derive(Debug, Clone, Default)]
@@ -41,6 +44,35 @@ pub struct S3Config {
 }
 
 impl S3Config {
+    /// Refuses what cannot be meant: no bucket, or an endpoint that is no URL of a web server. Nothing is asked.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`].
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: String, reason: String| Err(Error::Configuration { what, reason });
+        if self.bucket.is_empty() {
+            return wrong("S3 bucket".into(), "none is named".into());
+        }
+        let Some(endpoint) = &self.endpoint else { return Ok(()) };
+        let what = format!("S3 endpoint {endpoint:?}");
+        match Url::parse(endpoint) {
+            // What has no scheme may still be read as one: `host:9000`.
+            _ if !endpoint.contains("://") => wrong(what, "it has no scheme".into()),
+            Err(error) => wrong(what, error.to_string()),
+            Ok(url) if !["http", "https"].contains(&url.scheme()) => {
+                wrong(what, format!("S3 does not speak {}", url.scheme()))
+            }
+            Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+                wrong(what, "it has more than host, port and path".into())
+            }
+            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                // Not quoted: it holds a secret.
+                wrong("S3 endpoint".into(), "credentials do not belong in it".into())
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+
     /// The endpoint and bucket as messages name them.
     pub(crate) fn location(&self) -> String {
         format!("{}/{}", self.endpoint.as_deref().unwrap_or("s3://"), self.bucket)
@@ -58,5 +90,40 @@ impl S3Config {
             None | Some("") => String::new(),
             Some(prefix) => format!("{prefix}/"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_is_none_is_refused_and_no_secret_is_quoted() {
+        let config = |endpoint: &str| S3Config {
+            bucket: "b".into(),
+            endpoint: Some(endpoint.to_owned()).filter(|text| text != "none"),
+            ..S3Config::default()
+        };
+        for good in ["none", "http://127.0.0.1:9000", "https://s3.example.net", "HTTPS://h/base/", "http://[::1]:9"] {
+            config(good).check().unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        for bad in [
+            "",
+            "ftp://x",
+            "s3.example.net",
+            "localhost:9000",
+            "http://",
+            "http://h:port",
+            "http://a b",
+            "http://h?x=1",
+        ] {
+            let error = config(bad).check().unwrap_err();
+            assert!(error.code() == "config.invalid" && error.hint().is_some(), "{bad}: {error}");
+            assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
+        }
+        let text = config("http://user:geheim@h").check().unwrap_err().to_string();
+        assert!(!text.contains("geheim"), "{text}");
+        let nameless = S3Config { bucket: String::new(), ..config("http://h") };
+        assert!(nameless.check().unwrap_err().to_string().contains("bucket"));
     }
 }

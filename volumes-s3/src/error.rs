@@ -19,6 +19,14 @@ pub enum Error {
         /// The name, cut to the longest allowed.
         name: String,
     },
+    /// The configuration cannot be meant.
+    #[error("{what}: {reason}")]
+    Configuration {
+        /// What of it.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// No such volume here, nor in S3 as far as it was asked.
     #[error("volume {name}: not found")]
     NotFound {
@@ -239,6 +247,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::InvalidName { .. } => "volume.invalid_name",
+            Self::Configuration { .. } => "config.invalid",
             Self::NotFound { .. } => "volume.not_found",
             Self::GenerationNotFound { .. } => "volume.generation_not_found",
             Self::InUse { .. } => "volume.in_use",
@@ -289,6 +298,9 @@ impl Error {
         Some(match self {
             Self::InvalidName { .. } => {
                 "use letters, digits, `_`, `.` and `-`, at most 200, the first a letter or digit".into()
+            }
+            Self::Configuration { .. } => {
+                "name a bucket, and an endpoint as http://HOST[:PORT] or https://HOST[:PORT]".into()
             }
             Self::NotFound { .. } => "`berth volume ls` lists the volumes of this host".into(),
             Self::GenerationNotFound { name, .. } => format!("`berth volume history {name}` lists them"),

@@ -47,7 +47,7 @@ pub use config::{S3Config, VolumesConfig};
 pub use diff::{Change, DiffEntry};
 pub use error::{Error, Result};
 pub use history::HistoryEntry;
-pub use name::NAME_LIMIT;
+pub use name::{NAME_LIMIT, check_name};
 pub use progress::Progress;
 pub use record::RecordKind;
 pub use server_check::ServerCheck;

@@ -6,7 +6,10 @@ use crate::error::{Error, Result};
 pub const NAME_LIMIT: usize = 200;
 
 /// Checks `name` against `[A-Za-z0-9][A-Za-z0-9_.-]{0,199}`.
-pub(crate) fn check(name: &str) -> Result<()> {
+///
+/// # Errors
+/// [`Error::InvalidName`].
+pub fn check_name(name: &str) -> Result<()> {
     let mut bytes = name.bytes();
     let valid = name.len() <= NAME_LIMIT
         && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
@@ -16,15 +19,15 @@ pub(crate) fn check(name: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::check_name;
 
     #[test]
     fn a_name_is_never_a_path() {
         for good in ["a", "db", "A9_.-x", &"x".repeat(200)] {
-            assert!(check(good).is_ok(), "{good}");
+            assert!(check_name(good).is_ok(), "{good}");
         }
         for bad in ["", ".", "..", "../x", "a/b", "-a", "_a", "a b", "ä", "a\0", &"x".repeat(201)] {
-            assert!(check(bad).is_err(), "{bad}");
+            assert!(check_name(bad).is_err(), "{bad}");
         }
     }
 }

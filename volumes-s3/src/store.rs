@@ -119,8 +119,10 @@ impl VolumeStore {
     /// Opens the volumes under `config.root`. No request is made.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for options that are not built; [`Error::Io`] when the root cannot be made.
+    /// [`Error::Configuration`]; [`Error::Unsupported`] for options that are not built; [`Error::Io`] when the root
+    /// cannot be made.
     pub async fn open(config: VolumesConfig) -> Result<Self> {
+        config.s3.as_ref().map_or(Ok(()), S3Config::check)?;
         if config.take_over_after.is_some() {
             return Err(Error::Unsupported { what: "take_over_after".into() });
         }
@@ -278,7 +280,7 @@ impl VolumeStore {
     /// # Errors
     /// [`Error::NotFound`].
     pub async fn status(&self, name: &str) -> Result<VolumeStatus> {
-        name::check(name)?;
+        name::check_name(name)?;
         let (paths, name) = (Paths::new(&self.inner.config.root, name), name.to_owned());
         blocking("read the state", move || {
             let load = || State::load(&paths.state())?.ok_or_else(|| Error::NotFound { name: name.clone() });
@@ -321,7 +323,7 @@ impl VolumeStore {
     /// # Errors
     /// Those of the disk.
     pub async fn users(&self, name: &str) -> Result<Vec<String>> {
-        name::check(name)?;
+        name::check_name(name)?;
         let path = Paths::new(&self.inner.config.root, name).state();
         let state = blocking("read the state", move || State::load(&path)).await?;
         Ok(state.unwrap_or_default().users.into_keys().collect())
@@ -535,7 +537,7 @@ impl VolumeStore {
     }
 
     pub(crate) async fn remote(&self, name: &str, operation: &'static str) -> Result<Remote> {
-        name::check(name)?;
+        name::check_name(name)?;
         let Some(config) = &self.inner.config.s3 else {
             return Err(Error::NoBucket { name: name.to_owned(), operation });
         };
@@ -553,7 +555,7 @@ impl VolumeStore {
         name: &str,
         work: impl FnOnce(Self, String) -> F,
     ) -> Result<T> {
-        name::check(name)?;
+        name::check_name(name)?;
         let task = tokio::spawn(work(self.clone(), name.to_owned()));
         task.await.map_err(|_| Error::Interrupted { operation: "a volume's work" })?
     }
@@ -565,7 +567,7 @@ fn names(root: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(root).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-        if name::check(&name).is_ok() {
+        if name::check_name(&name).is_ok() {
             names.push(name);
         }
     }

@@ -143,7 +143,8 @@ impl Config {
     /// which wins.
     ///
     /// # Errors
-    /// [`Error::Configuration`] naming the file and what is wrong in it; a named file must exist.
+    /// [`Error::Configuration`] naming the file and what is wrong in it; a named file must exist. [`Error::Volume`] for a
+    /// bucket or an endpoint of S3 that cannot be.
     pub fn load(file: Option<&Path>) -> Result<Self> {
         Self::load_from(file, |name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -176,6 +177,7 @@ impl Config {
             env("BERTH_S3_PREFIX"),
             env("BERTH_S3_REGION"),
         )?;
+        config.s3.as_ref().map_or(Ok(()), volumes_s3::S3Config::check)?;
         Ok(config)
     }
 
@@ -294,6 +296,9 @@ mod tests {
             ("[s3]\nbukket = 'b'", &[]),
             ("[network]\nsubnets = 'x'", &[]),
             ("", &[("BERTH_S3_ENDPOINT", "http://e")]),
+            ("[s3]\nendpoint = 'http://e'", &[]),
+            ("[s3]\nbucket = 'b'\nendpoint = 'ftp://e'", &[]),
+            ("[s3]\nbucket = 'b'", &[("BERTH_S3_ENDPOINT", "e:9000")]),
         ] {
             assert_eq!(load(text, env).unwrap_err().code(), "config.invalid", "{text}");
         }

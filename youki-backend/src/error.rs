@@ -404,7 +404,8 @@ impl Error {
                 self.into()
             }
             _ if self.is_unsupported() => self.into(),
-            Self::Image(registry::Error::InvalidPlatform { .. }) => self.into(),
+            Self::Image(registry::Error::InvalidPlatform { .. })
+            | Self::Volume(volumes_s3::Error::InvalidName { .. }) => self.into(),
             Self::Image(_) => self.into_pull(image),
             _ => AgentError::CreateFailed { id: id.to_owned(), reason: self.reason() },
         }
@@ -465,10 +466,12 @@ impl From<Error> for AgentError {
             Error::InvalidId(_)
             | Error::InvalidSpec { .. }
             | Error::UnknownUser { .. }
-            | Error::Image(registry::Error::InvalidPlatform { .. }) => Self::InvalidSpec(reason),
-            Error::Configuration { .. } | Error::IncompatibleRoot { .. } | Error::HelperMissing { .. } => {
-                Self::Configuration(reason)
-            }
+            | Error::Image(registry::Error::InvalidPlatform { .. })
+            | Error::Volume(volumes_s3::Error::InvalidName { .. }) => Self::InvalidSpec(reason),
+            Error::Configuration { .. }
+            | Error::IncompatibleRoot { .. }
+            | Error::HelperMissing { .. }
+            | Error::Volume(volumes_s3::Error::Configuration { .. }) => Self::Configuration(reason),
             Error::Network { .. }
             | Error::SubnetExhausted { .. }
             | Error::NoSuchNetwork { .. }

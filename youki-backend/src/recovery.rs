@@ -55,6 +55,7 @@ struct RootVersion {
 
 /// Brings all containers in line, or only the one that is asked for.
 pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Result<YoukiRuntime> {
+    config.s3.as_ref().map_or(Ok(()), volumes_s3::S3Config::check)?;
     make_private(&config.root)?;
     config.root = fs::canonicalize(&config.root).map_err(Error::io("resolving", &config.root))?;
     refuse_unsuitable(&config.root)?;

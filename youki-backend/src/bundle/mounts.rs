@@ -113,6 +113,9 @@ pub(crate) fn check(spec: &ServiceSpec) -> Result<()> {
         if let StorageSpec::S3 { .. } = storage {
             return Err(Error::Unsupported { what: format!("storage[{index}]: a bucket as files (type s3)") });
         }
+        if let StorageSpec::Named { name, .. } = storage {
+            volumes_s3::check_name(name)?;
+        }
         let field = || format!("storage[{index}].target");
         let target = normal_target(storage.target()).map_err(|reason| Error::invalid(field(), reason))?;
         refuse_own(&target).map_err(|reason| Error::invalid(field(), reason))?;

@@ -12,6 +12,9 @@ use crate::support::terminal::Terminal;
 
 crate::tests![
     a_name_or_a_command_that_cannot_be_is_a_usage_error,
+    what_is_refused_is_refused_alone,
+    a_spec_that_cannot_be_applied_ends_in_one_way,
+    an_s3_endpoint_that_is_none_is_refused_before_anything_is_tried,
     a_missing_working_directory_of_an_exec_is_126_and_named,
     an_exec_on_a_terminal_is_one_to_both_sides,
     a_container_on_a_terminal_is_typed_into_left_and_attached_to_again,
@@ -40,11 +43,98 @@ async fn a_name_or_a_command_that_cannot_be_is_a_usage_error(case: Case) {
         (&["pull", "--platform", "bogus", &image], 2, "bogus"),
         (&["kill", "-s", "BOGUS", &id], 2, "BOGUS"),
         (&["apply", "-f", "/dev/null", "--name", "../x"], 2, "../x"),
+        (&["run", "-m", "-5", &image], 125, "--memory \"-5\""),
+        (&["create", "--memory", "-5m", &image], 125, "--memory \"-5m\""),
+        (&["run", "--cpus", "-1", &image], 125, "--cpus \"-1\""),
+        (&["run", "--pids-limit", "-2", &image], 125, "--pids-limit \"-2\""),
+        (&["run", "--shm-size", "-1", &image], 125, "--shm-size \"-1\""),
+        (&["run", "--cpu-shares", "-3", &image], 125, "'-3' for '--cpu-shares"),
+        (&["update", "-m", "-5", &id], 2, "--memory \"-5\""),
+        (&["update", "--cpus", "-1", &id], 2, "--cpus \"-1\""),
+        (&["update", "--pids-limit", "-2", &id], 2, "--pids-limit \"-2\""),
+        (&["volume", "inspect", "../x"], 2, "../x"),
+        (&["volume", "history", "../x"], 2, "../x"),
     ] {
         let said = case.berth(args).await;
         assert_eq!(said.code, code, "{args:?}: {said:?}");
         assert!(said.stderr.contains(named), "{args:?}: {said:?}");
     }
+}
+
+async fn what_is_refused_is_refused_alone(case: Case) {
+    let image = case.suite.busybox().await.to_owned();
+    let root = case.root("refused");
+    let refused = async |args: &[&str], named: &str| {
+        let said = case.berth_on(&root, args).await;
+        let first = said.stderr.lines().next().unwrap_or_default();
+        assert!(said.code != 0 && first.contains(named), "{args:?}: {said:?}");
+        assert!(!said.stderr.contains("warning"), "{args:?}: {said:?}");
+    };
+    for (args, named) in [
+        (&["run", "-v", "foo:/", &image][..], "storage[0].target"),
+        (&["create", "-v", "a b:/data", &image], "\"a b\" is not a name"),
+        (&["run", "-d", "-v", "foo:/data", "-v", "bar:/data", &image], "storage[1].target"),
+    ] {
+        refused(args, named).await;
+    }
+    assert_eq!(case.berth_on(&root, &["images", "-q"]).await.succeeded(), "", "pulled before it was refused");
+    refused(&["run", "-v", "foo:/data", "--network", "nosuch", &image], "nosuch").await;
+    refused(&["create", "-v", "foo:/data", "-m", "1k", &image], "resources.memory").await;
+}
+
+/// Whether the command, the spec's parser or the volume store finds out.
+async fn a_spec_that_cannot_be_applied_ends_in_one_way(case: Case) {
+    let image = case.suite.busybox().await;
+    for (spec, code, named) in [
+        (r#""resources": {"memroy": "1Gi"}"#, "spec.invalid", "memroy"),
+        (r#""resources": {"cpu": -1}"#, "spec.invalid", "resources.cpu"),
+        (r#""storage": [{"type": "named", "name": "../x", "target": "/d"}]"#, "volume.invalid_name", "../x"),
+        (r#""storage": [{"type": "named", "name": "x", "target": "d"}]"#, "spec.invalid", "storage[0].target"),
+        (r#""platform": "bogus""#, "image.invalid_platform", "bogus"),
+    ] {
+        let spec = format!(r#"{{"image": {{"name": {image:?}}}, {spec}}}"#);
+        let said = case.berth_with(&["--json", "apply", "-f", "-", "--name", "never"], spec.as_bytes()).await;
+        let told: serde_json::Value = serde_json::from_str(&said.stderr).unwrap();
+        assert_eq!((said.code, told["error"]["code"].as_str()), (2, Some(code)), "{spec}: {said:?}");
+        assert!(told["error"]["message"].as_str().unwrap().contains(named), "{told}");
+    }
+}
+
+async fn an_s3_endpoint_that_is_none_is_refused_before_anything_is_tried(case: Case) {
+    let image = case.suite.busybox().await.to_owned();
+    let root = case.root("never-made");
+    let file = case.suite.dir.path().join("ftp.toml");
+    std::fs::write(&file, "[s3]\nbucket = \"b\"\nendpoint = \"ftp://x\"\n").unwrap();
+    let from_file = ["--config", file.to_str().unwrap()];
+    let flags = |endpoint| ["--s3-bucket", "b", "--s3-endpoint", endpoint];
+    for (settings, endpoint) in [
+        (&from_file[..], "ftp://x"),
+        (&flags("ftp://x"), "ftp://x"),
+        (&flags("localhost:9000"), "localhost:9000"),
+        (&flags("http://"), "http://"),
+    ] {
+        for (args, code) in [
+            (&["run", "-v", "data:/data", &image, "true"][..], 125),
+            (&["create", &image], 125),
+            (&["exec", "none", "true"], 125),
+            (&["ps"], 2),
+            (&["doctor"], 2),
+        ] {
+            let said = case.berth_on(&root, &[&["--json"], settings, args].concat()).await;
+            let told: serde_json::Value = serde_json::from_str(&said.stderr).unwrap();
+            assert_eq!((said.code, &told["error"]["code"]), (code, &"config.invalid".into()), "{args:?}: {said:?}");
+            let message = told["error"]["message"].as_str().unwrap();
+            assert!(message.contains(&format!("S3 endpoint {endpoint:?}")), "{message}");
+            assert!(told["error"]["hint"].as_str().unwrap().contains("https://HOST"), "{told}");
+        }
+    }
+    assert!(!root.dir.exists() && !root.run_dir.exists(), "something was made");
+    let mut config = root.config();
+    config.s3 =
+        Some(volumes_s3::S3Config { bucket: "b".into(), endpoint: Some("ftp://x".into()), ..Default::default() });
+    let error = youki_backend::YoukiRuntime::open(config).await.unwrap_err();
+    assert!(!root.dir.exists() && error.hint().is_some(), "{error}");
+    assert!(matches!(error.into(), runtime_core::AgentError::Configuration(_)));
 }
 
 async fn a_missing_working_directory_of_an_exec_is_126_and_named(case: Case) {

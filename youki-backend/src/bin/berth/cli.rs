@@ -153,7 +153,7 @@ pub enum Command {
 impl Cli {
     /// The definition of all commands.
     pub fn definition() -> clap::Command {
-        let command = Self::command();
+        let command = with_any_value(Self::command());
         let subnet = command.get_arguments().find(|arg| arg.get_id() == DEFAULT_SUBNET).cloned();
         match subnet {
             Some(subnet) => with_everywhere(command, &subnet),
@@ -179,6 +179,16 @@ impl Cli {
 /// Flag of the default network's addresses. It is global but for where it means another network's, which clap's own
 /// global flags cannot be.
 const DEFAULT_SUBNET: &str = "default_subnet";
+
+/// What follows a flag that has a value is its value, whatever it looks like, as docker has it: `-m -5` is a bad size and
+/// not an unknown flag.
+fn with_any_value(command: clap::Command) -> clap::Command {
+    let any = |arg: clap::Arg| {
+        let has_value = !arg.is_positional() && arg.get_action().takes_values();
+        if has_value { arg.allow_hyphen_values(true) } else { arg }
+    };
+    command.mut_args(any).mut_subcommands(with_any_value)
+}
 
 fn with_everywhere(command: clap::Command, flag: &clap::Arg) -> clap::Command {
     command.mut_subcommands(|command| {
@@ -279,7 +289,7 @@ pub struct UpdateArgs {
     #[arg(long, value_name = "LIST")]
     pub cpuset_cpus: Option<String>,
     /// Limit processes and threads; -1 for no limit
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER")]
     pub pids_limit: Option<i64>,
     /// Restart them when they end (not built yet)
     #[arg(long, value_name = "POLICY", hide = true)]
@@ -345,7 +355,7 @@ pub struct StopArgs {
     #[arg(required = true, value_name = "NAME")]
     pub names: Vec<String>,
     /// Seconds until they are killed; -1 for never [default: the container's, else 10]
-    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS")]
     pub time: Option<i64>,
 }
 
@@ -421,7 +431,7 @@ pub struct LogsArgs {
     #[arg(short, long)]
     pub timestamps: bool,
     /// Only the last so many lines, or all
-    #[arg(short = 'n', long, default_value = "all", value_name = "LINES", allow_hyphen_values = true)]
+    #[arg(short = 'n', long, default_value = "all", value_name = "LINES")]
     pub tail: String,
     /// Only from this time on: RFC 3339, seconds since 1970, or so long ago (10m)
     #[arg(long, value_name = "TIME")]

@@ -96,6 +96,20 @@ impl Failure {
         self.code
     }
 
+    /// Whether what was asked for cannot be, whoever found that out: the library judges most of it.
+    pub fn is_usage(&self) -> bool {
+        let codes = [
+            "usage",
+            "config.invalid",
+            "spec.invalid",
+            "container.invalid_id",
+            "image.invalid_reference",
+            "image.invalid_platform",
+            "volume.invalid_name",
+        ];
+        codes.contains(&self.code)
+    }
+
     /// What failed and why, in one line; a cause that the message tells already is left out.
     pub fn text(&self) -> String {
         let mut text = self.message.clone();

@@ -52,6 +52,15 @@ pub fn cpus(text: &str) -> Result<f64> {
     number.ok_or_else(|| wrong("--cpus", text, "not a number of CPUs above 0"))
 }
 
+/// `--pids-limit 100`; 0 and -1 for no limit.
+pub fn pids_limit(limit: i64) -> Result<i64> {
+    match limit {
+        ..=-2 => Err(wrong("--pids-limit", &limit.to_string(), "neither a number of processes nor -1 for no limit")),
+        -1 | 0 => Ok(-1),
+        limit => Ok(limit),
+    }
+}
+
 /// `1m30s`.
 pub fn time_span(flag: &str, text: &str) -> Result<Duration> {
     duration::parse(text).map_err(|reason| wrong(flag, text, &reason))

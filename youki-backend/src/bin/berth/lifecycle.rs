@@ -54,7 +54,7 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<i32> {
         cpu: args.cpus.as_deref().map(flag_values::cpus).transpose()?,
         cpu_shares: args.cpu_shares,
         cpuset: args.cpuset_cpus.clone(),
-        pids: args.pids_limit.map(|limit| if limit <= 0 { -1 } else { limit }),
+        pids: args.pids_limit.map(flag_values::pids_limit).transpose()?,
         ..ResourcesSpec::default()
     };
     if changes == ResourcesSpec::default() {
@@ -141,7 +141,7 @@ async fn each<T>(
             Ok(value) => done(name, value)?,
             Err(failure) => {
                 failure.print(session.json);
-                status = status.max(if failure.code() == "spec.invalid" { i32::from(USAGE_STATUS) } else { 1 });
+                status = status.max(if failure.is_usage() { i32::from(USAGE_STATUS) } else { 1 });
             }
         }
     }

@@ -84,15 +84,7 @@ impl Statuses {
 
     fn status(&self, failure: &Failure) -> u8 {
         match (failure.code(), failure.status) {
-            // The library judges most of what is asked for.
-            (
-                "usage"
-                | "spec.invalid"
-                | "container.invalid_id"
-                | "image.invalid_reference"
-                | "image.invalid_platform",
-                _,
-            ) => self.usage,
+            _ if failure.is_usage() => self.usage,
             (_, Some(status)) => status,
             ("unsupported" | "unsupported.here" | "volume.unsupported", None) => self.unsupported,
             _ => self.other,

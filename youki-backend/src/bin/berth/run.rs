@@ -116,7 +116,7 @@ impl Wanted {
         Ok(Self { id: args.id()?, spec: args.spec()?, options })
     }
 
-    /// Whoever forgot the bucket would find an empty volume on the next host.
+    /// Whoever forgot the bucket would find an empty volume on the next host. Said once there is a volume to say it of.
     fn warn_of_local_volumes(&self, session: &Session) {
         let named = self.spec.storage.iter().find_map(|storage| match storage {
             StorageSpec::Named { name, .. } => Some(name),
@@ -128,17 +128,17 @@ impl Wanted {
     }
 
     async fn create(&self, session: &Session) -> Result<()> {
-        self.warn_of_local_volumes(session);
         let (sender, shown) = progress::pull(show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let created = session.runtime.create(&self.id, &self.spec, options).await;
         shown.finish().await;
-        Ok(created?)
+        created?;
+        self.warn_of_local_volumes(session);
+        Ok(())
     }
 
     /// The same, unless a signal asks to end before: then the exit code, and nothing is left.
     async fn create_or_give_up(&self, session: &Session, signals: &mut Signals) -> Result<Option<i32>> {
-        self.warn_of_local_volumes(session);
         let (sender, mut shown) = progress::pull(show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let mut creating = std::pin::pin!(session.runtime.create(&self.id, &self.spec, options));
@@ -146,6 +146,7 @@ impl Wanted {
             created = &mut creating => {
                 shown.finish().await;
                 created?;
+                self.warn_of_local_volumes(session);
                 return Ok(None);
             }
             number = signals.next_ending() => number,

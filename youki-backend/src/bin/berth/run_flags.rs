@@ -63,7 +63,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "LIST")]
     pub cpuset_cpus: Option<String>,
     /// Limit its processes and threads; -1 for no limit [default: 2048]
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER")]
     pub pids_limit: Option<i64>,
     /// bridge, none, host, or a network's name
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
@@ -129,7 +129,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
     /// Seconds between that signal and KILL; -1 for never [default: 10]
-    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS")]
     pub stop_timeout: Option<i64>,
     /// When to ask the registry: always, missing or never
     #[arg(long, value_name = "POLICY", default_value = "missing", value_parser = parse_pull_policy)]
@@ -253,7 +253,7 @@ impl RunArgs {
             None | Some("0") => None,
             Some(text) => Some(values::cpus(text)?),
         };
-        resources.pids = self.pids_limit.map(|limit| if limit <= 0 { -1 } else { limit });
+        resources.pids = self.pids_limit.map(values::pids_limit).transpose()?;
         resources.cpu_shares = self.cpu_shares.filter(|shares| *shares != 0);
         resources.cpuset = self.cpuset_cpus.clone().filter(|list| !list.is_empty());
         spec.shm_size = self.shm_size.as_deref().map(|text| values::memory("--shm-size", text)).transpose()?;

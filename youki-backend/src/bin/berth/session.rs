@@ -12,7 +12,7 @@ use tracing_subscriber::registry::LookupSpan;
 use youki_backend::{Config, YoukiRuntime};
 
 use crate::cli::GlobalArgs;
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, USAGE_STATUS};
 
 /// Messages of the libraries that the command says itself, in words of its own.
 const SAID_ANYWAY: [&str; 3] = ["not synced", "not released yet", "not durable"];
@@ -41,7 +41,8 @@ impl Session {
         Ok(Self { runtime: YoukiRuntime::open_for(config, id).await?, json })
     }
 
-    /// Does `verb` to each of `names`; what came of it, and the exit code: 1 if any failed, which is said at once.
+    /// Does `verb` to each of `names`; what came of it, and the exit code: 1 if any failed, which is said at once, 2 if one
+    /// is no name.
     pub async fn each<T, E: Into<Failure>>(
         &self,
         names: &[String],
@@ -53,8 +54,9 @@ impl Session {
             match verb(name).await {
                 Ok(value) => done.push(value),
                 Err(error) => {
-                    error.into().print(self.json);
-                    status = 1;
+                    let failure = error.into();
+                    failure.print(self.json);
+                    status = status.max(if failure.is_usage() { i32::from(USAGE_STATUS) } else { 1 });
                 }
             }
         }
