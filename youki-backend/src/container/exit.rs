@@ -16,13 +16,35 @@ use crate::trash::SUPERVISOR_PATIENCE;
 /// Volumes retried at once: each sync may hold some ten MiB.
 const RETRIES_AT_ONCE: usize = 4;
 
+/// What becomes of a sync that somebody else has begun at the end of the same container.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settling {
+    /// It is theirs, and so is the telling.
+    Left,
+    /// It is waited for, and tried again should it fail: the caller's answer says whether the data is durable.
+    Joined,
+}
+
 impl Inner {
     /// Syncs the named volumes of an ended container and gives them back, within the configured time: what does not
     /// become durable is journaled by the volume store, retried by the keeper, and told here by name.
     ///
-    /// One that the container does not use any more is settled already: it is not tried again, and said once.
-    pub(crate) async fn settle_volumes(&self, container: &Container) -> Vec<(String, volumes_s3::Error)> {
-        self.end_volumes(container, false, self.config.volumes.sync_on_stop).await
+    /// One that the container does not use any more is settled already, or being settled, as `settling` says.
+    pub(crate) async fn settle_volumes(
+        &self,
+        container: &Container,
+        settling: Settling,
+    ) -> Vec<(String, volumes_s3::Error)> {
+        let mut owed = self.end_volumes(container, false, self.config.volumes.sync_on_stop).await;
+        let mut theirs = container.record.named_volumes();
+        theirs.retain(|name| !owed.iter().any(|(tried, _)| tried == name));
+        if settling == Settling::Joined && !theirs.is_empty() {
+            owed.extend(self.retry_those(|name| theirs.contains(&name)).await.unwrap_or_else(|error| {
+                tracing::warn!(container = %container.record.id, error = error.chain(), "its volumes are left to the keeper");
+                Vec::new()
+            }));
+        }
+        owed
     }
 
     /// The same for a container whose create is `undone`: volumes that were made for it go.
@@ -90,9 +112,14 @@ impl Inner {
 
     /// Tries once what volumes owe to S3, within the configured time for all of them.
     pub(crate) async fn retry_volumes(&self) -> Result<Vec<(String, volumes_s3::Error)>> {
+        self.retry_those(|_| true).await
+    }
+
+    async fn retry_those(&self, of_them: impl Fn(&str) -> bool) -> Result<Vec<(String, volumes_s3::Error)>> {
         let patience = self.config.volumes.sync_on_stop;
         let end = tokio::time::Instant::now() + patience;
-        let tries = self.volumes.owing().await?.into_iter().map(|name| async move {
+        let owing = self.volumes.owing().await?.into_iter().filter(|name| of_them(name));
+        let tries = owing.map(|name| async move {
             match tokio::time::timeout_at(end, self.volumes.retry(&name)).await {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some((name, error)),
@@ -148,7 +175,7 @@ impl Inner {
     pub(crate) async fn settle_at_end(self: &Arc<Self>, container: &Container) {
         // Between attempts that its policy makes it needs them still. Its supervisor may have removed it.
         match self.wait_for_last_end(container).await {
-            Ok(_) | Err(Error::NoSuchContainer { .. }) => drop(self.settle_ended(container).await),
+            Ok(_) | Err(Error::NoSuchContainer { .. }) => drop(self.settle_ended(container, Settling::Left).await),
             Err(error) => {
                 tracing::debug!(container = %container.record.id, error = error.chain(), "no longer followed");
             }

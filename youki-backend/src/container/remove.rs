@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use runtime_core::{ContainerId, Event, EventKind};
 
+use super::exit::Settling;
 use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::layout::ContainerPaths;
@@ -41,11 +42,16 @@ impl Inner {
 
     async fn remove_to_the_end(&self, container: Container) -> Result<Vec<(String, volumes_s3::Error)>> {
         let id = &container.record.id;
+        // What is owed since an earlier end was told then.
+        let settling = match self.exit_record(&container) {
+            Ok(Some(_)) => Settling::Left,
+            _ => Settling::Joined,
+        };
         let ended = self.end(&container, libc::SIGKILL, Duration::ZERO).await;
         let (lock, container) = match self.lock(&container).await {
             // With its end it was removed.
             Err(Error::NoSuchContainer { .. }) if container.record.spec.remove_on_exit => {
-                return Ok(self.settle_ended(&container).await);
+                return Ok(self.settle_ended(&container, Settling::Joined).await);
             }
             Ok((_, now)) if !now.record.is_same_container(&container.record) => {
                 return Err(Error::NoSuchContainer { id: id.to_string() });
@@ -82,7 +88,7 @@ impl Inner {
                 None
             }
         };
-        let owed = self.settle_volumes(&container).await;
+        let owed = self.settle_volumes(&container, settling).await;
         let freed = self.free(&container, supervisor, None).await;
         self.tell(Event::now(EventKind::Remove).of(id));
         lock.remove();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use runtime_core::ContainerId;
 
 use super::attempt::Launch;
+use super::exit::Settling;
 use super::{Container, Observed};
 use crate::attempts::Attempts;
 use crate::error::{Error, Result};
@@ -93,7 +94,7 @@ impl Inner {
             Some(Reply::ExecFailed { errno, .. }) => {
                 // Its end is on record before anybody is told why.
                 self.wait_for_last_end(container).await?;
-                self.settle_volumes(container).await;
+                self.settle_volumes(container, Settling::Left).await;
                 Err(Error::ExecFailed {
                     program: container.record.args.first().cloned().unwrap_or_default(),
                     source: io::Error::from_raw_os_error(errno),

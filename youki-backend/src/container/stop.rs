@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use runtime_core::{ContainerId, Event, EventKind};
 
+use super::exit::Settling;
 use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
@@ -30,8 +31,8 @@ impl Inner {
         self.tell(Event::now(EventKind::Stop).of(id));
         let left = self.leave_network_if_ended(&container).await;
         let settled = match container.record.spec.remove_on_exit {
-            true => self.settle_ended(&container).await,
-            false => self.settle_volumes(&container).await,
+            true => self.settle_ended(&container, Settling::Joined).await,
+            false => self.settle_volumes(&container, Settling::Joined).await,
         };
         left.map(|()| settled)
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use runtime_core::{ContainerId, WaitOutcome};
 
+use super::exit::Settling;
 use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
@@ -38,7 +39,11 @@ impl Inner {
     }
 
     /// Syncs the volumes of a container that has ended and may be gone, unless somebody uses them again by its name.
-    pub(crate) async fn settle_ended(&self, container: &Container) -> Vec<(String, volumes_s3::Error)> {
+    pub(crate) async fn settle_ended(
+        &self,
+        container: &Container,
+        settling: Settling,
+    ) -> Vec<(String, volumes_s3::Error)> {
         if container.record.named_volumes().is_empty() {
             return Vec::new();
         }
@@ -54,12 +59,12 @@ impl Inner {
             Ok(now) if now.record.is_same_container(&container.record) => {
                 drop(lock);
                 match self.observe(&now).await {
-                    Ok(Observed::Ended(_)) => self.settle_volumes(&now).await,
+                    Ok(Observed::Ended(_)) => self.settle_volumes(&now, settling).await,
                     _ => Vec::new(),
                 }
             }
             Err(Error::NoSuchContainer { .. }) => {
-                let owed = self.settle_volumes(container).await;
+                let owed = self.settle_volumes(container, settling).await;
                 lock.remove();
                 owed
             }
@@ -103,7 +108,7 @@ impl Watched {
     /// [`Error::Network`]; the volumes are settled all the same.
     pub async fn settle(&self) -> Result<Vec<(String, volumes_s3::Error)>> {
         let left = self.inner.leave_network_if_ended(&self.container).await;
-        let settled = self.inner.settle_ended(&self.container).await;
+        let settled = self.inner.settle_ended(&self.container, Settling::Joined).await;
         left.map(|()| settled)
     }
 
@@ -130,7 +135,7 @@ impl Watched {
             })?,
             false => Vec::new(),
         };
-        owed.extend(self.inner.settle_ended(&self.container).await);
+        owed.extend(self.inner.settle_ended(&self.container, Settling::Left).await);
         self.inner.trash.deleted().await;
         Ok(owed)
     }

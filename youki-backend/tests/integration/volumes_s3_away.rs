@@ -8,7 +8,7 @@ use runtime_core::ContainerState;
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
 use crate::support::berth::{berth, command};
-use crate::support::case::{eventually, words};
+use crate::support::case::{eventually, start_on, words};
 use crate::support::pace::patience;
 use crate::support::process::times_woken;
 use crate::support::root::Root;
@@ -19,6 +19,7 @@ crate::tests![
     with_s3_away_stop_succeeds_says_not_durable_and_is_made_good,
     with_s3_away_a_volume_not_held_here_is_not_begun_empty,
     a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good,
+    a_stop_waits_for_the_sync_that_the_keeper_began,
     a_run_with_s3_down_asks_once_and_says_it_once,
     who_asks_an_s3_that_hangs_learns_it_in_seconds,
     an_open_does_not_wait_for_an_s3_that_hangs,
@@ -95,6 +96,30 @@ async fn a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good(case: Case)
     let status = runtime.volume_status("data").await.unwrap();
     assert_eq!((status.last_error, status.owner), (None, None), "not made good, or not given back");
     assert_eq!(after_a_wipe(&case, &root, runtime, "cat /data/file").await, "precious\n");
+}
+
+async fn a_stop_waits_for_the_sync_that_the_keeper_began(case: Case) {
+    let (root, mut switch) = case.root_with_switch("root", "p").await;
+    let root = Root { keeper: true, ..root };
+    let runtime = root.open().await.unwrap();
+    let spec = spec(&case, "until test -e /data/end; do sleep 0.05; done").await;
+    let id = case.id_on(&runtime);
+    start_on(&*runtime, &id, &spec).await.unwrap();
+    switch.hang().await;
+    exec_ok(&runtime, &id, "echo precious > /data/file; : > /data/end").await;
+    eventually("the keeper has begun", || async {
+        runtime.volume_status("data").await.is_ok_and(|status| status.last_error.is_some())
+    })
+    .await;
+    let stopping = tokio::spawn({
+        let (runtime, id) = (runtime.clone(), id.clone());
+        async move { runtime.stop_container(&id, STOP).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    switch.turn_on().await;
+    stopping.await.unwrap().unwrap();
+    let status = runtime.volume_status("data").await.unwrap();
+    assert!(status.durable_at.is_some() && status.last_error.is_none(), "stop did not wait: {status:?}");
 }
 
 async fn a_run_with_s3_down_asks_once_and_says_it_once(case: Case) {
