@@ -286,6 +286,11 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
+    /// Whether a supervisor has let its time to answer pass.
+    pub(crate) fn is_without_answer(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut)
+    }
+
     /// An [`Error::InvalidSpec`].
     pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::InvalidSpec { field: field.into(), reason: reason.into() }

@@ -58,6 +58,12 @@ impl Inner {
             }
             other => other?,
         };
+        if matches!(&ended, Err(error) if error.is_without_answer())
+            && let Some(connection) = self.supervisor(&container).await?
+        {
+            tracing::warn!(container = %id, "its supervisor does not answer, and is killed");
+            tokio::task::spawn_blocking(move || connection.kill_peer()).await.map_err(Error::ThreadLost)??;
+        }
         let mut unrecorded = None;
         // Somebody may have started it again while the lock was waited for. And one that has written its record answers
         // once it has let go of socket and cgroup: the next container may take them.

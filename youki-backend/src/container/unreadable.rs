@@ -17,7 +17,9 @@ impl Inner {
         let lock = ContainerLock::acquire(paths.lock.clone()).await?;
         if let Ok(mut connection) = Connection::open(&paths.socket).await {
             // It ends when it has said so, and its mounts with it.
-            let _ = connection.ask(&Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 }).await;
+            if connection.ask(&Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 }).await.is_err() {
+                tokio::task::spawn_blocking(move || connection.kill_peer()).await.map_err(Error::ThreadLost)??;
+            }
         }
         self.clear_cgroup_at(&self.cgroup_path_of(id), &paths).await?;
         let owed = self.end_volumes_of(id, false, self.config.volumes.sync_on_stop).await?;

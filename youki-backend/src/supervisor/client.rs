@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 
 use super::wire::{self, Reply, Request};
 use crate::network::MAX_HELD_SOCKETS;
+use crate::process::ProcessName;
 
 /// Time for a supervisor to say what it knows. One that is stopped must not hold up what others are asked.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
@@ -123,6 +124,16 @@ impl Connection {
                 io::ErrorKind::TimedOut,
                 format!("the supervisor has not answered within {} s: is it stopped?", patience.as_secs()),
             )),
+        }
+    }
+
+    /// Kills the supervisor, for one that answers nothing: its container dies with it. Blocks until it is dead.
+    pub fn kill_peer(&self) -> io::Result<()> {
+        let Some(supervisor) = self.stream.peer_cred()?.pid().and_then(ProcessName::of) else { return Ok(()) };
+        supervisor.kill();
+        match supervisor.wait_for_end(STOP_PATIENCE) {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {supervisor} survived SIGKILL"))),
         }
     }
 

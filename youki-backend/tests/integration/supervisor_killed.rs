@@ -18,6 +18,7 @@ crate::tests![
     while_no_agent_runs_the_next_one_knows,
     a_created_container_of_a_dead_supervisor_is_failed,
     one_that_is_stopped_holds_up_no_other_container,
+    a_container_of_a_stopped_one_can_be_removed,
 ];
 
 async fn assert_lost(runtime: &dyn Runtime, id: &ContainerId) {
@@ -114,4 +115,15 @@ async fn one_that_is_stopped_holds_up_no_other_container(case: Case) {
 /// Longer than a supervisor is waited for.
 async fn within<T>(what: &str, call: impl Future<Output = T>) -> T {
     tokio::time::timeout(patience(Duration::from_secs(40)), call).await.unwrap_or_else(|_| panic!("{what} hangs"))
+}
+
+async fn a_container_of_a_stopped_one_can_be_removed(case: Case) {
+    let id = case.idle().await;
+    let processes = case.host_pids(&id).await;
+    let stopped = supervisor(&*case.runtime, &id).await;
+    signal(stopped, Signal::STOP);
+    case.runtime.remove_container(&id).await.unwrap();
+    assert!(gone(stopped), "the supervisor is left");
+    assert!(processes.iter().all(|pid| gone(*pid)), "the container's processes are left");
+    case.runtime.container_state(&id).await.expect_err("the container is left");
 }
