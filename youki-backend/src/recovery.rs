@@ -213,7 +213,6 @@ impl Inner {
             }
             Ok(container) => {
                 tracing::warn!(container = %id, "its creation was cut off; what there is of it is removed");
-                // Its supervisor, if there is one, sees that its agent is gone and ends by itself.
                 // Who opens waits for S3 no longer than that: what is owed is journaled first.
                 let freed = self.discard(&container, OPEN_PATIENCE).await;
                 lock.remove();

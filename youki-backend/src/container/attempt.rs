@@ -56,8 +56,11 @@ impl Inner {
             .map_err(|error| Error::Corrupt { path: plan.bundle.clone(), reason: error.to_string() })?;
         let (mut connection, supervisor_pid) = supervisor.0.await.map_err(Error::ThreadLost)??;
         let id = container.record.id.to_string();
+        // What an earlier supervisor has left.
+        let _ = fs::remove_file(&container.paths.socket);
+        let run_dir = fs::File::open(&container.paths.run).map_err(Error::io("opening", &container.paths.run))?;
         // A stage that failed early has said why before it closed.
-        let _ = connection.send_plan(&payload, &held).await;
+        let _ = connection.send_plan(&payload, &run_dir.into(), &held).await;
         drop(held);
 
         let mut attaching = None;

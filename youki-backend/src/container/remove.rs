@@ -104,7 +104,10 @@ impl Inner {
     /// Frees everything that a container has whose create is undone, of whatever there is of it. The lock is held. S3 is
     /// waited for no longer than `patience`.
     pub(crate) async fn discard(&self, container: &Container, patience: Duration) -> Result<()> {
-        self.free(container, None, Some(patience)).await
+        // It knows the container by paths, which the next one of this name will have.
+        let ended = self.end_supervisor(&container.paths).await;
+        let freed = self.free(container, None, Some(patience)).await;
+        ended.and(freed)
     }
 
     /// The same after the end of one whose supervisor may still be unmounting its root: that keeps only its files, which

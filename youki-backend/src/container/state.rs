@@ -6,6 +6,7 @@ use std::time::Duration;
 use runtime_core::{ContainerId, ContainerState};
 
 use super::Container;
+use super::remove::remove_dir;
 use super::stop::KILL_PATIENCE;
 use crate::error::{Error, Result};
 use crate::layout::ContainerPaths;
@@ -184,6 +185,7 @@ impl Inner {
         let why = if rebooted { "lost: host rebooted" } else { "lost: its supervisor is gone" };
         tracing::warn!(container = %container.record.id, "{why}");
         if !rebooted {
+            self.end_supervisor(&container.paths).await?;
             self.clear_cgroup(container).await?;
         }
         let record = match self.last_exit(container)? {
@@ -199,6 +201,12 @@ impl Inner {
         }
         self.tell(record.event(&container.record.id.to_string()));
         Ok(record)
+    }
+
+    /// Ends the supervisor of an attempt that is over, whether it is there or about to be.
+    pub(super) async fn end_supervisor(&self, paths: &ContainerPaths) -> Result<()> {
+        remove_dir(&paths.run)?;
+        Connection::end_at(&paths.socket).await.map_err(Error::io("ending the supervisor at", &paths.socket))
     }
 
     /// Kills all in the container's cgroup and removes it.

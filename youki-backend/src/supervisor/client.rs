@@ -12,8 +12,8 @@ use rustix::net::{
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
+use super::MAX_PLAN_DESCRIPTORS;
 use super::wire::{self, Reply, Request};
-use crate::network::MAX_HELD_SOCKETS;
 use crate::process::ProcessName;
 
 /// Time for a supervisor to say what it knows. One that is stopped must not hold up what others are asked.
@@ -45,11 +45,11 @@ impl Connection {
         Self { stream, received: Vec::new(), descriptor: None }
     }
 
-    /// Sends a stage its plan: a length and JSON, and beside the length the sockets to be held. The only thing on a
-    /// connection that is not a frame.
-    pub async fn send_plan(&mut self, plan: &[u8], held: &[OwnedFd]) -> io::Result<()> {
-        let held: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
-        self.send_bytes(&(plan.len() as u32).to_le_bytes(), &held).await?;
+    /// Sends a stage its plan: a length and JSON, and beside the length the container's run directory and the sockets to be
+    /// held. The only thing on a connection that is not a frame.
+    pub async fn send_plan(&mut self, plan: &[u8], run_dir: &OwnedFd, held: &[OwnedFd]) -> io::Result<()> {
+        let beside: Vec<BorrowedFd<'_>> = std::iter::once(run_dir).chain(held).map(AsFd::as_fd).collect();
+        self.send_bytes(&(plan.len() as u32).to_le_bytes(), &beside).await?;
         self.stream.write_all(plan).await
     }
 
@@ -66,7 +66,7 @@ impl Connection {
         let sent = self
             .stream
             .async_io(Interest::WRITABLE, || {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HELD_SOCKETS))];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PLAN_DESCRIPTORS))];
                 let mut control = SendAncillaryBuffer::new(&mut space);
                 if !descriptors.is_empty() {
                     control.push(SendAncillaryMessage::ScmRights(descriptors));
@@ -124,6 +124,21 @@ impl Connection {
                 io::ErrorKind::TimedOut,
                 format!("the supervisor has not answered within {} s: is it stopped?", patience.as_secs()),
             )),
+        }
+    }
+
+    /// Ends who answers at `socket`, and removes that: a supervisor whose create was cut off. The directory that it was
+    /// sent with its plan must be gone, so that none can appear afterwards.
+    pub async fn end_at(socket: &Path) -> io::Result<()> {
+        match Self::open(socket).await {
+            Ok(connection) => tokio::task::spawn_blocking(move || connection.kill_peer()).await??,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(error),
+        }
+        match std::fs::remove_file(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
     }
 

@@ -23,6 +23,9 @@ pub(crate) use stage::{CreatePlan, FillPlan, LIBCONTAINER_ID, Overlay};
 /// Bounds of what a supervisor and its helpers write about themselves, in `supervisor.log`.
 pub(crate) const MAX_SUPERVISOR_LOG_BYTES: u64 = 1 << 20;
 
+/// What comes beside a plan: a directory, and sockets to be held.
+const MAX_PLAN_DESCRIPTORS: usize = 1 + crate::network::MAX_HELD_SOCKETS;
+
 /// Tells a process that it is to be the stage.
 pub(crate) const STAGE_ARGUMENT: &str = "--berth-create";
 

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use runtime_core::{ContainerState, WaitReason};
+use rustix::process::Signal;
 
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
-use crate::support::case::{IDLE, eventually, finish_on, pids_beneath, soon, words};
+use crate::support::case::{IDLE, eventually, finish_on, pids_beneath, soon, start_on, words};
 use crate::support::pace::patience;
+use crate::support::process::{gone, resident, signal};
 
 crate::tests![
     a_running_container_runs_on_and_its_log_is_whole,
@@ -15,6 +17,7 @@ crate::tests![
     a_created_container_can_still_be_started,
     an_exec_dies_with_the_agent_that_asked_for_it,
     killed_in_the_middle_of_creates_leaves_each_whole_or_not_there,
+    the_supervisor_of_a_create_that_was_cut_off_harms_no_later_container,
     a_lock_of_a_creator_that_lives_is_kept_and_one_of_a_dead_one_removed,
     two_agents_see_one_truth,
 ];
@@ -135,6 +138,43 @@ async fn killed_in_the_middle_of_creates_leaves_each_whole_or_not_there(case: Ca
             runtime.remove_container(id).await.unwrap();
         }
     }
+}
+
+async fn the_supervisor_of_a_create_that_was_cut_off_harms_no_later_container(case: Case) {
+    let root = case.root("root");
+    let spec = case.script(IDLE).await;
+    for _ in 0..20 {
+        let mut agent = Agent::start(&root, &[]).await;
+        agent.ask(&Request::Pull { image: spec.image.name.clone(), auth: None }).await.unwrap();
+        let id = case.id_in(&root);
+        let created = root.dir.join("containers").join(id.to_string()).join("created");
+        agent.send(&Request::CreateOnly { id: id.clone(), spec: Box::new(spec.clone()) }).await;
+        let building = loop {
+            if let Some(supervisor) = resident(&id) {
+                break supervisor;
+            }
+            tokio::task::yield_now().await;
+        };
+        signal(building, Signal::STOP);
+        agent.kill().await;
+        if created.exists() {
+            // It was faster.
+            signal(building, Signal::CONT);
+            continue;
+        }
+        let runtime = root.open().await.unwrap();
+        start_on(&*runtime, &id, &spec).await.unwrap();
+        // Now it would see that its agent is dead, and do away with what it was building.
+        if !gone(building) {
+            signal(building, Signal::CONT);
+        }
+        eventually("the earlier supervisor is gone", || async { gone(building) }).await;
+        assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running, "it took the later one along");
+        assert_eq!(runtime.exec(&id, &words(&["echo", "alive"])).await.unwrap().1, "alive\n");
+        runtime.remove_container(&id).await.unwrap();
+        return;
+    }
+    panic!("no create could be caught while its supervisor builds");
 }
 
 async fn a_lock_of_a_creator_that_lives_is_kept_and_one_of_a_dead_one_removed(case: Case) {

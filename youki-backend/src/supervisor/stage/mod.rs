@@ -27,6 +27,7 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use super::MAX_PLAN_DESCRIPTORS;
 use super::failure::Failure;
 use super::resident::{
     self, ERRNO_FD, FIRST_HELD_FD, HOST_NETWORK_FD, LISTENER_FD, OUTPUT_FDS, PIPE_BYTES, PLAN_FD, RESULT_FD, STAGE_FD,
@@ -34,7 +35,6 @@ use super::resident::{
 };
 use super::wire::{MAX_FRAME_BYTES, Reply};
 use crate::error::{Error, Result};
-use crate::network::MAX_HELD_SOCKETS;
 pub(crate) use build::LIBCONTAINER_ID;
 pub(crate) use plan::{CreatePlan, FillPlan, RESIDENT_ARGUMENT};
 pub(crate) use rootfs::Overlay;
@@ -59,7 +59,7 @@ struct Descriptors {
 /// Runs the stage on the connection at standard input. Returns only if it failed.
 pub(crate) fn main() -> i32 {
     let read = || close_inherited().and_then(|()| read_plan()).map_err(Error::io("reading", "the plan"));
-    let outcome = read().and_then(|(plan, held)| set_up(plan, held));
+    let outcome = read().and_then(|(plan, beside)| set_up(plan, beside));
     let Err(error) = outcome;
     eprintln!("berth-create: {}", error.chain());
     // SAFETY: standard input is the connection, open for as long as this process lives.
@@ -74,13 +74,24 @@ fn close_inherited() -> io::Result<()> {
     super::resident::check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } as i32).map(drop)
 }
 
-/// The plan: a length and JSON, the only thing on the connection that is not a frame; beside the length come sockets
-/// to be held.
-fn read_plan() -> io::Result<(CreatePlan, Vec<OwnedFd>)> {
+/// What comes beside the plan.
+struct Beside {
+    /// The container's run directory: this one, which goes if this create is cut off, and not what has its path by then.
+    run_dir: OwnedFd,
+    /// Sockets to be held.
+    held: Vec<OwnedFd>,
+}
+
+/// The plan: a length and JSON, the only thing on the connection that is not a frame; beside the length come descriptors.
+fn read_plan() -> io::Result<(CreatePlan, Beside)> {
     // SAFETY: standard input is the connection, open for as long as this process lives.
     let mut connection = std::mem::ManuallyDrop::new(unsafe { fs::File::from_raw_fd(resident::CONTROL_FD) });
     let mut length = [0; 4];
-    let (count, held) = receive(&connection, &mut length)?;
+    let (count, mut held) = receive(&connection, &mut length)?;
+    if held.is_empty() {
+        return Err(io::Error::other("it came without its directory"));
+    }
+    let run_dir = held.remove(0);
     connection.read_exact(&mut length[count..])?;
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_FRAME_BYTES {
@@ -88,12 +99,12 @@ fn read_plan() -> io::Result<(CreatePlan, Vec<OwnedFd>)> {
     }
     let mut bytes = vec![0; length];
     connection.read_exact(&mut bytes)?;
-    Ok((serde_json::from_slice(&bytes)?, held))
+    Ok((serde_json::from_slice(&bytes)?, Beside { run_dir, held }))
 }
 
 /// The first bytes, and the descriptors beside them.
 fn receive(connection: &fs::File, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HELD_SOCKETS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PLAN_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [io::IoSliceMut::new(bytes)];
     let message = rustix::net::recvmsg(connection, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
@@ -106,7 +117,7 @@ fn receive(connection: &fs::File, bytes: &mut [u8]) -> io::Result<(usize, Vec<Ow
     Ok((message.bytes, held))
 }
 
-fn set_up(mut plan: CreatePlan, held: Vec<OwnedFd>) -> Result<std::convert::Infallible> {
+fn set_up(mut plan: CreatePlan, beside: Beside) -> Result<std::convert::Infallible> {
     rustix::process::setsid().map_err(|error| Error::io("leaving", "the agent's session")(error.into()))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     std::env::set_current_dir("/").map_err(Error::io("entering", "/"))?;
@@ -131,8 +142,8 @@ fn set_up(mut plan: CreatePlan, held: Vec<OwnedFd>) -> Result<std::convert::Infa
         .map_err(|error| Error::io("privatising", "the mount table")(error.into()))?;
     plan.overlay().mount()?;
 
-    plan.resident.held_sockets = held.len() as i32;
-    let descriptors = open_descriptors(&plan, held)?;
+    plan.resident.held_sockets = beside.held.len() as i32;
+    let descriptors = open_descriptors(&plan, beside)?;
     let supervisor = Some(rustix::process::getpid());
     // SAFETY: this process is single-threaded, so the child may do whatever it could.
     let helper = unsafe { libc::fork() };
@@ -177,11 +188,14 @@ fn raise_loopback() -> io::Result<()> {
     super::resident::check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
 }
 
-fn open_descriptors(plan: &CreatePlan, held: Vec<OwnedFd>) -> Result<Descriptors> {
+fn open_descriptors(plan: &CreatePlan, Beside { run_dir, held }: Beside) -> Result<Descriptors> {
     let pipe = || resident_pipe().map_err(Error::io("making", "a pipe"));
     let socket = &plan.resident.socket;
-    let _ = fs::remove_file(socket);
     let listener = bind(socket).map_err(Error::io("binding", socket))?;
+    // Who cleans up after a create removes the directory, then looks for a socket: one of us sees the other.
+    if rustix::fs::fstat(&run_dir).is_ok_and(|stat| stat.st_nlink == 0) {
+        return Err(Error::io("building in", &plan.bundle)(io::Error::other("the create was given up")));
+    }
     let stdout = if plan.resident.terminal { socket_pair().map_err(Error::io("making", "a socket"))? } else { pipe()? };
     let stderr = pipe()?;
     for (_, end) in [&stdout, &stderr] {
