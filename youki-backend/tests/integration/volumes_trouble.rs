@@ -20,6 +20,7 @@ use crate::volumes::{exec_ok, named, spec, with_volume};
 
 crate::tests![
     an_undone_create_takes_its_new_volumes_back,
+    a_create_killed_before_it_is_on_record_gives_its_volumes_back,
     a_volume_whose_creator_was_killed_is_filled_anew_by_the_next,
     who_fills_a_volume_dies_with_its_supervisor,
     creates_at_once_all_get_a_new_volume_whole,
@@ -100,6 +101,37 @@ async fn an_undone_create_takes_its_new_volumes_back(case: Case) {
     let other = case.root_with_s3("other", "p").await.open().await.unwrap();
     let id = with_volume(&case, &other).await;
     exec_ok(&other, &id, "echo x > /data/x").await;
+}
+
+async fn a_create_killed_before_it_is_on_record_gives_its_volumes_back(case: Case) {
+    let (root, mut switch) = case.root_with_switch("root", "p").await;
+    let runtime = root.open().await.unwrap();
+    let mut spec = spec(&case, "echo x > /data/file; dd if=/dev/urandom of=/late/file bs=1M count=2").await;
+    spec.storage.push(named("late", "/late"));
+    let id = case.id_on(&runtime);
+    start_on(&*runtime, &id, &spec).await.unwrap();
+    assert_eq!(runtime.wait_container(&id).await, Ok(0));
+    runtime.stop_container(&id, STOP).await.unwrap();
+    runtime.remove_container(&id).await.unwrap();
+    berth(&root, &["volume", "rm", "late"]).await.succeeded();
+    let owner = async |name| runtime.volume_status(name).await.ok().and_then(|status| status.owner);
+    assert_eq!(owner("data").await, None);
+
+    // It has one of its volumes, and waits for the other.
+    switch.slow(50_000);
+    let mut agent = Agent::start(&root, &[]).await;
+    agent.send(&Request::CreateOnly { id: id.clone(), spec: Box::new(spec) }).await;
+    eventually("it has a volume", || async { owner("data").await.is_some() }).await;
+    agent.kill().await;
+    runtime.container_state(&id).await.expect_err("it is on record already");
+    switch.turn_on().await;
+    let next = root.open().await.unwrap();
+    assert_eq!(owner("data").await, None, "what it had is not given back");
+    drop(next);
+    // What it was about to have is claimed for nobody: the keeper's to settle.
+    let _keeper = Root { keeper: true, ..root.clone() }.open().await.unwrap();
+    eventually("the other is given back", || async { owner("late").await.is_none() }).await;
+    berth(&root, &["volume", "rm", "data"]).await.succeeded();
 }
 
 async fn a_volume_whose_creator_was_killed_is_filled_anew_by_the_next(case: Case) {
