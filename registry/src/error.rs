@@ -275,7 +275,7 @@ impl Error {
                 "pull again; if it stays, the registry or something in between alters content"
             }
             Self::InvalidManifest { .. } | Self::InvalidLayer { .. } => "the image is broken: build it anew",
-            Self::NoPlatform { .. } => "choose one of them with --platform",
+            Self::NoPlatform { .. } => "choose one of them with --platform, if this host can run it",
             Self::TooLarge { .. } => "raise the limit in [limits] if you trust the image",
             Self::InUse { .. } => "remove the containers that use it, or force",
             Self::UsersUnknown(_) => "mend or remove the container that cannot be read",

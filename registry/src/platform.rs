@@ -89,6 +89,19 @@ impl Platform {
         }
         None
     }
+
+    /// Whether this host can be expected to run `offered`, though nobody asked for that very platform. Of variants it is
+    /// not known which a host has, and some architectures run the programs of an older one.
+    pub(crate) fn runs(&self, offered: &Self) -> bool {
+        let mut offered = offered.clone();
+        offered.normalise();
+        let older = [("amd64", "386"), ("arm64", "arm")];
+        // Old tools left the fields empty.
+        let same = |ours: &str, theirs: &str| theirs.is_empty() || ours == theirs;
+        same(&self.os, &offered.os)
+            && (same(&self.architecture, &offered.architecture)
+                || older.contains(&(self.architecture.as_str(), offered.architecture.as_str())))
+    }
 }
 
 impl fmt::Display for Platform {
@@ -117,6 +130,25 @@ mod tests {
             assert!(rank(better) > worse.and_then(rank), "{wanted}: {better} before {worse:?}");
             assert!(rank(better).is_some(), "{wanted} takes {better}");
         }
+    }
+
+    #[test]
+    fn a_host_runs_its_architecture_in_any_variant_and_the_older_one() {
+        for (host, offered, runs) in [
+            ("linux/amd64", "linux/x86_64", true),
+            ("linux/amd64", "linux/amd64/v3", true),
+            ("linux/amd64", "linux/386", true),
+            ("linux/arm64", "linux/arm/v7", true),
+            ("linux/386", "linux/amd64", false),
+            ("linux/amd64", "linux/s390x", false),
+            ("linux/amd64", "linux/arm64", false),
+            ("linux/amd64", "windows/amd64", false),
+        ] {
+            let [host, offered] = [host, offered].map(|text| Platform::parse(text).unwrap());
+            assert_eq!(host.runs(&offered), runs, "{offered} on {host}");
+        }
+        let unsaid = Platform { os: String::new(), architecture: String::new(), variant: None };
+        assert!(Platform::host().runs(&unsaid));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use oci_spec::image::ImageConfiguration;
 use runtime_core::{PullPolicy, RegistryAuth};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -91,7 +92,7 @@ pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -
     let reference = Reference::parse(text)?;
     let wanted = options.platform.as_deref().map(Platform::parse).transpose()?;
     if options.policy != PullPolicy::Always {
-        let local = local(store, &reference, text, wanted.as_ref()).await?;
+        let local = local(store, &reference, text, wanted.as_ref(), options.policy).await?;
         match (local, options.policy) {
             (Some(image), _) => return Ok(image),
             (None, PullPolicy::Never) => return Err(Error::NotPresent(reference.to_string())),
@@ -134,10 +135,8 @@ async fn fetch(store: &Arc<Inner>, asked: &Asked<'_>) -> Result<Image> {
     let resolved = resolve(store, session, reference, &platform).await?;
     events.resolved(&resolved.digest, &resolved.manifest);
     let config = config(store, session, &resolved.manifest).await?;
-    let runs_on = manifest::config_platform(&config.image);
-    if wanted.is_some() && platform.rank(&runs_on).is_none() {
-        let (reference, platform) = (reference.to_string(), platform.to_string());
-        return Err(Error::NoPlatform { reference, platform, available: vec![runs_on.to_string()] });
+    if !fits(&config.image, wanted.as_ref()) {
+        return Err(other_platform(&reference.to_string(), &config.image, wanted.as_ref()));
     }
     let parts = Parts::new(resolved.manifest.clone(), config);
     let settled = layers(store, &parts, Some(session), Some(events)).await?;
@@ -160,27 +159,51 @@ async fn fetch(store: &Arc<Inner>, asked: &Asked<'_>) -> Result<Image> {
     assemble(store, reference.to_string(), resolved.digest, parts, settled).await
 }
 
-/// The local image of a reference, if it is whole and of the platform asked for.
+/// The local image of a reference, if it is whole and of the platform asked for. One of another platform is an error
+/// where a registry is not to be asked, or cannot be expected to have another.
 async fn local(
     store: &Arc<Inner>,
     reference: &Reference,
     text: &str,
     wanted: Option<&Platform>,
+    policy: PullPolicy,
 ) -> Result<Option<Image>> {
-    let (reference, name) = (reference.clone(), text.to_owned());
-    let entry = blocking(store, move |store| {
+    let (known, name) = (reference.clone(), text.to_owned());
+    let found = blocking(store, move |store| {
         let index = Index::read(&store.paths)?;
-        let by_reference = index.of_reference(&reference).cloned();
+        if let Some(entry) = index.of_reference(&known) {
+            return Ok(Some((entry.clone(), false)));
+        }
         // What `run` is given may be an id, too; a registry is only asked if it is none.
-        Ok(by_reference.or_else(|| index.find(&name).ok().flatten().cloned()))
+        Ok(index.find(&name).ok().flatten().map(|entry| (entry.clone(), true)))
     });
-    let Some(entry) = entry.await? else { return Ok(None) };
-    let image = complete(store, entry).await?;
-    Ok(image.filter(|image| fits(image, wanted)))
+    let Some((entry, by_id)) = found.await? else { return Ok(None) };
+    let one_of_several = entry.chosen_from().is_some();
+    let Some(image) = complete(store, entry).await? else { return Ok(None) };
+    if fits(&image.config, wanted) {
+        return Ok(Some(image));
+    }
+    if policy == PullPolicy::Never || by_id || (wanted.is_none() && !one_of_several) {
+        return Err(other_platform(text, &image.config, wanted));
+    }
+    Ok(None)
 }
 
-fn fits(image: &Image, wanted: Option<&Platform>) -> bool {
-    wanted.is_none_or(|wanted| wanted.rank(&manifest::config_platform(&image.config)).is_some())
+/// Whether an image is of the platform asked for, or can run on this host if none was.
+fn fits(config: &ImageConfiguration, wanted: Option<&Platform>) -> bool {
+    let runs_on = manifest::config_platform(config);
+    match wanted {
+        Some(wanted) => wanted.rank(&runs_on).is_some(),
+        None => Platform::host().runs(&runs_on),
+    }
+}
+
+fn other_platform(reference: &str, config: &ImageConfiguration, wanted: Option<&Platform>) -> Error {
+    Error::NoPlatform {
+        reference: reference.to_owned(),
+        platform: wanted.map_or_else(|| Platform::host().to_string(), Platform::to_string),
+        available: vec![manifest::config_platform(config).to_string()],
+    }
 }
 
 async fn session<'a>(store: &'a Arc<Inner>, reference: &Reference, auth: Option<RegistryAuth>) -> Result<Session<'a>> {
@@ -219,10 +242,7 @@ async fn unchanged(
         return Ok(None);
     }
     let image = complete(store, entry).await?;
-    Ok(image.filter(|image| match wanted {
-        Some(_) => fits(image, wanted),
-        None => fits(image, Some(&Platform::host())),
-    }))
+    Ok(image.filter(|image| fits(&image.config, wanted)))
 }
 
 /// A manifest, fetched and verified.

@@ -4,7 +4,7 @@ use runtime_core::{AgentError, PullPolicy};
 use serde_json::json;
 
 use crate::support::agent::{Agent, Request};
-use crate::support::berth::command;
+use crate::support::berth::{Said, command};
 use crate::support::case::words;
 use crate::support::image::{INDEX, Image, LayerBuilder, MANIFEST, descriptor, digest_of};
 use crate::support::pace::patience;
@@ -18,6 +18,7 @@ crate::tests![
     inline_credentials_are_used,
     the_credential_store_is_used_by_host,
     an_index_gives_the_hosts_platform,
+    an_image_of_another_platform_is_neither_pulled_nor_run_unless_asked_for,
     the_list_shows_what_was_pulled,
     a_removed_image_is_gone_and_its_shared_layers_stay,
     an_image_in_use_is_removed_only_by_force_and_its_container_lives,
@@ -55,6 +56,50 @@ async fn a_pull_by_digest_is_that_image(case: Case) {
     let by_digest = format!("{}@{}", reference.rsplit_once(':').unwrap().0, digest_of(&old.documents().1));
     assert_eq!(output_of(&case, &by_digest, PullPolicy::IfNotPresent).await, ["old"]);
     assert_eq!(output_of(&case, &reference, PullPolicy::IfNotPresent).await, ["new"]);
+}
+
+/// No index says so, only its configuration.
+async fn an_image_of_another_platform_is_neither_pulled_nor_run_unless_asked_for(case: Case) {
+    let root = case.root("foreign");
+    let foreign = Image { architecture: "s390x", ..printing("foreign") };
+    let reference = case.push("foreign", &foreign).await;
+    let ours = format!("linux/{}", Image::busybox().architecture);
+    let refused = |said: &Said, name: &str, wanted: &str, status: i32| {
+        let told: serde_json::Value = serde_json::from_str(&said.stderr).unwrap_or_else(|_| panic!("{said:?}"));
+        assert_eq!((said.code, &told["error"]["code"]), (status, &"image.no_platform".into()), "{said:?}");
+        let expected = format!("{name} has no image for {wanted}; it has linux/s390x");
+        assert_eq!(told["error"]["message"].as_str(), Some(expected.as_str()));
+        assert!(told["error"]["hint"].as_str().unwrap().contains("--platform"), "{told}");
+    };
+    let berth = async |args: &[&str]| case.berth_on(&root, &[&["--json"], args].concat()).await;
+    refused(&berth(&["pull", &reference]).await, &reference, &ours, 1);
+    refused(&berth(&["run", "--rm", &reference]).await, &reference, &ours, 125);
+    refused(&berth(&["pull", "--platform", "linux/ppc64le", &reference]).await, &reference, "linux/ppc64le", 1);
+    assert_eq!(berth(&["images"]).await.json(), json!([]), "it was kept");
+    let runtime = root.open().await.unwrap();
+    let error = runtime.pull_image(&reference).await.unwrap_err();
+    assert!(matches!(&error, AgentError::PullFailed { image, .. } if *image == reference), "{error:?}");
+    assert_eq!(error.code(), "image.no_platform");
+
+    // Asked for by name it is pulled, and run: this one's programs are the host's.
+    berth(&["pull", "--platform", "linux/s390x", &reference]).await.succeeded();
+    let run = ["run", "--rm", "--network", "none"];
+    let said = case.berth_on(&root, &[&run[..], &["--platform", "linux/s390x", &reference]].concat()).await;
+    assert_eq!(said.succeeded(), "foreign");
+    refused(&berth(&["run", "--rm", &reference]).await, &reference, &ours, 125);
+    refused(&berth(&["run", "--rm", "--pull", "never", &reference]).await, &reference, &ours, 125);
+    let digest = digest_of(&foreign.documents().1);
+    let id = &digest["sha256:".len()..][..12];
+    refused(&berth(&["run", "--rm", id]).await, id, &ours, 125);
+
+    // A loaded one is kept, to be saved and pushed; to run it is another matter.
+    let file = case.suite.dir.path().join("foreign.tar");
+    let path = file.to_str().unwrap();
+    berth(&["tag", &reference, "example.org/foreign:1"]).await.succeeded();
+    case.berth_on(&root, &["save", "-o", path, "example.org/foreign:1"]).await.succeeded();
+    berth(&["rmi", "-f", id]).await.succeeded();
+    assert_eq!(berth(&["load", "-i", path]).await.json()[0]["digest"], digest.as_str());
+    refused(&berth(&["run", "--rm", "example.org/foreign:1"]).await, "example.org/foreign:1", &ours, 125);
 }
 
 /// As `docker save` writes it, by skopeo; from a file and from standard input.
@@ -254,6 +299,8 @@ async fn an_index_gives_the_hosts_platform(case: Case) {
     }
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).to_string();
     let reference = registry.push_document(repository, "latest", INDEX, index.as_bytes()).await;
+    // One that was taken from it by name is not what a run without that name means.
+    case.berth(&["pull", "--platform", "linux/s390x", &reference]).await.succeeded();
     assert_eq!(output_of(&case, &reference, PullPolicy::IfNotPresent).await, ["own"]);
     let foreign = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [manifests[0]]}).to_string();
     let reference = registry.push_document(repository, "foreign", INDEX, foreign.as_bytes()).await;
