@@ -288,7 +288,18 @@ impl Error {
 
     /// Whether a supervisor has let its time to answer pass.
     pub(crate) fn is_without_answer(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut)
+        matches!(self, Self::Supervisor { source: Some(source), .. } if source.kind() == io::ErrorKind::TimedOut)
+    }
+
+    /// What remains of failures on a connection to the supervisor of `id`, which are all alike to their callers.
+    pub(crate) fn supervisor(id: &impl std::fmt::Display) -> impl FnOnce(io::Error) -> Self {
+        let id = id.to_string();
+        move |source| Self::Supervisor { id, what: "cannot be talked to".to_owned(), source: Some(source) }
+    }
+
+    /// The supervisor of `id` is gone, and was not to be yet.
+    pub(crate) fn supervisor_ended(id: &impl std::fmt::Display, when: &str) -> Self {
+        Self::Supervisor { id: id.to_string(), what: format!("ended {when}"), source: None }
     }
 
     /// An [`Error::InvalidSpec`].
@@ -357,7 +368,10 @@ impl Error {
                 "a directory is mounted on a directory, a file on a file; see that both are there".to_owned()
             }
             Self::Unsupported { .. } => "the README's table says what is built".to_owned(),
-            Self::Supervisor { .. } => "its messages are in containers/<id>/supervisor.log beneath the root".to_owned(),
+            Self::Supervisor { id, .. } => format!(
+                "try again; if it was killed, the kernel's log tells of want of memory. As long as the container is there, \
+                 its messages are in containers/{id}/supervisor.log beneath the root"
+            ),
             Self::CreateFailed { code: "disk.full", .. } => FREE_SPACE.to_owned(),
             Self::CreateFailed { code: "root.corrupt", .. } => {
                 "the image is odd: build it anew, or give its user by numbers, UID:GID".to_owned()
@@ -449,13 +463,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// What remains of failures on a connection to a supervisor, which are all alike to their callers.
-impl From<io::Error> for Error {
-    fn from(source: io::Error) -> Self {
-        Self::Io { action: "talking to", path: PathBuf::from("the supervisor"), source }
-    }
-}
-
 impl From<Error> for AgentError {
     fn from(error: Error) -> Self {
         let reason = error.reason();
@@ -519,6 +526,17 @@ mod tests {
         assert_eq!(Error::of_volume("v", unsynced).chain(), "volume v: 3 bytes here are not in S3 yet");
         let size = volumes_s3::Error::Unsupported { what: "a size".into() };
         assert_eq!(Error::of_volume("v", size).chain(), "volume v: a size is not supported");
+    }
+
+    #[test]
+    fn trouble_with_a_supervisor_names_its_container_and_what_to_do() {
+        let broken = Error::supervisor(&"web-rep-0")(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!(broken.chain(), "web-rep-0: the supervisor cannot be talked to: broken pipe");
+        let ended = Error::supervisor_ended(&"web-rep-0", "before the container was made ready");
+        for error in [broken, ended] {
+            assert_eq!(error.code(), "supervisor.unreachable");
+            assert!(error.hint().unwrap().contains("containers/web-rep-0/supervisor.log"));
+        }
     }
 
     #[test]

@@ -17,8 +17,11 @@ impl Inner {
         let container = self.container(id)?;
         let not_running = || Error::NotRunning { id: id.to_string(), state: "not supervised" };
         let mut connection = self.supervisor(&container).await?.ok_or_else(not_running)?;
-        connection.send_with(&Request::Attach, &[stdout.as_fd(), stderr.as_fd()]).await?;
-        match connection.receive().await? {
+        connection
+            .send_with(&Request::Attach, &[stdout.as_fd(), stderr.as_fd()])
+            .await
+            .map_err(Error::supervisor(id))?;
+        match connection.receive().await.map_err(Error::supervisor(id))? {
             Some(Reply::Ok) => Ok(connection.take_descriptor()),
             Some(Reply::Error(what)) => Err(Error::Supervisor { id: id.to_string(), what, source: None }),
             _ => Err(not_running()),

@@ -65,7 +65,7 @@ impl Inner {
 
         let mut attaching = None;
         let outcome = loop {
-            match connection.receive().await? {
+            match connection.receive().await.map_err(Error::supervisor(&id))? {
                 Some(Reply::NamespacesReady) => {
                     if let NetworkRecord::Bridge(lease) = &container.record.network {
                         let hostname = bundle::hostname(&container.record.id, &container.record.spec)?;
@@ -81,7 +81,7 @@ impl Inner {
                 Some(Reply::Error(text)) => break Err(Failure::from(text.as_str()).into_error(id)),
                 Some(Reply::Failed(failure)) => break Err(failure.into_error(id)),
                 Some(_) => {}
-                None => break Err(Failure::from("the supervisor ended").into_error(id)),
+                None => break Err(Error::supervisor_ended(&id, "before the container was made ready")),
             }
         };
         let attached = match attaching {

@@ -70,13 +70,9 @@ impl RunningExec {
             },
             None => self.connection.receive().await,
         };
-        match reply? {
+        match reply.map_err(Error::supervisor(&self.container))? {
             Some(Reply::ExecExited { code }) => Ok(code),
-            _ => Err(Error::Supervisor {
-                id: self.container,
-                what: "ended before the exec did".to_owned(),
-                source: None,
-            }),
+            _ => Err(Error::supervisor_ended(&self.container, "before the exec did")),
         }
     }
 }
@@ -109,11 +105,11 @@ impl Inner {
         let [stdin, stdout, stderr] = &request.stdio;
         let mut descriptors = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         descriptors.extend(filter.as_ref().map(AsFd::as_fd));
-        connection.send_with(&Request::Exec(Box::new(exec)), &descriptors).await?;
+        connection.send_with(&Request::Exec(Box::new(exec)), &descriptors).await.map_err(Error::supervisor(id))?;
         // Ours must be closed, or their readers never see the end.
         drop(request.stdio);
         let deadline = request.options.timeout.map(|timeout| Instant::now() + timeout);
-        match connection.receive().await? {
+        match connection.receive().await.map_err(Error::supervisor(id))? {
             Some(Reply::ExecStarted { pid }) => {
                 let pid = u32::try_from(pid).unwrap_or(0);
                 Ok(RunningExec { connection, container: id.to_string(), deadline, pid })

@@ -37,7 +37,7 @@ impl Inner {
                 return Err(Error::NotRunning { id: container.record.id.to_string(), state: observed.state().word() });
             };
             let Some(mut connection) = self.supervisor(container).await? else { continue };
-            match connection.ask(&Request::Signal(number)).await? {
+            match connection.ask(&Request::Signal(number)).await.map_err(Error::supervisor(&container.record.id))? {
                 Some(Reply::Ok) => return Ok(()),
                 Some(Reply::Error(what)) => {
                     return Err(Error::Supervisor { id: container.record.id.to_string(), what, source: None });

@@ -62,13 +62,15 @@ impl Inner {
             && let Some(connection) = self.supervisor(&container).await?
         {
             tracing::warn!(container = %id, "its supervisor does not answer, and is killed");
-            tokio::task::spawn_blocking(move || connection.kill_peer()).await.map_err(Error::ThreadLost)??;
+            let killed = tokio::task::spawn_blocking(move || connection.kill_peer()).await;
+            killed.map_err(Error::ThreadLost)?.map_err(Error::supervisor(id))?;
         }
         let mut unrecorded = None;
         // Somebody may have started it again while the lock was waited for. And one that has written its record answers
         // once it has let go of socket and cgroup: the next container may take them.
         if let Some(mut connection) = self.supervisor(&container).await? {
-            match connection.ask(&Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 }).await? {
+            let kill = Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 };
+            match connection.ask(&kill).await.map_err(Error::supervisor(id))? {
                 Some(Reply::Error(what)) => {
                     return Err(Error::Supervisor { id: id.to_string(), what, source: None });
                 }

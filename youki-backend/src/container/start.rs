@@ -28,7 +28,7 @@ impl Inner {
         let ended = match self.exit_record(&container)? {
             Some(record) => Some(record),
             None => match self.supervisor(&container).await? {
-                Some(mut connection) => match connection.ask(&Request::Status).await? {
+                Some(mut connection) => match connection.ask(&Request::Status).await.map_err(Error::supervisor(id))? {
                     Some(Reply::Status(status)) if status.phase == Phase::Running => return Ok(()),
                     // One that waits to be restarted need not wait any longer.
                     Some(Reply::Status(status)) if matches!(status.phase, Phase::Created | Phase::Restarting) => {
@@ -89,7 +89,7 @@ impl Inner {
 
     async fn tell_to_start(&self, container: &Container, mut connection: Connection) -> Result<()> {
         let id = container.record.id.to_string();
-        match connection.ask(&Request::Start).await? {
+        match connection.ask(&Request::Start).await.map_err(Error::supervisor(&id))? {
             Some(Reply::Ok) => Ok(()),
             Some(Reply::ExecFailed { errno, .. }) => {
                 // Its end is on record before anybody is told why.
@@ -105,11 +105,7 @@ impl Inner {
             // It ended in the same breath: that it was started is true.
             _ => match self.observe(container).await? {
                 Observed::Ended(record) if record.started_at.is_some() => Ok(()),
-                _ => Err(Error::Supervisor {
-                    id,
-                    what: "ended before the program was executed".to_owned(),
-                    source: None,
-                }),
+                _ => Err(Error::supervisor_ended(&id, "before the program was executed")),
             },
         }
     }

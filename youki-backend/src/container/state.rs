@@ -109,12 +109,12 @@ impl Inner {
     /// The supervisor's word, if there is one that answers.
     async fn ask_supervisor(&self, container: &Container) -> Result<Option<Observed>> {
         let Some(mut connection) = self.supervisor(container).await? else { return Ok(None) };
-        match connection.ask(&Request::Status).await? {
+        match connection.ask(&Request::Status).await.map_err(Error::supervisor(&container.record.id))? {
             // It is writing the record, or tells it if the disk does not take it.
             Some(Reply::Status(status)) if status.phase == Phase::Exited => {
                 let wait = Request::Wait { attempt: LAST_ATTEMPT };
                 match tokio::time::timeout(RECORD_PATIENCE, connection.ask(&wait)).await {
-                    Ok(told) => match told? {
+                    Ok(told) => match told.map_err(Error::supervisor(&container.record.id))? {
                         Some(Reply::Exited(exit)) => {
                             Ok(self.record_of(container, &exit)?.map(|record| Observed::Ended(Box::new(record))))
                         }

@@ -56,15 +56,20 @@ impl Inner {
             }
             let Some(mut connection) = self.supervisor(container).await? else { continue };
             // It may be another one than a moment ago, of the next attempt.
-            let started = match connection.ask(&Request::Status).await? {
-                Some(Reply::Status(status)) => !matches!(status.phase, Phase::Creating | Phase::Created),
-                _ => continue,
-            };
+            let started =
+                match connection.ask(&Request::Status).await.map_err(Error::supervisor(&container.record.id))? {
+                    Some(Reply::Status(status)) => !matches!(status.phase, Phase::Creating | Phase::Created),
+                    _ => continue,
+                };
             if !started && lock.is_none() {
                 lock = Some(self.lock(container).await?.0);
                 continue;
             }
-            match connection.ask(&Request::Stop { signal, timeout_ms }).await? {
+            match connection
+                .ask(&Request::Stop { signal, timeout_ms })
+                .await
+                .map_err(Error::supervisor(&container.record.id))?
+            {
                 Some(Reply::Exited(_)) => return Ok(()),
                 Some(Reply::Error(what)) if what.starts_with("processes ") => {
                     let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);

@@ -25,7 +25,11 @@ impl Inner {
             }
             if let Some(mut connection) = self.supervisor(container).await? {
                 // An answer or the end of the connection, whichever comes: the record tells.
-                let told = match connection.ask(&Request::Wait { attempt }).await? {
+                let told = match connection
+                    .ask(&Request::Wait { attempt })
+                    .await
+                    .map_err(Error::supervisor(&container.record.id))?
+                {
                     Some(Reply::Exited(exit)) => self.record_of(container, &exit)?,
                     _ => None,
                 };
@@ -63,7 +67,10 @@ impl Inner {
                 Observed::Supervised(_) => {
                     if let Some(mut connection) = self.supervisor(container).await? {
                         // The next look tells.
-                        connection.ask(&Request::Wait { attempt: LAST_ATTEMPT }).await?;
+                        connection
+                            .ask(&Request::Wait { attempt: LAST_ATTEMPT })
+                            .await
+                            .map_err(Error::supervisor(&container.record.id))?;
                     }
                 }
             }

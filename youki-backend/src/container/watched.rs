@@ -87,10 +87,12 @@ impl Watched {
             return Ok(record.clone());
         }
         let told = match &mut self.asked {
-            Some(connection) => match connection.receive().await? {
-                Some(Reply::Exited(exit)) => self.inner.record_of(&self.container, &exit)?,
-                _ => None,
-            },
+            Some(connection) => {
+                match connection.receive().await.map_err(Error::supervisor(&self.container.record.id))? {
+                    Some(Reply::Exited(exit)) => self.inner.record_of(&self.container, &exit)?,
+                    _ => None,
+                }
+            }
             None => None,
         };
         let record = match told {

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::plan::plan;
 use super::state::HealthState;
 use crate::container::{Container, Observed};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
 use crate::record::{self, AttemptKey};
 use crate::runtime::Inner;
@@ -92,7 +92,7 @@ impl Inner {
         let wait = Request::WaitForStart { attempt: container.record.attempt };
         loop {
             if let Some(mut connection) = self.supervisor(container).await? {
-                match connection.ask(&wait).await? {
+                match connection.ask(&wait).await.map_err(Error::supervisor(&container.record.id))? {
                     Some(Reply::Status(status)) => return Ok(Some(status)),
                     // It has ended, or is older than health checks.
                     Some(_) => return Ok(None),

@@ -122,7 +122,7 @@ impl Connection {
             Ok(reply) => reply,
             Err(_) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("the supervisor has not answered within {} s: is it stopped?", patience.as_secs()),
+                format!("it has not answered within {} s: is it stopped?", patience.as_secs()),
             )),
         }
     }

@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use runtime_core::ServiceSpec;
 use runtime_core::spec::StorageSpec;
+use runtime_core::{AgentError, ServiceSpec};
 
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
@@ -178,7 +178,11 @@ async fn who_fills_a_volume_dies_with_its_supervisor(case: Case) {
     let (supervisor, helper) = supervisor_and_helper(&root);
     kill(supervisor);
     eventually("the helper is gone", || async { gone(helper) }).await;
-    creating.await.unwrap().unwrap_err();
+    let error = creating.await.unwrap().unwrap_err();
+    assert!(matches!(&error, AgentError::CreateFailed { id: named, .. } if *named == id.to_string()), "{error:?}");
+    let text = error.to_string();
+    assert_eq!(error.code(), "supervisor.unreachable", "{text}");
+    assert!(text.contains(&format!("{id}: the supervisor ended before the container was made ready")), "{text}");
     assert!(!data.exists(), "the half of a volume stayed");
     runtime.create_container(&id, &spec).await.unwrap();
     assert_ne!(std::fs::metadata(&data).unwrap().ino(), ino);
