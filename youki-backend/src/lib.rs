@@ -36,7 +36,7 @@ mod trash;
 pub use attempts::EarlierAttempt;
 pub use config::Config;
 pub use container::{
-    CopyInOptions, CreateOptions, DEFAULT_STOP_TIMEOUT, ExecRequest, Inspect, InspectMount, InspectNetwork,
+    Changes, CopyInOptions, CreateOptions, DEFAULT_STOP_TIMEOUT, ExecRequest, Inspect, InspectMount, InspectNetwork,
     RunningExec, TIMEOUT_EXIT_CODE, Terminal, TerminalSize, Watched,
 };
 pub use error::{Error, Result};

@@ -25,7 +25,7 @@ use volumes_s3::VolumeStore;
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
 use crate::container::{
-    CopyInOptions, CreateOptions, ExecRequest, Inspect, RunningExec, Terminal, TerminalSize, Watched,
+    Changes, CopyInOptions, CreateOptions, ExecRequest, Inspect, RunningExec, Terminal, TerminalSize, Watched,
 };
 use crate::error::{Error, Result};
 use crate::files::PathKind;
@@ -141,12 +141,12 @@ impl YoukiRuntime {
         self.0.unpause(id).await
     }
 
-    /// Sets what `changes` names of a container's limits, and leaves the rest. A running one has it when this returns;
-    /// any keeps it for its next start.
+    /// Sets what `changes` names of a container's limits and restart policy, and leaves the rest. A running one has it when
+    /// this returns; any keeps it for its next start.
     ///
     /// # Errors
     /// [`Error::NoSuchContainer`]; [`Error::InvalidSpec`] for what cannot be, or the kernel refuses: nothing is changed.
-    pub async fn update(&self, id: &ContainerId, changes: &ResourcesSpec) -> Result<()> {
+    pub async fn update(&self, id: &ContainerId, changes: Changes) -> Result<()> {
         self.0.update(id, changes).await
     }
 
@@ -633,7 +633,7 @@ impl Runtime for YoukiRuntime {
     }
 
     async fn update_resources(&self, id: &ContainerId, changes: &ResourcesSpec) -> runtime_core::Result<()> {
-        Ok(self.update(id, changes).await?)
+        Ok(self.update(id, changes.clone().into()).await?)
     }
 
     async fn top(&self, id: &ContainerId) -> runtime_core::Result<Vec<TopEntry>> {

@@ -247,7 +247,7 @@ fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
     Ok(())
 }
 
-fn check_restart(spec: &ServiceSpec) -> Result<()> {
+pub(super) fn check_restart(spec: &ServiceSpec) -> Result<()> {
     if spec.restart_policy.max_attempts == Some(0) {
         return Err(Error::invalid(
             "restart_policy.max_attempts",

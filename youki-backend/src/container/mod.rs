@@ -43,6 +43,7 @@ pub(crate) use remove::remove_dir;
 pub(crate) use state::Observed;
 pub use stop::DEFAULT_STOP_TIMEOUT;
 pub use terminal::{Terminal, TerminalSize};
+pub use update::Changes;
 pub use watched::Watched;
 
 /// A container as its record says.

@@ -1,36 +1,88 @@
-//! Changing the limits of a container, running or not.
+//! Changing the limits and the restart policy of a container, running or not.
 
 use std::fs;
+use std::sync::Arc;
 
-use runtime_core::spec::ResourcesSpec;
+use runtime_core::spec::{ResourcesSpec, RestartPolicy};
 use runtime_core::{ContainerId, Event, EventKind};
 
-use super::Observed;
+use super::create::check_restart;
+use super::{Container, Observed};
 use crate::bundle::resources::{self, CgroupLimits, CgroupWrite};
 use crate::cgroup::{CgroupPaths, Hierarchy};
 use crate::error::{Error, Result};
 use crate::record;
 use crate::runtime::Inner;
+use crate::supervisor::wire::{Reply, Request};
+
+/// What of a container is to be changed; the rest stays.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Changes {
+    /// Limits: those that are set.
+    pub resources: ResourcesSpec,
+    /// What is done when it ends by itself. Without a `delay` it keeps the one it has.
+    pub restart_policy: Option<RestartPolicy>,
+}
+
+impl From<ResourcesSpec> for Changes {
+    fn from(resources: ResourcesSpec) -> Self {
+        Self { resources, ..Self::default() }
+    }
+}
 
 impl Inner {
     /// Sets what `changes` names, and leaves the rest. A running container has it when this returns; any keeps it for its
-    /// next start. What the kernel refuses changes nothing.
-    pub(crate) async fn update(&self, id: &ContainerId, changes: &ResourcesSpec) -> Result<()> {
+    /// next start. What is refused changes nothing. Goes on to its end when the future is dropped.
+    pub(crate) async fn update(self: &Arc<Self>, id: &ContainerId, changes: Changes) -> Result<()> {
+        let (inner, id) = (self.clone(), id.clone());
+        tokio::spawn(async move { inner.update_to_the_end(&id, changes).await }).await.map_err(Error::ThreadLost)?
+    }
+
+    async fn update_to_the_end(&self, id: &ContainerId, changes: Changes) -> Result<()> {
         let (_lock, mut container) = self.lock(&self.container(id)?).await?;
-        let before = container.record.spec.resources.clone();
-        let after = merged(&before, changes);
+        let mut spec = container.record.spec.clone();
+        if let Some(policy) = changes.restart_policy {
+            spec.restart_policy = RestartPolicy { delay: policy.delay.or(spec.restart_policy.delay), ..policy };
+            check_restart(&spec)?;
+        }
+        let before = spec.resources.clone();
+        let after = merged(&before, &changes.resources);
         resources::check_cpus(&after)?;
         let cgroup_v2 = matches!(self.hierarchy, Hierarchy::V2 { .. });
         let (old, new) = (CgroupLimits::new(&before, cgroup_v2)?, CgroupLimits::new(&after, cgroup_v2)?);
         let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
+        let is_supervised = matches!(self.observe(&container).await?, Observed::Supervised(_));
         // Between two attempts there is no cgroup; the next one gets what is on record.
-        if matches!(self.observe(&container).await?, Observed::Supervised(_)) && cgroup.exists() {
+        if is_supervised && before != after && cgroup.exists() {
             tokio::task::spawn_blocking(move || apply(&cgroup, &new, &old)).await.map_err(Error::ThreadLost)??;
         }
-        container.record.spec.resources = after;
+        spec.resources = after;
+        let former = std::mem::replace(&mut container.record.spec, spec);
         record::write(&container.paths.record(), &container.record)?;
+        if is_supervised
+            && former.restart_policy != container.record.spec.restart_policy
+            && let Err(error) = self.tell_restart_policy(&container).await
+        {
+            container.record.spec.restart_policy = former.restart_policy;
+            record::write(&container.paths.record(), &container.record)?;
+            return Err(error);
+        }
         self.tell(Event::now(EventKind::Update).of(id));
         Ok(())
+    }
+}
+
+impl Inner {
+    /// Restarts are the supervisor's: it follows what it is told, also once nobody else is there.
+    async fn tell_restart_policy(&self, container: &Container) -> Result<()> {
+        let Some(mut connection) = self.supervisor(container).await? else { return Ok(()) };
+        match connection.ask(&Request::SetRestart(container.record.spec.restart_policy.clone())).await? {
+            Some(Reply::Error(what)) => {
+                Err(Error::Supervisor { id: container.record.id.to_string(), what, source: None })
+            }
+            // It has ended meanwhile, and the next one begins by the record.
+            _ => Ok(()),
+        }
     }
 }
 

@@ -8,6 +8,9 @@
 //! Everything here is plain data on byte slices; nothing allocates more than the frame is long.
 
 use std::fmt;
+use std::time::Duration;
+
+use runtime_core::spec::{RestartKind, RestartPolicy};
 
 use super::failure::Failure;
 
@@ -54,6 +57,8 @@ pub enum Request {
     /// Copy output, as it comes, to two descriptors that come along. → `Ok`, with the write end of the container's
     /// standard input where it is open.
     Attach,
+    /// What is to be done when the container ends by itself, from now on. → `Ok` or `Error`.
+    SetRestart(RestartPolicy),
 }
 
 /// A process to run beside the init.
@@ -230,6 +235,7 @@ impl Request {
             Self::Exec(exec) => exec.encode(),
             Self::Attach => Writer::new(7).finish(),
             Self::WaitForStart { attempt } => Writer::new(8).u32(*attempt).finish(),
+            Self::SetRestart(policy) => Writer::new(9).restart_policy(policy).finish(),
         }
     }
 
@@ -246,6 +252,7 @@ impl Request {
             6 => Self::Exec(Box::new(ExecRequest::decode(&mut reader)?)),
             7 => Self::Attach,
             8 => Self::WaitForStart { attempt: reader.u32()? },
+            9 => Self::SetRestart(reader.restart_policy()?),
             _ => return Err(Malformed("unknown request")),
         })
     }
@@ -376,6 +383,10 @@ impl Reply {
     }
 }
 
+/// By their numbers in a frame.
+const RESTART_KINDS: [RestartKind; 4] =
+    [RestartKind::No, RestartKind::Always, RestartKind::UnlessStopped, RestartKind::OnFailure];
+
 impl Phase {
     fn from_number(number: u8) -> Result<Self, Malformed> {
         [Self::Creating, Self::Created, Self::Running, Self::Stopping, Self::Exited, Self::Restarting]
@@ -415,6 +426,13 @@ impl Writer {
         let mut writer = self.u32(value.len() as u32);
         writer.0.extend_from_slice(value);
         writer
+    }
+
+    fn restart_policy(self, policy: &RestartPolicy) -> Self {
+        let kind = RESTART_KINDS.iter().position(|kind| *kind == policy.kind).unwrap_or(0) as u8;
+        let writer = self.u8(kind).u8(policy.max_attempts.is_some().into()).u32(policy.max_attempts.unwrap_or(0));
+        let delay_ns = policy.delay.map(|delay| u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX));
+        writer.u8(delay_ns.is_some().into()).u64(delay_ns.unwrap_or(0))
     }
 
     fn list(self, values: &[Vec<u8>]) -> Self {
@@ -475,6 +493,17 @@ impl<'a> Reader<'a> {
         self.bytes().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     }
 
+    fn restart_policy(&mut self) -> Result<RestartPolicy, Malformed> {
+        let kind = *RESTART_KINDS.get(usize::from(self.u8()?)).ok_or(Malformed("unknown restart policy"))?;
+        let (is_limited, max_attempts) = (self.u8()? != 0, self.u32()?);
+        let (has_delay, delay_ns) = (self.u8()? != 0, self.u64()?);
+        Ok(RestartPolicy {
+            kind,
+            max_attempts: is_limited.then_some(max_attempts),
+            delay: has_delay.then_some(Duration::from_nanos(delay_ns)),
+        })
+    }
+
     fn is_at_end(&self) -> bool {
         self.0.is_empty()
     }
@@ -522,6 +551,12 @@ mod tests {
             exec(),
             Request::Attach,
             Request::WaitForStart { attempt: 2 },
+            Request::SetRestart(RestartPolicy {
+                kind: RestartKind::OnFailure,
+                max_attempts: Some(3),
+                delay: Some(Duration::from_millis(1_500)),
+            }),
+            Request::SetRestart(RestartPolicy::default()),
         ]
     }
 

@@ -25,6 +25,8 @@ crate::tests![
     a_first_start_that_fails_is_told_and_not_tried_again,
     pauses_are_doubled,
     limits_that_were_changed_hold_for_the_next_attempt,
+    a_policy_that_is_set_later_holds_for_the_next_end,
+    in_the_pause_another_policy_may_end_it,
     a_container_with_a_terminal_gets_a_new_one,
     its_volumes_stay_its_own_and_are_synced_at_the_last_end,
     hundreds_of_restarts_leave_nothing_behind,
@@ -277,6 +279,63 @@ async fn limits_that_were_changed_hold_for_the_next_attempt(case: Case) {
     case.berth(&["update", "--pids-limit", "50", &id.to_string()]).await.succeeded();
     case.until_logged(&id, "up 3").await;
     assert_eq!(limit(), "50");
+}
+
+async fn a_policy_that_is_set_later_holds_for_the_next_end(case: Case) {
+    let script = "echo up $n; while [ ! -e /end$n ]; do sleep 0.01; done; exit 1";
+    let id = case.start(&counted(&case, script, RestartPolicy::default()).await).await;
+    let name = id.to_string();
+    case.until_logged(&id, "up 1").await;
+    // What is refused changes nothing, neither of the limits nor of the policy.
+    let said = case.berth(&["update", "--restart", "always", "--cpuset-cpus", "4000", &name]).await;
+    assert_eq!(said.code, 2, "{said:?}");
+    let policy_of = async || case.inspected(&id).await["spec"]["restart_policy"].clone();
+    assert_eq!(policy_of().await["kind"], "no");
+    for bad in ["sometimes", "always:3", "on-failure:-1", ""] {
+        assert_eq!(case.berth(&["update", "--restart", bad, &name]).await.code, 2, "{bad:?}");
+    }
+
+    case.berth(&["update", "--restart", "on-failure:1", &name]).await.succeeded();
+    assert_eq!((&policy_of().await["kind"], &policy_of().await["max_attempts"]), (&"on_failure".into(), &1.into()));
+    case.exec(&id, "touch /end1").await;
+    case.until_logged(&id, "up 2").await;
+    // Of the one restart that it may have, it had one: with no limit it may have another.
+    case.berth(&["update", "--restart", "always", &name]).await.succeeded();
+    case.exec(&id, "touch /end2").await;
+    case.until_logged(&id, "up 3").await;
+    case.berth(&["update", "--restart", "no", &name]).await.succeeded();
+    case.exec(&id, "touch /end3").await;
+    until_state(&*case.runtime, &id, &ContainerState::Exited { code: 1 }).await;
+
+    // One that has ended gets it with its next start.
+    case.berth(&["update", "--restart", "always", &name]).await.succeeded();
+    assert_eq!(case.inspected(&id).await["state"], "exited");
+    case.runtime.start_container(&id).await.unwrap();
+    case.exec(&id, "touch /end4").await;
+    case.until_logged(&id, "up 5").await;
+
+    let mut removed = case.script(IDLE).await;
+    removed.remove_on_exit = true;
+    let id = case.start(&removed).await;
+    let said = case.berth(&["update", "--restart", "always", &id.to_string()]).await;
+    assert!(said.code == 2 && said.stderr.contains("restart_policy"), "{said:?}");
+}
+
+async fn in_the_pause_another_policy_may_end_it(case: Case) {
+    for (policy_text, code, ends) in [("no", 3, true), ("on-failure", 0, true), ("on-failure", 3, false)] {
+        let mut spec = case.script(&format!("exit {code}")).await;
+        spec.restart_policy = policy(RestartKind::Always, None, 3_600_000);
+        let id = case.start(&spec).await;
+        until_state(&*case.runtime, &id, &ContainerState::Initializing).await;
+        case.berth(&["update", "--restart", policy_text, &id.to_string()]).await.succeeded();
+        if ends {
+            until_state(&*case.runtime, &id, &ContainerState::Exited { code }).await;
+            assert_eq!(soon("wait", case.runtime.wait_container(&id)).await, Ok(code));
+        } else {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert_eq!(case.runtime.container_state(&id).await.unwrap(), ContainerState::Initializing);
+        }
+    }
 }
 
 async fn a_container_with_a_terminal_gets_a_new_one(case: Case) {

@@ -13,6 +13,7 @@ use crate::support::process::{gone, kill, resident};
 
 crate::tests![
     policies_are_carried_out_while_no_agent_runs,
+    a_policy_that_was_set_later_is_carried_out_while_no_agent_runs,
     a_supervisor_killed_between_two_attempts_leaves_the_last_end_on_record,
     a_supervisor_killed_at_any_step_leaves_nothing_running,
 ];
@@ -34,6 +35,24 @@ async fn policies_are_carried_out_while_no_agent_runs(case: Case) {
     .await;
     let finished = finish_on(&*runtime, &id).await;
     assert_eq!(finished.stdout, (1..=8).map(|number| number.to_string()).collect::<Vec<_>>());
+    runtime.remove_container(&id).await.unwrap();
+}
+
+async fn a_policy_that_was_set_later_is_carried_out_while_no_agent_runs(case: Case) {
+    let root = case.root("root");
+    let mut agent = Agent::start(&root, &[]).await;
+    let id = case.id_in(&root);
+    let spec = case.script("echo x >> /n; n=$(wc -l < /n); echo $n; sleep 0.5; [ $n = 3 ]").await;
+    agent.ask(&Request::Run { id: id.clone(), spec: Box::new(spec) }).await.unwrap();
+    case.berth_on(&root, &["update", "--restart", "on-failure", &id.to_string()]).await.succeeded();
+    agent.kill().await;
+
+    let runtime = root.open().await.unwrap();
+    eventually("it has succeeded", || async {
+        runtime.container_state(&id).await.unwrap() == ContainerState::Exited { code: 0 }
+    })
+    .await;
+    assert_eq!(finish_on(&*runtime, &id).await.stdout, ["1", "2", "3"]);
     runtime.remove_container(&id).await.unwrap();
 }
 

@@ -291,8 +291,8 @@ pub struct UpdateArgs {
     /// Limit processes and threads; -1 for no limit
     #[arg(long, value_name = "NUMBER")]
     pub pids_limit: Option<i64>,
-    /// Restart them when they end (not built yet)
-    #[arg(long, value_name = "POLICY", hide = true)]
+    /// Restart them when they end by themselves: no, always, unless-stopped, on-failure, on-failure:N
+    #[arg(long, value_name = "POLICY")]
     pub restart: Option<String>,
     /// The containers
     #[arg(required = true, value_name = "NAME")]

@@ -3,6 +3,7 @@
 use futures_util::{StreamExt, stream};
 use runtime_core::ContainerId;
 use runtime_core::spec::ResourcesSpec;
+use youki_backend::Changes;
 
 use crate::cli::{KillArgs, NamesArgs, RmArgs, ShutdownArgs, StopArgs, UpdateArgs};
 use crate::failure::{Failure, Result, USAGE_STATUS, eprint_line};
@@ -46,10 +47,7 @@ pub async fn unpause(session: &Session, args: &NamesArgs) -> Result<i32> {
 
 /// `berth update`
 pub async fn update(session: &Session, args: &UpdateArgs) -> Result<i32> {
-    if let Some(policy) = args.restart.as_deref().filter(|policy| *policy != "no") {
-        return Err(Failure::unsupported(format!("--restart {policy}")));
-    }
-    let changes = ResourcesSpec {
+    let resources = ResourcesSpec {
         memory: args.memory.as_deref().map(|text| flag_values::memory("--memory", text)).transpose()?,
         cpu: args.cpus.as_deref().map(flag_values::cpus).transpose()?,
         cpu_shares: args.cpu_shares,
@@ -57,10 +55,12 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<i32> {
         pids: args.pids_limit.map(flag_values::pids_limit).transpose()?,
         ..ResourcesSpec::default()
     };
-    if changes == ResourcesSpec::default() {
+    let restart_policy = args.restart.as_deref().map(flag_values::restart).transpose()?;
+    let changes = Changes { resources, restart_policy };
+    if changes == Changes::default() {
         return Err(Failure::usage("there is nothing to change: see `berth update --help`"));
     }
-    let verb = async |id: ContainerId| Ok(session.runtime.update(&id, &changes).await?);
+    let verb = async |id: ContainerId| Ok(session.runtime.update(&id, changes.clone()).await?);
     each(session, &args.names, verb, print_name).await
 }
 

@@ -19,8 +19,8 @@ pub(crate) const ERRNO_FD: i32 = 5;
 pub(crate) const OUTPUT_FDS: [i32; 2] = [6, 7];
 /// Write end of the container's standard input, when it is kept open.
 pub(crate) const STDIN_FD: i32 = 8;
-/// Where there is a restart policy, the plan by which the container is built again: in memory that is no file's, for it
-/// may hold secrets.
+/// The plan by which the container is built again: in memory that is no file's, for it may hold secrets. A container that
+/// has no restart policy may get one while it runs, so it is there for all but those that are removed with their end.
 pub(crate) const PLAN_FD: i32 = 9;
 /// Beside it the executable that does so, by the version of this supervisor.
 pub(crate) const STAGE_FD: i32 = 10;
@@ -87,6 +87,12 @@ pub(crate) struct RemovalPlan {
 }
 
 impl ResidentConfig {
+    /// Whether an attempt may be followed by another, now or by a policy that is set later: [`PLAN_FD`] and [`STAGE_FD`]
+    /// are there.
+    pub fn may_restart(&self) -> bool {
+        self.removal.is_none()
+    }
+
     /// Whether [`HOST_NETWORK_FD`] is needed.
     pub fn needs_host_network(&self) -> bool {
         self.removal.as_ref().and_then(|plan| plan.network.as_ref()).is_some_and(Departure::is_on_bridge)

@@ -22,7 +22,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
-use runtime_core::spec::RestartKind;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -248,7 +247,7 @@ fn become_resident(
         (stderr.0, OUTPUT_FDS[1]),
     ];
     kept.extend(stdin.1.map(|stdin| (stdin, STDIN_FD)));
-    if plan.resident.restart.kind != RestartKind::No {
+    if plan.resident.may_restart() {
         // Volumes are filled once.
         plan.fill.clear();
         kept.push((keep(&plan).map_err(Error::io("keeping", "the plan"))?, PLAN_FD));

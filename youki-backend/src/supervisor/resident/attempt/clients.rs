@@ -92,6 +92,10 @@ impl Attempt {
             Request::Wait { attempt } => self.tell_end(slot, attempt),
             Request::Exec(request) => self.exec(slot, &request),
             Request::Attach => self.attach(slot),
+            Request::SetRestart(policy) => {
+                let reply = self.set_restart_policy(policy);
+                self.reply(slot, &reply);
+            }
             Request::WaitForStart { attempt } => {
                 if let Some(connection) = &mut self.connections[slot] {
                     connection.waits_for_start = Some(attempt);

@@ -15,8 +15,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use runtime_core::spec::RestartKind;
-
 use super::config::{
     CONTROL_FD, ERRNO_FD, FIRST_HELD_FD, HOST_NETWORK_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, ResidentConfig,
     STAGE_FD, STDIN_FD,
@@ -106,9 +104,9 @@ impl Attempt {
         launch::prctl(libc::PR_SET_DUMPABLE, 0, 0)?;
         let events = Events::new()?;
         let children = events::children()?;
-        let again = config.restart.kind != RestartKind::No;
         // SAFETY: as below.
-        let again = again.then(|| unsafe { [OwnedFd::from_raw_fd(PLAN_FD), OwnedFd::from_raw_fd(STAGE_FD)] });
+        let again =
+            config.may_restart().then(|| unsafe { [OwnedFd::from_raw_fd(PLAN_FD), OwnedFd::from_raw_fd(STAGE_FD)] });
         // SAFETY: the stage left these descriptors to us alone, under these numbers.
         let (control, listener, result, errno, stdin, [stdout, stderr], host_network) = unsafe {
             (

@@ -120,6 +120,20 @@ impl Attempt {
         }
     }
 
+    /// Follows another policy from now on. One by which no attempt would follow ends the pause before that.
+    pub(super) fn set_restart_policy(&mut self, policy: RestartPolicy) -> Reply {
+        if self.restarts.again.is_none() {
+            return Reply::Error("it is removed with its end, or its supervisor is older than this request".to_owned());
+        }
+        self.restarts.schedule.set_policy(policy);
+        let waits = self.phase == Phase::Restarting && self.restarts.due.is_some() && !self.restarts.by_hand;
+        let wanted = self.last.as_ref().is_some_and(|last| self.restarts.schedule.wants_another(last.exit.code));
+        if waits && !wanted {
+            self.give_up_restart("its restart policy was changed while it waited to be restarted");
+        }
+        Reply::Ok
+    }
+
     /// No next attempt, whatever was planned. What is being built of one is killed.
     pub(super) fn give_up_restart(&mut self, why: &str) {
         self.restarts.stopped = true;

@@ -25,14 +25,24 @@ impl Schedule {
         Self { policy: policy.clone(), restarts: 0, last_pause: None }
     }
 
-    /// The pause before the next attempt, after one that ended by itself with `exit_code` and `ran` so long.
-    pub fn after(&mut self, exit_code: i32, ran: Duration) -> Option<Duration> {
+    /// Another policy from now on. What was counted counts.
+    pub fn set_policy(&mut self, policy: RestartPolicy) {
+        self.policy = policy;
+    }
+
+    /// Whether another attempt is to follow one that ended by itself with `exit_code`.
+    pub fn wants_another(&self, exit_code: i32) -> bool {
         let wanted = match self.policy.kind {
             RestartKind::No => false,
             RestartKind::Always | RestartKind::UnlessStopped => true,
             RestartKind::OnFailure => exit_code != 0,
         };
-        if !wanted || self.policy.max_attempts.is_some_and(|max| self.restarts >= max) {
+        wanted && self.policy.max_attempts.is_none_or(|max| self.restarts < max)
+    }
+
+    /// The pause before the next attempt, after one that ended by itself with `exit_code` and `ran` so long.
+    pub fn after(&mut self, exit_code: i32, ran: Duration) -> Option<Duration> {
+        if !self.wants_another(exit_code) {
             return None;
         }
         let first = self.policy.delay.unwrap_or(FIRST_PAUSE);
@@ -101,6 +111,20 @@ mod tests {
         assert_eq!(pauses, [20, 40, 60, 60]);
         let mut one = schedule(RestartKind::Always, None, Some(Duration::from_secs(90)));
         assert_eq!([one.after(1, SHORT), one.after(1, SHORT)], [Some(Duration::from_secs(90)); 2]);
+    }
+
+    #[test]
+    fn another_policy_goes_on_with_what_was_counted() {
+        let mut one = schedule(RestartKind::No, None, None);
+        assert_eq!(one.after(1, SHORT), None);
+        one.set_policy(RestartPolicy { kind: RestartKind::Always, ..RestartPolicy::default() });
+        assert_eq!(one.after(0, SHORT), Some(FIRST_PAUSE));
+        one.begin();
+        one.set_policy(RestartPolicy { kind: RestartKind::OnFailure, max_attempts: Some(2), delay: None });
+        assert!(one.wants_another(1) && !one.wants_another(0));
+        assert_eq!(one.after(1, SHORT), Some(2 * FIRST_PAUSE));
+        one.begin();
+        assert_eq!(one.after(1, SHORT), None);
     }
 
     #[test]
