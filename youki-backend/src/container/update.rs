@@ -76,7 +76,8 @@ impl Inner {
     /// Restarts are the supervisor's: it follows what it is told, also once nobody else is there.
     async fn tell_restart_policy(&self, container: &Container) -> Result<()> {
         let Some(mut connection) = self.supervisor(container).await? else { return Ok(()) };
-        match connection.ask(&Request::SetRestart(container.record.spec.restart_policy.clone())).await? {
+        let request = Request::SetRestart(container.record.spec.restart_policy.clone());
+        match connection.ask(&request).await.map_err(Error::supervisor(&container.record.id))? {
             Some(Reply::Error(what)) => {
                 Err(Error::Supervisor { id: container.record.id.to_string(), what, source: None })
             }
