@@ -154,9 +154,11 @@ pub enum Error {
     #[error("what containers use of the images cannot be told")]
     UsersUnknown(#[source] io::Error),
     /// No space or no inode left.
-    #[error("the disk is full at {}", path.display())]
+    #[error("no room for {what}: the disk of {} is full", path.display())]
     DiskFull {
-        /// Where.
+        /// What was written: a layer, an image, else a file.
+        what: String,
+        /// The root of the store; for a file what was to be written.
         path: PathBuf,
         /// The system's error.
         #[source]
@@ -197,15 +199,28 @@ pub enum Error {
     Interrupted(&'static str),
 }
 
+/// Stands for what a full disk has no room for, until somebody says what that is.
+const UNNAMED: &str = "a file";
+
 impl Error {
     /// An I/O error with what was tried; a full disk becomes [`Error::DiskFull`].
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
         let (path, source) = (path.as_ref().to_path_buf(), source.into());
         if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-            Self::DiskFull { path, source }
+            Self::DiskFull { what: UNNAMED.to_owned(), path, source }
         } else {
             Self::Io { action, path, source }
         }
+    }
+
+    /// The same failure; if it is that the disk is full, it says for what, the part of it first that was named before, and
+    /// which root is full.
+    pub(crate) fn of_room_for(mut self, whole: &impl std::fmt::Display, root: &Path) -> Self {
+        if let Self::DiskFull { what, path, .. } = &mut self {
+            *what = if what == UNNAMED { whole.to_string() } else { format!("{what} of {whole}") };
+            root.clone_into(path);
+        }
+        self
     }
 
     /// The same failure, which says of what image it is.

@@ -92,7 +92,12 @@ async fn obtain(
         events.inspect(|events| events.layer(blob, LayerPhase::Exists, blob.size));
         return Ok(Obtained::Stands);
     }
-    unpack(store, id, blob, session, events, chain).await
+    unpack(store, id, blob, session, events, chain).await.map_err(named(store, blob))
+}
+
+/// A disk that is full says for which layer it has no room.
+fn named<'a>(store: &'a Inner, blob: &'a Descriptor) -> impl Fn(Error) -> Error + 'a {
+    |error| error.of_room_for(&format_args!("layer {}", blob.digest), &store.config.root)
 }
 
 async fn stands(store: &Arc<Inner>, id: &LayerId) -> Result<bool> {
@@ -260,7 +265,7 @@ async fn settle(
             }
             // It stands for other images, but does not fit on these layers: a copy of its own.
             let chain = store.locks.lock(&store.paths.locks, &id.chain.name()).await?;
-            match unpack(store, id, blob, session, events, chain).await? {
+            match unpack(store, id, blob, session, events, chain).await.map_err(named(store, blob))? {
                 Obtained::Pending(pending) => pending,
                 Obtained::Stands => return Err(Error::Interrupted("settling a layer")),
             }
@@ -268,7 +273,7 @@ async fn settle(
     };
     let (id, blob) = (id.clone(), blob.clone());
     blocking(store, move |store| {
-        let layer = finish(store, &id, &blob, *pending, &settled)?;
+        let layer = finish(store, &id, &blob, *pending, &settled).map_err(named(store, &blob))?;
         settled.push(layer);
         Ok(settled)
     })

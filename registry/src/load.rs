@@ -37,6 +37,10 @@ pub(crate) const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 /// Loads all images of `path`; see [`ImageStore::load`](crate::ImageStore::load).
 pub(crate) async fn load(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
+    load_all(store, path).await.map_err(|error| error.of_room_for(&path.display(), &store.config.root))
+}
+
+async fn load_all(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
     let _hold = blocking(store, |store| StoreHold::shared(&store.paths.store_lock)).await?;
     let path = path.to_path_buf();
     let found = blocking(store, move |store| {

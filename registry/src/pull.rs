@@ -91,8 +91,9 @@ pub(crate) async fn assemble(
 pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -> Result<Image> {
     let reference = Reference::parse(text)?;
     let wanted = options.platform.as_deref().map(Platform::parse).transpose()?;
+    let named = |error: Error| error.of_room_for(&reference, &store.config.root);
     if options.policy != PullPolicy::Always {
-        let local = local(store, &reference, text, wanted.as_ref(), options.policy).await?;
+        let local = local(store, &reference, text, wanted.as_ref(), options.policy).await.map_err(named)?;
         match (local, options.policy) {
             (Some(image), _) => return Ok(image),
             (None, PullPolicy::Never) => return Err(Error::NotPresent(reference.to_string())),
@@ -111,7 +112,7 @@ pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -
         }
         other => other,
     };
-    let image = image.map_err(|error| error.of_image(&reference))?;
+    let image = image.map_err(|error| named(error.of_image(&reference)))?;
     drop(hold);
     asked.events.done(&image.digest);
     Ok(image)

@@ -25,6 +25,7 @@
 //! blobs; a layer directory is kept by every entry whose diff or chain IDs name it, and by the layers of containers that
 //! the caller names. Everything else goes, under the exclusive store lock, by rename into a `tmp-` directory first.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -213,7 +214,31 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Arc<Inner>) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let store = Arc::clone(store);
-    tokio::task::spawn_blocking(move || work(&store)).await.map_err(|_| Error::Interrupted("work on the store"))?
+    let work = move || {
+        let _may_block = MayBlock::begin();
+        work(&store)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Interrupted("work on the store"))?
+}
+
+thread_local! {
+    static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// As long as it lives its thread may block, though it is one of tokio's.
+struct MayBlock;
+
+impl MayBlock {
+    fn begin() -> Self {
+        MAY_BLOCK.set(true);
+        Self
+    }
+}
+
+impl Drop for MayBlock {
+    fn drop(&mut self) {
+        MAY_BLOCK.set(false);
+    }
 }
 
 /// The places of the layout above.
@@ -345,8 +370,9 @@ impl Drop for TmpDir {
             }
             drop(lock);
         };
-        // A pull that is dropped drops this on a thread of tokio's, which a large tree would block.
-        if tokio::runtime::Handle::try_current().is_ok() && !std::thread::current().name().is_some_and(is_ours) {
+        // A pull that is dropped drops this on a thread of tokio's, which a large tree would block. A command may end before
+        // a thread of its own has removed it.
+        if tokio::runtime::Handle::try_current().is_ok() && !MAY_BLOCK.get() {
             if let Err(error) = std::thread::Builder::new().name("berth-remove".into()).spawn(remove) {
                 tracing::warn!(%error, "no thread to remove a temporary directory: it goes at the next open");
             }
@@ -354,10 +380,6 @@ impl Drop for TmpDir {
             remove();
         }
     }
-}
-
-fn is_ours(thread: &str) -> bool {
-    thread.starts_with("berth-")
 }
 
 /// Removes a directory with all in it; one that is not there is removed already.

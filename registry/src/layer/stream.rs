@@ -124,7 +124,9 @@ fn unpack_error(error: UnpackError, digest: &str, root: PathBuf) -> Error {
         UnpackError::Os { path, source } => {
             let source = io::Error::from(source);
             match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::DiskFull { path: root, source },
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    Error::io("unpacking a layer into", root, source)
+                }
                 _ => Error::Io { action: "unpacking a layer into", path: root.join(path.trim_matches('"')), source },
             }
         }

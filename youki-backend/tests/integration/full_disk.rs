@@ -10,7 +10,9 @@ use runtime_core::spec::RestartKind;
 use runtime_core::{ContainerId, ContainerState, Runtime, ServiceSpec, WaitReason};
 
 use crate::support::Case;
+use crate::support::berth::berth;
 use crate::support::case::{eventually, soon, start_on};
+use crate::support::image::{Image, LayerBuilder, digest_of};
 use crate::support::process::{cpu_time, gone, kill, supervisor};
 use crate::support::root::Root;
 
@@ -20,6 +22,7 @@ crate::tests![
     with_the_supervisor_dead_stop_says_runtime_error_and_remove_frees_all,
     the_supervisor_neither_dies_nor_spins,
     a_restart_waits_for_room_and_a_stop_does_not,
+    a_pull_or_load_without_room_names_image_layer_and_root,
 ];
 
 /// A file system of its own at a root's place, without anything reserved for root. It goes with this value.
@@ -228,4 +231,56 @@ async fn a_restart_waits_for_room_and_a_stop_does_not(case: Case) {
     }
     soon("remove", runtime.remove_container(&id)).await.unwrap();
     assert!(root.cgroups_of(&id).is_empty());
+}
+
+/// Once there is no room for a layer's blob, once for what is in it.
+async fn a_pull_or_load_without_room_names_image_layer_and_root(case: Case) {
+    let (disk, root, runtime) = small(&case).await;
+    let mut state = 1u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    let incompressible: Vec<u8> = (0..8 << 20).map(|_| random()).collect();
+    let repeated = b"full of the same. ".repeat(16 << 16);
+    let filler = disk.fill();
+    fs::File::options()
+        .write(true)
+        .open(&filler)
+        .unwrap()
+        .set_len(fs::metadata(&filler).unwrap().len() - (4 << 20))
+        .unwrap();
+    for (tag, content) in [("blob", &incompressible), ("content", &repeated)] {
+        let layer = LayerBuilder::new().file("large", 0o644, content).finish();
+        let digest = digest_of(&layer.gzip);
+        let image = Image { layers: vec![layer], ..Image::busybox() };
+        let reference = case.push(tag, &image).await;
+        let expected =
+            |whole: &str| format!("no room for layer {digest} of {whole}: the disk of {} is full", root.dir.display());
+        let error = runtime.pull_image(&reference).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(&expected(&reference)) && !text.contains("tmp-"), "{text}");
+        assert_eq!(error.code(), "store.disk_full");
+
+        let archive = case.suite.dir.path().join(format!("full-{tag}.tar"));
+        let target = format!("oci-archive:{}:full", archive.display());
+        let source = format!("docker://{reference}");
+        let copied = Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false", &source, &target])
+            .status();
+        assert!(copied.unwrap().success());
+        let path = archive.to_str().unwrap();
+        let said = berth(&root, &["load", "-i", path]).await;
+        // An archive's members are written before they are known for layers.
+        let whole = format!("no room for {path}: the disk of {} is full", root.dir.display());
+        assert!(said.stderr.contains(&expected(path)) || said.stderr.contains(&whole), "{said:?}");
+        assert!(said.code == 1 && !said.stderr.contains("tmp-") && said.stderr.contains("berth prune"), "{said:?}");
+        let left = fs::read_dir(root.dir.join("layers")).unwrap().flatten().map(|entry| entry.file_name());
+        let left: Vec<_> = left.filter(|name| name.as_encoded_bytes().starts_with(b"tmp-")).collect();
+        assert!(left.is_empty(), "{left:?}");
+        if tag == "content" {
+            fs::remove_file(&filler).unwrap();
+            runtime.pull_image(&reference).await.unwrap();
+        }
+    }
 }
