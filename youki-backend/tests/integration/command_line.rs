@@ -15,6 +15,7 @@ crate::tests![
     what_is_refused_is_refused_alone,
     a_spec_that_cannot_be_applied_ends_in_one_way,
     an_s3_endpoint_that_is_none_is_refused_before_anything_is_tried,
+    an_exec_ends_with_the_code_of_its_program_or_of_what_stood_in_its_way,
     a_missing_working_directory_of_an_exec_is_126_and_named,
     an_exec_on_a_terminal_is_one_to_both_sides,
     a_container_on_a_terminal_is_typed_into_left_and_attached_to_again,
@@ -135,6 +136,34 @@ async fn an_s3_endpoint_that_is_none_is_refused_before_anything_is_tried(case: C
     let error = youki_backend::YoukiRuntime::open(config).await.unwrap_err();
     assert!(!root.dir.exists() && error.hint().is_some(), "{error}");
     assert!(matches!(error.into(), runtime_core::AgentError::Configuration(_)));
+}
+
+async fn an_exec_ends_with_the_code_of_its_program_or_of_what_stood_in_its_way(case: Case) {
+    let running = case.idle().await.to_string();
+    let ended = case.idle().await;
+    case.runtime.stop_container(&ended, Duration::from_secs(10)).await.unwrap();
+    let paused = case.idle().await.to_string();
+    case.berth(&["pause", &paused]).await.succeeded();
+    for (args, code, says) in [
+        (&[&running, "sh", "-c", "exit 125"][..], 125, ""),
+        (&[&running, "sh", "-c", "exit 1"], 1, ""),
+        (&[&running, "no-such-program"], 127, "no-such-program"),
+        (&[&running, "/no/such/program"], 127, "/no/such/program"),
+        (&[&running, "/etc/passwd"], 126, "/etc/passwd"),
+        (&[&running, "/etc"], 126, "/etc"),
+        (&["--bogus", &running, "true"], 125, "--bogus"),
+        (&["-d", &running, "true"], 125, "--detach"),
+        (&["--timeout", "never", &running, "true"], 125, "never"),
+        (&["-u", "nobody-of-that-name", &running, "true"], 1, "nobody-of-that-name"),
+        (&["no-such-container", "true"], 1, "no-such-container"),
+        (&[&ended.to_string(), "true"], 1, "not running"),
+        (&[&paused, "true"], 1, "paused"),
+    ] {
+        let said = case.berth(&[&["exec"], args].concat()).await;
+        assert_eq!(said.code, code, "{args:?}: {said:?}");
+        assert!(said.stderr.contains(says) && says.is_empty() == said.stderr.is_empty(), "{args:?}: {said:?}");
+    }
+    case.berth(&["unpause", &paused]).await.succeeded();
 }
 
 async fn a_missing_working_directory_of_an_exec_is_126_and_named(case: Case) {
