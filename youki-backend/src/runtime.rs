@@ -252,6 +252,15 @@ impl YoukiRuntime {
         self.0.exec(id, request).await
     }
 
+    /// Starts a further process that belongs to the container: it goes on when this process ends, until it or the container
+    /// does. Its input is empty, and its output discarded. Its process id in the agent's PID namespace.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NotRunning`], [`Error::ExecFailed`]; [`Error::Unsupported`] with a terminal.
+    pub async fn exec_detached(&self, id: &ContainerId, command: &[String], options: ExecOptions) -> Result<u32> {
+        self.0.exec_detached(id, command, options).await
+    }
+
     /// A new terminal of a running container. Its process's end becomes the standard streams of an exec that asks for a
     /// `tty`.
     ///

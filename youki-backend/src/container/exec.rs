@@ -80,6 +80,30 @@ impl RunningExec {
 impl Inner {
     /// Starts `request` in `id`; an error if its program could not be executed.
     pub(crate) async fn exec(&self, id: &ContainerId, request: ExecRequest) -> Result<RunningExec> {
+        self.begin_exec(id, request, false).await
+    }
+
+    /// Starts `command` for the container to keep: nobody waits for it, and nobody reads what it writes.
+    pub(crate) async fn exec_detached(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        options: ExecOptions,
+    ) -> Result<u32> {
+        if options.tty {
+            return Err(Error::Unsupported { what: "a detached exec with a terminal".to_owned() });
+        }
+        if options.timeout.is_some() {
+            return Err(Error::invalid("timeout", "nobody waits for a detached exec, to kill it then"));
+        }
+        let null =
+            File::options().read(true).write(true).open("/dev/null").map_err(Error::io("opening", "/dev/null"))?;
+        let null = || null.try_clone().map(OwnedFd::from).map_err(Error::io("opening", "/dev/null"));
+        let request = ExecRequest { command: command.to_vec(), options, stdio: [null()?, null()?, null()?] };
+        Ok(self.begin_exec(id, request, true).await?.pid)
+    }
+
+    async fn begin_exec(&self, id: &ContainerId, request: ExecRequest, detached: bool) -> Result<RunningExec> {
         if request.command.first().is_none_or(String::is_empty) {
             return Err(Error::invalid("command", "it is empty"));
         }
@@ -94,7 +118,8 @@ impl Inner {
         if request.options.tty && !rustix::termios::isatty(&request.stdio[0]) {
             return Err(Error::invalid("tty", "its standard input is no terminal"));
         }
-        let (exec, filter) = self.exec_request(&container, init, &request)?;
+        let (mut exec, filter) = self.exec_request(&container, init, &request)?;
+        exec.detached = detached;
         if request.options.tty {
             // So that its user may open it again by its name.
             rustix::fs::fchown(&request.stdio[0], Some(rustix::fs::Uid::from_raw(exec.uid)), None)
@@ -191,6 +216,7 @@ impl Inner {
                 rlimits: process.rlimits.iter().map(|limit| (limit.resource, limit.soft, limit.hard)).collect(),
                 oom_score_adj: process.oom_score_adj.unwrap_or(0),
                 terminal: request.options.tty,
+                detached: false,
             },
             filter,
         ))

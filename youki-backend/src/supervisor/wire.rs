@@ -88,6 +88,8 @@ pub struct ExecRequest {
     pub oom_score_adj: i32,
     /// Its standard input is a terminal that is to be its controlling one.
     pub terminal: bool,
+    /// It belongs to the container: it goes on when the connection is closed.
+    pub detached: bool,
 }
 
 /// What a supervisor answers.
@@ -249,7 +251,8 @@ impl Request {
             4 => Self::Stop { signal: reader.i32()?, timeout_ms: reader.u64()? },
             // The first agents of this version did not say which.
             5 => Self::Wait { attempt: if reader.is_at_end() { CURRENT_ATTEMPT } else { reader.u32()? } },
-            6 => Self::Exec(Box::new(ExecRequest::decode(&mut reader)?)),
+            6 => Self::Exec(Box::new(ExecRequest::decode(&mut reader, false)?)),
+            10 => Self::Exec(Box::new(ExecRequest::decode(&mut reader, true)?)),
             7 => Self::Attach,
             8 => Self::WaitForStart { attempt: reader.u32()? },
             9 => Self::SetRestart(reader.restart_policy()?),
@@ -260,7 +263,10 @@ impl Request {
 
 impl ExecRequest {
     fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new(6).list(&self.args).list(&self.env).bytes(&self.cwd).u32(self.uid).u32(self.gid);
+        // A supervisor that would kill it with the connection must not know the request.
+        let kind = if self.detached { 10 } else { 6 };
+        let mut writer =
+            Writer::new(kind).list(&self.args).list(&self.env).bytes(&self.cwd).u32(self.uid).u32(self.gid);
         writer = writer.u32(self.groups.len() as u32);
         for group in &self.groups {
             writer = writer.u32(*group);
@@ -276,7 +282,7 @@ impl ExecRequest {
         writer.i32(self.oom_score_adj).u8(self.terminal.into()).finish()
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+    fn decode(reader: &mut Reader<'_>, detached: bool) -> Result<Self, Malformed> {
         let (args, env, cwd) = (reader.list()?, reader.list()?, reader.bytes()?.to_vec());
         let (uid, gid) = (reader.u32()?, reader.u32()?);
         let groups = (0..reader.count(4)?).map(|_| reader.u32()).collect::<Result<_, _>>()?;
@@ -304,6 +310,7 @@ impl ExecRequest {
             rlimits,
             oom_score_adj,
             terminal,
+            detached,
         })
     }
 }
@@ -523,7 +530,7 @@ impl<'a> Reader<'a> {
 mod tests {
     use super::*;
 
-    fn exec() -> Request {
+    fn exec(detached: bool) -> Request {
         Request::Exec(Box::new(ExecRequest {
             args: vec![b"sh".to_vec(), b"-c".to_vec(), vec![0xff, 0xfe]],
             env: vec![b"A=b".to_vec()],
@@ -537,6 +544,7 @@ mod tests {
             rlimits: vec![(7, 1024, u64::MAX)],
             oom_score_adj: -5,
             terminal: true,
+            detached,
         }))
     }
 
@@ -548,7 +556,8 @@ mod tests {
             Request::Signal(9),
             stop,
             Request::Wait { attempt: 7 },
-            exec(),
+            exec(false),
+            exec(true),
             Request::Attach,
             Request::WaitForStart { attempt: 2 },
             Request::SetRestart(RestartPolicy {

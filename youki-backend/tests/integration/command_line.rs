@@ -152,7 +152,7 @@ async fn an_exec_ends_with_the_code_of_its_program_or_of_what_stood_in_its_way(c
         (&[&running, "/etc/passwd"], 126, "/etc/passwd"),
         (&[&running, "/etc"], 126, "/etc"),
         (&["--bogus", &running, "true"], 125, "--bogus"),
-        (&["-d", &running, "true"], 125, "--detach"),
+        (&["-d", "-t", &running, "true"], 125, "terminal"),
         (&["--timeout", "never", &running, "true"], 125, "never"),
         (&["-u", "nobody-of-that-name", &running, "true"], 1, "nobody-of-that-name"),
         (&["no-such-container", "true"], 1, "no-such-container"),

@@ -34,6 +34,7 @@ crate::tests![
     ten_mebibytes_are_bounded_or_whole_and_never_hang,
     a_child_that_holds_the_output_open_does_not_hold_the_exec,
     a_large_one_leaves_no_memory_with_the_supervisor,
+    a_detached_one_goes_on_until_it_or_the_container_ends,
 ];
 
 async fn collect(mut events: ExecEventStream) -> Vec<ExecEvent> {
@@ -277,6 +278,37 @@ async fn exec_in_a_stopped_container_is_an_error(case: Case) {
     case.finish(&id).await.succeeded();
     assert!(case.runtime.exec(&id, &words(&["true"])).await.is_err());
     assert!(case.runtime.exec_stream(&id, &words(&["true"])).await.is_err());
+}
+
+async fn a_detached_one_goes_on_until_it_or_the_container_ends(case: Case) {
+    let id = case.idle().await;
+    let name = id.to_string();
+    let script = "echo lost; until [ -e /go ]; do sleep 0.05; done; id -u > /done; [ -t 0 ] || cat >> /done; exit 3";
+    let said = soon("exec", case.berth(&["exec", "-d", "-u", "1000", "-e", "X=1", &name, "sh", "-c", script])).await;
+    // It is not written to where an unprivileged user may not.
+    assert_eq!((said.code, said.stdout.as_str(), said.stderr.as_str()), (0, "", ""));
+    let said = case.berth(&["exec", "--detach", &name, "sh", "-c", script]).await;
+    assert_eq!((said.code, said.stdout.as_str()), (0, ""));
+    let running = async || case.exec_ok(&id, "ps | grep -c '[u]ntil' || :").await.trim().to_owned();
+    assert_eq!(running().await, "2", "both outlive the command");
+    case.exec_ok(&id, "touch /go").await;
+    eventually("both have ended", || async { running().await == "0" }).await;
+    assert_eq!(case.exec_ok(&id, "cat /done").await, "0\n", "its input is empty");
+    let logged = case.runtime.get_logs(&id).await.unwrap();
+    assert!(logged.iter().all(|entry| entry.message != "lost"), "what it writes is discarded");
+
+    for (args, code) in [
+        (&["exec", "-d", &name, "/no/such"][..], 127),
+        (&["exec", "-d", &name, "/etc/passwd"], 126),
+        (&["exec", "-d", "-w", "/no/such", &name, "true"], 126),
+        (&["exec", "-d", "-t", &name, "true"], 125),
+        (&["exec", "-d", "--timeout", "3", &name, "true"], 125),
+    ] {
+        assert_eq!(case.berth(args).await.code, code, "{args:?}");
+    }
+    case.berth(&["exec", "-d", &name, "sh", "-c", "trap '' TERM; sleep 3600; sleep 3600"]).await.succeeded();
+    soon("stop", case.runtime.stop_container(&id, Duration::from_secs(5))).await.unwrap();
+    assert!(case.cgroup_pids(&id).is_empty());
 }
 
 async fn sixty_four_at_once_do_not_mix(case: Case) {

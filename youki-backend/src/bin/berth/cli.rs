@@ -449,7 +449,7 @@ pub struct ExecArgs {
     /// Give it a terminal
     #[arg(short, long)]
     pub tty: bool,
-    /// Leave it running (not built yet)
+    /// Leave it to run in the background; what it writes is discarded
     #[arg(short, long)]
     pub detach: bool,
     /// Give it all capabilities and no seccomp filter

@@ -22,10 +22,6 @@ const LAST_OUTPUT: Duration = Duration::from_millis(500);
 
 /// `berth exec`
 pub async fn exec(config: Config, as_json: bool, args: &ExecArgs) -> Result<i32> {
-    if args.detach {
-        // An exec belongs to whoever started it.
-        return Err(Failure::unsupported("--detach"));
-    }
     let Some((name, command)) = args.name_and_command.split_first() else {
         return Err(Failure::usage("a container is needed"));
     };
@@ -38,7 +34,14 @@ pub async fn exec(config: Config, as_json: bool, args: &ExecArgs) -> Result<i32>
         tty: args.tty,
     };
     let id = container(name)?;
+    if args.detach && options.timeout.is_some() {
+        return Err(Failure::usage("--timeout takes somebody who waits: leave --detach out"));
+    }
     let session = Session::open_for(config, as_json, &id).await?;
+    if args.detach {
+        session.runtime.exec_detached(&id, command, options).await.map_err(with_exec_status)?;
+        return Ok(0);
+    }
     if args.tty {
         return on_terminal(&session, args, &id, command, options).await;
     }

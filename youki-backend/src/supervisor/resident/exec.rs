@@ -22,8 +22,10 @@ const MAX_FILTER_BYTES: u64 = 4096 * 8;
 #[derive(Debug)]
 pub(crate) struct Exec {
     pub pid: i32,
-    /// The connection it belongs to; `None` once that is gone.
+    /// The connection that asked for it; `None` once that is gone.
     pub connection: Option<usize>,
+    /// It belongs to the container, not to that connection.
+    pub detached: bool,
     /// A cgroup of its own within the container's, by which all that it started is found.
     pub cgroup: Option<PathBuf>,
     /// Read end of the pipe that tells of a failed `execve`; taken once it told.
@@ -68,7 +70,13 @@ pub(crate) fn start(
 
     let child = Child { request, launch, cwd, join, pidfd, stdio: descriptors.stdio, errno: errno_write };
     match child.fork() {
-        Ok(pid) => Ok(Exec { pid, connection: None, cgroup: own_cgroup, errno_pipe: Some(errno_read) }),
+        Ok(pid) => Ok(Exec {
+            pid,
+            connection: None,
+            detached: request.detached,
+            cgroup: own_cgroup,
+            errno_pipe: Some(errno_read),
+        }),
         Err(error) => {
             if let Some(dir) = own_cgroup {
                 let _ = fs::remove_dir(dir);

@@ -75,7 +75,9 @@ impl Attempt {
         for exec in self.execs.iter_mut().flatten() {
             if exec.connection == Some(slot) {
                 exec.connection = None;
-                exec::kill(exec);
+                if !exec.detached {
+                    exec::kill(exec);
+                }
             }
         }
         if slot == 0 && self.phase == Phase::Creating {
