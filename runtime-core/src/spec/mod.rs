@@ -248,7 +248,8 @@ pub struct IoSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceSpec {
-    /// The device node on the host, and in the container.
+    /// The device node on the host, or a directory of them; in the container it has the same path, unless another follows a
+    /// colon: `/dev/sda:/dev/xvda`.
     pub path: String,
     /// May be read.
     #[serde(default = "yes")]
@@ -259,6 +260,18 @@ pub struct DeviceSpec {
     /// May be made by mknod.
     #[serde(default)]
     pub mknod: bool,
+}
+
+impl DeviceSpec {
+    /// Its paths on the host and in the container.
+    #[must_use]
+    pub fn paths(&self) -> (&str, &str) {
+        // Names of devices hold colons, as in /dev/disk/by-path.
+        match self.path.find(":/") {
+            Some(colon) => (&self.path[..colon], &self.path[colon + 1..]),
+            None => (&self.path, &self.path),
+        }
+    }
 }
 
 fn yes() -> bool {

@@ -30,7 +30,8 @@ const DEFAULT_RULES: [DeviceRule; 11] = [
 ];
 
 /// Directories and names of `/dev` that are the container's own, never the host's.
-const OWN: [&str; 9] = ["pts", "shm", "fd", "mqueue", "console", "ptmx", "hugepages", "core", "log"];
+const OWN: [&str; 12] =
+    ["pts", "shm", "fd", "mqueue", "console", "ptmx", "hugepages", "core", "log", "stdin", "stdout", "stderr"];
 /// Most device nodes that a privileged container gets; a host has some hundreds.
 const MAX_DEVICES: usize = 4096;
 /// How deep `/dev` is searched for them.
@@ -38,10 +39,23 @@ const MAX_DEPTH: usize = 6;
 
 /// The device nodes beyond the default ones.
 pub(super) fn nodes(spec: &ServiceSpec) -> Result<Vec<LinuxDevice>> {
-    let mut nodes = Vec::new();
+    let mut nodes: Vec<LinuxDevice> = Vec::new();
     for (index, device) in spec.devices.iter().enumerate() {
-        let path = checked(device, index)?;
-        nodes.push(node(&path, index)?);
+        for offered in offered(device, index)? {
+            let path = offered.path().display();
+            let is_same = |known: &&LinuxDevice| known.path() == offered.path();
+            if let Some(known) = nodes.iter().find(is_same)
+                && numbers(known) != numbers(&offered)
+            {
+                return Err(Error::invalid(
+                    format!("devices[{index}].path"),
+                    format!("{path} is another device already"),
+                ));
+            }
+            if nodes.iter().all(|known| known.path() != offered.path()) {
+                nodes.push(offered);
+            }
+        }
     }
     if spec.privileged {
         let mut found = Vec::new();
@@ -66,22 +80,28 @@ pub(crate) fn device_rules(spec: &ServiceSpec) -> Result<Vec<DeviceRule>> {
     }
     let mut rules: Vec<DeviceRule> = DEFAULT_RULES.into();
     for (index, device) in spec.devices.iter().enumerate() {
-        let node = node(&checked(device, index)?, index)?;
         let access = Access { read: device.read, write: device.write, mknod: device.mknod };
         if !(access.read || access.write || access.mknod) {
             return Err(Error::invalid(format!("devices[{index}]"), "none of read, write and mknod is granted"));
         }
-        let kind = if node.typ() == LinuxDeviceType::B { DeviceKind::Block } else { DeviceKind::Char };
-        // Both were made from the numbers of a device: they fit.
-        let number = |number: i64| u32::try_from(number).ok();
-        rules.push(DeviceRule { kind: Some(kind), major: number(node.major()), minor: number(node.minor()), access });
+        for node in offered(device, index)? {
+            let kind = if node.typ() == LinuxDeviceType::B { DeviceKind::Block } else { DeviceKind::Char };
+            // Both were made from the numbers of a device: they fit.
+            let number = |number: i64| u32::try_from(number).ok();
+            rules.push(DeviceRule {
+                kind: Some(kind),
+                major: number(node.major()),
+                minor: number(node.minor()),
+                access,
+            });
+        }
     }
     Ok(rules)
 }
 
-fn checked(device: &DeviceSpec, index: usize) -> Result<PathBuf> {
+fn checked(path: &str, index: usize) -> Result<PathBuf> {
     let field = || format!("devices[{index}].path");
-    let path = mounts::normal_target(&device.path).map_err(|reason| Error::invalid(field(), reason))?;
+    let path = mounts::normal_target(path).map_err(|reason| Error::invalid(field(), reason))?;
     match path.strip_prefix("/dev/") {
         Some(rest) if !OWN.iter().any(|own| rest.split('/').next() == Some(own)) => Ok(path.into()),
         Some(_) => Err(Error::invalid(field(), format!("{path} is the container's own"))),
@@ -89,12 +109,34 @@ fn checked(device: &DeviceSpec, index: usize) -> Result<PathBuf> {
     }
 }
 
-/// The node at `path` on the host.
-fn node(path: &Path, index: usize) -> Result<LinuxDevice> {
-    let field = || format!("devices[{index}].path");
-    let metadata =
-        fs::metadata(path).map_err(|error| Error::invalid(field(), format!("{}: {error}", path.display())))?;
-    of(path, &metadata).ok_or_else(|| Error::invalid(field(), format!("{} is not a device", path.display())))
+/// What `device` offers, by its paths in the container: a node of the host's, or all beneath a directory.
+fn offered(device: &DeviceSpec, index: usize) -> Result<Vec<LinuxDevice>> {
+    let (path, inside) = device.paths();
+    let (path, inside) = (checked(path, index)?, checked(inside, index)?);
+    let invalid = |reason: String| Error::invalid(format!("devices[{index}].path"), reason);
+    let metadata = fs::metadata(&path).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
+    if !metadata.is_dir() {
+        let node = of(&inside, &metadata).ok_or_else(|| invalid(format!("{} is not a device", path.display())))?;
+        return Ok(vec![node]);
+    }
+    // Where a link leads: its own entries stand beneath that.
+    let dir = fs::canonicalize(&path).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
+    let mut found = Vec::new();
+    host_nodes(&dir, 1, &mut found);
+    if found.is_empty() {
+        return Err(invalid(format!("{} holds no device", path.display())));
+    }
+    for node in &mut found {
+        if let Ok(rest) = node.path().strip_prefix(&dir) {
+            let inside = inside.join(rest);
+            node.set_path(inside);
+        }
+    }
+    Ok(found)
+}
+
+fn numbers(device: &LinuxDevice) -> (LinuxDeviceType, i64, i64) {
+    (device.typ(), device.major(), device.minor())
 }
 
 fn of(path: &Path, metadata: &fs::Metadata) -> Option<LinuxDevice> {
@@ -171,12 +213,26 @@ mod tests {
 
     #[test]
     fn a_device_that_cannot_be_offered_is_refused_by_its_field() {
-        for path in ["/dev/no-such-device", "/etc/passwd", "/dev", "/dev/pts/0", "/dev/../etc/passwd", "dev/null"] {
+        let paths = ["/dev/no-such-device", "/etc/passwd", "/dev", "/dev/pts/0", "/dev/../etc/passwd", "dev/null"];
+        let others =
+            ["/dev/zero:/etc/zero", "/dev/zero:/dev/pts/1", "/dev/zero:/dev/../zero", "/dev/no-such:/dev/zero"];
+        for path in paths.into_iter().chain(others) {
             let error = nodes(&spec(path, (true, true, false))).unwrap_err();
             assert!(error.to_string().starts_with("devices[0].path: "), "{path}: {error}");
             assert_eq!(device_rules(&spec(path, (true, true, false))).unwrap_err().code(), "spec.invalid");
         }
         assert_eq!(device_rules(&spec("/dev/null", (false, false, false))).unwrap_err().code(), "spec.invalid");
+    }
+
+    #[test]
+    fn a_path_in_the_container_is_not_taken_twice() {
+        let two = |one: &str, other: &str| {
+            let mut spec = spec(one, (true, true, true));
+            spec.devices.push(DeviceSpec { path: other.into(), ..spec.devices[0].clone() });
+            nodes(&spec)
+        };
+        assert_eq!(two("/dev/zero:/dev/x", "/dev/zero:/dev/x").unwrap().len(), 1);
+        assert!(two("/dev/zero:/dev/x", "/dev/null:/dev/x").unwrap_err().to_string().starts_with("devices[1].path: "));
     }
 
     #[test]

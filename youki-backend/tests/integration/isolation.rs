@@ -23,6 +23,7 @@ crate::tests![
     a_block_device_cannot_be_opened,
     a_node_of_a_disk_is_made_and_refused,
     a_device_is_given_as_asked_and_no_further,
+    a_device_may_have_another_path_in_it_and_a_directory_gives_all,
     privileged_may_use_every_device,
     the_devices_are_dockers,
     it_inherits_three_descriptors_and_no_ignored_signals,
@@ -163,6 +164,39 @@ async fn a_device_is_given_as_asked_and_no_further(case: Case) {
     let mut spec = case.script(&script).await;
     spec.devices = vec![DeviceSpec { path: format!("/dev/{name}"), read: true, write: false, mknod: false }];
     assert_eq!(case.run(&spec).await.succeeded(), ["read", "Operation not permitted", "done"]);
+}
+
+async fn a_device_may_have_another_path_in_it_and_a_directory_gives_all(case: Case) {
+    let image = case.suite.busybox().await.to_owned();
+    let (name, major, minor) = disk();
+    let device = format!("/dev/{name}:/dev/sub/disk:r");
+    let script =
+        format!("stat -c %t:%T /dev/sub/disk; (: < /dev/sub/disk) && echo read; [ -e /dev/{name} ] || echo moved");
+    let said = case.berth(&["run", "--rm", "--device", &device, &image, "sh", "-c", &script]).await.succeeded();
+    assert_eq!(said.lines().collect::<Vec<_>>(), [&*format!("{major:x}:{minor:x}"), "read", "moved"]);
+
+    // Nodes of the host's, so that there is a directory of them whatever the machine.
+    let host = tempfile::Builder::new().prefix("berth-test-").tempdir_in("/dev").unwrap();
+    let dir = host.path().to_str().unwrap();
+    for name in ["deep", "empty"] {
+        std::fs::create_dir(host.path().join(name)).unwrap();
+    }
+    for (name, minor) in [("full", 7), ("deep/zero", 5)] {
+        let (kind, mode) = (rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::from_raw_mode(0o666));
+        let number = rustix::fs::makedev(1, minor);
+        rustix::fs::mknodat(rustix::fs::CWD, host.path().join(name), kind, mode, number).unwrap();
+    }
+    let script = "cd /dev/all && find . | sort && head -c 3 deep/zero | wc -c";
+    let said = case.berth(&["run", "--rm", "--device", &format!("{dir}:/dev/all"), &image, "sh", "-c", script]).await;
+    assert_eq!(said.succeeded().split_whitespace().collect::<Vec<_>>(), [".", "./deep", "./deep/zero", "./full", "3"]);
+    for (device, why) in [
+        (format!("{dir}/empty"), "holds no device"),
+        ("/dev/zero:/etc/zero".to_owned(), "not beneath /dev"),
+        ("/dev/zero:/dev/stdin".to_owned(), "the container's own"),
+    ] {
+        let said = case.berth(&["run", "--rm", "--device", &device, &image, "true"]).await;
+        assert!(said.code == 125 && said.stderr.contains(why), "{device}: {said:?}");
+    }
 }
 
 async fn privileged_may_use_every_device(case: Case) {

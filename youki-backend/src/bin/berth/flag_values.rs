@@ -237,7 +237,7 @@ pub fn network(text: &str) -> Result<NetworkMode> {
     }
 }
 
-/// `--device /dev/x[:/dev/x][:rwm]`.
+/// `--device /dev/HOST[:/dev/CONTAINER][:rwm]`.
 pub fn device(text: &str) -> Result<DeviceSpec> {
     let is_access = |text: &str| !text.is_empty() && text.bytes().all(|byte| b"rwm".contains(&byte));
     let parts: Vec<&str> = text.split(':').collect();
@@ -251,11 +251,9 @@ pub fn device(text: &str) -> Result<DeviceSpec> {
     if !path.starts_with('/') || !inside.starts_with('/') {
         return Err(wrong("--device", text, "a path is not absolute"));
     }
-    if path != inside {
-        return Err(Failure::unsupported(format!("--device {text}: another path in the container")));
-    }
     let may = |letter| access.contains(letter);
-    Ok(DeviceSpec { path: path.to_owned(), read: may('r'), write: may('w'), mknod: may('m') })
+    let path = if path == inside { path.to_owned() } else { format!("{path}:{inside}") };
+    Ok(DeviceSpec { path, read: may('r'), write: may('w'), mknod: may('m') })
 }
 
 /// `--ulimit NAME=SOFT[:HARD]`; -1 for none.

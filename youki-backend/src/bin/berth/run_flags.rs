@@ -107,8 +107,8 @@ pub struct RunArgs {
     /// seccomp=unconfined|FILE, no-new-privileges
     #[arg(long, value_name = "OPTION", action = ArgAction::Append)]
     pub security_opt: Vec<String>,
-    /// Offer a host device
-    #[arg(long, value_name = "/DEV/NAME[:rwm]", action = ArgAction::Append)]
+    /// Offer a host device, or all in a directory; in the container under another path, too
+    #[arg(long, value_name = "/DEV/HOST[:/DEV/CONTAINER][:rwm]", action = ArgAction::Append)]
     pub device: Vec<String>,
     /// Set a resource limit
     #[arg(long, value_name = "NAME=SOFT[:HARD]", action = ArgAction::Append)]

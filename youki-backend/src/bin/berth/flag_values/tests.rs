@@ -164,7 +164,11 @@ fn devices_and_limits() {
     assert_eq!(device("/dev/fuse").unwrap(), of(true, true, true));
     assert_eq!(device("/dev/fuse:r").unwrap(), of(true, false, false));
     assert_eq!(device("/dev/fuse:/dev/fuse:rw").unwrap(), of(true, true, false));
-    assert_eq!(device("/dev/a:/dev/b").unwrap_err().code(), "unsupported");
+    for (text, access) in [("/dev/a:/dev/b", (true, true, true)), ("/dev/a:/dev/b:r", (true, false, false))] {
+        let device = device(text).unwrap();
+        assert_eq!((device.paths(), (device.read, device.write, device.mknod)), (("/dev/a", "/dev/b"), access));
+    }
+    assert_eq!(device("/dev/a:b").unwrap_err().code(), "usage");
     assert_eq!(device("/dev/a:/dev/a:x").unwrap_err().code(), "usage");
     assert_eq!(device("fuse").unwrap_err().code(), "usage");
 
