@@ -1,5 +1,6 @@
 //! Containers: how they are named, what they can be doing, how they end.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -221,6 +222,9 @@ pub struct ContainerSummary {
     pub state: ContainerState,
     /// The image reference it was created from.
     pub image: String,
+    /// The labels of its spec.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Its init's process id in the agent's PID namespace, while it runs.
     pub pid: Option<u32>,
     /// When it was created.

@@ -93,6 +93,13 @@ impl MemoryRuntime {
                 NetworkMode::None => spec.network.clone(),
                 _ => NetworkSpec::default(),
             },
+            // The agent's business, here as everywhere.
+            schedule: spec.schedule.clone(),
+            scale: spec.scale.clone(),
+            depends: spec.depends.clone(),
+            errors: spec.errors.clone(),
+            node_mode: spec.node_mode.clone(),
+            node_selector: spec.node_selector.clone(),
             ..ServiceSpec::default()
         };
         let is_resolved_elsewhere = |value: &String| value.starts_with("$E:") || value.starts_with("$S:");

@@ -261,6 +261,7 @@ impl Runtime for MemoryRuntime {
             id: container.id.clone(),
             state: container.state.clone(),
             image: container.spec.image.name.clone(),
+            labels: container.spec.labels.clone(),
             pid: None,
             created_at: container.created_at,
         };

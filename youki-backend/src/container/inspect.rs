@@ -160,6 +160,7 @@ impl Inner {
             state: observed.state(),
             pid: observed.pid(),
             image: container.record.image.reference.clone(),
+            labels: container.record.spec.labels.clone(),
             created_at: container.record.created_at,
         })
     }
