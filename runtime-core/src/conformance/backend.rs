@@ -1,6 +1,7 @@
 //! [`Backend`]: what the suite has to know of the runtime it judges, and [`Workload`]: what it runs there.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,8 +10,9 @@ use crate::{LogStream, Result, Runtime};
 
 /// A runtime under test. Only a name, a runtime and a local image are required.
 ///
-/// The image must be present (or be pulled by `create_container`), and have a POSIX `sh` with `sleep`, `id`, `kill` and
-/// `printf` (busybox will do), unless [`Backend::command`] is overridden.
+/// The image must be present (or be pulled by `create_container`), and have a POSIX `sh` with the usual small programs
+/// (busybox will do), unless [`Backend::command`] is overridden. The rest says what else the suite can try, and has a
+/// default: what a backend gives nothing to try with is reported as unsupported.
 #[async_trait]
 pub trait Backend: Send + Sync {
     /// What the report calls it.
@@ -42,6 +44,31 @@ pub trait Backend: Send + Sync {
     /// Images to try Docker's rules for ENTRYPOINT and CMD with.
     fn echo_images(&self) -> Vec<EchoImage> {
         Vec::new()
+    }
+
+    /// An image with settings of its own, to try what becomes of them.
+    fn configured_image(&self) -> Option<ConfiguredImage> {
+        None
+    }
+
+    /// A directory that the runtime sees under the same path as the suite: binds are tried in it.
+    fn shared_directory(&self) -> Option<PathBuf> {
+        Some(std::env::temp_dir())
+    }
+
+    /// Removes what this host holds of a named volume that the suite made, for which the trait has no call. By default
+    /// it stays; its name begins with [`Options::prefix`](super::Options::prefix).
+    ///
+    /// # Errors
+    /// Whatever kept it, which fails the check.
+    async fn remove_volume(&self, _name: &str) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether the suite may call `prune_images`, which removes every unused image of the root. Those that this trait
+    /// names are kept, by containers that use them.
+    fn may_prune(&self) -> bool {
+        false
     }
 
     /// Does what a restart of the agent does: opens the same root anew. Whether the former instance is gone or lives on
@@ -76,6 +103,23 @@ pub struct User {
     pub uid: u32,
     /// Id of its primary group.
     pub gid: u32,
+}
+
+/// An image like [`Backend::image`] that has settings of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfiguredImage {
+    /// Its reference.
+    pub reference: String,
+    /// One variable of its ENV.
+    pub env: (String, String),
+    /// Its WORKDIR, which exists.
+    pub workdir: String,
+    /// Id of its USER, who is not root.
+    pub uid: u32,
+    /// Its STOPSIGNAL: TERM, INT, HUP, USR1 or USR2.
+    pub stop_signal: &'static str,
+    /// Its VOLUME, which that user can write.
+    pub volume: String,
 }
 
 /// An image whose program prints its arguments on one line, joined by spaces, and exits, like `echo`.

@@ -1,6 +1,7 @@
 //! [`Case`]: what a check is given: the runtime, ids of its own, and the verbs that checks share.
 
 use std::fmt::Debug;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ struct Inner {
 struct Used {
     containers: Vec<ContainerId>,
     images: Vec<String>,
+    volumes: Vec<String>,
+    directories: Vec<PathBuf>,
 }
 
 impl Case {
@@ -83,6 +86,30 @@ impl Case {
         name
     }
 
+    /// Untags `reference` too when the check is over.
+    pub(super) fn made_image(&self, reference: &str) {
+        self.used().images.push(reference.to_owned());
+    }
+
+    /// The name of a volume of this check's own, removed when the check is over if the backend can.
+    pub(super) fn volume_name(&self) -> String {
+        let name = format!("{}-{}", self.0.service, self.0.next_replica.fetch_add(1, Ordering::Relaxed));
+        self.used().volumes.push(name.clone());
+        name
+    }
+
+    /// A directory of this check's own that the runtime sees too, removed when the check is over.
+    pub(super) fn directory(&self) -> Verdict<PathBuf> {
+        let shared = self.0.backend.shared_directory();
+        let shared = shared.ok_or_else(|| Stop::Unsupported("the suite and the backend share no directory".into()))?;
+        static NUMBER: AtomicU32 = AtomicU32::new(0); // two runs of the suite in one process share the directory
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = shared.join(format!("{}-{}-{number}", self.0.service, std::process::id()));
+        std::fs::create_dir(&path).map_err(|error| Stop::Failed(format!("creating {}: {error}", path.display())))?;
+        self.used().directories.push(path.clone());
+        Ok(path)
+    }
+
     /// The command for `workload`, or the end of the check if the backend has none.
     pub(super) fn command(&self, workload: &Workload) -> Verdict<Vec<String>> {
         self.0
@@ -96,6 +123,11 @@ impl Case {
         let args = self.command(workload)?;
         let command = CommandSpec { entrypoint: Some(args), ..CommandSpec::default() };
         Ok(ServiceSpec { command, ..self.plain_spec() })
+    }
+
+    /// A spec that runs a shell script.
+    pub(super) fn script(&self, script: impl Into<String>) -> Verdict<ServiceSpec> {
+        self.spec(&Workload::Script(script.into()))
     }
 
     /// A spec of the backend's image as it is; no registry is asked.
@@ -124,6 +156,13 @@ impl Case {
         let id = self.id();
         self.0.runtime.create_container(&id, spec).await.or_unsupported("create_container")?;
         self.0.runtime.start_container(&id).await.or_unsupported("start_container")?;
+        Ok(id)
+    }
+
+    /// Creates and starts one from such a spec that writes `ready`, and waits until it has.
+    pub(super) async fn start_spec_ready(&self, spec: &ServiceSpec) -> Verdict<ContainerId> {
+        let id = self.start_spec(spec).await?;
+        self.line(&id, "ready").await?;
         Ok(id)
     }
 
@@ -172,6 +211,37 @@ impl Case {
         Ok((code, logs.into_iter().map(|entry| entry.message).collect()))
     }
 
+    /// The one line that a container made from `spec` writes.
+    pub(super) async fn answer(&self, spec: &ServiceSpec) -> Verdict<String> {
+        let (_, lines) = self.output(spec, 1).await?;
+        match lines.as_slice() {
+            [line] => Ok(line.clone()),
+            _ => Err(Stop::Failed(format!("it wrote {lines:?}, not one line"))),
+        }
+    }
+
+    /// What a shell script writes to its standard output, run in the container.
+    pub(super) async fn ask(&self, id: &ContainerId, script: &str) -> Verdict<String> {
+        let (_, stdout, _) = self.exec(id, &Workload::Script(script.to_owned())).await?;
+        Ok(stdout.trim_end().to_owned())
+    }
+
+    /// Looks until `what` returns something, for some time; then fails with the text `otherwise` gives.
+    pub(super) async fn until<T, F: Future<Output = Verdict<Option<T>>>>(
+        &self,
+        otherwise: &str,
+        what: impl Fn() -> F,
+    ) -> Verdict<T> {
+        let begun = Instant::now();
+        loop {
+            if let Some(found) = what().await? {
+                return Ok(found);
+            }
+            ensure(begun.elapsed() < self.soon(), || format!("{otherwise} within {:?}", self.soon()))?;
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Execs `workload`.
     pub(super) async fn exec(&self, id: &ContainerId, workload: &Workload) -> Verdict<(i32, String, String)> {
         self.0.runtime.exec(id, &self.command(workload)?).await.or_fail("exec")
@@ -181,7 +251,7 @@ impl Case {
     /// have reopened it.
     pub(super) async fn clean_up(&self) -> Vec<String> {
         let runtime = self.0.backend.runtime();
-        let Used { containers, images } = std::mem::take(&mut *self.used());
+        let Used { containers, images, volumes, directories } = std::mem::take(&mut *self.used());
         let mut errors = Vec::new();
         for id in containers {
             match runtime.remove_container(&id).await {
@@ -195,12 +265,27 @@ impl Case {
                 Err(error) => errors.push(format!("removing {image}: {error}")),
             }
         }
+        for volume in volumes {
+            if let Err(error) = self.0.backend.remove_volume(&volume).await {
+                errors.push(format!("removing the volume {volume}: {error}"));
+            }
+        }
+        for directory in directories {
+            if let Err(error) = std::fs::remove_dir_all(&directory) {
+                errors.push(format!("removing {}: {error}", directory.display()));
+            }
+        }
         errors
     }
 
     fn used(&self) -> std::sync::MutexGuard<'_, Used> {
         self.0.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether something of the suite's own on the host is as it should be.
+pub(super) fn of_host<T>(path: &Path, result: std::io::Result<T>) -> Verdict<T> {
+    result.map_err(|error| Stop::Failed(format!("{}: {error}", path.display())))
 }
 
 /// How an unexpected error ends a check.

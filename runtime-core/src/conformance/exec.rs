@@ -19,6 +19,7 @@ pub(super) fn checks() -> Vec<Check> {
         check!("exec.not_running", "exec in a container that does not run is an error", not_running),
         check!("exec.parallel", "many at once, each with its own answer", parallel),
         check!("exec.large", "output larger than a pipe holds, on both streams, wedges nothing", large),
+        check!("exec.bounded", "what is kept of its output is bounded, and says so where it was cut", bounded),
         check!("exec.environment", "it has the container's environment and working directory", environment),
         check!("exec.leaves_init", "it does not disturb the container's own process", leaves_init),
     ]
@@ -114,6 +115,20 @@ async fn large(case: Case) -> Verdict {
         ensure(whole || marked, || format!("{stream} has {} bytes, {kept} of them as written", text.len()))?;
     }
     Ok(())
+}
+
+/// More than anybody should keep in memory of one stream.
+const UNBOUNDED: usize = 64 << 20;
+
+async fn bounded(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::idle()).await?;
+    let script = format!("head -c {UNBOUNDED} /dev/zero | tr '\\0' x; exit 5");
+    let script = Workload::Script(script);
+    let (code, stdout, _) = within("the exec", case.soon() * 2, case.exec(&id, &script)).await??;
+    equal("the exit code", &code, &5)?;
+    let kept = stdout.bytes().take_while(|byte| *byte == b'x').count();
+    ensure(kept < UNBOUNDED, || format!("all of {UNBOUNDED} bytes are kept"))?;
+    ensure(kept > 0 && stdout.len() > kept, || format!("{kept} of {UNBOUNDED} bytes are kept, and nothing says so"))
 }
 
 async fn environment(case: Case) -> Verdict {

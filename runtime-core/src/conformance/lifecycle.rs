@@ -12,6 +12,13 @@ pub(super) fn checks() -> Vec<Check> {
         check!("create.no_image", "an image that is not here, never pulled, is an error that leaves nothing", no_image),
         check!("start.twice", "start of a running container is Ok at once and changes nothing", start_twice),
         check!("start.again", "start of an exited container is a new attempt with the same logs", start_again),
+        check!("start.same_root", "what an attempt wrote into its root is there in the next one", same_root),
+        check!("start.executed", "when start returns the process is the program that was asked for", executed),
+        check!(
+            "start.failed_again",
+            "start of a Failed container is a new attempt, with an answer of its own",
+            failed_again
+        ),
         check!("start.not_found", "a missing program fails the start; wait answers 127", start_not_found),
         check!("start.not_executable", "a program that cannot be executed fails the start; 126", start_not_executable),
         check!("state.transitions", "Initializing, Running, then Exited with the code", transitions),
@@ -102,6 +109,38 @@ async fn start_again(case: Case) -> Verdict {
         ensure(first < second, || format!("the second attempt ended at {second}, the first at {first}"))?;
     }
     Ok(())
+}
+
+async fn same_root(case: Case) -> Verdict {
+    let id = case.start_spec(&case.script("echo x >> /conformance; wc -l < /conformance | tr -d ' '")?).await?;
+    case.wait(&id).await?;
+    case.logs(&id, 1).await?;
+    case.runtime().start_container(&id).await.or_fail("start_container of an exited container")?;
+    case.wait(&id).await?;
+    let logs = case.logs(&id, 2).await?;
+    let lines: Vec<&str> = logs.iter().map(|entry| entry.message.as_str()).collect();
+    equal("what two attempts found", &lines, &vec!["1", "2"])
+}
+
+async fn executed(case: Case) -> Verdict {
+    let ready = Workload::Script("exec sleep 86397".to_owned());
+    for _ in 0..5 {
+        let id = case.start(&ready).await?;
+        // The exec comes as soon as it can; the shell may not yet have become the sleep.
+        let found = case.ask(&id, "tr '\\0' ' ' < /proc/1/cmdline").await?;
+        ensure(found.contains("sleep 86397"), || format!("its process is {found:?}"))?;
+    }
+    Ok(())
+}
+
+async fn failed_again(case: Case) -> Verdict {
+    let id = case.create(&Workload::NotFound).await?;
+    for attempt in ["the first start", "the second start"] {
+        let started = case.runtime().start_container(&id).await;
+        refused(attempt, started, |error| matches!(error, AgentError::StartFailed { .. }))?;
+        equal(attempt, &within("wait_container", case.soon(), case.wait(&id)).await??, &127)?;
+    }
+    case.runtime().remove_container(&id).await.or_fail("remove_container")
 }
 
 async fn start_not_found(case: Case) -> Verdict {

@@ -25,6 +25,9 @@ pub(super) fn checks() -> Vec<Check> {
         check!("logs.apart", "lines written apart have times apart", apart),
         check!("logs.many", "nothing is lost when much is written", many),
         check!("logs.long_line", "a line of any length is kept, in pieces of up to 64 KiB", long_line),
+        check!("logs.joined", "a line of up to 64 KiB is one entry, in however many pieces it was kept", joined),
+        check!("logs.first_byte", "a line has the time at which its first byte arrived", first_byte),
+        check!("logs.max_size", "all that is kept stays within its size, and it is the newest", max_size),
         check!("logs.after_exit", "the logs outlive the process", after_exit),
     ]
 }
@@ -146,6 +149,49 @@ async fn long_line(case: Case) -> Verdict {
     let text: String = pieces.iter().map(|piece| piece.message.as_str()).collect();
     let intact = text.len() == 1 << 18 && text.bytes().all(|byte| byte == b'x');
     ensure(intact, || format!("a line of {} bytes came back as {} bytes", 1 << 18, text.len()))
+}
+
+async fn joined(case: Case) -> Verdict {
+    let script = "s=abcdefgh; i=0; while [ $i -lt 12 ]; do s=$s$s; i=$((i+1)); done; echo $s; echo ${s}y; echo end";
+    let id = case.start(&Workload::Script(script.to_owned())).await?;
+    case.wait(&id).await?;
+    case.line(&id, "end").await?;
+    let logs = case.runtime().get_logs(&id).await.or_fail("get_logs")?;
+    let line = "abcdefgh".repeat(1 << 12);
+    let wanted = [line.clone(), line + "y", "end".to_owned()];
+    let found: Vec<&String> = logs.iter().map(|entry| &entry.message).collect();
+    ensure(found == wanted.iter().collect::<Vec<_>>(), || {
+        let lengths: Vec<usize> = found.iter().map(|line| line.len()).collect();
+        format!("lines of 32,768, 32,769 and 3 bytes came back as entries of {lengths:?}")
+    })
+}
+
+async fn first_byte(case: Case) -> Verdict {
+    let script = "echo before; printf begun; sleep 2; echo ' and ended'; echo after".to_owned();
+    let id = case.start(&Workload::Script(script)).await?;
+    case.wait(&id).await?;
+    let logs = case.logs(&id, 3).await?;
+    let found: Vec<&str> = logs.iter().map(|entry| entry.message.as_str()).collect();
+    equal("the lines", &found, &vec!["before", "begun and ended", "after"])?;
+    let (begun, over) = (logs[1].timestamp - logs[0].timestamp, logs[2].timestamp - logs[1].timestamp);
+    ensure(begun < over, || format!("begun at once and ended 2 s later it is {begun} after the line before it"))
+}
+
+async fn max_size(case: Case) -> Verdict {
+    const KEPT: usize = 1 << 20;
+    let script = "s=x; i=0; while [ $i -lt 10 ]; do s=$s$s; i=$((i+1)); done; i=0; \
+                  while [ $i -lt 4000 ]; do echo $s; i=$((i+1)); done; echo end";
+    let mut spec = case.script(script)?;
+    spec.logs.max_size_bytes = Some(KEPT as u64);
+    let id = case.start_spec(&spec).await?;
+    case.wait(&id).await?;
+    case.line(&id, "end").await?;
+    let logs = case.runtime().get_logs(&id).await.or_fail("get_logs")?;
+    let kept: usize = logs.iter().map(|entry| entry.message.len() + 1).sum();
+    // One of its files may be about to go.
+    ensure((KEPT / 4..KEPT * 5 / 4).contains(&kept), || {
+        format!("of 4 MiB {kept} bytes are kept, and {KEPT} are allowed")
+    })
 }
 
 async fn after_exit(case: Case) -> Verdict {

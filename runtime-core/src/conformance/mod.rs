@@ -27,9 +27,37 @@
 //! # }
 //! ```
 //!
+//! `Display` of the report is for people: a line for each check, with the reason beneath where it did not pass, and the
+//! sum at the end. Its JSON is for programs; the names of checks are stable, and
+//! the workspace's SPECIFICATION.md says which sentence of the contract each of
+//! them asks:
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use runtime_core::conformance::{CheckReport, Outcome, Report};
+//! # let check = CheckReport {
+//! #     name: "wait.after_exit".into(),
+//! #     promise: "exited earlier: at once, and again".into(),
+//! #     outcome: Outcome::Failed("the exit code is 0, not 42".into()),
+//! #     duration: Duration::from_millis(12),
+//! # };
+//! # let report = Report { backend: "mine".into(), checks: vec![check], duration: Duration::from_millis(12) };
+//! assert_eq!(report.to_string(), "\
+//! FAIL wait.after_exit            0.012 s  exited earlier: at once, and again
+//!      the exit code is 0, not 42
+//! mine: 0 passed, 1 failed, 0 unsupported in 0.0 s");
+//! let json = serde_json::to_value(&report).unwrap();
+//! assert_eq!(json["checks"][0]["outcome"], "failed"); // or "passed", or "unsupported"
+//! assert_eq!(json["checks"][0]["reason"], "the exit code is 0, not 42");
+//! let back: Report = serde_json::from_value(json).unwrap();
+//! assert_eq!(back.failed().next().unwrap().name, "wait.after_exit");
+//! ```
+//!
+//! Berth's own run is `youki-backend/examples/conformance.rs`.
+//!
 //! Each check uses containers and image names of its own (they begin with [`Options::prefix`]), removes them, and runs
 //! in a task of its own with a time limit: a check that panics or hangs has failed, and the others go on. The suite
-//! prunes nothing and touches no container or image that it did not make.
+//! touches no container or image that it did not make, and prunes only where [`Backend::may_prune`] says so.
 //!
 //! Where the trait's own default is Unsupported, or a spec asks for something that not every backend has,
 //! [`AgentError::Unsupported`](crate::AgentError::Unsupported) is an answer, and reported as such; anywhere else it is a
@@ -43,48 +71,72 @@
 //! | `stop`, `signals` | stopping, and kill by signal |
 //! | `logs` | what a container wrote |
 //! | `exec`, `exec_stream` | further processes |
-//! | `process` | environment, user, pid, stats |
-//! | `settings` | limits, capabilities and other fields of the spec |
-//! | `network` | addresses, networks and published ports |
-//! | `storage` | mounts |
-//! | `command` | Docker's rules for ENTRYPOINT and CMD |
-//! | `images` | pull, list, tag, remove |
-//! | `supervision` | restart policies, health checks |
-//! | `beyond` | pause, top, events, exec and logs with options, update |
+//! | `records` | the log as records, in part or followed |
+//! | `exec_with` | further processes with options of their own |
+//! | `process` | environment, user, pid |
+//! | `stats` | what a container uses |
+//! | `settings` | resource limits of processes, capabilities and other fields of the spec |
+//! | `limits` | CPU, memory, swap, shared memory |
+//! | `isolation` | filter, privileges, devices |
+//! | `terminal` | terminal, standard input, the tiny init |
+//! | `network`, `names` | addresses, networks, names, published ports |
+//! | `storage`, `volumes` | mounts, named volumes |
+//! | `command`, `configured` | Docker's rules for ENTRYPOINT and CMD, and the other settings of an image |
+//! | `images`, `pull`, `prune` | list, tag, remove; pulls from a registry that the suite serves on the loopback |
+//! | `supervision`, `health` | restart policies, health checks |
+//! | `cancel` | dropped futures |
+//! | `errors` | what an error tells |
+//! | `beyond`, `events` | pause, top, update; what happened |
 //! | `reopen` | what a restart of the agent must not lose |
 
 mod backend;
 mod beyond;
+mod cancel;
 mod case;
 mod command;
+mod configured;
+mod errors;
+mod events;
 mod exec;
 mod exec_stream;
+mod exec_with;
+mod health;
 mod ids;
 mod images;
+mod isolation;
 mod lifecycle;
+mod limits;
 mod logs;
+mod names;
 mod network;
 mod outcomes;
 mod process;
+mod prune;
+mod pull;
+mod records;
+mod registry;
 mod reopen;
 mod report;
 mod settings;
 mod signals;
+mod stats;
 mod stop;
 mod storage;
 mod supervision;
+mod terminal;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use tokio::task::JoinSet;
 
-pub use backend::{Ability, Backend, EchoImage, User, Workload};
+pub use backend::{Ability, Backend, ConfiguredImage, EchoImage, User, Workload};
 use case::{Case, Stop, Verdict};
 pub use report::{CheckReport, Outcome, Report};
 
@@ -127,8 +179,12 @@ pub async fn run(backend: Arc<dyn Backend>, options: &Options) -> Report {
     let wanted = |check: &Check| options.only.as_ref().is_none_or(|part| check.name.contains(part.as_str()));
     let (alone, together): (Vec<_>, Vec<_>) = all_checks().into_iter().filter(wanted).partition(|check| check.alone);
     let run = |check: Check| run_check(backend.clone(), check, options);
-    let mut checks: Vec<CheckReport> =
-        futures_util::stream::iter(together).map(run).buffered(options.concurrency.max(1)).collect().await;
+    let numbered =
+        together.into_iter().enumerate().map(|(number, check)| run(check).map(move |report| (number, report)));
+    let mut reports: Vec<(usize, CheckReport)> =
+        futures_util::stream::iter(numbered).buffer_unordered(options.concurrency.max(1)).collect().await;
+    reports.sort_by_key(|(number, _)| *number);
+    let mut checks: Vec<CheckReport> = reports.into_iter().map(|(_, report)| report).collect();
     for check in alone {
         checks.push(run(check).await);
     }
@@ -165,16 +221,31 @@ fn all_checks() -> Vec<Check> {
     checks.extend(stop::checks());
     checks.extend(signals::checks());
     checks.extend(logs::checks());
+    checks.extend(records::checks());
     checks.extend(exec::checks());
     checks.extend(exec_stream::checks());
+    checks.extend(exec_with::checks());
     checks.extend(process::checks());
+    checks.extend(stats::checks());
     checks.extend(settings::checks());
+    checks.extend(limits::checks());
+    checks.extend(isolation::checks());
+    checks.extend(terminal::checks());
     checks.extend(network::checks());
+    checks.extend(names::checks());
     checks.extend(storage::checks());
+    checks.extend(volumes::checks());
     checks.extend(command::checks());
+    checks.extend(configured::checks());
     checks.extend(images::checks());
+    checks.extend(pull::checks());
     checks.extend(supervision::checks());
+    checks.extend(health::checks());
+    checks.extend(cancel::checks());
+    checks.extend(errors::checks());
     checks.extend(beyond::checks());
+    checks.extend(events::checks());
+    checks.extend(prune::checks());
     checks.extend(reopen::checks());
     checks
 }

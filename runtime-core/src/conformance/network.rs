@@ -28,7 +28,7 @@ pub(super) fn checks() -> Vec<Check> {
 /// Port that the mappings of these checks lead to; nobody needs to listen.
 const CONTAINER_PORT: u16 = 80;
 
-fn needs_networks(case: &Case) -> Verdict {
+pub(super) fn needs_networks(case: &Case) -> Verdict {
     match case.lacks(Ability::Network) {
         true => Err(Stop::Unsupported("the backend has no networks".to_owned())),
         false => Ok(()),
@@ -39,24 +39,24 @@ fn that(what: &str, holds: bool) -> Verdict {
     ensure(holds, || format!("not so: {what}"))
 }
 
-fn idle_in(case: &Case, mode: NetworkMode) -> Verdict<ServiceSpec> {
+pub(super) fn idle_in(case: &Case, mode: NetworkMode) -> Verdict<ServiceSpec> {
     let mut spec = case.spec(&Workload::idle())?;
     spec.network.mode = mode;
     Ok(spec)
 }
 
-fn mapping(host_port: Option<u16>) -> PortMapping {
+pub(super) fn mapping(host_port: Option<u16>) -> PortMapping {
     let (protocol, host_ip) = (PortProtocol::Tcp, Some("127.0.0.1".to_owned()));
     PortMapping { host_port, host_port_end: None, container_port: CONTAINER_PORT, protocol, host_ip }
 }
 
-async fn ip(case: &Case, id: &ContainerId) -> Verdict<IpAddr> {
+pub(super) async fn ip(case: &Case, id: &ContainerId) -> Verdict<IpAddr> {
     let ip = case.runtime().get_container_ip(id).await.or_fail("get_container_ip")?;
     ip.ok_or_else(|| Stop::Failed(format!("{id} is in the default network and has no address")))
 }
 
 /// The host's port of the only mapping.
-async fn host_port(case: &Case, id: &ContainerId) -> Verdict<u16> {
+pub(super) async fn host_port(case: &Case, id: &ContainerId) -> Verdict<u16> {
     let ports = case.runtime().inspect_detailed(id).await.or_fail("inspect_detailed")?.ports;
     let reported = match ports.as_slice() {
         [one] => one.host_port.filter(|port| *port != 0 && one.container_port == CONTAINER_PORT),

@@ -1,13 +1,8 @@
-//! Environment, user, pid, stats.
-
-use std::time::Duration;
-
-use chrono::{TimeDelta, Utc};
+//! Environment, user, pid.
 
 use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, refused};
 use super::{Ability, Check, Workload, check};
-use crate::spec::ByteSize;
-use crate::{AgentError, ContainerId, ContainerStats};
+use crate::AgentError;
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
@@ -19,14 +14,6 @@ pub(super) fn checks() -> Vec<Check> {
         check!("process.hostname", "it sees the spec's host name", hostname),
         check!("process.read_only", "a read-only root cannot be written", read_only),
         check!("process.pid", "a pid while it runs, None before and after", pid),
-        check!(
-            "stats.running",
-            "cumulative CPU time, memory in use, no limit as u64::MAX, time of reading",
-            stats_running
-        ),
-        check!("stats.cpu", "CPU time grows by what is used", stats_cpu),
-        check!("stats.limit", "the memory limit is the spec's", stats_limit),
-        check!("stats.after_exit", "an exited container has its last stats", stats_after_exit),
     ]
 }
 
@@ -112,64 +99,9 @@ async fn pid(case: Case) -> Verdict {
 }
 
 /// What a backend without an ability must answer.
-fn honest<T: std::fmt::Debug>(method: &str, answer: crate::Result<T>) -> Verdict {
+pub(super) fn honest<T: std::fmt::Debug>(method: &str, answer: crate::Result<T>) -> Verdict {
     match answer {
         Err(AgentError::Unsupported(reason)) => Err(Stop::Unsupported(format!("{method}: {reason}"))),
         other => Err(Stop::Failed(format!("the backend has no {method}, and answers {other:?}"))),
     }
-}
-
-async fn stats(case: &Case, id: &ContainerId) -> Verdict<ContainerStats> {
-    let answer = case.runtime().get_container_stats(id).await;
-    if case.lacks(Ability::Stats) {
-        honest("get_container_stats", answer.clone())?;
-    }
-    answer.or_fail("get_container_stats")
-}
-
-async fn stats_running(case: Case) -> Verdict {
-    let id = case.start_ready(&Workload::idle()).await?;
-    let before = Utc::now();
-    let first = stats(&case, &id).await?;
-    let after = Utc::now();
-    let slack = TimeDelta::milliseconds(50);
-    ensure(before - slack <= first.timestamp && first.timestamp <= after + slack, || {
-        format!("it was read between {before} and {after}, not at {}", first.timestamp)
-    })?;
-    equal("the limit where none is set", &first.memory_limit, &u64::MAX)?;
-    // Even a shell that does nothing has a stack, and has used some CPU time to start.
-    let plausible = (4096..1 << 33).contains(&first.memory_bytes);
-    ensure(plausible, || format!("a waiting shell uses {} bytes", first.memory_bytes))?;
-    ensure(first.cpu_usage_usec > 0, || "a shell has started with no CPU time at all".to_owned())?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let second = stats(&case, &id).await?;
-    let used = second.cpu_usage_usec.checked_sub(first.cpu_usage_usec);
-    ensure(used.is_some_and(|used| used < 500_000), || {
-        format!("waiting for a second it went from {} to {} µs", first.cpu_usage_usec, second.cpu_usage_usec)
-    })
-}
-
-async fn stats_cpu(case: Case) -> Verdict {
-    let script = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo ready; sleep 86400 & wait".to_owned();
-    let busy = case.start_ready(&Workload::Script(script)).await?;
-    let waiting = case.start_ready(&Workload::idle()).await?;
-    let (busy, waiting) = (stats(&case, &busy).await?.cpu_usage_usec, stats(&case, &waiting).await?.cpu_usage_usec);
-    ensure(busy > waiting + 20_000, || format!("a busy one used {busy} µs, a waiting one {waiting} µs"))
-}
-
-async fn stats_limit(case: Case) -> Verdict {
-    let mut spec = case.spec(&Workload::idle())?;
-    spec.resources.memory = Some(ByteSize::new(64 << 20));
-    let id = case.start_spec(&spec).await?;
-    equal("the limit", &stats(&case, &id).await?.memory_limit, &(64 << 20))
-}
-
-async fn stats_after_exit(case: Case) -> Verdict {
-    let id = case.start_ready(&Workload::idle()).await?;
-    let running = stats(&case, &id).await?;
-    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
-    let last = stats(&case, &id).await?;
-    ensure(last.cpu_usage_usec >= running.cpu_usage_usec, || {
-        format!("the last CPU time is {} µs, while it ran it was {} µs", last.cpu_usage_usec, running.cpu_usage_usec)
-    })
 }

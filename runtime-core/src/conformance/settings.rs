@@ -1,8 +1,9 @@
 //! Fields of the spec that the process itself can see.
 
-use super::case::{Case, OrStop, Verdict, ensure, equal, within};
+use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, refused, within};
 use super::{Check, Workload, check};
 use crate::spec::RlimitSpec;
+use crate::{AgentError, ContainerState, ServiceSpec};
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
@@ -12,6 +13,14 @@ pub(super) fn checks() -> Vec<Check> {
         check!("settings.no_new_privileges", "off until asked for, and then on", no_new_privileges),
         check!("settings.pids", "it cannot have more processes than its limit", pids),
         check!("settings.stop_signal_number", "a stop signal by number is sent", stop_signal_number),
+        check!("settings.labels", "a container's labels are kept, and the list has them", labels),
+        check!("settings.agents_fields", "what is the agent's business is taken and not acted on", agents_fields),
+        check!("settings.agents_env", "$E:VAR is the agent's variable; one that it has not is an error", agents_env),
+        check!(
+            "settings.secrets",
+            "$S:name without a provider, or unknown to it, fails and is never passed on",
+            secrets
+        ),
     ]
 }
 
@@ -73,4 +82,58 @@ async fn stop_signal_number(case: Case) -> Verdict {
     within("stop", case.soon(), case.runtime().stop_container(&id, case.soon())).await?.or_fail("stop_container")?;
     let code = case.wait(&id).await?;
     ensure(code == 11, || format!("it ended with {code}, not by its own reaction to HUP"))
+}
+
+async fn labels(case: Case) -> Verdict {
+    let (id, mut spec) = (case.id(), case.spec(&Workload::exit(0))?);
+    spec.labels = [("tier", "front"), ("empty", "")].map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    case.runtime().create_container(&id, &spec).await.or_unsupported("create_container")?;
+    let all = case.runtime().list_containers().await.or_unsupported("list_containers")?;
+    let mine: Vec<_> = all.iter().filter(|one| one.id == id).map(|one| &one.labels).collect();
+    equal("its labels in the list", &mine, &vec![&spec.labels])
+}
+
+async fn agents_fields(case: Case) -> Verdict {
+    let mut spec = case.spec(&Workload::exit(42))?;
+    spec.schedule = Some("0 0 1 1 *".into());
+    spec.scale = Some(serde_json::json!({"min": 0, "max": 3}));
+    spec.depends = Some(serde_json::json!([{"service": "conformance-no-such-service"}]));
+    spec.errors = Some(serde_json::json!({"on_init": "restart"}));
+    spec.node_mode = Some("dedicated".into());
+    spec.node_selector = Some(serde_json::json!({"labels": {"no": "such node"}}));
+    let id = case.start_spec(&spec).await?;
+    equal("the exit code", &case.wait(&id).await?, &42)?;
+    let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
+    equal("the state", &state, &ContainerState::Exited { code: 42 })
+}
+
+/// That a container made from `spec` does not come to run.
+async fn is_refused(case: &Case, what: &str, spec: &ServiceSpec) -> Verdict {
+    let id = case.id();
+    let ran = match case.runtime().create_container(&id, spec).await {
+        Ok(()) => case.runtime().start_container(&id).await,
+        error => error,
+    };
+    if let Err(AgentError::Unsupported(_)) = ran {
+        return ran.or_unsupported(what);
+    }
+    refused(what, ran, |_| true)
+}
+
+async fn agents_env(case: Case) -> Verdict {
+    // The suite runs in the agent.
+    let Ok(path) = std::env::var("PATH") else {
+        return Err(Stop::Unsupported("this process has no PATH".to_owned()));
+    };
+    let mut spec = case.script("echo \"$CONFORMANCE\"")?;
+    spec.env.insert("CONFORMANCE".to_owned(), "$E:PATH".to_owned());
+    equal("the agent's PATH in the container", &case.answer(&spec).await?, &path)?;
+    spec.env.insert("CONFORMANCE".to_owned(), "$E:CONFORMANCE_NO_SUCH_VARIABLE".to_owned());
+    is_refused(&case, "a variable that the agent has not", &spec).await
+}
+
+async fn secrets(case: Case) -> Verdict {
+    let mut spec = case.script("echo \"$CONFORMANCE\"")?;
+    spec.env.insert("CONFORMANCE".to_owned(), "$S:conformance-no-such-secret".to_owned());
+    is_refused(&case, "a secret that nobody supplies", &spec).await
 }

@@ -6,6 +6,7 @@ use super::case::{Case, OrStop, Verdict, ensure, equal, within};
 use super::outcomes::killed_by;
 use super::{Check, Workload, check};
 use crate::ContainerState;
+use crate::spec::StorageSpec;
 
 /// A stop timeout long enough that a container which reacts is clearly faster.
 const PATIENT: Duration = Duration::from_secs(30);
@@ -20,6 +21,8 @@ pub(super) fn checks() -> Vec<Check> {
         check!("stop.together", "two stops at once are both Ok", together),
         check!("stop.dropped", "a dropped stop can be called again and joins or redoes the work", dropped),
         check!("stop.stopping", "the state is Stopping while it is being stopped", stopping),
+        check!("stop.children", "when stop returns no process of it is left, whatever ignores the signal", children),
+        check!("stop.any_signal", "a stop signal may be any signal", any_signal),
         check!("stop.signal", "the spec's stop signal is sent in place of TERM", signal),
     ]
 }
@@ -113,4 +116,34 @@ async fn signal(case: Case) -> Verdict {
     case.line(&id, "ready").await?;
     within("stop", case.soon(), case.runtime().stop_container(&id, PATIENT)).await?.or_fail("stop_container")?;
     equal("the exit code", &case.wait(&id).await?, &11)
+}
+
+async fn children(case: Case) -> Verdict {
+    // Orphans of the container's process, which ends at once; they show that they run by what they write.
+    let directory = case.directory()?;
+    let storage =
+        StorageSpec::Bind { source: directory.display().to_string(), target: "/ticks".into(), readonly: false };
+    let tick = "trap '' TERM HUP; while :; do echo x >> /ticks/f; sleep 0.05 2>/dev/null || sleep 1; done";
+    let exits = Workload::ExitOn { signal: "TERM", code: 3 };
+    let mut spec = case.script(format!("(setsid sh -c \"{tick}\" &); {exits}"))?;
+    spec.storage = vec![storage];
+    let id = case.start_spec_ready(&spec).await?;
+    let file = directory.join("f");
+    let size = || std::fs::metadata(&file).map_or(0, |metadata| metadata.len());
+    case.until("its child never ran", || async { Ok((size() > 0).then_some(())) }).await?;
+    case.runtime().stop_container(&id, Duration::from_secs(1)).await.or_fail("stop_container")?;
+    let then = size();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    ensure(size() == then, || "a process of it goes on after stop has returned".to_owned())
+}
+
+async fn any_signal(case: Case) -> Verdict {
+    let mut spec = case.script("trap 'exit 12' QUIT; echo ready; sleep 86400 & while :; do wait $!; done")?;
+    for name in ["SIGQUIT", "QUIT"] {
+        spec.stop_signal = Some(name.to_owned());
+        let id = case.start_spec_ready(&spec).await?;
+        within("stop", case.soon(), case.runtime().stop_container(&id, PATIENT)).await?.or_fail("stop_container")?;
+        equal(&format!("the exit code after {name}"), &case.wait(&id).await?, &12)?;
+    }
+    Ok(())
 }

@@ -1,10 +1,10 @@
-//! What is done for a container that ends by itself, or is not well.
+//! What is done for a container that ends by itself.
 
 use std::time::{Duration, Instant};
 
-use super::case::{Case, OrStop, Stop, Verdict, equal};
+use super::case::{Case, OrStop, Verdict, ensure, equal, within};
 use super::{Check, Workload, check};
-use crate::spec::{HealthCheck, HealthSpec, RestartKind, RestartPolicy};
+use crate::spec::{RestartKind, RestartPolicy};
 use crate::{ContainerId, ContainerState, ServiceSpec};
 
 pub(super) fn checks() -> Vec<Check> {
@@ -12,7 +12,8 @@ pub(super) fn checks() -> Vec<Check> {
         check!("restart.on_failure", "what fails is restarted in its root and log, at most so often", on_failure),
         check!("restart.success", "what succeeds is not restarted on_failure", success),
         check!("restart.stopped", "what was stopped is not restarted", stopped),
-        check!("health.command", "a command makes it healthy, or unhealthy after so many failures", health),
+        check!("restart.always", "what always restarts is restarted after a success too", always),
+        check!("restart.pause", "in the pause the state is Initializing, and wait is for the attempt to come", pause),
     ]
 }
 
@@ -64,35 +65,33 @@ async fn stopped(case: Case) -> Verdict {
     equal("the number of attempts", &case.logs(&id, 1).await?.len(), &1)
 }
 
-async fn health(case: Case) -> Verdict {
-    let mut spec = case.spec(&Workload::Script("echo ready; exec sleep 3600".to_owned()))?;
-    spec.health = Some(HealthSpec {
-        check: HealthCheck::Command { command: vec!["ls".to_owned(), "/well".to_owned()] },
-        start_grace: Duration::ZERO,
-        interval: Duration::from_millis(100),
-        timeout: case.soon(),
-        retries: 2,
-    });
-    let id = case.start_spec(&spec).await?;
-    until_health(&case, &id, "unhealthy").await?;
-    let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
-    equal("the state of an unhealthy container", &state, &ContainerState::Running)?;
-    let script = Workload::Script("touch /well".to_owned());
-    equal("the exit code of touch", &case.exec(&id, &script).await?.0, &0)?;
-    until_health(&case, &id, "healthy").await
+async fn always(case: Case) -> Verdict {
+    let script = "echo x >> /attempts; n=$(wc -l < /attempts | tr -d ' '); echo $n; [ $n -lt 3 ] || exec sleep 3600";
+    for kind in [RestartKind::Always, RestartKind::UnlessStopped] {
+        let id = case.start_spec(&restarted(&case, script, kind, None)?).await?;
+        case.line(&id, "3").await?;
+        let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
+        equal("the state of the third attempt", &state, &ContainerState::Running)?;
+    }
+    Ok(())
 }
 
-async fn until_health(case: &Case, id: &ContainerId, wanted: &str) -> Verdict {
+async fn pause(case: Case) -> Verdict {
+    let script = "echo x >> /attempts; n=$(wc -l < /attempts | tr -d ' '); echo $n; exit $((4+n))";
+    let mut spec = restarted(&case, script, RestartKind::OnFailure, Some(1))?;
+    spec.restart_policy.delay = Some(Duration::from_secs(3));
+    let id = case.start_spec(&spec).await?;
+    equal("what the first wait answers", &case.wait(&id).await?, &5)?;
+    case.until("the state is never Initializing", || async {
+        let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
+        Ok((state == ContainerState::Initializing).then_some(()))
+    })
+    .await?;
     let begun = Instant::now();
-    loop {
-        let details = case.runtime().inspect_detailed(id).await.or_unsupported("inspect_detailed")?;
-        let Some(health) = details.health else {
-            return Err(Stop::Failed("a container with a check has no health".to_owned()));
-        };
-        // A backend that is busy with other containers may come to it late.
-        if health.status == wanted || begun.elapsed() > case.soon() * 4 {
-            return equal("the health", &health.status.as_str(), &wanted);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    // Of the second attempt, however often it is asked.
+    let second = within("the second wait", case.soon(), case.wait(&id)).await??;
+    ensure([5, 6].contains(&second), || format!("wait answers {second}"))?;
+    until_ended(&case, &id, 6).await?;
+    ensure(begun.elapsed() >= Duration::from_secs(1), || "it did not wait before the second attempt".to_owned())?;
+    equal("what the last wait answers", &case.wait(&id).await?, &6)
 }

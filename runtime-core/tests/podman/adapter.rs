@@ -7,17 +7,19 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
-use runtime_core::spec::{PortMapping, PortProtocol, RestartKind, StorageSpec};
+use chrono::Utc;
+use runtime_core::spec::{PortMapping, PortProtocol, ResourcesSpec};
 use runtime_core::{
-    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ExecEventStream, ImageInfo,
-    LogEntry, LogSource, LogStream, NetworkAttachmentDetail, PullPolicy, RegistryAuth, Result, Runtime, ServiceSpec,
-    WaitOutcome, WaitReason,
+    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary,
+    ExecEventStream, ExecInput, ExecOptions, ImageInfo, LogEntry, NetworkAttachmentDetail, PruneResult, PullPolicy,
+    RegistryAuth, RegistryAuthType, Result, Runtime, ServiceSpec, TopEntry, VolumeStatus, WaitOutcome, WaitReason,
 };
 use serde_json::Value;
 
+use crate::create::create_args;
 use crate::exec;
-use crate::host::{Host, ULIMITS, podman};
+use crate::host::{Host, podman, podman_in_the_hosts_network};
+use crate::logs;
 
 /// podman loses names when two processes name one image at once.
 static NAMING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -80,86 +82,34 @@ fn image_error(image: &str, message: String) -> AgentError {
     AgentError::Internal(message)
 }
 
-/// What `podman create` is given for `spec`.
-fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> {
-    let mut args: Vec<String> = vec!["create".into(), "--pull=never".into(), "--name".into(), id.to_string()];
-    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
-    let command = &spec.command;
-    if let Some(entrypoint) = &command.entrypoint {
-        option("--entrypoint", Value::from(entrypoint.clone()).to_string());
-    }
-    for (name, value) in &spec.env {
-        option("--env", format!("{name}={value}"));
-    }
-    let memory = spec.resources.memory.map(|size| size.as_u64().to_string());
-    let settings = [("--workdir", &command.workdir), ("--user", &spec.user), ("--stop-signal", &spec.stop_signal)];
-    for (name, value) in settings.into_iter().chain([("--memory", &memory)]) {
-        if let Some(value) = value {
-            option(name, value.clone());
-        }
-    }
-    if let Some(hostname) = &spec.hostname {
-        option("--hostname", hostname.clone());
-    }
-    for (name, limit) in ULIMITS.iter().filter(|(name, _)| !spec.rlimits.contains_key(*name)) {
-        option("--ulimit", format!("{name}={limit}"));
-    }
-    for (name, limit) in &spec.rlimits {
-        option("--ulimit", format!("{name}={}:{}", limit.soft, limit.hard));
-    }
-    for (name, value) in &spec.sysctls {
-        option("--sysctl", format!("{name}={value}"));
-    }
-    spec.drop_capabilities.iter().for_each(|name| option("--cap-drop", name.clone()));
-    spec.capabilities.iter().for_each(|name| option("--cap-add", name.clone()));
-    if spec.no_new_privileges {
-        option("--security-opt", "no-new-privileges".to_owned());
-    }
-    if let Some(limit) = spec.resources.pids {
-        option("--pids-limit", limit.to_string());
-    }
-    for storage in &spec.storage {
-        match storage {
-            StorageSpec::Tmpfs { target, size, mode: None } => {
-                let size = size.map(|size| format!(":size={}", size.as_u64())).unwrap_or_default();
-                option("--tmpfs", format!("{target}{size}"));
-            }
-            StorageSpec::Anonymous { target } => option("--volume", target.clone()),
-            other => return Err(AgentError::Unsupported(format!("storage {other:?}"))),
-        }
-    }
-    option("--network", spec.network_mode().to_string());
-    for port in &spec.port_mappings {
-        let host = port.host_ip.as_ref().map(|ip| format!("{ip}:")).unwrap_or_default();
-        let host_port = port.host_port.filter(|port| *port != 0).map(|port| port.to_string()).unwrap_or_default();
-        option("--publish", format!("{host}{host_port}:{}", port.container_port));
-    }
-    let times = spec.restart_policy.max_attempts.map(|max| format!(":{max}")).unwrap_or_default();
-    match spec.restart_policy.kind {
-        RestartKind::No => {}
-        RestartKind::Always => option("--restart", "always".to_owned()),
-        RestartKind::UnlessStopped => option("--restart", "unless-stopped".to_owned()),
-        RestartKind::OnFailure => option("--restart", format!("on-failure{times}")),
-    }
-    if spec.health.is_some() {
-        return Err(AgentError::Unsupported("health checks, which podman leaves to timers of systemd".to_owned()));
-    }
-    args.push(format!("--read-only={}", spec.read_only));
-    args.push(spec.image.name.clone());
-    args.extend(command.args.clone().unwrap_or_default());
-    Ok(args)
-}
-
 #[async_trait]
 impl Runtime for Podman {
     async fn pull_image(&self, image: &str) -> Result<()> {
         self.pull_image_with_policy(image, PullPolicy::IfNotPresent, None).await
     }
 
-    async fn pull_image_with_policy(&self, image: &str, _: PullPolicy, _: Option<&RegistryAuth>) -> Result<()> {
-        // This podman has no registry.
-        let found = self.podman(&["image", "exists", image]).await;
-        found.map(|_| ()).map_err(|reason| AgentError::PullFailed { image: image.to_owned(), reason })
+    async fn pull_image_with_policy(&self, image: &str, policy: PullPolicy, auth: Option<&RegistryAuth>) -> Result<()> {
+        let failed = |reason| AgentError::PullFailed { image: image.to_owned(), reason };
+        let exists = self.podman(&["image", "exists", image]).await;
+        if policy == PullPolicy::Never || policy == PullPolicy::IfNotPresent && exists.is_ok() {
+            return exists.map(drop).map_err(failed);
+        }
+        let mut pull = podman_in_the_hosts_network(&self.directory);
+        // An empty file keeps it from the credentials of whoever runs this.
+        pull.args(["pull", "--quiet", "--tls-verify=false", "--authfile"]).arg(self.directory.join("auth.json"));
+        match auth {
+            Some(auth) if auth.auth_type == RegistryAuthType::Basic => {
+                pull.arg(format!("--creds={}:{}", auth.username, auth.password));
+            }
+            Some(_) => return Err(AgentError::Unsupported("podman pull takes no token".to_owned())),
+            None => {}
+        }
+        let mut pull = tokio::process::Command::from(pull);
+        let output = pull.arg(image).kill_on_drop(true).output().await.map_err(|error| failed(error.to_string()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
 
     async fn create_container(&self, id: &ContainerId, spec: &ServiceSpec) -> Result<()> {
@@ -221,7 +171,7 @@ impl Runtime for Podman {
         let inspect = self.inspect(id).await?;
         let path = inspect["HostConfig"]["LogConfig"]["Path"].as_str().unwrap_or_default();
         match tokio::fs::read(path).await {
-            Ok(text) => Ok(entries(id, &text)),
+            Ok(text) => Ok(logs::entries(id, &text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(AgentError::Internal(format!("{path}: {error}"))),
         }
@@ -285,7 +235,7 @@ impl Runtime for Podman {
         let networks: Vec<_> = networks
             .map(|(name, network)| NetworkAttachmentDetail {
                 network: name.clone(),
-                aliases: Vec::new(),
+                aliases: network["Aliases"].as_array().into_iter().flatten().filter_map(text).collect(),
                 ipv4: text(&network["IPAddress"]),
             })
             .collect();
@@ -316,7 +266,7 @@ impl Runtime for Podman {
             names.map(|name| ImageInfo {
                 reference: name.to_owned(),
                 digest: image["Digest"].as_str().map(str::to_owned),
-                size_bytes: image["Size"].as_u64(),
+                size_bytes: None, // podman's is that of the unpacked layers
             })
         });
         Ok(named.collect())
@@ -336,6 +286,107 @@ impl Runtime for Podman {
             return Err(AgentError::InvalidSpec(format!("no signal {signal:?}")));
         }
         self.on(id, &["kill", "--signal", &name, &id.to_string()]).await.map(drop)
+    }
+
+    async fn prune_images(&self) -> Result<PruneResult> {
+        let _alone = NAMING.lock().await;
+        let output = self.podman(&["image", "prune", "--all", "--force"]).await.map_err(AgentError::Internal)?;
+        let deleted = String::from_utf8_lossy(&output).lines().map(str::to_owned).collect();
+        Ok(PruneResult { deleted, space_reclaimed: 0 })
+    }
+
+    async fn list_containers(&self) -> Result<Vec<ContainerSummary>> {
+        let output = self.podman(&["ps", "--all", "--format", "{{.Names}}"]).await.map_err(AgentError::Internal)?;
+        let mut all = Vec::new();
+        for name in String::from_utf8_lossy(&output).lines() {
+            let Ok(id) = name.parse::<ContainerId>() else { continue };
+            // Others are removed meanwhile.
+            let (Ok(state), Ok(inspect)) = (self.container_state(&id).await, self.inspect(&id).await) else { continue };
+            let labels = inspect["Config"]["Labels"].as_object().into_iter().flatten();
+            all.push(ContainerSummary {
+                labels: labels.map(|(name, value)| (name.clone(), value.as_str().unwrap_or("").to_owned())).collect(),
+                image: inspect["ImageName"].as_str().unwrap_or_default().to_owned(),
+                pid: None,
+                created_at: inspect["Created"].as_str().and_then(|time| time.parse().ok()).unwrap_or_default(),
+                id,
+                state,
+            });
+        }
+        Ok(all)
+    }
+
+    async fn exec_with(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        options: &ExecOptions,
+        input: Option<ExecInput>,
+    ) -> Result<ExecEventStream> {
+        if options.timeout.is_some() {
+            return Err(AgentError::Unsupported("podman exec has no time limit".to_owned()));
+        }
+        exec::with(self, id, command, options, input).await
+    }
+
+    async fn pause(&self, id: &ContainerId) -> Result<()> {
+        match self.inspect(id).await?["State"]["Status"].as_str() {
+            Some("paused") => Ok(()),
+            _ => self.on(id, &["pause", &id.to_string()]).await.map(drop),
+        }
+    }
+
+    async fn unpause(&self, id: &ContainerId) -> Result<()> {
+        match self.inspect(id).await?["State"]["Status"].as_str() {
+            Some("paused") => self.on(id, &["unpause", &id.to_string()]).await.map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    async fn update_resources(&self, id: &ContainerId, changes: &ResourcesSpec) -> Result<()> {
+        let Some(memory) = changes.memory.filter(|_| changes.pids.is_none()) else {
+            self.inspect(id).await?;
+            return Err(AgentError::Unsupported("podman update knows no limit of processes".to_owned()));
+        };
+        self.on(id, &["update", "--memory", &memory.as_u64().to_string(), &id.to_string()]).await.map(drop)
+    }
+
+    async fn top(&self, id: &ContainerId) -> Result<Vec<TopEntry>> {
+        let output = self.on(id, &["top", &id.to_string(), "hpid", "ppid", "huser", "args"]).await?;
+        let text = String::from_utf8_lossy(&output);
+        let entry = |line: &str| -> Option<TopEntry> {
+            let mut words = line.split_whitespace();
+            Some(TopEntry {
+                pid: words.next()?.parse().ok()?,
+                ppid: words.next()?.parse().ok()?,
+                user: words.next()?.to_owned(),
+                command: words.collect::<Vec<_>>().join(" "),
+            })
+        };
+        Ok(text.lines().skip(1).filter_map(entry).collect())
+    }
+
+    async fn list_volumes(&self) -> Result<Vec<VolumeStatus>> {
+        let output = self.podman(&["volume", "ls", "--format", "{{.Name}}"]).await.map_err(AgentError::Internal)?;
+        let mut all = Vec::new();
+        for name in String::from_utf8_lossy(&output).lines() {
+            all.extend(self.volume_status(name).await); // others are removed meanwhile
+        }
+        Ok(all)
+    }
+
+    async fn volume_status(&self, name: &str) -> Result<VolumeStatus> {
+        let mountpoint = self.podman(&["volume", "inspect", "--format", "{{.Mountpoint}}", name]).await;
+        let mountpoint = mountpoint.map_err(|reason| AgentError::NotFound { container: name.to_owned(), reason })?;
+        Ok(VolumeStatus {
+            name: name.to_owned(),
+            mountpoint: String::from_utf8_lossy(&mountpoint).trim().into(),
+            generation: None,
+            durable_at: None,
+            bytes_at_risk: 0,
+            owner: None,
+            last_error: None,
+            size_bytes: None,
+        })
     }
 
     async fn tag_image(&self, source: &str, target: &str) -> Result<()> {
@@ -363,34 +414,4 @@ fn ports(published: &Value) -> Vec<PortMapping> {
 fn exit_code(state: &Value) -> Result<i32> {
     let code = state["ExitCode"].as_i64().and_then(|code| i32::try_from(code).ok());
     code.ok_or_else(|| AgentError::Internal(format!("podman inspect has no exit code: {state}")))
-}
-
-/// conmon's k8s-file: `time stream P|F text`, a line of which is complete at `F`.
-fn entries(id: &ContainerId, log: &[u8]) -> Vec<LogEntry> {
-    const MAX_MESSAGE_BYTES: usize = 64 << 10;
-    let mut entries = Vec::new();
-    let mut unfinished: HashMap<bool, (DateTime<Utc>, Vec<u8>)> = HashMap::new();
-    let entry = |is_stdout: bool, timestamp, text: &[u8]| LogEntry {
-        timestamp,
-        stream: if is_stdout { LogStream::Stdout } else { LogStream::Stderr },
-        message: String::from_utf8_lossy(text).into_owned(),
-        source: LogSource::Container(id.to_string()),
-        service: Some(id.service.clone()),
-        deployment: None,
-    };
-    for line in log.split(|byte| *byte == b'\n') {
-        let [time, stream, tag, text] = &line.splitn(4, |byte| *byte == b' ').collect::<Vec<_>>()[..] else { continue };
-        let Ok(time) = String::from_utf8_lossy(time).parse::<DateTime<Utc>>() else { continue };
-        let is_stdout = *stream == b"stdout";
-        let (began, mut whole) = unfinished.remove(&is_stdout).unwrap_or((time, Vec::new()));
-        whole.extend_from_slice(text);
-        if *tag == b"F" || whole.len() > MAX_MESSAGE_BYTES - (8 << 10) {
-            entries.push(entry(is_stdout, began, &whole));
-        } else {
-            unfinished.insert(is_stdout, (began, whole));
-        }
-    }
-    entries.extend(unfinished.into_iter().map(|(is_stdout, (began, text))| entry(is_stdout, began, &text)));
-    entries.sort_by_key(|entry| entry.timestamp);
-    entries
 }

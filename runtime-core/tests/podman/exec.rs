@@ -3,11 +3,16 @@
 use std::process::Stdio;
 
 use futures_util::{StreamExt, stream};
-use runtime_core::{AgentError, ContainerId, ContainerState, ExecEvent, ExecEventStream, Result, Runtime};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use runtime_core::{
+    AgentError, ContainerId, ContainerState, ExecEvent, ExecEventStream, ExecInput, ExecOptions, Result, Runtime,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use crate::adapter::Podman;
+
+/// Kept of each stream of a buffered exec; podman itself passes all of it on.
+const MAX_OUTPUT_BYTES: usize = 16 << 20;
 
 /// podman's own message for a program that could not be run goes to stderr, like a shell's; its code is 126 or 127.
 fn command(podman: &Podman, id: &ContainerId, command: &[String]) -> tokio::process::Command {
@@ -31,20 +36,48 @@ pub async fn buffered(podman: &Podman, id: &ContainerId, words: &[String]) -> Re
     check(podman, id, words).await?;
     let output = command(podman, id, words).output().await.map_err(|error| AgentError::Internal(error.to_string()))?;
     let code = output.status.code().ok_or_else(|| AgentError::Internal(format!("podman exec: {}", output.status)))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let text = |bytes: &[u8]| match bytes.get(..MAX_OUTPUT_BYTES) {
+        Some(kept) => format!("{}\n[truncated]\n", String::from_utf8_lossy(kept)),
+        None => String::from_utf8_lossy(bytes).into_owned(),
+    };
     Ok((code, text(&output.stdout), text(&output.stderr)))
 }
 
 pub async fn stream(podman: &Podman, id: &ContainerId, words: &[String]) -> Result<ExecEventStream> {
+    with(podman, id, words, &ExecOptions::default(), None).await
+}
+
+pub async fn with(
+    podman: &Podman,
+    id: &ContainerId,
+    words: &[String],
+    options: &ExecOptions,
+    input: Option<ExecInput>,
+) -> Result<ExecEventStream> {
     check(podman, id, words).await?;
     let internal = |error: std::io::Error| AgentError::Internal(error.to_string());
-    let mut child = command(podman, id, words).spawn().map_err(internal)?;
+    let mut exec = podman.command(&["exec"]);
+    exec.args(options.env.iter().map(|(name, value)| format!("--env={name}={value}")));
+    exec.args(options.user.iter().map(|user| format!("--user={user}")));
+    exec.args(options.workdir.iter().map(|path| format!("--workdir={path}")));
+    exec.arg(format!("--interactive={}", input.is_some())).arg(format!("--tty={}", options.tty));
+    exec.arg(id.to_string()).args(words).stdout(Stdio::piped()).stderr(Stdio::piped());
+    exec.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    let mut child = exec.spawn().map_err(internal)?;
     let (events, received) = mpsc::channel(16);
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let task = tokio::spawn(async move {
+        let feed = async {
+            let (Some(mut stdin), Some(mut input)) = (stdin, input) else { return };
+            while let Some(bytes) = input.next().await {
+                if stdin.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+        };
         let (stdout, stderr) =
             (forward(stdout, &events, ExecEvent::Stdout), forward(stderr, &events, ExecEvent::Stderr));
-        tokio::join!(stdout, stderr);
+        tokio::join!(feed, stdout, stderr);
         if let Some(code) = child.wait().await.ok().and_then(|status| status.code()) {
             let _ = events.send(ExecEvent::Exit(code)).await;
         }

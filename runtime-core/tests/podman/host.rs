@@ -2,7 +2,7 @@
 //! both are removed at the end.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -16,6 +16,11 @@ pub const ECHO_IMAGES: [(&str, &[&str], &[&str]); 4] = [
     ("localhost/entrypoint:1", &["/bin/echo", "entry"], &[]),
     ("localhost/neither:1", &[], &[]),
 ];
+
+/// An image with settings of its own.
+pub const CONFIGURED_IMAGE: &str = "localhost/configured:1";
+pub const CONFIGURED: [&str; 6] =
+    ["ENV SETTING=of the image", "ENV PATH=/bin", "WORKDIR /tmp", "USER app", "STOPSIGNAL SIGUSR1", "VOLUME /volume"];
 
 /// Limits of every container, by name: the host may lack CAP_SYS_RESOURCE, and podman would raise them.
 pub const ULIMITS: [(&str, &str); 2] = [("nofile", "1024:1024"), ("nproc", "1024:1024")];
@@ -55,9 +60,14 @@ impl Host {
         .unwrap();
         fs::write(at("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).unwrap();
         let archive = host.archive();
-        host.import(&archive, IMAGE, &[], &[]);
+        fs::write(at("auth.json"), "{}").unwrap();
+        host.import(&archive, IMAGE, &[]);
+        host.import(&archive, CONFIGURED_IMAGE, &CONFIGURED.map(str::to_owned));
         for (reference, entrypoint, cmd) in ECHO_IMAGES {
-            host.import(&archive, reference, entrypoint, cmd);
+            let lists = [("ENTRYPOINT", entrypoint), ("CMD", cmd)].into_iter().filter(|(_, words)| !words.is_empty());
+            let changes: Vec<String> =
+                lists.map(|(key, words)| format!("{key} {}", serde_json::to_string(words).unwrap())).collect();
+            host.import(&archive, reference, &changes);
         }
         host
     }
@@ -86,18 +96,19 @@ impl Host {
         fs::write(root.join("etc/passwd"), format!("root:x:0:0::/:/bin/sh\n{name}:x:{uid}:{gid}::/:/bin/sh\n"))
             .unwrap();
         fs::write(root.join("etc/group"), format!("root:x:0:\n{name}:x:{gid}:\n")).unwrap();
+        // As the image's VOLUME, for its USER.
+        fs::create_dir(root.join("volume")).unwrap();
+        fs::set_permissions(root.join("volume"), fs::Permissions::from_mode(0o777)).unwrap();
         let archive = self.directory.join("root.tar");
         succeed(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&archive).arg("."));
         archive
     }
 
-    fn import(&self, archive: &Path, reference: &str, entrypoint: &[&str], cmd: &[&str]) {
+    fn import(&self, archive: &Path, reference: &str, changes: &[String]) {
         let mut import = self.podman();
         import.args(["import", "--quiet"]);
-        for (key, words) in [("ENTRYPOINT", entrypoint), ("CMD", cmd)] {
-            if !words.is_empty() {
-                import.arg("--change").arg(format!("{key} {}", serde_json::to_string(words).unwrap()));
-            }
+        for change in changes {
+            import.arg("--change").arg(change);
         }
         succeed(import.arg(archive).arg(reference).stdout(Stdio::null()));
     }
@@ -105,9 +116,18 @@ impl Host {
 
 pub fn podman(directory: &Path) -> Command {
     let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{}", namespace(directory))).arg("podman");
+    configured(command, directory)
+}
+
+/// The same where the suite's registry is to be reached.
+pub fn podman_in_the_hosts_network(directory: &Path) -> Command {
+    configured(Command::new("podman"), directory)
+}
+
+fn configured(mut command: Command, directory: &Path) -> Command {
     command
-        .arg(format!("--net=/run/netns/{}", namespace(directory)))
-        .arg("podman")
+        .current_dir(directory) // its monitors leave files where they are
         .env("CONTAINERS_CONF", directory.join("containers.conf"))
         .env("CONTAINERS_STORAGE_CONF", directory.join("storage.conf"))
         .stdin(Stdio::null());

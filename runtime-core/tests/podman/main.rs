@@ -5,14 +5,16 @@
 #![allow(clippy::unwrap_used)] // all of this is a test
 
 mod adapter;
+mod create;
 mod exec;
 mod host;
+mod logs;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use runtime_core::conformance::{self, Backend, EchoImage, Options, User};
+use runtime_core::conformance::{self, Backend, ConfiguredImage, EchoImage, Options, User};
 use runtime_core::{Result, Runtime};
 
 use adapter::Podman;
@@ -20,11 +22,19 @@ use host::Host;
 
 /// Where podman promises something else than the contract. Each of these checks must fail, all others must not: a check
 /// that podman passes is no longer a difference, and one that it newly fails is a fault of the suite or of podman.
-const PODMAN_DIFFERS: [(&str, &str); 7] = [
+const PODMAN_DIFFERS: [(&str, &str); 15] = [
     ("outcome.killed", "podman records no signal, only 137"),
     ("stop.outcome", "podman records no signal, only 137"),
     ("exec_stream.dropped", "what podman exec started lives on when podman exec is killed"),
+    ("cancel.exec", "what podman exec started lives on when podman exec is killed"),
+    ("isolation.exec", "podman exec leaves the primary group out of the supplementary ones"),
+    ("logs.max_size", "podman begins its log anew when it is full, and keeps nothing of the old one"),
+    ("network.extra_hosts", "this podman does not know host-gateway"),
+    ("network.same_address", "podman gives the address back at the end and another one at the next start"),
+    ("restart.pause", "podman restarts at once, and its wait is for the end of the last attempt"),
+    ("images.remove_digest", "podman finds an image by its id or repository@digest, not by the digest alone"),
     ("stats.after_exit", "podman keeps no stats of an exited container"),
+    ("update.memory", "podman goes on telling the limit that the container was created with"),
     ("ports.conflict", "podman looks for the port at the start, and does not tell who has it"),
     ("images.tag_invalid", "podman tag adds :latest to a name without a tag"),
     ("images.remove_used", "podman rmi takes one of several names away though a container was made from it"),
@@ -69,6 +79,26 @@ impl Backend for PodmanBackend {
                 program: "/bin/echo".to_owned(),
             })
             .collect()
+    }
+
+    fn configured_image(&self) -> Option<ConfiguredImage> {
+        Some(ConfiguredImage {
+            reference: host::CONFIGURED_IMAGE.to_owned(),
+            env: ("SETTING".to_owned(), "of the image".to_owned()),
+            workdir: "/tmp".to_owned(),
+            uid: host::USER.1,
+            stop_signal: "USR1",
+            volume: "/volume".to_owned(),
+        })
+    }
+
+    fn may_prune(&self) -> bool {
+        true
+    }
+
+    async fn remove_volume(&self, name: &str) -> Result<()> {
+        let removed = self.host.podman().args(["volume", "rm", "--force", name]).output();
+        removed.map(drop).map_err(|error| runtime_core::AgentError::Internal(error.to_string()))
     }
 
     /// Every call is a process of its own, so podman is reopened all the time.

@@ -1,6 +1,8 @@
 //! A backend that breaks one promise.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,8 +12,8 @@ use futures_util::{StreamExt, stream};
 use crate::memory::MemoryRuntime;
 use crate::{
     AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, ExecEvent,
-    ExecEventStream, ImageInfo, LogEntry, LogStream, PullPolicy, RegistryAuth, Result, Runtime, ServiceSpec,
-    WaitOutcome,
+    ExecEventStream, HealthDetail, ImageInfo, LogEntry, LogStream, PruneResult, PullPolicy, RegistryAuth, Result,
+    Runtime, ServiceSpec, WaitOutcome,
 };
 
 /// The weak points of earlier runtimes, one at a time.
@@ -35,11 +37,52 @@ pub(super) enum Fault {
     SaysExitTwice,
     PanicsInExec,
     HangsInLogs,
+    CreatesByHalf,
+    RemovesByHalf,
+    StartsWhatRuns,
+    StartsBetterTheSecondTime,
+    ForgetsLabels,
+    ActsOnSchedules,
+    HasNothingToSync,
+    InventsHealth,
+    NamesNothing,
+    SaysNothing,
+    HasSomeCodes,
+    PrunesNothing,
+    PrunesWhatIsUsed,
 }
 
 pub(super) struct Faulty {
-    pub(super) runtime: MemoryRuntime,
-    pub(super) fault: Fault,
+    runtime: MemoryRuntime,
+    fault: Fault,
+    /// What this fault has been at already.
+    begun: Mutex<BTreeSet<ContainerId>>,
+}
+
+impl Faulty {
+    pub(super) fn new(runtime: MemoryRuntime, fault: Fault) -> Self {
+        Self { runtime, fault, begun: Mutex::default() }
+    }
+
+    /// Whether it is the first time for `id`.
+    fn begins(&self, id: &ContainerId) -> bool {
+        self.begun.lock().unwrap().insert(id.clone())
+    }
+
+    fn spoil<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match (self.fault, error) {
+            (Fault::NamesNothing, AgentError::NotFound { reason, .. }) => {
+                AgentError::NotFound { container: "it".to_owned(), reason }
+            }
+            (Fault::SaysNothing, AgentError::NotFound { container, .. }) => {
+                AgentError::NotFound { container, reason: "a\nb".to_owned() }
+            }
+            (Fault::HasSomeCodes, AgentError::NotFound { container, reason }) => {
+                AgentError::NotFound { container, reason: reason + " [container.not_found]" }
+            }
+            (_, error) => error,
+        })
+    }
 }
 
 #[async_trait]
@@ -53,14 +96,33 @@ impl Runtime for Faulty {
     }
 
     async fn create_container(&self, id: &ContainerId, spec: &ServiceSpec) -> Result<()> {
-        if self.fault == Fault::ReplacesOnCreate {
-            let _ = self.runtime.remove_container(id).await;
+        match self.fault {
+            Fault::ReplacesOnCreate => {
+                let _ = self.runtime.remove_container(id).await;
+            }
+            Fault::CreatesByHalf if !self.begins(id) => {
+                let reason = "it is being created".to_owned();
+                return Err(AgentError::CreateFailed { id: id.to_string(), reason });
+            }
+            Fault::CreatesByHalf => tokio::time::sleep(Duration::from_millis(20)).await,
+            Fault::ActsOnSchedules if spec.schedule.is_some() => {
+                return Err(AgentError::InvalidSpec("it is not yet time".to_owned()));
+            }
+            _ => {}
         }
         self.runtime.create_container(id, spec).await
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<()> {
+        if self.fault == Fault::StartsWhatRuns {
+            let _ = self.runtime.kill_container(id, None).await;
+        }
         match self.runtime.start_container(id).await {
+            Err(AgentError::StartFailed { .. })
+                if self.fault == Fault::StartsBetterTheSecondTime && !self.begins(id) =>
+            {
+                Ok(())
+            }
             Err(AgentError::StartFailed { .. }) if self.fault == Fault::ForgetsFailedStarts => Ok(()),
             answer => answer,
         }
@@ -83,11 +145,22 @@ impl Runtime for Faulty {
         if self.fault == Fault::LeavesContainers && self.runtime.container_state(id).await? == ContainerState::Running {
             return Ok(());
         }
+        if self.fault == Fault::RemovesByHalf {
+            if !self.begins(id) {
+                let reason = "it has been removed".to_owned();
+                return Err(AgentError::NotFound { container: id.to_string(), reason });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         self.runtime.remove_container(id).await
     }
 
     async fn container_state(&self, id: &ContainerId) -> Result<ContainerState> {
-        self.runtime.container_state(id).await
+        let is_half_gone = self.fault == Fault::RemovesByHalf && self.begun.lock().unwrap().contains(id);
+        if is_half_gone {
+            return Err(AgentError::NotFound { container: id.to_string(), reason: "it has been removed".to_owned() });
+        }
+        self.spoil(self.runtime.container_state(id).await)
     }
 
     async fn container_logs(&self, id: &ContainerId, tail: usize) -> Result<Vec<LogEntry>> {
@@ -174,6 +247,28 @@ impl Runtime for Faulty {
         self.runtime.get_container_ip(id).await
     }
 
+    async fn sync_container_volumes(&self, id: &ContainerId) -> Result<()> {
+        match self.fault {
+            Fault::HasNothingToSync => Err(AgentError::Internal(format!("{id} has no volume"))),
+            _ => self.runtime.sync_container_volumes(id).await,
+        }
+    }
+
+    async fn prune_images(&self) -> Result<PruneResult> {
+        match self.fault {
+            Fault::PrunesNothing => Ok(PruneResult::default()),
+            Fault::PrunesWhatIsUsed => {
+                let deleted = self.runtime.list_images().await?.into_iter().map(|image| image.reference);
+                let deleted: Vec<String> = deleted.collect();
+                for reference in &deleted {
+                    self.runtime.remove_image(reference, true).await?;
+                }
+                Ok(PruneResult { deleted, space_reclaimed: 0 })
+            }
+            _ => self.runtime.prune_images().await,
+        }
+    }
+
     async fn list_images(&self) -> Result<Vec<ImageInfo>> {
         self.runtime.list_images().await
     }
@@ -194,10 +289,18 @@ impl Runtime for Faulty {
     }
 
     async fn inspect_detailed(&self, id: &ContainerId) -> Result<ContainerInspectDetails> {
-        self.runtime.inspect_detailed(id).await
+        let mut details = self.runtime.inspect_detailed(id).await?;
+        if self.fault == Fault::InventsHealth {
+            details.health = Some(HealthDetail { status: "healthy".to_owned(), ..HealthDetail::default() });
+        }
+        Ok(details)
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerSummary>> {
-        self.runtime.list_containers().await
+        let mut all = self.runtime.list_containers().await?;
+        if self.fault == Fault::ForgetsLabels {
+            all.iter_mut().for_each(|container| container.labels.clear());
+        }
+        Ok(all)
     }
 }

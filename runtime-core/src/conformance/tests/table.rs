@@ -1,0 +1,59 @@
+//! The table of SPECIFICATION.md that says which sentence of the contract each check asks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::conformance::all_checks;
+
+const SPECIFICATION: &str = include_str!("../../../../SPECIFICATION.md");
+const HEADING: &str = "## 12 The contract of the trait, sentence by sentence";
+
+/// The last cell of each row, by its number.
+fn rows() -> BTreeMap<&'static str, &'static str> {
+    let (_, section) = SPECIFICATION.split_once(HEADING).expect("the section is there");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let cells = section.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        cells[0].starts_with("12.").then_some(cells)
+    });
+    let mut rows = BTreeMap::new();
+    for cells in cells {
+        let [number, _, checks] = cells[..] else { panic!("{} has not three cells: {cells:?}", cells[0]) };
+        assert!(rows.insert(number, checks).is_none(), "{number} comes twice");
+    }
+    rows
+}
+
+/// What stands in backticks and is named like a check.
+fn checks_in(cell: &str) -> impl Iterator<Item = &str> {
+    let quoted = cell.split('`').skip(1).step_by(2).filter(|text| text.contains('.'));
+    quoted.filter(|text| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._".contains(&b)))
+}
+
+#[test]
+fn each_check_is_named_and_each_that_is_named_is_there() {
+    let rows = rows();
+    let named: BTreeSet<&str> = rows.values().copied().flat_map(checks_in).collect();
+    let there: BTreeSet<&str> = all_checks().iter().map(|check| check.name).collect();
+    assert_eq!(named.difference(&there).collect::<Vec<_>>(), Vec::<&&str>::new(), "no such checks");
+    assert_eq!(there.difference(&named).collect::<Vec<_>>(), Vec::<&&str>::new(), "not in the table");
+}
+
+#[test]
+fn each_sentence_has_a_check_or_a_reason() {
+    let rows = rows();
+    assert!(rows.len() > 100, "only {} sentences are read", rows.len());
+    for (number, cell) in rows {
+        let has_reason = cell.split('`').step_by(2).any(|text| text.split_whitespace().count() > 3);
+        assert!(checks_in(cell).next().is_some() || has_reason, "{number} has neither a check nor a reason: {cell:?}");
+    }
+}
+
+#[test]
+fn no_two_checks_have_one_name() {
+    let checks = all_checks();
+    let names: BTreeSet<&str> = checks.iter().map(|check| check.name).collect();
+    assert_eq!(names.len(), checks.len());
+    for check in checks {
+        assert!(check.name.split('.').count() == 2 && !check.promise.is_empty(), "{}", check.name);
+    }
+}

@@ -1,0 +1,361 @@
+//! A backend that breaks one promise: Berth, with something between it and the suite.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use runtime_core::spec::ResourcesSpec;
+use runtime_core::{
+    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, DetailedStats,
+    Event, EventStream, EventsOptions, ExecEvent, ExecEventStream, ExecInput, ExecOptions, ImageInfo, LogEntry,
+    LogRecord, LogRecordStream, LogsOptions, PruneResult, PullPolicy, RegistryAuth, Result, Runtime, ServiceSpec,
+    TopEntry, VolumeStatus, WaitOutcome,
+};
+use tokio::sync::Notify;
+
+/// What is done to what goes to the backend, and to what comes back. By default nothing.
+#[derive(Clone, Copy, Default)]
+pub struct Spoils {
+    pub spec: Option<fn(&mut ServiceSpec)>,
+    pub changes: Option<fn(&mut ResourcesSpec)>,
+    pub policy: Option<PullPolicy>,
+    pub auth: Option<fn(&mut Option<RegistryAuth>)>,
+    pub exec: Option<fn(&mut ExecOptions)>,
+    pub logs_options: Option<fn(&mut LogsOptions)>,
+    pub events_options: Option<fn(&mut EventsOptions)>,
+    pub error: Option<fn(AgentError) -> AgentError>,
+    pub outcome: Option<fn(&mut WaitOutcome)>,
+    pub state: Option<fn(&mut ContainerState)>,
+    pub details: Option<fn(&mut ContainerInspectDetails)>,
+    pub stats: Option<fn(&mut ContainerStats)>,
+    pub detailed: Option<fn(&mut DetailedStats)>,
+    pub logs: Option<fn(Vec<LogEntry>) -> Vec<LogEntry>>,
+    pub record: Option<fn(&mut LogRecord)>,
+    pub event: Option<fn(Event) -> Option<Event>>,
+    pub image: Option<fn(&mut ImageInfo)>,
+    pub top: Option<fn(&mut TopEntry)>,
+    pub volume: Option<fn(&mut VolumeStatus)>,
+    pub output: Option<fn(&mut String)>,
+    pub act: Option<Act>,
+}
+
+/// What is done otherwise altogether.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// `pull_image` asks for what is here.
+    AsksAgain,
+    /// A pull that was begun counts as done.
+    BelievesInBegunPulls,
+    /// Of two pulls at once one fails.
+    PullsOneAtATime,
+    /// A removal by digest takes one name only.
+    RemovesOneName,
+    /// A removal takes every image of the repository.
+    RemovesTheRepository,
+    /// A prune ends the pulls in flight.
+    AbortsPulls,
+    /// An image by digest is sought by name alone.
+    IgnoresDigests,
+    /// A start returns before anything runs.
+    StartsLater,
+    /// A further attempt has a root of its own.
+    StartsAfresh,
+    /// A stop sends its signal and is done.
+    StopsWithASignal,
+    /// What is told of an address is not always the same.
+    ForgetsAddresses,
+    /// An exec whose caller has gone runs on.
+    LeavesExecs,
+    /// An exec is root's.
+    ExecsAsRoot,
+    PausesNothing,
+    UnpausesNothing,
+    SyncsNothing,
+}
+
+pub struct Broken {
+    runtime: Arc<dyn Runtime>,
+    image: String,
+    spoils: Spoils,
+    /// What an [`Act`] has to remember.
+    seen: Mutex<Vec<String>>,
+    aborted: Notify,
+}
+
+impl Broken {
+    pub fn new(runtime: Arc<dyn Runtime>, image: &str, spoils: Spoils) -> Self {
+        Self { runtime, image: image.to_owned(), spoils, seen: Mutex::default(), aborted: Notify::new() }
+    }
+
+    fn acts(&self, act: Act) -> bool {
+        self.spoils.act == Some(act)
+    }
+
+    /// Whether `name` was not seen before.
+    fn is_new(&self, name: &str) -> bool {
+        let mut seen = self.seen.lock().unwrap();
+        let is_new = !seen.iter().any(|one| one == name);
+        seen.push(name.to_owned());
+        is_new
+    }
+
+    fn or_spoiled<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| self.spoils.error.map_or(error.clone(), |spoil| spoil(error)))
+    }
+}
+
+fn spoiled<T>(mut value: T, spoil: Option<fn(&mut T)>) -> T {
+    if let Some(spoil) = spoil {
+        spoil(&mut value);
+    }
+    value
+}
+
+#[async_trait]
+impl Runtime for Broken {
+    async fn pull_image(&self, image: &str) -> Result<()> {
+        let policy = if self.acts(Act::AsksAgain) { PullPolicy::Always } else { PullPolicy::IfNotPresent };
+        self.pull_image_with_policy(image, policy, None).await
+    }
+
+    async fn pull_image_with_policy(&self, image: &str, policy: PullPolicy, auth: Option<&RegistryAuth>) -> Result<()> {
+        let is_new = self.is_new(image);
+        if self.acts(Act::BelievesInBegunPulls) && !is_new {
+            return Ok(());
+        }
+        if self.acts(Act::PullsOneAtATime) && !is_new {
+            return Err(AgentError::PullFailed { image: image.to_owned(), reason: "it is being pulled".to_owned() });
+        }
+        if self.acts(Act::IgnoresDigests)
+            && let Some((name, _)) = image.split_once('@')
+        {
+            return self.runtime.pull_image(name).await;
+        }
+        let auth = spoiled(auth.cloned(), self.spoils.auth);
+        let policy = self.spoils.policy.unwrap_or(policy);
+        let pull = self.runtime.pull_image_with_policy(image, policy, auth.as_ref());
+        let pulled = tokio::select! {
+            pulled = pull => pulled,
+            () = self.aborted.notified() => {
+                Err(AgentError::PullFailed { image: image.to_owned(), reason: "a prune came first".to_owned() })
+            }
+        };
+        self.or_spoiled(pulled)
+    }
+
+    async fn create_container(&self, id: &ContainerId, spec: &ServiceSpec) -> Result<()> {
+        let mut spec = spoiled(spec.clone(), self.spoils.spec);
+        spec.image.pull_policy = self.spoils.policy.unwrap_or(spec.image.pull_policy);
+        self.or_spoiled(self.runtime.create_container(id, &spec).await)
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<()> {
+        if self.acts(Act::StartsLater) {
+            let (runtime, id) = (self.runtime.clone(), id.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                runtime.start_container(&id).await
+            });
+            return Ok(());
+        }
+        if self.acts(Act::StartsAfresh) && !self.is_new(&id.to_string()) {
+            // Its log goes too; the check looks at what the next attempt finds.
+            self.runtime.remove_container(id).await?;
+            let words = ["sh", "-c", "echo x >> /conformance; wc -l < /conformance | tr -d ' '"];
+            let mut spec = ServiceSpec::new(self.image.clone());
+            spec.command.entrypoint = Some(words.map(str::to_owned).to_vec());
+            self.runtime.create_container(id, &spec).await?;
+        }
+        self.or_spoiled(self.runtime.start_container(id).await)
+    }
+
+    async fn stop_container(&self, id: &ContainerId, timeout: Duration) -> Result<()> {
+        if self.acts(Act::StopsWithASignal) {
+            return self.runtime.kill_container(id, Some("USR1")).await;
+        }
+        self.or_spoiled(self.runtime.stop_container(id, timeout).await)
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<()> {
+        self.runtime.remove_container(id).await
+    }
+
+    async fn container_state(&self, id: &ContainerId) -> Result<ContainerState> {
+        let state = self.or_spoiled(self.runtime.container_state(id).await)?;
+        Ok(spoiled(state, self.spoils.state))
+    }
+
+    async fn container_logs(&self, id: &ContainerId, tail: usize) -> Result<Vec<LogEntry>> {
+        self.runtime.container_logs(id, tail).await
+    }
+
+    async fn get_logs(&self, id: &ContainerId) -> Result<Vec<LogEntry>> {
+        let logs = self.runtime.get_logs(id).await?;
+        Ok(self.spoils.logs.map_or(logs.clone(), |spoil| spoil(logs)))
+    }
+
+    async fn exec(&self, id: &ContainerId, command: &[String]) -> Result<(i32, String, String)> {
+        if self.acts(Act::LeavesExecs) {
+            let (runtime, id, command) = (self.runtime.clone(), id.clone(), command.to_vec());
+            let exec = tokio::spawn(async move { runtime.exec(&id, &command).await });
+            return exec.await.map_err(|error| AgentError::Internal(error.to_string()))?;
+        }
+        if self.acts(Act::ExecsAsRoot) {
+            let options = ExecOptions { user: Some("0".to_owned()), ..ExecOptions::default() };
+            let events: Vec<_> = self.runtime.exec_with(id, command, &options, None).await?.collect().await;
+            let text =
+                |event: &ExecEvent| if let ExecEvent::Stdout(text) = event { text.clone() } else { String::new() };
+            return Ok((0, events.iter().map(text).collect(), String::new()));
+        }
+        let (code, stdout, stderr) = self.runtime.exec(id, command).await?;
+        Ok((code, spoiled(stdout, self.spoils.output), stderr))
+    }
+
+    async fn exec_stream(&self, id: &ContainerId, command: &[String]) -> Result<ExecEventStream> {
+        self.runtime.exec_stream(id, command).await
+    }
+
+    async fn get_container_stats(&self, id: &ContainerId) -> Result<ContainerStats> {
+        Ok(spoiled(self.runtime.get_container_stats(id).await?, self.spoils.stats))
+    }
+
+    async fn wait_container(&self, id: &ContainerId) -> Result<i32> {
+        Ok(self.wait_outcome(id).await?.exit_code)
+    }
+
+    async fn wait_outcome(&self, id: &ContainerId) -> Result<WaitOutcome> {
+        Ok(spoiled(self.runtime.wait_outcome(id).await?, self.spoils.outcome))
+    }
+
+    async fn get_container_pid(&self, id: &ContainerId) -> Result<Option<u32>> {
+        self.runtime.get_container_pid(id).await
+    }
+
+    async fn get_container_ip(&self, id: &ContainerId) -> Result<Option<IpAddr>> {
+        if self.acts(Act::ForgetsAddresses) {
+            let count = self.seen.lock().unwrap().len();
+            self.is_new("an address");
+            return Ok(format!("192.0.2.{}", count + 1).parse().ok());
+        }
+        self.runtime.get_container_ip(id).await
+    }
+
+    async fn get_container_port_override(&self, id: &ContainerId) -> Result<Option<u16>> {
+        self.runtime.get_container_port_override(id).await
+    }
+
+    async fn sync_container_volumes(&self, id: &ContainerId) -> Result<()> {
+        if self.acts(Act::SyncsNothing) {
+            return Ok(());
+        }
+        self.runtime.sync_container_volumes(id).await
+    }
+
+    async fn list_images(&self) -> Result<Vec<ImageInfo>> {
+        let images = self.runtime.list_images().await?;
+        Ok(images.into_iter().map(|image| spoiled(image, self.spoils.image)).collect())
+    }
+
+    async fn remove_image(&self, image: &str, force: bool) -> Result<()> {
+        let all = self.runtime.list_images().await?;
+        if self.acts(Act::RemovesOneName)
+            && let Some(one) = all.iter().find(|one| one.digest.as_deref() == Some(image))
+        {
+            return self.runtime.remove_image(&one.reference, force).await;
+        }
+        if self.acts(Act::RemovesTheRepository)
+            && let Some((repository, _)) = image.rsplit_once(':')
+        {
+            for one in all.iter().filter(|one| one.reference.starts_with(repository)) {
+                self.runtime.remove_image(&one.reference, force).await?;
+            }
+            return Ok(());
+        }
+        self.runtime.remove_image(image, force).await
+    }
+
+    async fn prune_images(&self) -> Result<PruneResult> {
+        if self.acts(Act::AbortsPulls) {
+            self.aborted.notify_waiters();
+        }
+        self.runtime.prune_images().await
+    }
+
+    async fn kill_container(&self, id: &ContainerId, signal: Option<&str>) -> Result<()> {
+        self.runtime.kill_container(id, signal).await
+    }
+
+    async fn tag_image(&self, source: &str, target: &str) -> Result<()> {
+        self.runtime.tag_image(source, target).await
+    }
+
+    async fn inspect_detailed(&self, id: &ContainerId) -> Result<ContainerInspectDetails> {
+        Ok(spoiled(self.runtime.inspect_detailed(id).await?, self.spoils.details))
+    }
+
+    async fn list_containers(&self) -> Result<Vec<ContainerSummary>> {
+        self.runtime.list_containers().await
+    }
+
+    async fn logs_stream(&self, id: &ContainerId, options: &LogsOptions) -> Result<LogRecordStream> {
+        let options = spoiled(options.clone(), self.spoils.logs_options);
+        let (records, spoil) = (self.runtime.logs_stream(id, &options).await?, self.spoils.record);
+        Ok(records.map(move |record| record.map(|record| spoiled(record, spoil))).boxed())
+    }
+
+    async fn stats_detailed(&self, id: &ContainerId) -> Result<DetailedStats> {
+        Ok(spoiled(self.runtime.stats_detailed(id).await?, self.spoils.detailed))
+    }
+
+    async fn exec_with(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        options: &ExecOptions,
+        input: Option<ExecInput>,
+    ) -> Result<ExecEventStream> {
+        let options = spoiled(options.clone(), self.spoils.exec);
+        // An input that never ends, where none is given.
+        let input = input.or_else(|| self.spoils.exec.map(|_| futures_util::stream::pending().boxed()));
+        self.runtime.exec_with(id, command, &options, input).await
+    }
+
+    async fn pause(&self, id: &ContainerId) -> Result<()> {
+        if self.acts(Act::PausesNothing) {
+            return Ok(());
+        }
+        self.runtime.pause(id).await
+    }
+
+    async fn unpause(&self, id: &ContainerId) -> Result<()> {
+        if self.acts(Act::UnpausesNothing) {
+            return Ok(());
+        }
+        self.runtime.unpause(id).await
+    }
+
+    async fn update_resources(&self, id: &ContainerId, changes: &ResourcesSpec) -> Result<()> {
+        self.runtime.update_resources(id, &spoiled(changes.clone(), self.spoils.changes)).await
+    }
+
+    async fn top(&self, id: &ContainerId) -> Result<Vec<TopEntry>> {
+        let entries = self.runtime.top(id).await?;
+        Ok(entries.into_iter().map(|entry| spoiled(entry, self.spoils.top)).collect())
+    }
+
+    async fn events(&self, options: &EventsOptions) -> Result<EventStream> {
+        let events = self.runtime.events(&spoiled(options.clone(), self.spoils.events_options)).await?;
+        let spoil = self.spoils.event.unwrap_or(Some);
+        Ok(events.filter_map(move |event| std::future::ready(event.map(spoil).transpose())).boxed())
+    }
+
+    async fn list_volumes(&self) -> Result<Vec<VolumeStatus>> {
+        self.runtime.list_volumes().await
+    }
+
+    async fn volume_status(&self, name: &str) -> Result<VolumeStatus> {
+        Ok(spoiled(self.runtime.volume_status(name).await?, self.spoils.volume))
+    }
+}
