@@ -48,7 +48,8 @@ pub fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> 
     for device in &spec.devices {
         let rights = [(device.read, 'r'), (device.write, 'w'), (device.mknod, 'm')];
         let rights: String = rights.iter().filter(|(given, _)| *given).map(|(_, right)| right).collect();
-        option("--device", format!("{0}:{0}:{rights}", device.path));
+        let (host, inside) = device.paths();
+        option("--device", format!("{host}:{inside}:{rights}"));
     }
     match &spec.seccomp {
         SeccompSpec::Default => {}
