@@ -18,6 +18,12 @@ const LEAF_MIN: usize = 8 << 10;
 const LEAF_MAX: usize = 256 << 10;
 /// In between it ends before an entry whose path's hash has these bits clear: one in 512, some 40 KiB of small files.
 const LEAF_MASK: u64 = 511;
+/// A leaf is ended before the paths in it, each whole, take more than this: a reader holds them so.
+const LEAF_PATHS_MAX: usize = 4 << 20;
+/// More than this no reader takes: the most that a leaf of short entries beneath one path of 4,095 bytes may have.
+const LEAF_PATHS_LIMIT: usize = 128 << 20;
+/// Bytes of the first path of a leaf that the root keeps. It is there for people.
+const FIRST_PATH_BYTES: usize = 1 << 10;
 /// Longest bytes of one entry: a leaf with it still is a chunk.
 const ENTRY_LIMIT: usize = CHUNK_LIMIT - LEAF_MAX - (1 << 10);
 
@@ -26,7 +32,7 @@ const ENTRY_LIMIT: usize = CHUNK_LIMIT - LEAF_MAX - (1 << 10);
 pub(crate) struct LeafRef {
     /// Where it is.
     pub chunk: ChunkRef,
-    /// Path of its first entry.
+    /// Path of its first entry, or the beginning of it.
     pub first: Vec<u8>,
     /// Number of its entries.
     pub entries: u64,
@@ -40,6 +46,8 @@ pub(crate) struct LeafBuilder {
     previous: Vec<u8>,
     first: Vec<u8>,
     entries: u64,
+    /// Bytes of all paths.
+    paths: usize,
     scratch: Vec<u8>,
 }
 
@@ -55,10 +63,13 @@ impl LeafBuilder {
     /// Adds an entry; a leaf, if it ends before this entry.
     pub(crate) fn add(&mut self, entry: &Entry) -> Result<Option<Leaf>> {
         let ends = self.entries > 0
-            && (self.body.len() >= LEAF_MAX || self.body.len() >= LEAF_MIN && path_hash(&entry.path) & LEAF_MASK == 0);
+            && (self.body.len() >= LEAF_MAX
+                || self.paths + entry.path.len() > LEAF_PATHS_MAX
+                || self.body.len() >= LEAF_MIN && path_hash(&entry.path) & LEAF_MASK == 0);
         let ended = if ends { self.end() } else { None };
         if self.entries == 0 {
-            self.first.clone_from(&entry.path);
+            self.first.clear();
+            self.first.extend_from_slice(&entry.path[..entry.path.len().min(FIRST_PATH_BYTES)]);
         }
         self.scratch.clear();
         entry.encode(&mut self.scratch, &self.previous, &mut self.packs, Lists::InChunks);
@@ -68,6 +79,7 @@ impl LeafBuilder {
         }
         self.body.extend_from_slice(&self.scratch);
         self.previous.clone_from(&entry.path);
+        self.paths += entry.path.len();
         self.entries += 1;
         Ok(ended)
     }
@@ -97,11 +109,16 @@ pub(crate) fn decode_leaf(bytes: &[u8]) -> Result<Vec<Entry>> {
     packs.decode(&mut reader)?;
     let count = reader.count()?;
     let mut entries: Vec<Entry> = Vec::with_capacity(count.min(LEAF_MAX));
+    let mut paths = 0;
     for _ in 0..count {
         let previous = entries.last().map_or(&[][..], |entry| &entry.path);
         let entry = Entry::decode(&mut reader, previous, &packs, Lists::InChunks)?;
         if !entries.is_empty() && tree_order(previous, &entry.path).is_ge() {
             return Err(reader.error("entries out of order"));
+        }
+        paths += entry.path.len();
+        if paths > LEAF_PATHS_LIMIT {
+            return Err(reader.error("longer paths than a leaf may have"));
         }
         entries.push(entry);
     }

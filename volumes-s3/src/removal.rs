@@ -123,7 +123,7 @@ fn remove_entries(directory: &Path, prefix: &str) {
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(prefix)
-            && let Err(error) = std::fs::remove_dir_all(entry.path())
+            && let Err(error) = crate::remove_tree(&entry.path())
         {
             tracing::debug!(path = %entry.path().display(), %error, "not deleted yet");
         }

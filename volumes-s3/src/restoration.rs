@@ -77,7 +77,7 @@ impl VolumeStore {
             let moved = done.and_then(|()| {
                 std::fs::rename(&temporary, &target).map_err(|error| Error::io("put into place", &target, error))
             });
-            let _ = std::fs::remove_dir_all(&temporary);
+            let _ = crate::remove_tree(&temporary);
             let _ = std::fs::remove_file(&scan_record);
             let _ = std::fs::remove_file(scan_record.with_extension("entries"));
             moved

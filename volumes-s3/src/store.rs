@@ -287,8 +287,14 @@ impl VolumeStore {
             let mut state = load()?;
             for _ in 0..STATUS_LOOKS {
                 let mut status = status(&name, &paths, &state);
-                if !count(&mut status, &paths, &state)? {
-                    return Ok(status);
+                match count(&mut status, &paths, &state) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(status),
+                    // The rest is known, and one tree that cannot be read hides no other volume.
+                    Err(error) => {
+                        status.last_error.get_or_insert_with(|| error.to_string());
+                        return Ok(status);
+                    }
                 }
                 // Counted without the lock: a sync may have ended meanwhile.
                 let now = load()?;

@@ -20,6 +20,7 @@ use crate::object_store::{ObjectStore, Put};
 use crate::record::{Record, RecordKind};
 use crate::{AcquireOptions, RestoreOptions, S3Config, VolumeStore, VolumesConfig};
 
+mod deep;
 mod histories;
 mod trouble;
 

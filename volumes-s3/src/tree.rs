@@ -9,15 +9,15 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, IFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat,
-    chownat, fchmod, fchown, futimens, linkat, makedev, mkdirat, mknodat, openat2, symlinkat, utimensat,
+    AtFlags, FileType, Gid, IFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, fchmod,
+    fchown, futimens, linkat, makedev, mkdirat, mknodat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
 use crate::attributes;
 use crate::entry::{Entry, Node};
 use crate::error::{Error, Result};
-use crate::walk::{display, open_root};
+use crate::walk::{display, open_beneath, open_root};
 
 /// The tree that is being made.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ impl Tree {
     fn open_file(&self, path: &[u8], more: OFlags) -> Result<File> {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | more;
         let mode = if more.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
-        let file = openat2(&self.root, path, flags, mode, BENEATH);
+        let file = open_beneath(&self.root, path, flags, mode);
         file.map(File::from).map_err(|error| Error::io("create", display(path), error))
     }
 
@@ -134,7 +134,7 @@ impl Tree {
         }
         let failed = |error| Error::io("open", display(directory), error);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory_fd = openat2(&self.root, directory, flags, Mode::empty(), BENEATH).map_err(failed)?;
+        let directory_fd = open_beneath(&self.root, directory, flags, Mode::empty()).map_err(failed)?;
         let name = CString::new(name).map_err(|_| Error::corrupt("path", "a NUL in a name"))?;
         Ok(Some((directory_fd, name)))
     }
@@ -155,8 +155,6 @@ pub(crate) fn spread(directory: &OwnedFd, on: bool) {
         tracing::debug!(%error, "what is made is not spread over the disk");
     }
 }
-
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
     (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))

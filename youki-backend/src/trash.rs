@@ -52,7 +52,7 @@ impl Trash {
             if user.is_some_and(|user| !user.wait_for_end(SUPERVISOR_PATIENCE)) {
                 tracing::warn!(path = %path.display(), "a supervisor does not end: deleted while it is used");
             }
-            if let Err(error) = remove_tree(&path) {
+            if let Err(error) = volumes_s3::remove_tree(&path) {
                 tracing::warn!(path = %path.display(), %error, "cannot be deleted");
             }
         });
@@ -86,7 +86,7 @@ impl Discarded {
 
     /// Deletes it. Blocks.
     pub fn delete(self) -> io::Result<()> {
-        remove_tree(&self.path)
+        volumes_s3::remove_tree(&self.path)
     }
 }
 
@@ -100,13 +100,6 @@ pub(crate) fn take(trash: &Path, dir: &Path) -> io::Result<Option<Discarded>> {
     flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
     fs::rename(dir, &path)?;
     Ok(Some(Discarded { path, lock }))
-}
-
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 /// Counts a deletion until it is dropped, also by a runtime that shuts down.

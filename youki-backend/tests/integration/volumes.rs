@@ -14,6 +14,7 @@ crate::tests![
     stop_makes_a_volume_durable,
     sync_answers_when_the_data_is_durable,
     a_wiped_root_gets_its_volume_back_whole,
+    a_tree_deeper_than_a_path_may_be_long_comes_back_from_s3,
     an_unchanged_volume_costs_no_new_data,
     without_named_volumes_or_without_a_bucket_sync_is_ok,
     a_volume_of_a_container_that_exited_by_itself_is_synced_by_the_keeper,
@@ -97,6 +98,24 @@ async fn sync_answers_when_the_data_is_durable(case: Case) {
     // The machine burns down: no stop, no agent, no root.
     runtime.remove_container(&id).await.unwrap();
     assert_eq!(after_a_wipe(&case, &root, runtime, "cat /data/file").await, "two\n");
+}
+
+/// 300 directories within one another, of 200 bytes each, with a file in each; put one around the other and taken out
+/// again, for busybox goes no deeper than a path may be long.
+async fn a_tree_deeper_than_a_path_may_be_long_comes_back_from_s3(case: Case) {
+    let begin = "cd /data; n=$(printf %0200d 0)";
+    let root = case.root_with_s3("root", "p").await;
+    let runtime = root.open().await.unwrap();
+    let id = with_volume(&case, &runtime).await;
+    let wrap = "mkdir w && mv t w/$n && echo $i > w/f && mv w t || exit 1";
+    exec_ok(&runtime, &id, &format!("{begin}; mkdir t; for i in $(seq 1 300); do {wrap}; done")).await;
+    runtime.stop_container(&id, STOP).await.unwrap();
+    let status = runtime.volume_status("data").await.unwrap();
+    assert_eq!((status.bytes_at_risk, status.last_error), (0, None));
+    runtime.remove_container(&id).await.unwrap();
+    let unwrap = "[ $(cat t/f) = $i ] && mv t/$n w && rm t/f && rmdir t && mv w t || exit 1";
+    let look = format!("{begin}; for i in $(seq 300 -1 1); do {unwrap}; done; ls t; ls");
+    assert_eq!(after_a_wipe(&case, &root, runtime, &look).await, "t\n");
 }
 
 /// Makes one of everything a volume keeps beneath `/data`.
