@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Side-by-side measurements of Berth against its peers
 #[derive(Debug, Parser)]
@@ -83,7 +84,17 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return ended(Err(error.into())),
     };
-    ended(runtime.block_on(measure(&cli)))
+    ended(runtime.block_on(until_a_signal(measure(&cli))))
+}
+
+/// Gives `work` up at its next await when somebody wants this to end: what it has made goes as it is dropped.
+async fn until_a_signal(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        outcome = work => outcome,
+        _ = interrupt.recv() => anyhow::bail!("interrupted"),
+        _ = terminate.recv() => anyhow::bail!("told to end"),
+    }
 }
 
 async fn measure(cli: &Cli) -> anyhow::Result<()> {
@@ -94,7 +105,7 @@ async fn measure(cli: &Cli) -> anyhow::Result<()> {
         Command::Exec(settings) => exec::measure(options, settings).await?,
         Command::Network(settings) => attach::measure(options, settings).await?,
         Command::Memory(settings) => memory::measure(options, settings).await?,
-        Command::Pull(settings) => pull::measure(options, settings)?,
+        Command::Pull(settings) => pull::measure(options, settings).await?,
         Command::Volumes(settings) => volumes::measure(options, settings).await?,
         Command::Logs(settings) => logs::measure(options, settings).await?,
         Command::PeerNamespace { .. } => Vec::new(),

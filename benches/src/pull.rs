@@ -21,7 +21,7 @@ pub struct Settings {
     runs: usize,
 }
 
-pub fn measure(options: &Options, settings: &Settings) -> Result<Vec<Report>> {
+pub async fn measure(options: &Options, settings: &Settings) -> Result<Vec<Report>> {
     peer::require("podman", "apt-get install --no-install-recommends podman")?;
     let mut scratch = Scratch::new(options)?;
     let sides = ["berth pull", "podman pull"];
@@ -30,6 +30,8 @@ pub fn measure(options: &Options, settings: &Settings) -> Result<Vec<Report>> {
     let mut bytes = 0;
     for round in 0..settings.runs {
         for turn in 0..2 {
+            // A signal may have come meanwhile.
+            tokio::task::yield_now().await;
             let side = (round + turn) % 2;
             // What the last one left in the page cache is not this one's to write.
             nix::unistd::sync();

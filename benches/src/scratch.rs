@@ -119,7 +119,8 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         remove_cgroups(&format!("{}-peer", self.config.cgroup_parent));
-        // Commands make it; a measurement that failed, or opened no runtime, has not dismantled it.
+        // Commands make it; a measurement that failed, was interrupted, or opened no runtime, has not dismantled it.
+        let _ = self.berth().args(["shutdown", "--dismantle"]).status();
         remove_cgroups(&self.config.cgroup_parent);
         for dir in [&self.dir, &self.run_dir] {
             if let Err(error) = fs::remove_dir_all(dir) {
