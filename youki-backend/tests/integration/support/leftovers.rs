@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
 
 use super::pace::patience;
@@ -19,6 +20,8 @@ use super::{Shared, Suite};
 
 /// A supervisor ends by itself a moment after its container was removed.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
+/// The kernel takes its time to remove a bridge, and none of the CPU's.
+const DISMANTLED_AT_ONCE: usize = 8;
 
 /// Veth pairs and named network namespaces that were there before the first test.
 #[derive(Debug)]
@@ -54,9 +57,8 @@ pub fn check(suite: &Suite) -> Result<(), String> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    for root in roots.iter().filter(|root| root.dir.exists()) {
-        left.extend(suite.tokio.block_on(dismantle(root)));
-    }
+    let dismantling = stream::iter(roots.iter().filter(|root| root.dir.exists())).map(dismantle);
+    left.extend(suite.tokio.block_on(dismantling.buffer_unordered(DISMANTLED_AT_ONCE).concat()));
     if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
 }
 
