@@ -19,6 +19,7 @@ mod exec;
 mod heap;
 mod output;
 mod own_log;
+mod stack;
 
 pub(crate) use config::{
     CONTROL_FD, ERRNO_FD, FIRST_HELD_FD, HOST_NETWORK_FD, LISTENER_FD, OUTPUT_FDS, PLAN_FD, RESULT_FD, RemovalPlan,
@@ -31,18 +32,21 @@ use attempt::Attempt;
 
 /// Runs the supervisor described by the first argument. Its exit code only says whether it could take over at all.
 pub(crate) fn main(argument: Option<&str>) -> i32 {
-    let config = match argument.map(serde_json::from_str::<ResidentConfig>) {
-        Some(Ok(config)) => config,
-        Some(Err(error)) => return refuse(&format!("its argument is not a configuration: {error}")),
-        None => return refuse("it is started by Berth, with a configuration"),
-    };
-    match Attempt::take_over(config) {
+    match take_over(argument) {
         Ok(attempt) => attempt.run(),
-        Err(error) => refuse(&format!("taking over failed: {error}")),
+        Err(why) => {
+            say!("berth-supervisor: {why}");
+            1
+        }
     }
 }
 
-fn refuse(why: &str) -> i32 {
-    say!("berth-supervisor: {why}");
-    1
+/// On its own, and the attempt in a box: what this takes of the stack is free again while the container runs.
+#[inline(never)]
+fn take_over(argument: Option<&str>) -> Result<Box<Attempt>, String> {
+    let argument = argument.ok_or("it is started by Berth, with a configuration")?;
+    let config = serde_json::from_str::<ResidentConfig>(argument)
+        .map_err(|error| format!("its argument is not a configuration: {error}"))?;
+    let attempt = Attempt::take_over(config).map_err(|error| format!("taking over failed: {error}"))?;
+    Ok(Box::new(attempt))
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use runtime_core::{Event, EventKind};
 
 use super::super::events::{self, Source};
-use super::super::{exec, output};
+use super::super::{exec, output, stack};
 use super::{Attempt, BUILD_DEADLINE, KILL_PATIENCE};
 use crate::journal::Journal;
 use crate::process::ProcessName;
@@ -182,6 +182,7 @@ impl Attempt {
                 self.tell(Event { attempt: Some(self.config.attempt), ..Event::now(EventKind::Start) });
                 self.answer_starters(&Reply::Ok);
                 self.tell_of_start();
+                stack::give_back();
             }
         }
     }

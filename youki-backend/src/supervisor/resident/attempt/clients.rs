@@ -6,7 +6,7 @@ use rustix::net::SocketFlags;
 
 use super::super::connection::{Connection, Incoming};
 use super::super::events::Source;
-use super::super::{exec, heap};
+use super::super::{exec, heap, stack};
 use super::{Attempt, Stopping, place};
 use crate::supervisor::wire::{CURRENT_ATTEMPT, LAST_ATTEMPT, Phase, Reply, Request, Status};
 
@@ -68,6 +68,7 @@ impl Attempt {
         if much {
             heap::give_back();
         }
+        stack::give_back();
         self.starters.retain(|other| *other != slot);
         if let Some(stop) = &mut self.stopping {
             stop.connections.retain(|other| *other != slot);

@@ -134,7 +134,7 @@ impl Attempt {
     }
 
     /// After the last attempt: lets go of everything, and tells whoever waits.
-    pub(super) fn finish(mut self) -> i32 {
+    pub(super) fn finish(mut self: Box<Self>) -> i32 {
         self.phase = Phase::Exited;
         self.held.clear();
         let removal = self.config.removal.clone();

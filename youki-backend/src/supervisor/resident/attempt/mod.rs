@@ -178,7 +178,7 @@ impl Attempt {
     }
 
     /// Until the init has ended, the record is written and everybody told; and again while the policy says so.
-    pub fn run(mut self) -> i32 {
+    pub fn run(mut self: Box<Self>) -> i32 {
         // The end of the helper, or an agent's word, may have come before anybody listened.
         self.reap();
         self.serve(0);
