@@ -18,6 +18,7 @@ mod command_line;
 mod commands;
 mod conformance;
 mod copying;
+mod docker_run_lines;
 mod errors;
 mod exec;
 mod full_disk;
@@ -109,6 +110,7 @@ fn trials() -> Vec<Trial> {
         supervisor_killed::tests(),
         unit_restarted::tests(),
         command_line::tests(),
+        docker_run_lines::tests(),
         full_disk::tests(),
         removal::tests(),
         removed_at_end::tests(),

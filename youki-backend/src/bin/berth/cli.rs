@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use runtime_core::PullPolicy;
 
+use crate::docker_habits::switch_with_value;
 use crate::run_flags::RunArgs;
 pub use images::*;
 pub use networks::*;
@@ -163,7 +164,22 @@ impl Cli {
 
     /// Reads a command line.
     pub fn read(words: impl IntoIterator<Item: Into<std::ffi::OsString> + Clone>) -> Result<Self, clap::Error> {
-        let matches = Self::definition().try_get_matches_from(words)?;
+        let mut words: Vec<std::ffi::OsString> = words.into_iter().map(Into::into).collect();
+        let matches = loop {
+            let error = match Self::definition().try_get_matches_from(&words) {
+                Ok(matches) => break matches,
+                Err(error) => error,
+            };
+            // Each turn takes a value away.
+            match switch_with_value(&error, &words) {
+                Some((place, true)) => {
+                    let switch = words[place].to_string_lossy().split('=').next().unwrap_or_default().to_owned();
+                    words[place] = switch.into();
+                }
+                Some((place, false)) => drop(words.remove(place)),
+                None => return Err(error),
+            }
+        };
         let mut cli = Self::from_arg_matches(&matches)?;
         let mut level = Some(&matches);
         while let Some(matches) = level {
@@ -509,6 +525,19 @@ mod tests {
         assert_eq!(cli.global.subnet.as_deref(), Some("10.1.0.0/16"));
         let Command::Network(NetworkCommand::Create(args)) = cli.command else { panic!() };
         assert_eq!(args.subnet, ["10.2.0.0/24", "fd00::/64"]);
+    }
+
+    #[test]
+    fn a_switch_may_have_a_value_as_dockers() {
+        let Command::Run(args) =
+            parse("berth run --rm=true --init=false -i --detach=1 --read-only=false img sh --rm=true").command
+        else {
+            panic!()
+        };
+        assert!(args.rm && !args.init && args.interactive && args.detach && !args.read_only);
+        assert_eq!(args.image_and_command, ["img", "sh", "--rm=true"]);
+        assert!(Cli::read(["berth", "run", "--rm=perhaps", "img"]).is_err());
+        assert!(Cli::read(["berth", "run", "img", "--rm=perhaps"]).is_ok());
     }
 
     #[test]

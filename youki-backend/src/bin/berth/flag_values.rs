@@ -46,6 +46,23 @@ pub fn memory(flag: &str, text: &str) -> Result<ByteSize> {
     if bytes < 9_007_199_254_740_992.0 { Ok(ByteSize::new(bytes as u64)) } else { Err(invalid()) }
 }
 
+/// `--memory-swap 1g`: memory and swap together, so how much of it is swap; `None` for docker's default.
+pub fn swap(text: &str, limit: Option<ByteSize>) -> Result<Option<ByteSize>> {
+    const FLAG: &str = "--memory-swap";
+    if text == "-1" {
+        return Err(Failure::unsupported("--memory-swap -1: swap without a limit"));
+    }
+    let total = memory(FLAG, text)?.as_u64();
+    match limit {
+        _ if total == 0 => Ok(None),
+        None => Err(wrong(FLAG, text, "it needs --memory beside it")),
+        Some(limit) => match total.checked_sub(limit.as_u64()) {
+            Some(swap) => Ok(Some(ByteSize::new(swap))),
+            None => Err(wrong(FLAG, text, "it is less than --memory, which it contains")),
+        },
+    }
+}
+
 /// `--cpus 1.5`.
 pub fn cpus(text: &str) -> Result<f64> {
     let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
@@ -149,6 +166,8 @@ pub fn volume(text: &str, cwd: &Path) -> Result<StorageSpec> {
         match option {
             "ro" => readonly = true,
             "rw" => readonly = false,
+            // Of no meaning on Linux, or what it is in any case.
+            "cached" | "delegated" | "consistent" | "default" | "private" | "rprivate" => {}
             "z" | "Z" => return Err(Failure::unsupported(format!("--volume {text}: the SELinux option {option:?}"))),
             _ => return Err(Failure::unsupported(format!("--volume {text}: the option {option:?}"))),
         }
@@ -159,15 +178,21 @@ pub fn volume(text: &str, cwd: &Path) -> Result<StorageSpec> {
         Some("") => return Err(wrong("--volume", text, "the source is empty")),
         Some(path) if path.starts_with('/') => StorageSpec::Bind { source: path.to_owned(), target, readonly },
         Some(path) if path.starts_with('.') || path.contains('/') => {
-            if !path.starts_with('.') {
-                return Err(wrong("--volume", text, "a path on the host must be absolute or begin with ./"));
-            }
-            StorageSpec::Bind { source: cwd.join(path).display().to_string(), target, readonly }
+            StorageSpec::Bind { source: host_path("--volume", text, path, cwd)?, target, readonly }
         }
         Some(name) => {
             StorageSpec::Named { name: name.to_owned(), target, readonly, tier: None, size: None, take_over: false }
         }
     })
+}
+
+/// A path of the host's: absolute, or of the working directory if it begins with a dot.
+pub fn host_path(flag: &str, text: &str, path: &str, cwd: &Path) -> Result<String> {
+    match path {
+        _ if path.starts_with('/') => Ok(path.to_owned()),
+        _ if path.starts_with('.') => Ok(cwd.join(path).display().to_string()),
+        _ => Err(wrong(flag, text, "a path on the host must be absolute or begin with ./")),
+    }
 }
 
 /// `--tmpfs /path[:size=64m,mode=1777]`.

@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `cli`, `run_flags`, `flag_values`, `publish` | the command line and what it means |
+//! | `cli`, `run_flags`, `flag_values`, `publish`, `mount_flag`, `log_flags`, `docker_habits` | the command line and what it means |
 //! | `session` | configuration, logging, the opened runtime |
 //! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `images`, `archives`, `volumes`, `networks`, `events`, `doctor`, `root` | the commands |
 //! | `streams`, `signals`, `terminal` | what a foreground run passes on |
@@ -12,6 +12,7 @@ mod archives;
 mod attach;
 mod cli;
 mod copy;
+mod docker_habits;
 mod doctor;
 mod events;
 mod exec;
@@ -21,7 +22,9 @@ mod format;
 mod images;
 mod lifecycle;
 mod listing;
+mod log_flags;
 mod logs;
+mod mount_flag;
 mod networks;
 mod output;
 mod progress;
@@ -203,6 +206,11 @@ fn report_usage(error: &clap::Error) -> i32 {
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
+            status
+        }
+        _ if passes_codes && docker_habits::not_built(error).is_some() => {
+            let flag = docker_habits::not_built(error).unwrap_or_default();
+            Failure::unsupported(flag).print(words.iter().any(|word| word == "--json"));
             status
         }
         kind => {

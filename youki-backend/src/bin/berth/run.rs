@@ -1,8 +1,8 @@
 //! `run`, `create` and `apply`.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read};
-use std::path::Path;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
 
 use runtime_core::spec::StorageSpec;
 use runtime_core::{ContainerId, ServiceSpec};
@@ -41,7 +41,7 @@ pub async fn apply(config: Config, as_json: bool, args: &ApplyArgs) -> Result<i3
     id.validate()?;
     let auth = args.creds.as_deref().map(credentials).transpose()?;
     let options = CreateOptions { auth, ..CreateOptions::default() };
-    let wanted = Wanted { id, spec: read_spec(&args.file)?, options };
+    let wanted = Wanted { id, spec: read_spec(&args.file)?, options, quiet: false, cidfile: None };
     let session = Session::open(config, as_json).await?;
     wanted.create(&session).await?;
     session.runtime.start(&wanted.id).await?;
@@ -108,12 +108,30 @@ struct Wanted {
     id: ContainerId,
     spec: ServiceSpec,
     options: CreateOptions,
+    quiet: bool,
+    /// Where its id is written.
+    cidfile: Option<PathBuf>,
 }
 
 impl Wanted {
     fn from_flags(args: &RunArgs) -> Result<Self> {
         let options = CreateOptions { auth: args.auth()?, progress: None };
-        Ok(Self { id: args.id()?, spec: args.spec()?, options })
+        if let Some(file) = args.cidfile.as_deref().filter(|file| file.exists()) {
+            return Err(Failure::usage(format!("--cidfile {}: it exists: another container may run", file.display())));
+        }
+        Ok(Self { id: args.id()?, spec: args.spec()?, options, quiet: args.quiet, cidfile: args.cidfile.clone() })
+    }
+
+    /// What follows a create.
+    fn created(&self, session: &Session) -> Result<()> {
+        self.warn_of_local_volumes(session);
+        let Some(file) = &self.cidfile else { return Ok(()) };
+        let written = File::create_new(file).and_then(|mut file| file.write_all(self.id.to_string().as_bytes()));
+        written.map_err(|error| Failure::io("writing", file, &error))
+    }
+
+    fn show(&self, session: &Session) -> Show {
+        if session.json || self.quiet { Show::Nothing } else { Show::Bars }
     }
 
     /// Whoever forgot the bucket would find an empty volume on the next host. Said once there is a volume to say it of.
@@ -128,25 +146,24 @@ impl Wanted {
     }
 
     async fn create(&self, session: &Session) -> Result<()> {
-        let (sender, shown) = progress::pull(show(session));
+        let (sender, shown) = progress::pull(self.show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let created = session.runtime.create(&self.id, &self.spec, options).await;
         shown.finish().await;
         created?;
-        self.warn_of_local_volumes(session);
-        Ok(())
+        self.created(session)
     }
 
     /// The same, unless a signal asks to end before: then the exit code, and nothing is left.
     async fn create_or_give_up(&self, session: &Session, signals: &mut Signals) -> Result<Option<i32>> {
-        let (sender, mut shown) = progress::pull(show(session));
+        let (sender, mut shown) = progress::pull(self.show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let mut creating = std::pin::pin!(session.runtime.create(&self.id, &self.spec, options));
         let number = tokio::select! {
             created = &mut creating => {
                 shown.finish().await;
                 created?;
-                self.warn_of_local_volumes(session);
+                self.created(session)?;
                 return Ok(None);
             }
             number = signals.next_ending() => number,
@@ -159,10 +176,6 @@ impl Wanted {
         }
         Ok(Some(128 + number))
     }
-}
-
-fn show(session: &Session) -> Show {
-    if session.json { Show::Nothing } else { Show::Bars }
 }
 
 fn print_id(session: &Session, id: &ContainerId) -> Result<()> {

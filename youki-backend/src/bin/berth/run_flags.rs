@@ -10,6 +10,8 @@ use runtime_core::{ContainerId, PullPolicy, RegistryAuth, ServiceSpec};
 use crate::cli::parse_pull_policy;
 use crate::failure::{Failure, Result};
 use crate::flag_values::{self as values, SecurityOption};
+use crate::log_flags::logs;
+use crate::mount_flag::mount;
 use crate::publish::{expose, publish};
 
 #[derive(Debug, Default, Args)]
@@ -20,6 +22,12 @@ pub struct RunArgs {
     /// Remove it when it ends
     #[arg(long)]
     pub rm: bool,
+    /// Write its id to this file, which must not exist
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// Say nothing of the pull
+    #[arg(short, long)]
+    pub quiet: bool,
     /// Its name [default: 12 random hexadecimal digits]
     #[arg(long)]
     pub name: Option<String>,
@@ -41,6 +49,9 @@ pub struct RunArgs {
     /// Mount a named volume, a host path, or a volume that dies with the container
     #[arg(short, long, value_name = "[NAME|/SOURCE:]/TARGET[:ro]", action = ArgAction::Append)]
     pub volume: Vec<String>,
+    /// Mount a volume, a host path or a filesystem in memory
+    #[arg(long, value_name = "type=bind|volume|tmpfs,source=…,target=…[,readonly]", action = ArgAction::Append)]
+    pub mount: Vec<String>,
     /// Mount a filesystem in memory
     #[arg(long, value_name = "/TARGET[:size=64m,mode=1777]", action = ArgAction::Append)]
     pub tmpfs: Vec<String>,
@@ -53,6 +64,9 @@ pub struct RunArgs {
     /// Limit its memory: b, k, m, g
     #[arg(short, long, value_name = "BYTES")]
     pub memory: Option<String>,
+    /// Limit its memory and swap together [default: twice its memory]
+    #[arg(long, value_name = "BYTES")]
+    pub memory_swap: Option<String>,
     /// Limit its CPU time, in CPUs
     #[arg(long, value_name = "NUMBER")]
     pub cpus: Option<String>,
@@ -122,6 +136,12 @@ pub struct RunArgs {
     /// Label it
     #[arg(short, long, value_name = "NAME[=VALUE]", action = ArgAction::Append)]
     pub label: Vec<String>,
+    /// json-file or local: both are Berth's log
+    #[arg(long, value_name = "DRIVER")]
+    pub log_driver: Option<String>,
+    /// max-size=BYTES, max-file=NUMBER: how much of its output is kept
+    #[arg(long, value_name = "NAME=VALUE", action = ArgAction::Append)]
+    pub log_opt: Vec<String>,
     /// In place of the image's entrypoint
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<String>,
@@ -204,6 +224,7 @@ impl RunArgs {
         self.set_storage(&mut spec)?;
         self.set_network(&mut spec)?;
         self.set_security(&mut spec)?;
+        spec.logs = logs(self.log_driver.as_deref(), &self.log_opt)?;
         spec.labels = self.label.iter().map(|text| values::label(text)).collect::<Result<_>>()?;
         Ok(spec)
     }
@@ -249,6 +270,9 @@ impl RunArgs {
         resources.memory = self.memory.as_deref().map(|text| values::memory("--memory", text)).transpose()?;
         // Docker reads 0 as no limit.
         resources.memory = resources.memory.filter(|memory| memory.as_u64() != 0);
+        if let Some(text) = &self.memory_swap {
+            resources.swap = values::swap(text, resources.memory)?;
+        }
         resources.cpu = match self.cpus.as_deref() {
             None | Some("0") => None,
             Some(text) => Some(values::cpus(text)?),
@@ -265,6 +289,9 @@ impl RunArgs {
         let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
         for text in &self.volume {
             spec.storage.push(values::volume(text, &cwd)?);
+        }
+        for text in &self.mount {
+            spec.storage.push(mount(text, &cwd)?);
         }
         for text in &self.tmpfs {
             spec.storage.push(values::tmpfs(text)?);

@@ -159,6 +159,19 @@ fn networks() {
 }
 
 #[test]
+fn swap_is_what_is_beyond_memory() {
+    let (mib, limit) = (1 << 20, Some(ByteSize::new(64 << 20)));
+    assert_eq!(swap("64m", limit).unwrap(), Some(ByteSize::new(0)));
+    assert_eq!(swap("65m", limit).unwrap(), Some(ByteSize::new(mib)));
+    assert_eq!(swap("0", limit).unwrap(), None);
+    for (text, limit, code) in
+        [("63m", limit, "usage"), ("1g", None, "usage"), ("x", limit, "usage"), ("-1", limit, "unsupported")]
+    {
+        assert_eq!(swap(text, limit).unwrap_err().code(), code, "{text}");
+    }
+}
+
+#[test]
 fn devices_and_limits() {
     let of = |read, write, mknod| DeviceSpec { path: "/dev/fuse".into(), read, write, mknod };
     assert_eq!(device("/dev/fuse").unwrap(), of(true, true, true));
