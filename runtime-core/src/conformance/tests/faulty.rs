@@ -50,6 +50,20 @@ pub(super) enum Fault {
     HasSomeCodes,
     PrunesNothing,
     PrunesWhatIsUsed,
+    CreatesWithoutImages,
+    StartsWhenCreated,
+    TakesAnyName,
+    RunsNothingInExec,
+    PullsInName,
+    NeverPulls,
+    RemovesNoImages,
+    TagsNothing,
+    TagsAnything,
+    KillsWithKill,
+    KillsNothing,
+    ListsNothing,
+    StopsNothing,
+    InventsContainers,
 }
 
 pub(super) struct Faulty {
@@ -92,6 +106,14 @@ impl Runtime for Faulty {
     }
 
     async fn pull_image_with_policy(&self, image: &str, policy: PullPolicy, auth: Option<&RegistryAuth>) -> Result<()> {
+        match self.fault {
+            Fault::PullsInName => return Ok(()),
+            Fault::NeverPulls => {
+                let reason = "it is not asked for".to_owned();
+                return Err(AgentError::PullFailed { image: image.to_owned(), reason });
+            }
+            _ => {}
+        }
         self.runtime.pull_image_with_policy(image, policy, auth).await
     }
 
@@ -110,7 +132,20 @@ impl Runtime for Faulty {
             }
             _ => {}
         }
-        self.runtime.create_container(id, spec).await
+        let mut spec = spec.clone();
+        let mut id = id.clone();
+        match self.fault {
+            Fault::CreatesWithoutImages if spec.image.name.contains("no/such") => {
+                super::IMAGE.clone_into(&mut spec.image.name)
+            }
+            Fault::TakesAnyName => id.service = "any".to_owned(),
+            _ => {}
+        }
+        self.runtime.create_container(&id, &spec).await?;
+        match self.fault {
+            Fault::StartsWhenCreated => self.runtime.start_container(&id).await,
+            _ => Ok(()),
+        }
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<()> {
@@ -129,6 +164,9 @@ impl Runtime for Faulty {
     }
 
     async fn stop_container(&self, id: &ContainerId, timeout: Duration) -> Result<()> {
+        if self.fault == Fault::StopsNothing {
+            return Ok(());
+        }
         if self.fault == Fault::KillsWithoutPatience {
             return match self.runtime.kill_container(id, None).await {
                 Err(AgentError::Internal(_)) => Ok(()), // it has ended
@@ -160,7 +198,10 @@ impl Runtime for Faulty {
         if is_half_gone {
             return Err(AgentError::NotFound { container: id.to_string(), reason: "it has been removed".to_owned() });
         }
-        self.spoil(self.runtime.container_state(id).await)
+        match (self.fault, self.runtime.container_state(id).await) {
+            (Fault::InventsContainers, Err(_)) => Ok(ContainerState::Running),
+            (_, state) => self.spoil(state),
+        }
     }
 
     async fn container_logs(&self, id: &ContainerId, tail: usize) -> Result<Vec<LogEntry>> {
@@ -191,6 +232,9 @@ impl Runtime for Faulty {
 
     async fn exec(&self, id: &ContainerId, command: &[String]) -> Result<(i32, String, String)> {
         assert!(self.fault != Fault::PanicsInExec, "exec is broken");
+        if self.fault == Fault::RunsNothingInExec && command.is_empty() {
+            return Ok((0, String::new(), String::new()));
+        }
         match self.runtime.exec(id, command).await {
             Ok((_, stdout, stderr)) if self.fault == Fault::ExecAlwaysSucceeds => Ok((0, stdout, stderr)),
             Err(AgentError::Internal(_)) if self.fault == Fault::ExecAlwaysSucceeds => {
@@ -274,10 +318,18 @@ impl Runtime for Faulty {
     }
 
     async fn remove_image(&self, image: &str, force: bool) -> Result<()> {
+        if self.fault == Fault::RemovesNoImages {
+            return Ok(());
+        }
         self.runtime.remove_image(image, force || self.fault == Fault::RemovesUsedImages).await
     }
 
     async fn kill_container(&self, id: &ContainerId, signal: Option<&str>) -> Result<()> {
+        let signal = match self.fault {
+            Fault::KillsNothing => return Ok(()),
+            Fault::KillsWithKill => None,
+            _ => signal,
+        };
         match self.runtime.kill_container(id, signal).await {
             Err(AgentError::InvalidSpec(_)) if self.fault == Fault::TakesAnySignal => Ok(()),
             answer => answer,
@@ -285,7 +337,11 @@ impl Runtime for Faulty {
     }
 
     async fn tag_image(&self, source: &str, target: &str) -> Result<()> {
-        self.runtime.tag_image(source, target).await
+        match (self.fault, self.runtime.tag_image(source, target).await) {
+            (Fault::TagsAnything, Err(AgentError::InvalidSpec(_))) => Ok(()),
+            (Fault::TagsNothing, Ok(())) => self.runtime.remove_image(target, true).await,
+            (_, answer) => answer,
+        }
     }
 
     async fn inspect_detailed(&self, id: &ContainerId) -> Result<ContainerInspectDetails> {
@@ -297,6 +353,9 @@ impl Runtime for Faulty {
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerSummary>> {
+        if self.fault == Fault::ListsNothing {
+            return Ok(Vec::new());
+        }
         let mut all = self.runtime.list_containers().await?;
         if self.fault == Fault::ForgetsLabels {
             all.iter_mut().for_each(|container| container.labels.clear());

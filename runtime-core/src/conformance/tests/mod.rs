@@ -144,7 +144,7 @@ async fn judge(fault: Fault, only: &str) -> Report {
     let runtime: Arc<dyn Runtime> = Arc::new(Faulty::new(in_memory(), fault));
     let options = Options {
         concurrency: 16,
-        check_timeout: Duration::from_secs(15),
+        check_timeout: Duration::from_secs(5),
         patience: Duration::from_secs(2),
         only: Some(only.to_owned()),
         ..Options::default()
@@ -170,8 +170,11 @@ async fn a_backend_that_keeps_the_contract_fails_nothing_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_broken_promise_is_found_by_its_check() {
-    let faults: [(Fault, &[&str]); 29] = [
-        (Fault::InventsExitCodeZero, &["outcome.exit_codes", "wait.after_exit", "start.not_found", "stop.handled"]),
+    let faults: [(Fault, &[&str]); 42] = [
+        (
+            Fault::InventsExitCodeZero,
+            &["outcome.exit_codes", "wait.after_exit", "start.not_found", "stop.handled", "wait.fast", "wait.many"],
+        ),
         (Fault::WaitReturnsEarly, &["wait.before_start", "wait.blocks"]),
         (Fault::NamesNoSignal, &["outcome.killed", "stop.outcome"]),
         (Fault::ReadsLogTimesAtRead, &["logs.timestamps"]),
@@ -200,12 +203,25 @@ async fn each_broken_promise_is_found_by_its_check() {
         (Fault::HasSomeCodes, &["errors.code"]),
         (Fault::PrunesNothing, &["prune.unused"]),
         (Fault::PrunesWhatIsUsed, &["prune.unused"]),
+        (Fault::CreatesWithoutImages, &["create.no_image"]),
+        (Fault::StartsWhenCreated, &["create.waits"]),
+        (Fault::TakesAnyName, &["ids.invalid"]),
+        (Fault::RunsNothingInExec, &["exec.empty"]),
+        (Fault::PullsInName, &["images.pull_never"]),
+        (Fault::NeverPulls, &["images.pull_present"]),
+        (Fault::RemovesNoImages, &["images.remove"]),
+        (Fault::TagsNothing, &["images.tag"]),
+        (Fault::TagsAnything, &["images.tag_invalid"]),
+        (Fault::KillsWithKill, &["kill.names", "kill.handled"]),
+        (Fault::KillsNothing, &["kill.kill"]),
+        (Fault::ListsNothing, &["list.containers"]),
+        (Fault::StopsNothing, &["stop.at_once", "stop.dropped", "stop.idempotent", "stop.together"]),
     ];
-    for (fault, checks) in faults {
-        for check in checks {
-            let report = judge(fault, check).await;
-            assert!(failed(&report).contains(check), "{fault:?} is not found by {check}:\n{report}");
-        }
+    let all = faults.iter().flat_map(|(fault, checks)| checks.iter().map(move |check| (*fault, *check)));
+    let judged =
+        futures_util::future::join_all(all.map(async |(fault, check)| (fault, check, judge(fault, check).await)));
+    for (fault, check, report) in judged.await {
+        assert!(failed(&report).contains(check), "{fault:?} is not found by {check}:\n{report}");
     }
 }
 
@@ -235,6 +251,10 @@ async fn a_restart_that_forgets_is_found() {
     let kept = InMemory { runtime: runtime.clone(), reopened: Some(runtime.clone()) };
     let report = run(Arc::new(kept), &options).await;
     assert!(report.is_ok() && report.passed().count() == 4, "{report}");
+    let invents: Arc<dyn Runtime> = Arc::new(Faulty::new(in_memory(), Fault::InventsContainers));
+    let invented = InMemory { runtime: runtime.clone(), reopened: Some(invents) };
+    let report = run(Arc::new(invented), &options).await;
+    assert!(failed(&report).contains("reopen.removed"), "{report}");
     let forgotten = InMemory { runtime, reopened: Some(Arc::new(in_memory())) };
     let report = run(Arc::new(forgotten), &options).await;
     assert_eq!(failed(&report), BTreeSet::from(["reopen.created", "reopen.exited", "reopen.running"]), "{report}");

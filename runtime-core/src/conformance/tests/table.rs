@@ -57,3 +57,14 @@ fn no_two_checks_have_one_name() {
         assert!(check.name.split('.').count() == 2 && !check.promise.is_empty(), "{}", check.name);
     }
 }
+
+/// Where promises are broken, one at a time: in memory, and between Berth and the suite.
+const FAULTS: [&str; 2] =
+    [include_str!("mod.rs"), include_str!("../../../../youki-backend/tests/integration/conformance/faults.rs")];
+
+#[test]
+fn each_check_is_shown_to_fail() {
+    let is_shown = |name: &str| FAULTS.iter().any(|source| source.contains(&format!("\"{name}\"")));
+    let never: Vec<&str> = all_checks().iter().map(|check| check.name).filter(|name| !is_shown(name)).collect();
+    assert_eq!(never, Vec::<&str>::new(), "no fault is known that these find");
+}

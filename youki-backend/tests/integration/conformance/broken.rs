@@ -38,6 +38,7 @@ pub struct Spoils {
     pub top: Option<fn(&mut TopEntry)>,
     pub volume: Option<fn(&mut VolumeStatus)>,
     pub output: Option<fn(&mut String)>,
+    pub exec_event: Option<fn(ExecEvent) -> ExecEvent>,
     pub act: Option<Act>,
 }
 
@@ -70,9 +71,21 @@ pub enum Act {
     LeavesExecs,
     /// An exec is root's.
     ExecsAsRoot,
+    /// The exit code of a signal is its number.
+    ExecsWithoutSignals,
+    /// `exec_stream` gives what there is at the end.
+    BuffersExecs,
+    /// All containers have one address.
+    SharesAddresses,
+    /// The pid is that of this process, whatever runs.
+    TellsItsOwnPid,
+    /// A second pause is an error.
+    PausesOnce,
     PausesNothing,
     UnpausesNothing,
     SyncsNothing,
+    /// What was stopped is started.
+    RestartsWhatWasStopped,
 }
 
 pub struct Broken {
@@ -175,7 +188,11 @@ impl Runtime for Broken {
         if self.acts(Act::StopsWithASignal) {
             return self.runtime.kill_container(id, Some("USR1")).await;
         }
-        self.or_spoiled(self.runtime.stop_container(id, timeout).await)
+        let stopped = self.or_spoiled(self.runtime.stop_container(id, timeout).await);
+        if self.acts(Act::RestartsWhatWasStopped) {
+            return self.runtime.start_container(id).await;
+        }
+        stopped
     }
 
     async fn remove_container(&self, id: &ContainerId) -> Result<()> {
@@ -210,11 +227,26 @@ impl Runtime for Broken {
             return Ok((0, events.iter().map(text).collect(), String::new()));
         }
         let (code, stdout, stderr) = self.runtime.exec(id, command).await?;
+        let code = if self.acts(Act::ExecsWithoutSignals) { code % 128 } else { code };
         Ok((code, spoiled(stdout, self.spoils.output), stderr))
     }
 
     async fn exec_stream(&self, id: &ContainerId, command: &[String]) -> Result<ExecEventStream> {
-        self.runtime.exec_stream(id, command).await
+        let events = self.runtime.exec_stream(id, command).await?;
+        if self.acts(Act::BuffersExecs) {
+            let all: Vec<ExecEvent> = events.collect().await;
+            return Ok(futures_util::stream::iter(all).boxed());
+        }
+        if self.acts(Act::LeavesExecs) {
+            let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+            tokio::spawn(events.for_each(move |event| std::future::ready(drop(sender.send(event)))));
+            let next = |mut receiver: tokio::sync::mpsc::UnboundedReceiver<ExecEvent>| async {
+                receiver.recv().await.map(|event| (event, receiver))
+            };
+            return Ok(futures_util::stream::unfold(receiver, next).boxed());
+        }
+        let spoil = self.spoils.exec_event.unwrap_or(|event| event);
+        Ok(events.map(spoil).boxed())
     }
 
     async fn get_container_stats(&self, id: &ContainerId) -> Result<ContainerStats> {
@@ -230,7 +262,8 @@ impl Runtime for Broken {
     }
 
     async fn get_container_pid(&self, id: &ContainerId) -> Result<Option<u32>> {
-        self.runtime.get_container_pid(id).await
+        let pid = self.runtime.get_container_pid(id).await?;
+        Ok(if self.acts(Act::TellsItsOwnPid) { Some(std::process::id()) } else { pid })
     }
 
     async fn get_container_ip(&self, id: &ContainerId) -> Result<Option<IpAddr>> {
@@ -238,6 +271,9 @@ impl Runtime for Broken {
             let count = self.seen.lock().unwrap().len();
             self.is_new("an address");
             return Ok(format!("192.0.2.{}", count + 1).parse().ok());
+        }
+        if self.acts(Act::SharesAddresses) {
+            return Ok("192.0.2.1".parse().ok());
         }
         self.runtime.get_container_ip(id).await
     }
@@ -325,6 +361,9 @@ impl Runtime for Broken {
     async fn pause(&self, id: &ContainerId) -> Result<()> {
         if self.acts(Act::PausesNothing) {
             return Ok(());
+        }
+        if self.acts(Act::PausesOnce) && !self.is_new(&id.to_string()) {
+            return Err(AgentError::Internal("it is paused".to_owned()));
         }
         self.runtime.pause(id).await
     }

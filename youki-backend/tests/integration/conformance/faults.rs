@@ -7,8 +7,8 @@ use runtime_core::spec::{
     ByteSize, HealthCheck, HealthSpec, NetworkMode, RestartKind, RlimitSpec, SeccompSpec, StorageSpec,
 };
 use runtime_core::{
-    AgentError, ContainerInspectDetails, EventKind, EventsOptions, ExecOptions, HealthDetail, LogsOptions, PullPolicy,
-    ServiceSpec,
+    AgentError, ContainerInspectDetails, EventKind, EventsOptions, ExecEvent, ExecOptions, HealthDetail, LogSource,
+    LogStream, LogsOptions, PullPolicy, ServiceSpec,
 };
 
 use super::broken::{Act, Spoils};
@@ -83,6 +83,8 @@ fn of_processes() -> Faults {
         (&["configured.user"], spec(|spec| spec.user = Some("0".to_owned()))),
         (&["configured.stop_signal"], spec(|spec| spec.stop_signal = Some("TERM".to_owned()))),
         (&["configured.volume"], spec(|spec| spec.storage.push(kept("/srv/volume")))),
+        (&["command.matrix"], spec(|spec| spec.command.args = None)),
+        (&["process.pid"], act(Act::TellsItsOwnPid)),
     ]
 }
 
@@ -149,6 +151,26 @@ fn of_limits() -> Faults {
             &["outcome.oom"],
             Spoils { outcome: Some(|outcome| outcome.reason = runtime_core::WaitReason::Signal), ..Spoils::default() },
         ),
+        (
+            &["outcome.oom_of_child"],
+            Spoils {
+                outcome: Some(|outcome| outcome.reason = runtime_core::WaitReason::OomKilled),
+                ..Spoils::default()
+            },
+        ),
+        (
+            &["outcome.finished_at"],
+            Spoils { outcome: Some(|outcome| outcome.finished_at = Some(chrono::Utc::now())), ..Spoils::default() },
+        ),
+        (&["outcome.inspect"], Spoils { details: Some(|details| details.exit_code = None), ..Spoils::default() }),
+        // It goes down.
+        (
+            &["stats.after_exit"],
+            Spoils {
+                stats: Some(|stats| stats.cpu_usage_usec = u64::MAX - stats.timestamp.timestamp_micros() as u64),
+                ..Spoils::default()
+            },
+        ),
     ]
 }
 
@@ -213,6 +235,7 @@ fn of_networks() -> Faults {
             },
         ),
         (&["ports.ephemeral", "ports.freed", "ports.conflict"], spec(|spec| spec.port_mappings.clear())),
+        (&["network.distinct"], act(Act::SharesAddresses)),
     ]
 }
 
@@ -248,10 +271,12 @@ fn of_images() -> Faults {
         (&["images.remove_digest"], act(Act::RemovesOneName)),
         (&["images.shared_layer"], act(Act::RemovesTheRepository)),
         (&["prune.beside_pull"], act(Act::AbortsPulls)),
+        (&["images.list"], Spoils { image: Some(|image| image.reference.clear()), ..Spoils::default() }),
     ]
 }
 
 fn of_logs() -> Faults {
+    let logs = |spoil| Spoils { logs: Some(spoil), ..Spoils::default() };
     let options = |spoil: fn(&mut LogsOptions)| Spoils { logs_options: Some(spoil), ..Spoils::default() };
     vec![
         (&["logs.max_size"], spec(|spec| spec.logs.max_size_bytes = None)),
@@ -291,10 +316,40 @@ fn of_logs() -> Faults {
         (&["logs_stream.records"], options(|options| options.cursor = None)),
         (&["logs_stream.follow"], options(|options| options.follow = false)),
         (&["logs_stream.partial"], Spoils { record: Some(|record| record.partial = false), ..Spoils::default() }),
+        (&["logs.after_exit", "logs.many"], logs(|_| Vec::new())),
+        (&["start.again", "logs.no_newline"], logs(|mut logs| logs.split_off(logs.len().saturating_sub(1)))),
+        (&["remove.frees_id"], logs(|logs| [logs.clone(), logs].concat())),
+        (
+            &["logs.not_utf8"],
+            logs(|logs| logs.into_iter().filter(|entry| !entry.message.contains('\u{fffd}')).collect()),
+        ),
+        (
+            &["logs.source"],
+            logs(|mut logs| {
+                logs.iter_mut().for_each(|entry| entry.source = LogSource::Daemon);
+                logs
+            }),
+        ),
+        (
+            &["logs.long_line"],
+            logs(|mut logs| {
+                logs.iter_mut().for_each(|entry| entry.message.truncate(16 << 10));
+                logs
+            }),
+        ),
+        (
+            &["logs.apart"],
+            logs(|mut logs| {
+                logs.sort_by_key(|entry| entry.stream == LogStream::Stdout);
+                logs
+            }),
+        ),
     ]
 }
 
 fn of_execs() -> Faults {
+    let output = |spoil| Spoils { output: Some(spoil), ..Spoils::default() };
+    let event = |spoil| Spoils { exec_event: Some(spoil), ..Spoils::default() };
     let options = |spoil: fn(&mut ExecOptions)| Spoils { exec: Some(spoil), ..Spoils::default() };
     vec![
         (&["exec.bounded"], Spoils { output: Some(|text| text.truncate(1000)), ..Spoils::default() }),
@@ -316,6 +371,37 @@ fn of_execs() -> Faults {
         (&["exec_with.tty"], options(|options| options.tty = false)),
         (&["exec_with.timeout"], options(|options| options.timeout = None)),
         (&["cancel.exec"], act(Act::LeavesExecs)),
+        (&["exec.large"], output(|text| text.truncate(1000))),
+        (&["exec.output"], output(|text| text.retain(|c| c != '\n'))),
+        (&["exec.parallel"], output(|text| "0\n".clone_into(text))),
+        (&["exec.not_utf8"], output(|text| text.retain(|c| c != '\u{fffd}'))),
+        (&["exec.signal"], act(Act::ExecsWithoutSignals)),
+        (
+            &["exec.leaves_init"],
+            Spoils {
+                logs: Some(|mut logs| {
+                    logs.iter_mut().for_each(|entry| entry.message.push_str("from the exec"));
+                    logs
+                }),
+                ..Spoils::default()
+            },
+        ),
+        (&["exec_stream.live"], act(Act::BuffersExecs)),
+        (&["exec_stream.dropped"], act(Act::LeavesExecs)),
+        (
+            &["exec_stream.fails", "exec_stream.stop"],
+            event(|event| match event {
+                ExecEvent::Exit(_) => ExecEvent::Exit(0),
+                event => event,
+            }),
+        ),
+        (
+            &["exec_stream.characters"],
+            event(|event| match event {
+                ExecEvent::Stdout(text) => ExecEvent::Stdout(text.replace('€', "\u{fffd}")),
+                event => event,
+            }),
+        ),
     ]
 }
 
@@ -359,6 +445,7 @@ fn of_supervision() -> Faults {
                 ..Spoils::default()
             },
         ),
+        (&["restart.stopped"], act(Act::RestartsWhatWasStopped)),
     ]
 }
 
@@ -412,5 +499,6 @@ fn of_the_rest() -> Faults {
             &["stop.stopping", "state.transitions"],
             Spoils { state: Some(|state| *state = runtime_core::ContainerState::Running), ..Spoils::default() },
         ),
+        (&["pause.repeats"], act(Act::PausesOnce)),
     ]
 }

@@ -143,7 +143,7 @@ async fn each_broken_promise_is_found(case: Case) {
     let faults = faults::faults();
     let tried = repetitions(faults.len(), 10); // they are the suite's affair, whatever the machine
     for (number, (checks, spoils)) in faults.into_iter().enumerate().take(tried) {
-        if judging.len() >= 6 {
+        if judging.len() >= 10 {
             missed.extend(judging.join_next().await.unwrap().unwrap());
         }
         judging.spawn(missed_by(number, checks, Spoilt::new(berth.clone(), spoils)));
