@@ -215,7 +215,9 @@ pub(crate) fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
 
 /// The same for bytes as they are.
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!("{TEMPORARY}{}", std::process::id()));
+    let temporary = PathBuf::from(temporary);
     let written = fs::File::create(&temporary).and_then(|mut file| file.write_all(bytes));
     let result = written
         .map_err(Error::io("writing", &temporary))
@@ -224,6 +226,26 @@ pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     result
+}
+
+/// Stands between the name of a file being written and the writer's process id.
+const TEMPORARY: &str = ".tmp";
+
+/// Whether `name` is that of a file being written, or left by a write that was cut off. No container's id is.
+pub(crate) fn is_temporary(name: &str) -> bool {
+    let pid = name.rsplit_once(TEMPORARY).map(|(_, pid)| pid);
+    pid.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Removes what writes to `dir` left that were cut off. The lock must be held under which all writers write there.
+pub(crate) fn remove_temporaries(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io("listing", dir))? {
+        let entry = entry.map_err(Error::io("listing", dir))?;
+        if entry.file_name().to_str().is_some_and(is_temporary) {
+            fs::remove_file(entry.path()).map_err(Error::io("removing", entry.path()))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -239,6 +261,21 @@ mod tests {
         let error = read::<ExitRecord>(&path).unwrap_err();
         assert_eq!(error.code(), "root.corrupt");
         assert!(error.to_string().contains("exit.json"));
+    }
+
+    #[test]
+    fn what_a_cut_off_write_left_is_told_from_any_container_and_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        for kept in ["web-rep-0", "a.tmp1-rep-0", ".lock", "x.tmp", "10.0.0.1@b.tmp-rep-7"] {
+            assert!(!is_temporary(kept), "{kept}");
+            fs::write(dir.path().join(kept), "").unwrap();
+        }
+        for left in ["web-rep-0.tmp12", "a.tmp1-rep-0.tmp1", "10.0.0.1@web-rep-0.tmp12"] {
+            assert!(is_temporary(left), "{left}");
+            fs::write(dir.path().join(left), "").unwrap();
+        }
+        remove_temporaries(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 5);
     }
 
     #[test]

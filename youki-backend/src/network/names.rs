@@ -69,6 +69,7 @@ pub(super) fn leave(place: &Place, lease: &Lease, id: &str) -> Result<()> {
 pub(super) fn reconcile(place: &Place, known: &dyn Fn(&str) -> bool) -> Result<()> {
     for dir in subdirectories(&place.run.join("names"))? {
         let lock = lease::lock(&dir, LOCK, FlockOperation::LockExclusive)?;
+        record::remove_temporaries(&dir)?;
         let mut gone = false;
         for (path, holder, _) in list(&dir)? {
             if !known(&holder) {
@@ -138,7 +139,7 @@ fn list(dir: &Path) -> Result<Vec<(std::path::PathBuf, String, u64)>> {
         let name = entry.file_name();
         if let Some((ip, holder)) = name.to_str().and_then(|name| name.split_once('@'))
             && ip.parse::<Ipv4Addr>().is_ok()
-            && !holder.contains(".tmp")
+            && !record::is_temporary(holder)
         {
             found.push((entry.path(), holder.to_owned(), entry.ino()));
         }

@@ -302,6 +302,7 @@ pub(super) fn reconcile(place: &Place, known: &dyn Fn(&str) -> bool) -> Result<(
         return Ok(());
     }
     let _lock = lock(place)?;
+    record::remove_temporaries(&place.ports())?;
     for (holder, _) in all(place)? {
         if !known(&holder) {
             close_locked(place, &holder)?;
@@ -343,8 +344,7 @@ fn all(place: &Place) -> Result<Vec<(String, Reservation)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(&dir).map_err(Error::io("listing", &dir))? {
         let name = entry.map_err(Error::io("listing", &dir))?.file_name();
-        // What is left of a write that was cut off ends otherwise.
-        if let Some(name) = name.to_str().filter(|name| name.contains("-rep-") && !name.contains(".tmp"))
+        if let Some(name) = name.to_str().filter(|name| name.contains("-rep-") && !record::is_temporary(name))
             && let Some(reservation) = record::read(&dir.join(name))?
         {
             found.push((name.to_owned(), reservation));
