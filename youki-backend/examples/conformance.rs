@@ -57,6 +57,14 @@ impl Backend for Berth {
         self.image.clone()
     }
 
+    async fn remove_volume(&self, name: &str) -> runtime_core::Result<()> {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match runtime.volumes().remove(name, true, true).await {
+            Ok(()) | Err(volumes_s3::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(youki_backend::Error::from(error).into()),
+        }
+    }
+
     async fn reopen(&self) -> runtime_core::Result<Option<Arc<dyn Runtime>>> {
         let anew = Arc::new(YoukiRuntime::open(self.config.clone()).await?);
         *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) = anew.clone();
