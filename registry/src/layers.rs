@@ -139,8 +139,9 @@ async fn unpack(
                 Ok(())
             })
             .await?;
-            if is_stored && session.is_some() && matches!(error, Error::DigestMismatch { .. }) {
-                // A damaged blob: the registry has it whole.
+            // A damaged blob, which the registry has whole; not one that an image has told a wrong diff ID for.
+            let is_damaged = matches!(&error, Error::DigestMismatch { expected, .. } if *expected == blob.digest);
+            if is_stored && session.is_some() && is_damaged {
                 drop(slot);
                 return Box::pin(refetch(store, id, blob, session, events, chain, diff)).await;
             }

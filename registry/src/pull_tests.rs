@@ -25,6 +25,8 @@ struct Manners {
     token_uses: Option<usize>,
     /// Other bytes than the digest says.
     lie: bool,
+    /// The image's configuration has other diff IDs than its layers.
+    other_diff_ids: bool,
     /// Documents are followed by so many spaces.
     padding: usize,
 }
@@ -51,7 +53,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Two layers: one that lists all it has, one that needs the one below.
-fn image() -> (HashMap<String, Vec<u8>>, Vec<String>) {
+fn image(other_diff_ids: bool) -> (HashMap<String, Vec<u8>>, Vec<String>) {
     let mut state = 1u64;
     let mut random = || {
         state ^= state << 13;
@@ -68,7 +70,8 @@ fn image() -> (HashMap<String, Vec<u8>>, Vec<String>) {
     let top = [header(b"d/.wh.f", b'0', 0, |_| {}), with_data(header(b"d/g", b'0', 1, |_| {}), b"g")];
     let tars = [bottom.concat(), top.concat()];
     let blobs: Vec<Vec<u8>> = tars.iter().map(|tar| gzip(tar)).collect();
-    let diff_ids: Vec<String> = tars.iter().map(|tar| format!("\"{}\"", digest_of(tar))).collect();
+    let of_diff = |tar: &Vec<u8>| digest_of(if other_diff_ids { b"other" } else { tar });
+    let diff_ids: Vec<String> = tars.iter().map(|tar| format!("\"{}\"", of_diff(tar))).collect();
     let config = format!(
         r#"{{"architecture":"{}","os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
         crate::platform::Platform::host().architecture,
@@ -99,7 +102,7 @@ fn image() -> (HashMap<String, Vec<u8>>, Vec<String>) {
 }
 
 async fn serve(manners: Manners) -> Registry {
-    let (content, layers) = image();
+    let (content, layers) = image(manners.other_diff_ids);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -299,6 +302,19 @@ async fn wrong_content_is_a_digest_mismatch_and_leaves_nothing() {
     assert!(error.to_string().contains(&reference), "{error}");
     assert!(store.list().await.unwrap().is_empty());
     assert!(!root.left().iter().any(|path| path.starts_with("layers/diff") || path.starts_with("layers/chain")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_wrong_diff_ids_takes_no_layer_from_others() {
+    let Some(root) = Root::new() else { return };
+    let (good, wrong) = (Manners::default(), Manners { other_diff_ids: true, ..Manners::default() });
+    let (good, wrong) = (serve(good).await, serve(wrong).await);
+    let store = root.store();
+    let image = store.pull(&format!("{}/x", good.address), PullOptions::default()).await.unwrap();
+    let reference = format!("{}/x", wrong.address);
+    let error = store.pull(&reference, PullOptions::default()).await.unwrap_err();
+    assert_eq!(error.code(), "image.digest_mismatch", "{error}");
+    assert_eq!(store.verify(&image.reference).await.unwrap().damaged, [], "a blob of another image is gone");
 }
 
 #[tokio::test(flavor = "multi_thread")]
