@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use runtime_core::{ContainerId, ExecOptions};
+use rustix::fs::FileType;
 use tokio::task::JoinHandle;
 use youki_backend::{Config, ExecRequest};
 
@@ -17,6 +18,8 @@ use crate::run::with_exec_status;
 use crate::session::Session;
 use crate::{streams, terminal};
 
+/// `/dev/null`, as Linux numbers it (devices.txt).
+const NULL_DEVICE: u64 = libc::makedev(1, 3);
 /// Time for what a process on a terminal wrote last, once it has ended.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
 
@@ -80,13 +83,13 @@ async fn on_terminal(
     Ok(code?)
 }
 
-/// What the process reads: standard input itself, unless it is a terminal, which stays ours.
+/// What the process reads: standard input itself if that may be given away.
 fn input(interactive: bool) -> Result<OwnedFd> {
     if !interactive {
         let null = File::open("/dev/null").map_err(|error| Failure::io("opening", "/dev/null", &error))?;
         return Ok(null.into());
     }
-    if !io::stdin().is_terminal() {
+    if may_be_given(&io::stdin()) {
         return streams::own(io::stdin());
     }
     let (reader, writer) = streams::pipe()?;
@@ -94,11 +97,21 @@ fn input(interactive: bool) -> Result<OwnedFd> {
     Ok(reader)
 }
 
-/// What the process writes to: the command's own stream, unless it is a terminal.
-fn output(stream: impl AsFd + IsTerminal) -> Result<(OwnedFd, Option<JoinHandle<io::Result<()>>>)> {
-    if !stream.is_terminal() {
+/// What the process writes to: the command's own stream if that may be given away.
+fn output(stream: impl AsFd) -> Result<(OwnedFd, Option<JoinHandle<io::Result<()>>>)> {
+    if may_be_given(&stream) {
         return Ok((streams::own(stream)?, None));
     }
     let (reader, writer) = streams::pipe()?;
     Ok((writer, Some(streams::copy(reader, streams::own(stream)?))))
+}
+
+/// Whether a container may hold `stream`: a pipe, or `/dev/null`. Anything else of the host's could be opened anew through
+/// `/proc/self/fd` and be written to, a directory be left upwards, or a terminal be typed into; so it stays ours.
+fn may_be_given(stream: &impl AsFd) -> bool {
+    rustix::fs::fstat(stream).is_ok_and(|stat| match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo => true,
+        FileType::CharacterDevice => stat.st_rdev == NULL_DEVICE,
+        _ => false,
+    })
 }
