@@ -278,7 +278,9 @@ impl Error {
             }
             Self::InvalidPlatform { .. } => "write it as OS/ARCH[/VARIANT], such as linux/amd64",
             Self::NotFound { .. } => "check name and tag",
-            Self::NotPresent(_) => "pull it first, or let the pull policy be `missing`",
+            Self::NotPresent(_) => {
+                "`berth images` lists what is here; `berth pull`, or the pull policy `missing`, gets more"
+            }
             Self::Ambiguous { .. } => "give more digits",
             Self::Unreachable { .. } => "check the host, the network and the proxy variables; nothing was changed",
             Self::Unauthorized { .. } => {

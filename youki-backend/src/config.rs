@@ -44,6 +44,8 @@ pub struct Config {
     pub volumes: VolumesConfig,
     /// Logs of containers.
     pub logs: LogsConfig,
+    /// What an image or a registry may cost before it is refused.
+    pub limits: registry::Limits,
     /// Registries, by `host:port`.
     pub registries: BTreeMap<String, registry::RegistryConfig>,
     /// The directory of `berth-supervisor` and `berth-create`; `None`: beside the current executable.
@@ -115,6 +117,7 @@ struct FileConfig {
     s3: Option<volumes_s3::S3Config>,
     volumes: VolumesConfig,
     logs: LogsConfig,
+    limits: registry::Limits,
     registry: BTreeMap<String, registry::RegistryConfig>,
 }
 
@@ -133,6 +136,7 @@ impl Config {
             s3: None,
             volumes: VolumesConfig::default(),
             logs: LogsConfig::default(),
+            limits: registry::Limits::default(),
             registries: BTreeMap::new(),
             helper_dir: None,
             secrets: None,
@@ -154,10 +158,21 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn load_from(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let FileConfig { root, run_dir, cgroup_parent, log_level, keeper, network, s3, volumes, logs, registry } =
-            read_file(file)?;
+        let FileConfig {
+            root,
+            run_dir,
+            cgroup_parent,
+            log_level,
+            keeper,
+            network,
+            s3,
+            volumes,
+            logs,
+            limits,
+            registry,
+        } = read_file(file)?;
         let root = env("BERTH_ROOT").map(PathBuf::from).or(root).unwrap_or_else(|| DEFAULT_ROOT.into());
-        let mut config = Self { network, s3, volumes, logs, registries: registry, ..Self::new(root) };
+        let mut config = Self { network, s3, volumes, logs, limits, registries: registry, ..Self::new(root) };
         if let Some(run_dir) = env("BERTH_RUN_DIR").map(PathBuf::from).or(run_dir) {
             config.run_dir = run_dir;
         }
@@ -223,6 +238,7 @@ impl std::fmt::Debug for Config {
             .field("s3", &self.s3)
             .field("volumes", &self.volumes)
             .field("logs", &self.logs)
+            .field("limits", &self.limits)
             .field("registries", &self.registries)
             .field("helper_dir", &self.helper_dir)
             .field("secrets", &self.secrets.is_some())
@@ -278,7 +294,7 @@ mod tests {
     #[test]
     fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
         let text = "root = '/a'\ncgroup_parent = 'x'\n[s3]\nbucket = 'b'\nendpoint = 'http://e'\n[volumes]\nsync_on_stop = '5s'\n\
-                    [registry.'localhost:5000']\nplain_http = true\n";
+                    [limits]\nlayer_entries = 5\n[registry.'localhost:5000']\nplain_http = true\n";
         let config = load(text, &[("BERTH_ROOT", "/b"), ("BERTH_S3_BUCKET", "c")]).unwrap();
         assert_eq!(config.root, Path::new("/b"));
         assert_eq!(config.cgroup_parent, "x");
@@ -286,6 +302,7 @@ mod tests {
         let s3 = config.s3.unwrap();
         assert_eq!((s3.bucket.as_str(), s3.endpoint.as_deref()), ("c", Some("http://e")));
         assert!(config.run_dir.starts_with("/run/berth/roots"));
+        assert_eq!(config.limits, registry::Limits { layer_entries: 5, ..registry::Limits::default() });
         assert!(config.registries["localhost:5000"].plain_http);
     }
 

@@ -80,6 +80,7 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
     })?;
     let images = ImageStore::open(StoreConfig {
         registries: config.registries.clone(),
+        limits: config.limits.clone(),
         ..StoreConfig::new(config.root.clone())
     })?;
     let volumes = VolumeStore::open(volumes_s3::VolumesConfig {

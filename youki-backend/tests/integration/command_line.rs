@@ -30,6 +30,9 @@ crate::tests![
     update_changes_limits_while_it_runs_and_for_the_next_start,
     shutdown_takes_down_what_a_root_has_on_the_host,
     non_blocking_logs_of_the_file_are_refused_by_name,
+    a_spec_is_applied_from_json_as_from_yaml,
+    a_limit_of_the_file_holds,
+    an_exec_gets_no_file_of_the_host,
 ];
 
 async fn a_name_or_a_command_that_cannot_be_is_a_usage_error(case: Case) {
@@ -53,6 +56,7 @@ async fn a_name_or_a_command_that_cannot_be_is_a_usage_error(case: Case) {
         (&["update", "-m", "-5", &id], 2, "--memory \"-5\""),
         (&["update", "--cpus", "-1", &id], 2, "--cpus \"-1\""),
         (&["update", "--pids-limit", "-2", &id], 2, "--pids-limit \"-2\""),
+        (&["--log-level", "foo", "ps"], 2, "foo"),
         (&["volume", "inspect", "../x"], 2, "../x"),
         (&["volume", "history", "../x"], 2, "../x"),
     ] {
@@ -478,4 +482,58 @@ async fn events_tell_the_life_of_a_container_in_order(case: Case) {
     let text = case.berth(&["events", "--since", "2099-01-01"]).await.succeeded();
     assert_eq!(text, "");
     assert_eq!(case.berth(&["events", "--filter", "bogus=1"]).await.code, 2);
+}
+
+async fn a_spec_is_applied_from_json_as_from_yaml(case: Case) {
+    let image = case.suite.busybox().await;
+    let profile = case.suite.dir.path().join("allow-all.json");
+    std::fs::write(&profile, r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).unwrap();
+    let profile = profile.display();
+    for spec in [
+        format!(
+            r#"{{"image": {{"name": "{image}"}}, "command": {{"args": ["true"]}}, "seccomp": {{"file": "{profile}"}}}}"#
+        ),
+        format!("image:\n  name: {image}\ncommand:\n  args: ['true']\nseccomp:\n  file: {profile}\n"),
+    ] {
+        let id = case.id().service;
+        let said = case.berth_with(&["apply", "-f", "-", "--name", &id], spec.as_bytes()).await;
+        assert_eq!(said.code, 0, "{spec}: {said:?}");
+        assert_eq!(case.berth(&["wait", &id]).await.succeeded(), "0\n");
+        case.berth(&["rm", &id]).await.succeeded();
+    }
+}
+
+async fn a_limit_of_the_file_holds(case: Case) {
+    let image = case.suite.busybox().await.to_owned();
+    let root = case.root("root");
+    let file = case.suite.dir.path().join("limits.toml");
+    std::fs::write(&file, "[limits]\nlayer_entries = 1\n").unwrap();
+    let said = case.berth_on(&root, &["--config", file.to_str().unwrap(), "pull", &image]).await;
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.stderr.contains("[limits]"), "{said:?}");
+    case.berth_on(&root, &["pull", &image]).await.succeeded();
+}
+
+async fn an_exec_gets_no_file_of_the_host(case: Case) {
+    let id = case.idle().await.to_string();
+    let file = case.suite.dir.path().join("of-the-host");
+    std::fs::write(&file, "read\n").unwrap();
+    let open = |path: &std::path::Path| std::fs::File::open(path).unwrap();
+    let exec = async |script: &str, stdin: std::fs::File, stdout: Stdio| {
+        let mut command = command(&case.suite.shared().await.root);
+        command.args(["exec", "-i", &id, "sh", "-c", script]).stdin(stdin).stdout(stdout).kill_on_drop(true);
+        command.spawn().unwrap().wait_with_output().await.unwrap()
+    };
+    let output = exec("cat; readlink /proc/self/fd/0; echo pwned > /proc/self/fd/0", open(&file), Stdio::piped()).await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.starts_with("read\npipe:"), "{said}: {output:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "read\n", "the host's file was written to");
+    let output = exec("ls /proc/self/fd/0/", open(std::path::Path::new("/")), Stdio::null()).await;
+    assert!(!output.status.success(), "the host's directory is open to the container: {output:?}");
+    let output =
+        exec("readlink /proc/self/fd/1; echo end", open(&file), Stdio::from(std::fs::File::create(&file).unwrap()))
+            .await;
+    assert!(output.status.success(), "{output:?}");
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.starts_with("pipe:") && written.ends_with("end\n"), "{written}");
 }

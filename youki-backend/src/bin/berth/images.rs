@@ -80,7 +80,11 @@ pub async fn images(session: &Session, args: &ImagesArgs) -> Result<i32> {
     let mut table = Table::new(["REPOSITORY", "TAG", "IMAGE ID", "DIGEST", "SIZE", "UNIQUE", "SHARED"]);
     for image in &images {
         let (repository, tag) = match registry::Reference::parse(&image.reference) {
-            Ok(name) => (format!("{}/{}", name.registry(), name.repository()), name.tag().map(str::to_owned)),
+            Ok(name) => {
+                // One pulled by digest has no tag here, whatever was written before the digest.
+                let tag = name.tag().filter(|_| name.digest().is_none());
+                (format!("{}/{}", name.registry(), name.repository()), tag.map(str::to_owned))
+            }
             Err(_) => (image.reference.clone(), None),
         };
         table.row([

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use runtime_core::spec::StorageSpec;
 use runtime_core::{ContainerId, ServiceSpec};
 use serde_json::json;
+use serde_yaml_ng::with::singleton_map_recursive;
 use youki_backend::{Config, CreateOptions, Error};
 
 use crate::attach::{self, Left};
@@ -49,7 +50,7 @@ pub async fn apply(config: Config, as_json: bool, args: &ApplyArgs) -> Result<i3
     Ok(0)
 }
 
-/// Reads a spec from a file, or from standard input. JSON is YAML, too.
+/// Reads a spec from a file, or from standard input. JSON is YAML, too, in which a variant with a value is a map.
 fn read_spec(path: &Path) -> Result<ServiceSpec> {
     let failed = |error: io::Error| Failure::io("reading", path, &error);
     let mut text = String::new();
@@ -60,7 +61,8 @@ fn read_spec(path: &Path) -> Result<ServiceSpec> {
     if text.len() as u64 > MAX_SPEC_BYTES {
         return Err(invalid("it is larger than 4 MiB".to_owned()));
     }
-    serde_yaml_ng::from_str(&text).map_err(|error| invalid(error.to_string()))
+    singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(&text))
+        .map_err(|error| invalid(error.to_string()))
 }
 
 /// `berth run`

@@ -90,6 +90,10 @@ pub fn configure(global: &GlobalArgs) -> Result<Config> {
 }
 
 fn log_to_stderr(level: &str) -> Result<()> {
+    // A filter takes any word for the name of a part of the program.
+    if !level.contains(['=', ',']) && level.parse::<tracing::metadata::LevelFilter>().is_err() {
+        return Err(Failure::usage(format!("--log-level {level:?}: no level, and no filter such as registry=debug")));
+    }
     // Whoever asks for more wants to see when, and where from.
     let is_plain = matches!(level, "off" | "error" | "warn");
     let filter = if level == "warn" { format!("{level},{OTHERS_WARNINGS}") } else { level.to_owned() };
