@@ -218,10 +218,7 @@ pub(super) fn take_files(paths: &ContainerPaths, trash: &Trash) -> (Result<()>, 
     (run, dir)
 }
 
-/// Removes a tree; one that is not there is removed.
+/// Removes a tree of any depth; one that is not there is removed.
 pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", dir)(error)),
-        _ => Ok(()),
-    }
+    volumes_s3::remove_tree(dir).map_err(Error::io("removing", dir))
 }
