@@ -109,6 +109,12 @@ pub enum Error {
         /// Bytes of the files that changed.
         bytes: u64,
     },
+    /// It would be forgotten that the volume owes something to a bucket that this process does not have.
+    #[error("volume {name}: it owes a sync or its claim to a bucket that is not configured here")]
+    Owing {
+        /// The volume.
+        name: String,
+    },
     /// S3 did not answer, or not in time.
     #[error("{operation} at {location}: S3 is not reachable")]
     S3Unreachable {
@@ -257,6 +263,7 @@ impl Error {
             Self::SyncTimedOut { .. } => "volume.sync_timed_out",
             Self::Conflict { .. } => "volume.conflict",
             Self::Unsynced { .. } => "volume.unsynced",
+            Self::Owing { .. } => "volume.owing",
             Self::S3Unreachable { .. } => "volume.s3_unreachable",
             Self::S3Refused { .. } => "volume.s3_refused",
             Self::S3Credentials { .. } => "volume.s3_credentials",
@@ -287,6 +294,7 @@ impl Error {
             | Self::SyncTimedOut { name, .. }
             | Self::Conflict { name, .. }
             | Self::Unsynced { name, .. }
+            | Self::Owing { name }
             | Self::NoBucket { name, .. } => Some(name),
             _ => None,
         }
@@ -322,7 +330,12 @@ impl Error {
             Self::Conflict { name, .. } => format!(
                 "`berth volume restore {name} --discard-local` takes the newer generation; copy what you need from here first"
             ),
-            Self::Unsynced { name, .. } => format!("`berth volume sync {name}` first, or say that it may be discarded"),
+            Self::Unsynced { name, .. } => format!(
+                "`berth volume sync {name}` first, with its bucket; or say that it may be lost: `rm -f`, `restore --discard-local`"
+            ),
+            Self::Owing { name } => format!(
+                "`berth volume sync {name}` with its own `--s3-bucket`; `rm -f` removes it here, and its claim may stay"
+            ),
             Self::S3Unreachable { .. } => {
                 "check the endpoint, its server and the network; the keeper tries again what is owed to it".into()
             }
@@ -381,6 +394,7 @@ mod tests {
             Error::SyncTimedOut { name: name(), patience: std::time::Duration::from_secs(1) },
             Error::Conflict { name: name(), local: None, remote: 1 },
             Error::Unsynced { name: name(), bytes: 1 },
+            Error::Owing { name: name() },
             Error::NoBucket { name: name(), operation: "x" },
         ];
         for error in named {

@@ -26,6 +26,7 @@ impl VolumeStore {
         let acquired = |is_new, claimed| Acquired { path: path.clone(), is_new, claimed };
         if volume.remote.is_none() {
             if here {
+                volume.state.pending.claim |= volume.state.has_bucket() && !options.readonly;
                 return Ok(acquired(false, false));
             }
             if volume.state.tree.is_some() {
@@ -138,7 +139,8 @@ impl VolumeStore {
         }
         let claims = volume.state.epoch.is_some() || volume.state.pending.claim;
         volume.state.pending.release |= claims && !volume.state.has_writer() && !volume.state.held;
-        if !user.readonly && !unfilled && volume.remote.is_some() && volume.is_here()? {
+        let bucket = volume.remote.is_some() || volume.state.has_bucket();
+        if !user.readonly && !unfilled && bucket && volume.is_here()? {
             (volume.state.pending.sync, volume.state.bytes_at_risk) = (true, None);
             volume.state.last_error.get_or_insert_with(|| "the sync after its last use has not ended".to_owned());
         }

@@ -72,6 +72,23 @@ pub(crate) fn refuse_in_use(volume: &Volume, operation: &'static str) -> Result<
     Err(Error::InUse { name: volume.name.clone(), operation, users })
 }
 
+/// Refuses what would lose a tree that is nowhere else, or the word that S3 is owed something. What the volume itself
+/// tells of its bucket counts: this process may know none, or another one (`elsewhere`).
+pub(crate) async fn refuse_loss(volume: &mut Volume, elsewhere: bool) -> Result<()> {
+    let here = volume.is_here()?;
+    if here && volume.remote.is_some() && !elsewhere {
+        volume.head().await?;
+    }
+    if here && (elsewhere || volume.remote.is_some()) && volume.has_changes().await? {
+        let bytes = volume.difference().await?.bytes;
+        return Err(Error::Unsynced { name: volume.name.clone(), bytes });
+    }
+    if elsewhere && (volume.state.owes() || volume.state.epoch.is_some()) {
+        return Err(Error::Owing { name: volume.name.clone() });
+    }
+    Ok(())
+}
+
 pub(crate) fn tree_size(data: &Path) -> Result<u64> {
     crate::scan::difference(data, None).map(|difference| difference.size_bytes)
 }

@@ -131,6 +131,11 @@ impl State {
         self.users.values().any(|user| !user.readonly)
     }
 
+    /// Whether it belongs to a bucket, be it one that this process does not know.
+    pub(crate) fn has_bucket(&self) -> bool {
+        self.place.is_some() || self.owes()
+    }
+
     /// Whether S3 is owed something.
     pub(crate) fn owes(&self) -> bool {
         let Pending { claim, sync, release } = self.pending;

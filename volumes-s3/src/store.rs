@@ -37,7 +37,7 @@ use crate::object_store::{self, ObjectStore};
 use crate::pack::Digest;
 use crate::place::Place;
 use crate::progress::Progress;
-use crate::removal::{empty_trash, reconcile, refuse_in_use};
+use crate::removal::{empty_trash, reconcile, refuse_in_use, refuse_loss};
 use crate::server_check::{ServerCheck, race};
 use crate::state::{State, User, read_json, remove_file, write_json_unlocked};
 use crate::volume::{DEBTS, Paths, Remote, Volume, count, make_directories, status};
@@ -368,8 +368,8 @@ impl VolumeStore {
     /// Removes the local copy; with `remote` the history in S3 too.
     ///
     /// # Errors
-    /// [`Error::InUse`]; without `force` [`Error::Unsynced`] when data would be lost, and [`Error::InUseElsewhere`]
-    /// when the history is another host's; [`Error::NotFound`].
+    /// [`Error::InUse`]; without `force` [`Error::Unsynced`] when data would be lost, [`Error::Owing`] when a debt to another
+    /// bucket would be, and [`Error::InUseElsewhere`] when the history is another host's; [`Error::NotFound`].
     pub async fn remove(&self, name: &str, remote: bool, force: bool) -> Result<()> {
         self.detached(name, move |store, name| async move {
             let mut volume = store.lock(&name).await?;
@@ -377,16 +377,17 @@ impl VolumeStore {
             if !volume.known && !remote {
                 return Err(Error::NotFound { name });
             }
-            if volume.remote.is_some() && !remote && !force && volume.is_here()? {
-                volume.head().await?;
-                if volume.has_changes().await? {
-                    let bytes = volume.difference().await?.bytes;
-                    return Err(Error::Unsynced { name, bytes });
-                }
+            let elsewhere = match volume.belongs_elsewhere().await {
+                Err(_) if force => true,
+                told => told?,
+            };
+            if !force && (elsewhere || !remote) {
+                refuse_loss(&mut volume, elsewhere).await?;
             }
             if remote {
                 store.remove_history(&mut volume, force).await?;
             } else if volume.state.epoch.is_some()
+                && !elsewhere
                 && let Err(error) = claim::release(&mut volume).await
                 && !force
             {
@@ -412,7 +413,8 @@ impl VolumeStore {
                     return Ok(None);
                 }
                 volume.head().await?;
-                if volume.state.owes() || volume.has_changes().await? {
+                // In another bucket than the one it belongs to, it was never published.
+                if volume.state.tree.is_none() || volume.state.owes() || volume.has_changes().await? {
                     return Ok(None);
                 }
                 store.remove_local(&volume).await.map(Some)

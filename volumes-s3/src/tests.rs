@@ -22,6 +22,7 @@ use crate::{AcquireOptions, RestoreOptions, S3Config, VolumeStore, VolumesConfig
 
 mod deep;
 mod histories;
+mod removals;
 mod trouble;
 
 /// Objects in memory.
@@ -140,6 +141,11 @@ impl Host {
         open(self._root.path(), name, memory, change).await
     }
 
+    /// A process on the same root that has no bucket.
+    async fn without_bucket(&self, name: &str) -> VolumeStore {
+        VolumeStore::open(VolumesConfig { s3: None, ..config(self._root.path(), name) }).await.unwrap()
+    }
+
     async fn acquire(&self) -> Result<crate::Acquired> {
         self.store.acquire("v", "web", AcquireOptions::default()).await
     }
@@ -162,15 +168,20 @@ impl Host {
 }
 
 async fn open(root: &Path, name: &str, memory: &Arc<Memory>, change: impl FnOnce(S3Config) -> S3Config) -> VolumeStore {
-    let s3 = change(S3Config { bucket: "test".into(), prefix: Some("p".into()), ..S3Config::default() });
-    let config = VolumesConfig {
+    let config = config(root, name);
+    let config = VolumesConfig { s3: config.s3.map(change), ..config };
+    VolumeStore::open_with(config, memory.clone()).await.unwrap()
+}
+
+fn config(root: &Path, name: &str) -> VolumesConfig {
+    let s3 = S3Config { bucket: "test".into(), prefix: Some("p".into()), ..S3Config::default() };
+    VolumesConfig {
         root: root.join("volumes"),
         run_dir: root.join("run"),
         host: name.into(),
         s3: Some(s3),
         take_over_after: None,
-    };
-    VolumeStore::open_with(config, memory.clone()).await.unwrap()
+    }
 }
 
 fn code<T>(result: Result<T>) -> &'static str {

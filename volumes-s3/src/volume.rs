@@ -145,7 +145,8 @@ impl Volume {
     /// Writes the state. Who keeps is told of what is owed before: it looks for itself, once it has the lock.
     pub(crate) async fn save(&mut self) -> Result<()> {
         let (directory, path, mut state) = (self.paths.directory.clone(), self.paths.state(), self.state.clone());
-        let (debt, owes) = (self.paths.debt(), self.state.owes() && self.remote.is_some());
+        // Who keeps may have the bucket, where this process has none.
+        let (debt, owes) = (self.paths.debt(), self.state.owes());
         blocking("write the state", move || {
             make_directories(&directory)?;
             if owes {
@@ -225,6 +226,15 @@ impl Volume {
         }
         self.state.head.clone_from(&head);
         Ok(head)
+    }
+
+    /// Whether the volume belongs to a bucket which is not the one that this process has.
+    pub(crate) async fn belongs_elsewhere(&self) -> Result<bool> {
+        match (&self.remote, &self.place, &self.state.place) {
+            (Some(remote), Some((config, place)), Some(known)) => Ok(place.id(&remote.store, config).await? != known),
+            (None, _, _) => Ok(self.state.has_bucket()),
+            _ => Ok(false),
+        }
     }
 
     /// What is known of a history is worth something only in the place where it is.

@@ -46,6 +46,7 @@ mod unit_restarted;
 mod users;
 mod volumes;
 mod volumes_history;
+mod volumes_kept;
 mod volumes_moved;
 mod volumes_s3_away;
 mod volumes_trouble;
@@ -103,6 +104,7 @@ fn trials() -> Vec<Trial> {
         errors::tests(),
         volumes::tests(),
         volumes_history::tests(),
+        volumes_kept::tests(),
         volumes_moved::tests(),
         volumes_trouble::tests(),
         volumes_s3_away::tests(),
