@@ -125,6 +125,27 @@ pub(crate) enum NetworkRecord {
     Host,
     None,
     Bridge(crate::network::Lease),
+    Container(JoinedNetwork),
+}
+
+impl NetworkRecord {
+    /// Whether its interfaces are its own, or another container's, and not the host's.
+    pub fn is_own(&self) -> bool {
+        !matches!(self, Self::Host | Self::Container(JoinedNetwork { is_hosts: true, .. }))
+    }
+}
+
+/// Another container's network, as it was when this one joined it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JoinedNetwork {
+    /// The one that was named.
+    pub container: ContainerId,
+    /// Whose it is, and whose files of `/etc`: that one, or the one it has joined itself.
+    pub owner: ContainerId,
+    /// Its host name.
+    pub hostname: String,
+    /// It is the host's.
+    pub is_hosts: bool,
 }
 
 /// `exit.json`: how an attempt ended. Written by the supervisor before it tells anyone, or by whoever finds it lost.

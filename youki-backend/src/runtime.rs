@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use registry::{ImageStore, InUse, PullOptions, Removed, Users};
+#[cfg(doc)]
+use runtime_core::Runtime;
 use runtime_core::{
     ContainerId, ContainerStats, DetailedStats, Event, EventKind, EventsOptions, ExecOptions, LogsOptions, ServiceSpec,
     TopEntry, WaitOutcome,

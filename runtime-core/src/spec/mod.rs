@@ -325,6 +325,17 @@ pub enum NetworkMode {
     Named(String),
 }
 
+impl NetworkMode {
+    /// The container whose network is joined, of a mode `container:NAME`.
+    #[must_use]
+    pub fn container(&self) -> Option<&str> {
+        match self {
+            Self::Named(name) => name.strip_prefix("container:"),
+            Self::Bridge | Self::None | Self::Host => None,
+        }
+    }
+}
+
 impl From<String> for NetworkMode {
     fn from(text: String) -> Self {
         match text.as_str() {

@@ -66,8 +66,8 @@ const MAX_LABEL_LEN: usize = 63;
 /// What a bundle is built from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BundleInput<'a> {
-    /// The container.
-    pub id: &'a ContainerId,
+    /// Its host name.
+    pub hostname: &'a str,
     /// What is asked for.
     pub spec: &'a ServiceSpec,
     /// The image's configuration.
@@ -169,10 +169,10 @@ pub(crate) struct Bundle {
 /// [`Error::InvalidSpec`] naming the field; [`Error::Unsupported`] for what is not built.
 pub(crate) fn build(input: &BundleInput<'_>) -> Result<Bundle> {
     let BundleInput { spec, image, .. } = *input;
-    let host_network = *spec.network_mode() == NetworkMode::Host;
-    let hostname = hostname(input.id, spec)?;
+    // Of a network that it shares it changes nothing.
+    let shares_network = *spec.network_mode() == NetworkMode::Host || spec.network_mode().container().is_some();
     let args = command::args(image, spec)?;
-    let sysctls = sysctls::sort(&spec.sysctls, host_network)?;
+    let sysctls = sysctls::sort(&spec.sysctls, shares_network)?;
     let config = image.config().as_ref();
     let user = spec.user.clone().or_else(|| config.and_then(|c| c.user().clone())).filter(|user| !user.is_empty());
     let process = ProcessPlan {
@@ -185,7 +185,7 @@ pub(crate) fn build(input: &BundleInput<'_>) -> Result<Bundle> {
         net_sysctls: sysctls.net,
         cgroup_view_writable: spec.privileged,
     };
-    let env = command::environment(image, input.env, &hostname, spec.tty)?;
+    let env = command::environment(image, input.env, input.hostname, spec.tty)?;
     let workdir = command::workdir(image, spec)?;
     let (masked, read_only_paths) = if spec.privileged {
         (Vec::new(), Vec::new())
@@ -200,7 +200,8 @@ pub(crate) fn build(input: &BundleInput<'_>) -> Result<Bundle> {
         workdir,
     };
     let devices = devices::nodes(spec)?;
-    let parts = OciParts { hostname, args: args.clone(), env, devices, ipc_sysctls: sysctls.ipc };
+    let parts =
+        OciParts { hostname: input.hostname.to_owned(), args: args.clone(), env, devices, ipc_sysctls: sysctls.ipc };
     let oci = oci(input, parts).map_err(|error| Error::invalid("spec", error.to_string()))?;
     Ok(Bundle { oci, root, process, stop_signal: stop_signal(image, spec)?, args })
 }

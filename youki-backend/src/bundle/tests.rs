@@ -23,7 +23,7 @@ fn image() -> ImageConfiguration {
 fn built(spec: &ServiceSpec, image: &ImageConfiguration, cgroup_v2: bool) -> Result<Bundle> {
     let file = Path::new("/run/x");
     build(&BundleInput {
-        id: &ContainerId::new("web", 0),
+        hostname: &hostname(&ContainerId::new("web", 0), spec)?,
         spec,
         image,
         env: &spec.env,

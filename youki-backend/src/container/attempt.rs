@@ -50,6 +50,10 @@ impl Inner {
     /// the bundle knows. On an error the supervisor is gone or going.
     pub(super) async fn launch(&self, container: &mut Container, launch: Launch) -> Result<Connection> {
         let Launch { fill, held, supervisor } = launch;
+        let held = match &container.record.network {
+            NetworkRecord::Container(joined) => vec![self.open_network(joined).await?],
+            _ => held,
+        };
         let env = self.resolve_env(&container.record).await?;
         let plan = self.plan(container, &env, fill)?;
         let payload = serde_json::to_vec(&plan)
@@ -68,7 +72,7 @@ impl Inner {
             match connection.receive().await.map_err(Error::supervisor(&id))? {
                 Some(Reply::NamespacesReady) => {
                     if let NetworkRecord::Bridge(lease) = &container.record.network {
-                        let hostname = bundle::hostname(&container.record.id, &container.record.spec)?;
+                        let hostname = container.record.hostname()?;
                         let names = network::names_of(&container.record.id, &hostname, &container.record.spec);
                         let (networks, lease, id) = (self.networks.clone(), lease.clone(), id.clone());
                         attaching =
@@ -101,9 +105,10 @@ impl Inner {
         env: &BTreeMap<String, String>,
         fill: Vec<FillPlan>,
     ) -> Result<CreatePlan> {
+        let etc = self.etc_files(container);
         let Container { paths, record } = container;
-        let etc = [paths.etc("hosts"), paths.etc("hostname"), paths.etc("resolv.conf")];
         write_etc(&etc, record)?;
+        let hostname = record.hostname()?;
         let mounts: Vec<VolumeMount> = record
             .mounts
             .iter()
@@ -116,7 +121,7 @@ impl Inner {
         let cgroup_v2 = matches!(self.hierarchy, Hierarchy::V2 { .. });
         let rootfs = paths.rootfs();
         let bundle = bundle::build(&BundleInput {
-            id: &record.id,
+            hostname: &hostname,
             spec: &record.spec,
             image: &record.image.config,
             env,
@@ -154,7 +159,7 @@ impl Inner {
                 events: Some(self.layout.events()),
                 restart: record.spec.restart_policy.clone(),
                 stop_signal: record.stop_signal,
-                own_network: record.network != NetworkRecord::Host,
+                own_network: record.network.is_own(),
                 held_sockets: 0,
                 log_file_max_bytes: (max_log_bytes / LOG_FILES).max(4096),
                 log_files: LOG_FILES as usize,
@@ -168,7 +173,8 @@ impl Inner {
             work: paths.work(),
             volatile: record.spec.remove_on_exit,
             init: record.spec.init,
-            own_network: record.network != NetworkRecord::Host,
+            own_network: matches!(record.network, NetworkRecord::Bridge(_) | NetworkRecord::None),
+            joins_network: matches!(record.network, NetworkRecord::Container(_)),
             hierarchy: self.hierarchy.clone(),
             supervisors_cgroup_path: format!("/{}/supervisors", self.config.cgroup_parent),
             limits: CgroupLimits::new(&record.spec.resources, cgroup_v2)?,
@@ -188,7 +194,7 @@ impl Inner {
         let network = match &record.network {
             NetworkRecord::Bridge(lease) => Some(self.networks.departure(&id, Some(lease))),
             NetworkRecord::Host => record.port_override.map(|_| self.networks.departure(&id, None)),
-            NetworkRecord::None => None,
+            NetworkRecord::None | NetworkRecord::Container(_) => None,
         };
         RemovalPlan { lock: paths.lock.clone(), run_dir: paths.run.clone(), trash: self.layout.trash(), network }
     }
@@ -221,10 +227,12 @@ impl Inner {
 }
 
 fn write_etc([hosts, hostname, resolv_conf]: &[std::path::PathBuf; 3], record: &ContainerRecord) -> Result<()> {
-    let name = bundle::hostname(&record.id, &record.spec)?;
+    let name = record.hostname()?;
     let lease = match &record.network {
         NetworkRecord::Bridge(lease) => Some(lease),
         NetworkRecord::Host | NetworkRecord::None => None,
+        // They are the other's.
+        NetworkRecord::Container(_) => return Ok(()),
     };
     let write = |path: &Path, text: String| fs::write(path, text).map_err(Error::io("writing", path));
     write(hosts, network::hosts_file(&record.spec, &name, lease)?)?;

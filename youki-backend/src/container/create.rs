@@ -123,7 +123,7 @@ impl Inner {
             fs::create_dir_all(&dir).map_err(Error::io("creating", &dir))?;
         }
         let supervisor = self.start_supervisor(&paths)?;
-        container.record.network = self.lease_network(container)?;
+        container.record.network = self.lease_network(container).await?;
         let held = self.reserve_ports(&mut container.record)?;
         let fill = self.resolve_mounts(container).await?;
         // The record makes the container: from here on it is found again, whatever dies.
@@ -132,8 +132,11 @@ impl Inner {
         self.launch(container, Launch { fill, held, supervisor }).await.map(drop)
     }
 
-    fn lease_network(&self, container: &Container) -> Result<NetworkRecord> {
+    async fn lease_network(&self, container: &Container) -> Result<NetworkRecord> {
         let mode = container.record.spec.network_mode();
+        if let Some(name) = mode.container() {
+            return Ok(NetworkRecord::Container(self.join_network(&container.record.id, name).await?));
+        }
         Ok(match self.networks.of(mode) {
             Some(network) => NetworkRecord::Bridge(self.networks.lease(network, &container.record.id.to_string())?),
             None if *mode == NetworkMode::Host => NetworkRecord::Host,

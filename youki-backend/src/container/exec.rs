@@ -240,7 +240,7 @@ impl Inner {
                 true
             });
         }
-        let hostname = bundle::hostname(&record.id, &record.spec)?;
+        let hostname = record.hostname()?;
         bundle::environment(&record.image.config, &env, &hostname, tty || record.spec.tty)
     }
 

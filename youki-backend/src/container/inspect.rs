@@ -211,7 +211,7 @@ fn inspect(container: &Container, observed: &Observed, last: Option<&ExitRecord>
             ipv6: lease.v6.as_ref().map(|v6| v6.ip.to_string()),
             mac: Some(lease.mac.to_string()),
         }],
-        NetworkRecord::Host | NetworkRecord::None => Vec::new(),
+        NetworkRecord::Host | NetworkRecord::None | NetworkRecord::Container(_) => Vec::new(),
     };
     Inspect {
         id: record.id.to_string(),

@@ -7,6 +7,7 @@ mod create;
 mod exec;
 mod exit;
 mod inspect;
+mod joined;
 mod kill;
 mod logs;
 mod network;

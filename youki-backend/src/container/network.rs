@@ -57,7 +57,7 @@ impl Inner {
                 // It binds that itself.
                 record.port_override = got.ports.first().and_then(|port| port.host_port);
             }
-            NetworkRecord::Host | NetworkRecord::None => {}
+            NetworkRecord::Host | NetworkRecord::None | NetworkRecord::Container(_) => {}
         }
         Ok(Vec::new())
     }
@@ -132,6 +132,6 @@ fn wanted(record: &ContainerRecord) -> Result<Vec<PortMapping>> {
 fn lease(record: &ContainerRecord) -> Option<&network::Lease> {
     match &record.network {
         NetworkRecord::Bridge(lease) => Some(lease),
-        NetworkRecord::Host | NetworkRecord::None => None,
+        NetworkRecord::Host | NetworkRecord::None | NetworkRecord::Container(_) => None,
     }
 }

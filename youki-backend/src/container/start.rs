@@ -75,6 +75,9 @@ impl Inner {
             let lease = self.networks.lease_again(&container.record.id.to_string(), earlier)?;
             container.record.network = NetworkRecord::Bridge(lease);
         }
+        if let Some(name) = container.record.spec.network_mode().container() {
+            container.record.network = NetworkRecord::Container(self.join_network(&container.record.id, name).await?);
+        }
         let held = self.reserve_ports(&mut container.record)?;
         container.record.attempt += 1;
         container.record.boot_id.clone_from(&self.boot_id);

@@ -4,7 +4,7 @@ use runtime_core::{ContainerId, ContainerStats, DetailedStats, TopEntry};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
-use crate::record::{ExitRecord, NetworkRecord};
+use crate::record::ExitRecord;
 use crate::runtime::Inner;
 use crate::stats;
 use crate::supervisor::wire::Phase;
@@ -34,7 +34,7 @@ impl Inner {
         let observed = self.observe(&container).await?;
         let (upper, logs) = (container.paths.upper(), container.paths.logs());
         let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
-        let own_network = container.record.network != NetworkRecord::Host;
+        let own_network = container.record.network.is_own();
         let ended = self.ended_or_between(&container, &observed)?;
         blocking(move || {
             let mut all = match ended {

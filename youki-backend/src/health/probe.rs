@@ -95,7 +95,7 @@ impl Inner {
 fn own_address(container: &Container) -> IpAddr {
     match &container.record.network {
         NetworkRecord::Bridge(lease) => IpAddr::V4(lease.ip),
-        NetworkRecord::Host | NetworkRecord::None => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        NetworkRecord::Host | NetworkRecord::None | NetworkRecord::Container(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
     }
 }
 

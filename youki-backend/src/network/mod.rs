@@ -327,7 +327,7 @@ impl Networks {
     pub fn of<'a>(&self, mode: &'a NetworkMode) -> Option<&'a str> {
         match mode {
             NetworkMode::Bridge => Some(DEFAULT_NETWORK),
-            NetworkMode::Named(name) => Some(name),
+            NetworkMode::Named(name) => Some(name).filter(|_| mode.container().is_none()).map(String::as_str),
             NetworkMode::Host | NetworkMode::None => None,
         }
     }
@@ -360,7 +360,34 @@ pub(crate) fn check(spec: &ServiceSpec) -> Result<()> {
             return Err(Error::invalid("network.aliases", format!("{alias:?} is not a host name")));
         }
     }
+    if let Some(name) = spec.network_mode().container() {
+        check_joined(spec, name)?;
+    }
     ports::check(&spec.port_mappings)
+}
+
+/// What belongs to a network is the other container's, where that is joined; docker's rules.
+fn check_joined(spec: &ServiceSpec, name: &str) -> Result<()> {
+    if name.parse::<ContainerId>().is_err() {
+        return Err(Error::invalid("network.mode", format!("{name:?} is not a container's name")));
+    }
+    let sysctl = spec.sysctls.keys().find(|sysctl| sysctl.replace('/', ".").starts_with("net."));
+    let sysctl = sysctl.map(|sysctl| format!("sysctls.{sysctl}"));
+    for (is_set, field) in [
+        (spec.hostname.as_deref().is_some_and(|name| !name.is_empty()), "hostname"),
+        (!spec.network.aliases.is_empty(), "network.aliases"),
+        (!spec.port_mappings.is_empty(), "port_mappings"),
+        (spec.publish_all, "publish_all"),
+        (!spec.dns.is_empty(), "dns"),
+        (!spec.dns_search.is_empty(), "dns_search"),
+        (!spec.extra_hosts.is_empty(), "extra_hosts"),
+        (sysctl.is_some(), sysctl.as_deref().unwrap_or_default()),
+    ] {
+        if is_set {
+            return Err(Error::invalid(field, format!("it is that of the container {name}, whose network is joined")));
+        }
+    }
+    Ok(())
 }
 
 /// What a container is called in its network: its own name, its service's, its host name and its aliases.

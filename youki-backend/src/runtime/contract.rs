@@ -92,7 +92,7 @@ impl Runtime for YoukiRuntime {
     async fn get_container_ip(&self, id: &ContainerId) -> runtime_core::Result<Option<IpAddr>> {
         Ok(match self.0.container(id)?.record.network {
             NetworkRecord::Bridge(lease) => Some(lease.ip.into()),
-            NetworkRecord::Host | NetworkRecord::None => None,
+            NetworkRecord::Host | NetworkRecord::None | NetworkRecord::Container(_) => None,
         })
     }
 

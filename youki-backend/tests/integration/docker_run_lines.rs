@@ -1,7 +1,7 @@
 //! The commonest `docker run` lines, word by word: what people type without looking.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 
 use crate::support::Case;
 use crate::support::case::eventually;
@@ -27,11 +27,6 @@ impl Case {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         self.berth_with(&words, b"typed\n").await
     }
-}
-
-/// A port of the host that is free now.
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
 async fn lines_that_end_by_themselves_say_what_dockers_would(case: Case) {
@@ -144,7 +139,7 @@ async fn lines_that_end_by_themselves_say_what_dockers_would(case: Case) {
 async fn lines_that_run_in_the_background(case: Case) {
     let image = case.suite.busybox().await.to_owned();
     let volume = format!("docker-lines-web-{}", std::process::id());
-    let (web, other, port, second) = (case.id(), case.id(), free_port(), free_port());
+    let (web, other, port, second) = (case.id(), case.id(), 21_171, 21_172);
     let (name, other_name) = (web.service.clone(), other.service.clone());
     let serve = "sh -c 'echo served > /var/index.html; exec httpd -f -p 80 -h /var'";
     let line =

@@ -33,6 +33,7 @@ mod many;
 mod mounts;
 mod network_commands;
 mod networks;
+mod networks_joined;
 mod networks_named;
 mod outcomes;
 mod processes;
@@ -99,6 +100,7 @@ fn trials() -> Vec<Trial> {
         exec::tests(),
         networks::tests(),
         networks_named::tests(),
+        networks_joined::tests(),
         network_commands::tests(),
         images::tests(),
         errors::tests(),

@@ -252,12 +252,11 @@ pub fn security_option(text: &str) -> Result<SecurityOption> {
     })
 }
 
-/// `--network host|none|bridge|NAME`.
+/// `--network host|none|bridge|NAME|container:NAME`.
 pub fn network(text: &str) -> Result<NetworkMode> {
     match text {
-        "" => Err(wrong("--network", text, "it is empty")),
+        "" | "container:" => Err(wrong("--network", text, "it is empty")),
         "default" => Ok(NetworkMode::Bridge),
-        _ if text.starts_with("container:") => Err(Failure::unsupported(format!("--network {text}"))),
         _ => Ok(NetworkMode::from(text.to_owned())),
     }
 }

@@ -79,7 +79,7 @@ pub struct RunArgs {
     /// Limit its processes and threads; -1 for no limit [default: 2048]
     #[arg(long, value_name = "NUMBER")]
     pub pids_limit: Option<i64>,
-    /// bridge, none, host, or a network's name
+    /// bridge, none, host, a network's name, or container:NAME for that of another container
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
     pub network: Option<String>,
     /// A further name of it in its network

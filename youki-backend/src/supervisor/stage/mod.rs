@@ -19,12 +19,12 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::MAX_PLAN_DESCRIPTORS;
 use super::failure::Failure;
@@ -116,7 +116,7 @@ fn receive(connection: &fs::File, bytes: &mut [u8]) -> io::Result<(usize, Vec<Ow
     Ok((message.bytes, held))
 }
 
-fn set_up(mut plan: CreatePlan, beside: Beside) -> Result<std::convert::Infallible> {
+fn set_up(mut plan: CreatePlan, mut beside: Beside) -> Result<std::convert::Infallible> {
     rustix::process::setsid().map_err(|error| Error::io("leaving", "the agent's session")(error.into()))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     std::env::set_current_dir("/").map_err(Error::io("entering", "/"))?;
@@ -135,6 +135,9 @@ fn set_up(mut plan: CreatePlan, beside: Beside) -> Result<std::convert::Infallib
     if plan.own_network {
         raise_loopback().map_err(Error::io("raising", "the loopback interface"))?;
         say(&Reply::NamespacesReady)?;
+    }
+    if plan.joins_network {
+        join_network(&mut beside).map_err(Error::io("entering", "the network of the other container"))?;
     }
     // Unmounts of the host reach us, so that we keep no device busy; our mounts stay ours.
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
@@ -173,6 +176,12 @@ fn leave_agent(plan: &CreatePlan) -> Result<()> {
     // Without CAP_SYS_RESOURCE it stays as it is.
     let _ = fs::write("/proc/self/oom_score_adj", SUPERVISOR_OOM_SCORE_ADJ);
     Ok(())
+}
+
+/// The namespace stands where sockets at published ports would: those are the other container's.
+fn join_network(beside: &mut Beside) -> io::Result<()> {
+    let namespace = beside.held.pop().ok_or_else(|| io::Error::other("it did not come along"))?;
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
 /// `ip link set lo up` in this process's network namespace: all that network `none` has.

@@ -37,6 +37,8 @@ pub(crate) struct CreatePlan {
     pub init: bool,
     /// A network namespace of its own.
     pub own_network: bool,
+    /// Another container's, which comes beside the plan.
+    pub joins_network: bool,
     /// Where cgroups are.
     pub hierarchy: Hierarchy,
     /// `/berth/supervisors`.
