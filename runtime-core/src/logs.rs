@@ -61,7 +61,8 @@ pub struct LogRecord {
     pub bytes: Vec<u8>,
     /// The line goes on in the stream's next record.
     pub partial: bool,
-    /// Bytes that were dropped here, when a writer could not be held back.
+    /// Bytes that are missing here: dropped when a writer could not be held back, or, about so many, rotated away before
+    /// they were read.
     pub dropped_bytes: u64,
     /// Where the next record begins; give it to [`LogsOptions::cursor`] to go on from here.
     pub cursor: String,

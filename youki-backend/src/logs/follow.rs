@@ -8,7 +8,7 @@ use std::pin::Pin;
 
 use chrono::Utc;
 use futures_core::Stream;
-use runtime_core::{LogRecord, LogsOptions};
+use runtime_core::{LogRecord, LogStream, LogsOptions};
 
 use super::files::{self, Position};
 use super::line;
@@ -25,8 +25,8 @@ pub(crate) type RecordStream = Pin<Box<dyn Stream<Item = Result<LogRecord>> + Se
 /// there. Nothing polls; files are read off the runtime's workers. Without `cursor`, `tail` counts lines from the end
 /// as it is at the start, before `since` and `until` choose among them.
 ///
-/// Dropping the stream ends it; the cursor of the last record goes on exactly there. A cursor whose file has been
-/// rotated away goes on with the oldest that is left.
+/// Dropping the stream ends it; the cursor of the last record goes on exactly there. What was rotated away before it was
+/// read, behind a slow reader or an old cursor, is a record of about so many dropped bytes.
 ///
 /// # Errors
 /// As items, after which it ends: [`Error::InvalidSpec`] for a cursor that is none, [`Error::Io`].
@@ -175,6 +175,16 @@ impl Filter {
             });
         })?;
         self.reader.report_malformed(malformed);
+        if let Some((dropped_bytes, at)) = self.reader.take_lost() {
+            into.push_front(LogRecord {
+                timestamp: into.front().map_or_else(Utc::now, |next| next.timestamp),
+                stream: LogStream::Stdout,
+                bytes: Vec::new(),
+                partial: false,
+                dropped_bytes,
+                cursor: at.to_string(),
+            });
+        }
         Ok(more)
     }
 }

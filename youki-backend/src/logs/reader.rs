@@ -1,6 +1,6 @@
 //! Reads whole lines forward, from one file to the next.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -24,11 +24,13 @@ pub(super) struct LineReader {
     buffer: Vec<u8>,
     /// In the midst of a line that is too long: all up to its newline is passed over.
     skipping: bool,
+    /// About how many bytes were rotated away before they were read, since that was last asked.
+    lost_bytes: u64,
 }
 
 impl LineReader {
     pub fn new(dir: &Path, at: Position) -> Self {
-        Self { dir: dir.to_owned(), at, open: None, buffer: Vec::new(), skipping: false }
+        Self { dir: dir.to_owned(), at, open: None, buffer: Vec::new(), skipping: false, lost_bytes: 0 }
     }
 
     /// Reads on and gives each whole line with its place and the next one's to `each`. False at the end of what is
@@ -42,13 +44,19 @@ impl LineReader {
                 // Asked before the last read: what the writer put here before it went on is read first.
                 let Some(next) = self.successor()? else { return Ok(false) };
                 if self.fill()?.is_none() {
-                    self.go_to(next);
+                    self.go_to(next, next - self.at.file - 1);
                 }
                 continue;
             };
             self.take(len, &mut each);
             return Ok(true);
         }
+    }
+
+    /// About how many bytes were rotated away just before what [`advance`](Self::advance) gave last, and where it goes on.
+    pub fn take_lost(&mut self) -> Option<(u64, Position)> {
+        let lost = std::mem::take(&mut self.lost_bytes);
+        (lost > 0).then_some((lost, Position { offset: 0, ..self.at }))
     }
 
     /// Warns of lines that were not in the format.
@@ -66,7 +74,7 @@ impl LineReader {
                 return Ok(true);
             }
             let Some(next) = self.successor()? else { return Ok(false) };
-            self.go_to(next);
+            self.go_to(next, next - self.at.file);
         }
     }
 
@@ -74,9 +82,12 @@ impl LineReader {
         Ok(files::numbers(&self.dir)?.into_iter().find(|number| *number > self.at.file))
     }
 
-    fn go_to(&mut self, number: u64) {
-        if number > self.at.file + 1 {
-            tracing::debug!(dir = %self.dir.display(), from = self.at.file, to = number, "log files are gone unread");
+    /// `lost` files before it are gone unread. They were as long as it is, or will be.
+    fn go_to(&mut self, number: u64, lost: u64) {
+        if lost > 0 {
+            tracing::debug!(dir = %self.dir.display(), to = number, lost, "log files are gone unread");
+            let len = fs::metadata(files::path(&self.dir, number)).map_or(0, |metadata| metadata.len());
+            self.lost_bytes += len.max(1).saturating_mul(lost);
         }
         self.at = Position { file: number, offset: 0 };
         self.open = None;

@@ -177,7 +177,8 @@ async fn a_stream_chooses_by_time_tail_and_cursor() {
     assert_eq!(log.texts(LogsOptions { cursor: cursor.clone(), ..none() }).await, ["4", "5", "6", "7", "8", "9"]);
     fs::remove_file(files::path(log.0.path(), 0)).unwrap();
     fs::remove_file(files::path(log.0.path(), 1)).unwrap();
-    assert_eq!(log.texts(LogsOptions { cursor, ..none() }).await, ["8", "9"]);
+    // First, that something is missing.
+    assert_eq!(log.texts(LogsOptions { cursor, ..none() }).await, ["", "8", "9"]);
     let mut wrong = log.stream(LogsOptions { cursor: Some("x".into()), ..none() }, std::future::pending());
     assert_eq!(wrong.next().await.unwrap().unwrap_err().code(), "spec.invalid");
     assert!(wrong.next().await.is_none());
@@ -216,6 +217,29 @@ async fn following_sees_each_line_once_across_rotation_and_ends_after_the_writer
         .await;
     writer.join().unwrap();
     assert_eq!(records, (0..LINES).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_is_rotated_away_before_it_is_read_is_told() {
+    let log = Log::new();
+    log.append(0, &line(1, "stdout F", "first"));
+    let mut records = log.stream(LogsOptions { follow: true, ..LogsOptions::default() }, std::future::pending());
+    let first = records.next().await.unwrap().unwrap();
+    assert_eq!((first.bytes.as_slice(), first.dropped_bytes), (&b"first"[..], 0));
+    for number in 1..=4 {
+        log.append(number, &line(2, "stderr F", "unread"));
+    }
+    for number in 0..=2 {
+        fs::remove_file(files::path(log.0.path(), number)).unwrap();
+    }
+    let gap = records.next().await.unwrap().unwrap();
+    assert_eq!((gap.bytes.len(), gap.dropped_bytes), (0, 2 * line(2, "stderr F", "unread").len() as u64));
+    assert_eq!(records.next().await.unwrap().unwrap().bytes, b"unread");
+    let old = LogsOptions { cursor: Some(first.cursor), ..LogsOptions::default() };
+    let again: Vec<_> = log.stream(old, std::future::pending()).map(Result::unwrap).collect().await;
+    assert!(again[0].dropped_bytes > 0 && again[1..].iter().all(|record| record.dropped_bytes == 0), "{again:?}");
+    let rest = LogsOptions { cursor: Some(gap.cursor), ..LogsOptions::default() };
+    assert_eq!(log.texts(rest).await, ["unread", "unread"]);
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ impl Printer {
     fn record(&mut self, record: &LogRecord) -> Result<()> {
         if record.dropped_bytes > 0 {
             self.flush()?;
-            eprint_line(&format!("berth: {} bytes that the container wrote here were dropped", record.dropped_bytes));
+            eprint_line(&format!("berth: {} bytes that the container wrote here are missing", record.dropped_bytes));
             return Ok(());
         }
         // The order between the two is kept where both go to one place.
