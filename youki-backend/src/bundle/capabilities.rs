@@ -107,8 +107,8 @@ impl CapabilitySets {
     }
 }
 
-/// Docker's defaults, with `drop` taken away and `add` added (an addition by name wins over `ALL` dropped, and a drop
-/// by name over `ALL` added). Nobody can give what is not in his own bounding set: `ALL` and `privileged` are what is,
+/// Docker's defaults, with `drop` taken away and `add` added (an addition, also of `ALL`, wins over `ALL` dropped, and a
+/// drop by name over `ALL` added). Nobody can give what is not in his own bounding set: `ALL` and `privileged` are what is,
 /// which is logged where it is less than the kernel has.
 pub(super) fn sets(add: &[String], drop: &[String], privileged: bool) -> Result<CapabilitySets> {
     let all = available();
@@ -125,8 +125,8 @@ pub(super) fn sets(add: &[String], drop: &[String], privileged: bool) -> Result<
         }
     }
     let mut mask = match (privileged || added.all, dropped.all) {
-        (true, false) => all & !dropped.mask,
-        (_, true) => added.mask,
+        (true, _) => all & !dropped.mask,
+        (false, true) => added.mask,
         (false, false) => (default_mask() | added.mask) & !(dropped.mask & !added.mask),
     };
     if privileged {
@@ -239,7 +239,7 @@ mod tests {
             (&["CHOWN"], &["all"], false, mask(&["CHOWN"])),
             (&["ALL"], &[], false, available()),
             (&["ALL"], &["SYS_ADMIN"], false, available() & !mask(&["SYS_ADMIN"])),
-            (&["ALL"], &["ALL"], false, 0),
+            (&["ALL"], &["ALL", "KILL"], false, available() & !mask(&["KILL"])),
             (&["KILL"], &["KILL"], false, docker),
             (&[], &["ALL"], true, available()),
         ] {
