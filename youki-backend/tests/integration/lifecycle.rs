@@ -132,6 +132,9 @@ async fn stop_of_a_created_container_leaves_no_process(case: Case) {
     soon("stop", case.runtime.stop_container(&id, Duration::from_secs(1))).await.unwrap();
     assert_eq!(case.runtime.get_container_pid(&id).await.unwrap(), None);
     assert!(case.cgroup_pids(&id).is_empty());
+    // It did not fail: that is what was asked for.
+    assert_eq!(case.runtime.container_state(&id).await.unwrap(), ContainerState::Exited { code: 137 });
+    assert_eq!(case.runtime.wait_outcome(&id).await.unwrap().reason, WaitReason::Signal);
     case.runtime.remove_container(&id).await.unwrap();
 }
 

@@ -70,7 +70,7 @@ impl Attempt {
         let failure = match self.exec_errno {
             Some(errno) => Some(format!("executing its program failed: {}", io::Error::from_raw_os_error(errno))),
             None => build_failure.or_else(|| {
-                let on_its_own = never_started && (self.last.is_none() || !self.restarts.stopped);
+                let on_its_own = never_started && !self.killed_by_us && (self.last.is_none() || !self.restarts.stopped);
                 on_its_own.then(|| "it ended before it was started".to_owned())
             }),
         };
