@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::RwLock;
 
 use crate::error::{Error, Result};
 use crate::object_store::ObjectStore;
@@ -50,19 +51,23 @@ impl Packs {
         blocking("decompress", move || chunk.open(&stored)).await
     }
 
-    /// Gives `each` every chunk, once and in no order, on threads that may block.
+    /// Gives `each` every chunk, once and in no order, on threads that may block. None of them is at it any more when this
+    /// returns, after an error either.
     pub(crate) async fn chunks(
         &self,
         chunks: Vec<ChunkRef>,
         each: impl Fn(ChunkRef, Vec<u8>) -> Result<()> + Send + Sync + 'static,
     ) -> Result<()> {
         let each = Arc::new(each);
-        stream::iter(stretches(chunks).into_iter().map(Ok))
+        let at_it = Arc::new(RwLock::new(()));
+        let given = stream::iter(stretches(chunks).into_iter().map(Ok))
             .try_for_each_concurrent(REQUESTS, |stretch| {
-                let each = each.clone();
+                let (each, at_it) = (each.clone(), at_it.clone());
                 async move {
                     let stored = self.stored(stretch.pack, stretch.start..stretch.end).await?;
+                    let guard = at_it.read_owned().await;
                     blocking("restore", move || {
+                        let _at_it = guard;
                         stretch.chunks.iter().try_for_each(|chunk| {
                             let start = (u64::from(chunk.offset) - stretch.start) as usize;
                             let bytes = chunk.open(&stored[start..start + chunk.stored as usize])?;
@@ -72,7 +77,9 @@ impl Packs {
                     .await
                 }
             })
-            .await
+            .await;
+        drop(at_it.write().await);
+        given
     }
 
     /// Several chunks, in their order. For the few of a manifest, not for data.

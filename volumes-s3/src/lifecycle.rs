@@ -2,6 +2,8 @@
 
 use crate::claim::{self, Standing};
 use crate::error::{Error, Result};
+use crate::fetch::blocking;
+use crate::removal::{holds_anything, remove_unfinished};
 use crate::state::Pending;
 use crate::store::{AcquireOptions, Acquired, VolumeStore};
 use crate::sync::publish;
@@ -53,10 +55,13 @@ impl VolumeStore {
         let restore = match newest {
             Some(_) if !here => newest,
             Some(remote) if newest != volume.state.parent => {
-                let conflict = !volume.state.users.is_empty() || volume.has_changes().await?;
-                if conflict {
-                    let (name, local) = (volume.name.clone(), volume.state.parent);
-                    return Err(Error::Conflict { name, local, remote });
+                let name = volume.name.clone();
+                if volume.has_changes().await? {
+                    return Err(Error::Conflict { name, local: volume.state.parent, remote });
+                }
+                let users: Vec<_> = volume.state.users.keys().filter(|other| *other != user).cloned().collect();
+                if !users.is_empty() {
+                    return Err(Error::InUse { name, operation: "a restore of the newer generation", users });
                 }
                 newest
             }
@@ -74,14 +79,19 @@ impl VolumeStore {
         Ok(acquired(!here && restore.is_none(), !options.readonly))
     }
 
-    /// Takes back what a use that failed has begun: a claim that nobody needs.
-    pub(crate) async fn give_up(&self, volume: &mut Volume) -> Result<()> {
-        if volume.state.claims_for_nobody() && volume.known {
+    /// Takes back what a use that failed has begun: a claim that nobody needs, and what is kept of the volume for it. What
+    /// cannot be is journaled, or found by the next who looks.
+    pub(crate) async fn give_up(&self, volume: &mut Volume) {
+        if volume.state.claims_for_nobody() {
             volume.state.pending.release = true;
-            volume.save().await?;
+            if let Err(error) = volume.save().await {
+                tracing::warn!(volume = volume.name, %error, "that its claim is to be given back is not journaled");
+            }
             self.settle_release(volume).await;
         }
-        self.forget_blank(volume).await
+        if let Err(error) = self.forget_blank(volume).await {
+            tracing::warn!(volume = volume.name, %error, "what is left of a failed use is not removed");
+        }
     }
 
     /// Sees that the server can be trusted, and reads the newest record.
@@ -156,11 +166,18 @@ impl VolumeStore {
         Ok(owed)
     }
 
-    /// Removes what is kept of a volume that never held anything: its create was undone.
+    /// Removes what is kept of a volume of which nothing was ever here: its create was undone, or its restore failed.
     pub(crate) async fn forget_blank(&self, volume: &mut Volume) -> Result<()> {
-        let state = &volume.state;
-        let published = state.tree.is_some() || state.head.as_ref().is_some_and(|head| head.generation.is_some());
-        if volume.known && state.users.is_empty() && !state.owes() && !published && !volume.is_here()? {
+        let (state, directory) = (&volume.state, volume.paths.directory.clone());
+        if !volume.known {
+            return blocking("tidy up", move || {
+                remove_unfinished(&directory);
+                Ok(())
+            })
+            .await;
+        }
+        let needed = !state.users.is_empty() || state.owes() || state.epoch.is_some() || state.tree.is_some();
+        if !needed && !blocking("look for a tree", move || holds_anything(&directory)).await? {
             self.remove_local(volume).await?;
             volume.known = false;
         }

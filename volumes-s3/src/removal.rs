@@ -10,7 +10,10 @@ use crate::fetch::blocking;
 use crate::record::random_id;
 use crate::state::{TEMPORARY, remove_file, sync_parent};
 use crate::store::VolumeStore;
-use crate::volume::{Volume, make_directories, open_lock};
+use crate::volume::{RESTORED_SCAN, Volume, make_directories, open_lock};
+
+/// What a restore has beside its tree.
+const LEFTOVER_FILES: [&str; 2] = [RESTORED_SCAN, "scan.entries"];
 
 impl VolumeStore {
     pub(crate) async fn remove_history(&self, volume: &mut Volume, force: bool) -> Result<()> {
@@ -107,9 +110,12 @@ pub(crate) fn empty_trash(root: &Path) {
     remove_entries(&root.join(".trash"), "");
 }
 
-/// Deletes trees whose restore was cut off. Only with the lock.
+/// Deletes trees whose restore was cut off, and their records. Only with the lock.
 pub(crate) fn remove_leftovers(directory: &Path) {
     remove_entries(directory, "restore-");
+    for file in LEFTOVER_FILES {
+        let _ = std::fs::remove_file(directory.join(file));
+    }
 }
 
 /// Deletes files whose writing was cut off, and a directory that holds nothing else. Only with the lock.
@@ -120,6 +126,18 @@ pub(crate) fn remove_unfinished(directory: &Path) {
     let _ = std::fs::remove_dir(directory);
 }
 
+/// Whether `directory` holds, beside a state, what is worth something without it: a tree, whosever, or a commit.
+pub(crate) fn holds_anything(directory: &Path) -> Result<bool> {
+    let failed = |error| Error::io("read", directory, error);
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if name == "data" || name == "commit.json" || name.to_string_lossy().starts_with("foreign-") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Tidies up after whoever was killed in the middle of something. What is in use is left alone: its user tidies up.
 pub(crate) fn reconcile(root: &Path, names: &[String]) {
     for name in names {
@@ -127,7 +145,8 @@ pub(crate) fn reconcile(root: &Path, names: &[String]) {
         let Ok(entries) = std::fs::read_dir(&directory) else { continue };
         let mut names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).peekable();
         let empty = names.peek().is_none();
-        if empty || names.any(|name| name.ends_with(TEMPORARY) || name.starts_with("restore-")) {
+        let is_leftover = |name: &str| name.starts_with("restore-") || LEFTOVER_FILES.contains(&name);
+        if empty || names.any(|name| name.ends_with(TEMPORARY) || is_leftover(&name)) {
             let Ok(lock) = open_lock(root, name, FlockOperation::NonBlockingLockExclusive) else { continue };
             remove_leftovers(&directory);
             remove_unfinished(&directory);

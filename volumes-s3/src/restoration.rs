@@ -7,7 +7,7 @@ use crate::fetch::blocking;
 use crate::pack::Digest;
 use crate::progress::Progress;
 use crate::record::{Record, RecordKind, TreeSummary, random_id};
-use crate::removal::{empty_trash, move_to_trash, refuse_in_use, remove_leftovers};
+use crate::removal::{empty_trash, move_to_trash, refuse_in_use, remove_leftovers, remove_unfinished};
 use crate::restore::Job;
 use crate::state::{TreeMark, sync_parent};
 use crate::store::{RestoreOptions, RestoreReport, VolumeStore};
@@ -28,7 +28,10 @@ impl VolumeStore {
             let bytes = volume.difference().await?.bytes;
             return Err(Error::Unsynced { name: name.to_owned(), bytes });
         }
-        self.restore_into_place(&mut volume, &record, &options.progress).await?;
+        if let Err(error) = self.restore_into_place(&mut volume, &record, &options.progress).await {
+            self.give_up(&mut volume).await;
+            return Err(error);
+        }
         // Going back is a change like any other: the next sync publishes it after the newest generation.
         volume.state.parent = head.generation;
         (volume.state.pending.sync, volume.state.bytes_at_risk, volume.state.last_error) = (false, None, None);
@@ -95,48 +98,28 @@ impl VolumeStore {
     ) -> Result<()> {
         let Some(remote) = volume.remote.clone() else { return Ok(()) };
         let summary = summary(record)?.clone();
-        let (paths, fresh) = (volume.paths.clone(), volume.paths.directory.join(format!("restore-{}", random_id())));
-        let directory = fresh.clone();
-        blocking("create", move || {
-            remove_leftovers(&paths.directory);
-            // The tree that goes, and the one that comes, are not neighbours.
-            spread(&open_root(&paths.directory)?, true);
-            make_directories(&directory)
-        })
-        .await?;
-        let scan_record = volume.paths.directory.join("scan.restored");
+        let fresh = volume.paths.directory.join(format!("restore-{}", random_id()));
         let job = Job {
             packs: remote.packs,
             volume: volume.name.clone(),
             summary: summary.clone(),
             lineage: volume.state.lineage(),
-            directory: fresh.clone(),
-            record: scan_record.clone(),
+            directory: fresh,
+            record: volume.paths.restored_scan(),
             progress: progress.clone(),
         };
-        let done = job.run().await;
-        let (paths, hold, was_here) = (volume.paths.clone(), volume.hold(), volume.is_here()?);
-        let root = self.inner.config.root.clone();
-        blocking("put into place", move || {
-            if let Err(error) = done {
-                remove_leftovers(&paths.directory);
-                return Err(error);
-            }
-            let data = paths.data();
-            if was_here {
-                move_to_trash(&root, &data)?
-            } else {
-                set_aside_foreign(&data)?
-            }
-            // The record first: one that is of another tree is seen by its root and not used.
-            std::fs::rename(&scan_record, paths.scan()).map_err(|error| Error::io("put into place", &data, error))?;
-            std::fs::rename(&fresh, &data).map_err(|error| Error::io("put into place", &data, error))?;
-            sync_parent(&data)?;
-            empty_trash(&root);
-            drop(hold);
-            Ok(())
-        })
-        .await?;
+        let replaced = self.replace_tree(volume, job).await;
+        if replaced.is_err() {
+            let (directory, hold) = (volume.paths.directory.clone(), volume.hold());
+            blocking("tidy up", move || {
+                remove_leftovers(&directory);
+                remove_unfinished(&directory);
+                drop(hold);
+                Ok(())
+            })
+            .await?;
+        }
+        replaced?;
         volume.state.tree = Some(TreeMark {
             record: record.record,
             root: summary.root.digest.to_string(),
@@ -145,7 +128,48 @@ impl VolumeStore {
         });
         volume.state.parent = Some(record.record);
         volume.state.durable_at = Some(record.created_at);
-        volume.save().await
+        let saved = volume.save().await;
+        if saved.is_err() {
+            // Without its state it would be taken for a change made here.
+            volume.state.tree = None;
+            volume.discard_tree().await?;
+        }
+        saved
+    }
+
+    /// Makes the tree of `job` and puts it into place. After an error, leftovers are to be removed.
+    async fn replace_tree(&self, volume: &Volume, job: Job) -> Result<()> {
+        let (paths, directory) = (volume.paths.clone(), job.directory.clone());
+        blocking("create", move || {
+            // Who only reads has no claim, and so nothing here yet.
+            make_directories(&paths.directory)?;
+            remove_leftovers(&paths.directory);
+            // The tree that goes, and the one that comes, are not neighbours.
+            spread(&open_root(&paths.directory)?, true);
+            make_directories(&directory)
+        })
+        .await?;
+        let fresh = job.directory.clone();
+        job.run().await?;
+        let (paths, hold, was_here) = (volume.paths.clone(), volume.hold(), volume.is_here()?);
+        let root = self.inner.config.root.clone();
+        blocking("put into place", move || {
+            let data = paths.data();
+            if was_here {
+                move_to_trash(&root, &data)?
+            } else {
+                set_aside_foreign(&data)?
+            }
+            // The record first: one that is of another tree is seen by its root and not used.
+            let failed = |error| Error::io("put into place", &data, error);
+            std::fs::rename(paths.restored_scan(), paths.scan()).map_err(failed)?;
+            std::fs::rename(&fresh, &data).map_err(failed)?;
+            sync_parent(&data)?;
+            empty_trash(&root);
+            drop(hold);
+            Ok(())
+        })
+        .await
     }
 
     pub(crate) async fn tree_record(&self, volume: &Volume, generation: u64) -> Result<Record> {

@@ -156,7 +156,7 @@ impl VolumeStore {
             let mut volume = store.lock(&name).await?;
             let acquired = store.make_usable(&mut volume, &user, &options).await;
             if let Err(error) = acquired {
-                store.give_up(&mut volume).await?;
+                store.give_up(&mut volume).await;
                 return Err(error);
             }
             let made = options.fill && acquired.as_ref().is_ok_and(|acquired| acquired.is_new);
@@ -189,7 +189,7 @@ impl VolumeStore {
             }
             let options = AcquireOptions { take_over, progress, ..AcquireOptions::default() };
             if let Err(error) = store.make_usable(&mut volume, "", &options).await {
-                store.give_up(&mut volume).await?;
+                store.give_up(&mut volume).await;
                 return Err(error);
             }
             if volume.state.epoch.is_none() {

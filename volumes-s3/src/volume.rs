@@ -27,6 +27,8 @@ use crate::walk::open_root;
 
 /// The directory of [`Paths::debt`], in that of the volumes.
 pub(crate) const DEBTS: &str = ".owed";
+/// The file of [`Paths::restored_scan`]. Its list of entries lies beside it, with another ending.
+pub(crate) const RESTORED_SCAN: &str = "scan.restored";
 /// After this long somebody is told that a lock is waited for.
 const LOCK_NOTICE: Duration = Duration::from_secs(3);
 
@@ -54,6 +56,10 @@ impl Paths {
     /// The scan record of a sync under way, and of the commit in `commit.json`.
     pub(crate) fn new_scan(&self) -> PathBuf {
         self.directory.join("scan.new")
+    }
+    /// The scan record of a tree that is being restored.
+    pub(crate) fn restored_scan(&self) -> PathBuf {
+        self.directory.join(RESTORED_SCAN)
     }
     pub(crate) fn commit(&self) -> PathBuf {
         self.directory.join("commit.json")

@@ -172,6 +172,8 @@ async fn what_a_kill_left_half_written_is_tidied_up() {
     let root = host.store.inner_root().to_owned();
     fs::write(root.join("v/state.json.tmp"), "{").unwrap();
     fs::create_dir_all(root.join("v/restore-0123/half")).unwrap();
+    fs::write(root.join("v/scan.restored"), "").unwrap();
+    fs::write(root.join("v/scan.entries"), "").unwrap();
     fs::create_dir(root.join("never")).unwrap();
     fs::write(root.join("never/state.json.tmp"), "").unwrap();
     let again = host.again("one", &memory, |s3| s3).await;
@@ -182,4 +184,30 @@ async fn what_a_kill_left_half_written_is_tidied_up() {
     assert!(!root.join("never").exists());
     assert_eq!(again.list().await.unwrap().len(), 1);
     assert_eq!(host.read().await, "kept");
+}
+
+#[tokio::test]
+async fn a_restore_that_a_kill_cut_off_is_forgotten_with_its_claim() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    one.acquire().await.unwrap();
+    one.write("kept").await;
+    one.store.release("v", "web").await.unwrap();
+    // It has claimed, and is restoring, when its process dies.
+    memory.hang_at_packs.store(true, Ordering::SeqCst);
+    let (store, process) = (two.store.clone(), tokio::runtime::Runtime::new().unwrap());
+    process.spawn(async move { store.acquire("v", "web", AcquireOptions::default()).await.map(drop) });
+    let claimed = async {
+        while two.store.status("v").await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), claimed).await.expect("it claims nothing");
+    process.shutdown_background();
+    memory.hang_at_packs.store(false, Ordering::SeqCst);
+    let again = two.again("two", &memory, |s3| s3).await;
+    assert_eq!(again.owing().await.unwrap(), ["v"]);
+    again.retry("v").await.unwrap();
+    assert!(!again.inner_root().join("v").exists(), "half a volume stayed");
+    assert!(one.acquire().await.unwrap().claimed);
 }

@@ -1,10 +1,19 @@
 //! What the `berth` command shows, restores and removes of a volume that belongs to a bucket.
 
+use std::path::Path;
+
+use aws_sdk_s3::primitives::ByteStream;
+
 use crate::support::Case;
 use crate::support::berth::{Said, berth};
 use crate::support::root::Root;
+use crate::support::servers::S3_BUCKET;
 
-crate::tests![rm_keeps_what_the_bucket_lacks_also_where_no_bucket_is_named];
+crate::tests![
+    rm_keeps_what_the_bucket_lacks_also_where_no_bucket_is_named,
+    a_read_only_volume_is_restored_where_the_host_lacks_it,
+    a_create_whose_restore_fails_leaves_nothing,
+];
 
 /// `run --rm` with `mount`.
 async fn run(case: &Case, root: &Root, mount: &str, script: &str) -> Said {
@@ -29,4 +38,53 @@ async fn rm_keeps_what_the_bucket_lacks_also_where_no_bucket_is_named(case: Case
     assert_eq!(run(&case, &root, "data:/data", "cat /data/file").await.succeeded(), "one\n");
     run(&case, &without, "local:/data", "echo x > /data/file").await.succeeded();
     assert_eq!(berth(&without, &["volume", "rm", "data", "local"]).await.succeeded(), "data\nlocal\n");
+}
+
+async fn a_read_only_volume_is_restored_where_the_host_lacks_it(case: Case) {
+    let (owner, reader) = (case.root_with_s3("owner", "p").await, case.root_with_s3("reader", "p").await);
+    let image = case.suite.busybox().await;
+    let idle = "echo first > /data/file; sleep 300";
+    let words = ["run", "-d", "--name", "web", "--network", "none", "-v", "data:/data", image, "sh", "-c", idle];
+    berth(&owner, &words).await.succeeded();
+    while berth(&owner, &["exec", "web", "cat", "/data/file"]).await.code != 0 {}
+    berth(&owner, &["volume", "sync", "data"]).await.succeeded();
+    // Another host has claimed it: that is no matter of who reads.
+    let read = async || run(&case, &reader, "data:/data:ro", "cat /data/file; ! echo x 2> /dev/null > /data/file").await.succeeded();
+    assert_eq!(read().await, "first\n");
+    berth(&owner, &["exec", "web", "sh", "-c", "echo second > /data/file"]).await.succeeded();
+    berth(&owner, &["stop", "-t", "0", "web"]).await.succeeded();
+    berth(&owner, &["rm", "web"]).await.succeeded();
+    assert_eq!(read().await, "second\n");
+    assert_eq!(run(&case, &reader, "data:/data", "echo third >> /data/file").await.succeeded(), "");
+    assert_eq!(run(&case, &owner, "data:/data", "cat /data/file").await.succeeded(), "second\nthird\n");
+}
+
+/// Inverts a bit in the middle of every pack of volume `data`, there and back.
+async fn damage_packs(case: &Case, root: &Root) {
+    let s3 = case.suite.s3().await;
+    let prefix = format!("{}/data/packs/", root.s3.as_ref().unwrap().prefix);
+    let listed = s3.client.list_objects_v2().bucket(S3_BUCKET).prefix(prefix).send().await.unwrap();
+    for key in listed.contents().iter().filter_map(|object| object.key()) {
+        let object = s3.client.get_object().bucket(S3_BUCKET).key(key).send().await.unwrap();
+        let mut body = object.body.collect().await.unwrap().to_vec();
+        let middle = body.len() / 2;
+        body[middle] ^= 1;
+        s3.client.put_object().bucket(S3_BUCKET).key(key).body(ByteStream::from(body)).send().await.unwrap();
+    }
+}
+
+async fn a_create_whose_restore_fails_leaves_nothing(case: Case) {
+    let (owner, other) = (case.root_with_s3("owner", "p").await, case.root_with_s3("other", "p").await);
+    run(&case, &owner, "data:/data", "head -c 6000000 /dev/urandom > /data/file").await.succeeded();
+    damage_packs(&case, &owner).await;
+    for mount in ["data:/data", "data:/data:ro"] {
+        let said = run(&case, &other, mount, "true").await;
+        assert!(said.code == 125 && said.stderr.contains("volume data"), "{said:?}");
+        assert_eq!(berth(&other, &["volume", "ls", "-q"]).await.succeeded(), "");
+        assert!(!Path::new(&other.dir).join("volumes/data").exists(), "half a volume stayed");
+    }
+    // The claim made for it is given back, and what is whole again is restored.
+    damage_packs(&case, &owner).await;
+    run(&case, &owner, "data:/data", "echo x > /data/x").await.succeeded();
+    assert_eq!(run(&case, &other, "data:/data", "wc -c < /data/file").await.succeeded(), "6000000\n");
 }
