@@ -188,6 +188,11 @@ async fn an_ipv6_network_reaches_its_own_the_world_and_is_reached(case: Case) {
 
     // Inbound: the published port, on addresses of either family, and nothing that is not published.
     let port = place.runtime.inspect(&server).await.unwrap().ports[0].host_port.unwrap();
+    // The kernel lets nothing from ::1 leave the host's loopback: refused at once, so that clients try 127.0.0.1.
+    let port_of = |address: &str| format!("{address}:{port}").parse::<std::net::SocketAddr>().unwrap();
+    let refused =
+        std::net::TcpStream::connect_timeout(&port_of("[::1]"), std::time::Duration::from_secs(5)).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     for address in ["127.0.0.1".to_owned(), format!("[{host}]"), "[fd42:be:7::1]".to_owned()] {
         assert_eq!(curl(&format!("http://{address}:{port}/")).await, "six", "{address}");
     }

@@ -135,7 +135,7 @@ fn rules(networks: &[Definition]) -> String {
         \tchain prerouting {\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n\
         \t\tiifname != \"lo\" ip daddr 127.0.0.0/8 return\n\t\tfib daddr type local jump publish\n\t}\n\
         \tchain output {\n\t\ttype nat hook output priority -100; policy accept;\n\
-        \t\tfib daddr type local jump publish\n\t}\n";
+        \t\tip6 daddr ::1 return\n\t\tfib daddr type local jump publish\n\t}\n";
     let (mut raw, mut postrouting, mut forward) = (String::new(), String::new(), String::new());
     for Definition { bridge, subnet, subnet6, internal, .. } in networks {
         // Writing to a String cannot fail.
