@@ -17,7 +17,8 @@ pub struct VolumeStatus {
     /// When the tree as it was then became durable in S3; `None` when it never did, or no bucket is configured.
     #[serde(with = "crate::time::option")]
     pub durable_at: Option<DateTime<Utc>>,
-    /// Bytes known to be changed here and not in S3.
+    /// Bytes of files that are here and not in S3 as they are; all of them until the first sync. 0 for a volume that has no
+    /// bucket: it is local, as `durable_at` says, and nothing was to bring it anywhere.
     pub bytes_at_risk: u64,
     /// The host that holds the claim, as last seen.
     pub owner: Option<String>,

@@ -85,7 +85,8 @@ impl VolumeStore {
         if volume.state.claims_for_nobody() {
             volume.state.pending.release = true;
             if let Err(error) = volume.save().await {
-                tracing::warn!(volume = volume.name, %error, "that its claim is to be given back is not journaled");
+                // Whether it could be is told next.
+                tracing::debug!(volume = volume.name, %error, "that its claim is to be given back is not journaled");
             }
             self.settle_release(volume).await;
         }

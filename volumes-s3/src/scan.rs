@@ -90,8 +90,14 @@ pub(crate) fn scan<F: FnMut(SealedPack) -> Result<()>>(
 
 /// Compares the tree at `root` with its record; no file is read. Blocks.
 pub(crate) fn difference(root: &Path, old: Option<RecordReader>) -> Result<Difference> {
+    // As for a scan.
+    rustix::fs::syncfs(open_root(root)?).map_err(|error| Error::io("sync", root, error))?;
+    changes(root, old)
+}
+
+/// The same, where what a mapping has written just now may be left out: nothing is brought to the disk. Blocks.
+pub(crate) fn changes(root: &Path, old: Option<RecordReader>) -> Result<Difference> {
     let tree = open_root(root)?;
-    rustix::fs::syncfs(&tree).map_err(|error| Error::io("sync", root, error))?;
     let mut difference = Difference::default();
     let mut same = 0;
     let rows = compare(&tree, old, |found, seen, first_name| {

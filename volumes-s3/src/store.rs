@@ -266,7 +266,8 @@ impl VolumeStore {
                 return Err(Error::NotFound { name });
             }
             if volume.remote.is_none() {
-                return Ok(volume.status());
+                drop(volume);
+                return store.status(&name).await;
             }
             store.sync_locked(&mut volume).await?;
             store.settle_release(&mut volume).await;
@@ -282,12 +283,13 @@ impl VolumeStore {
     pub async fn status(&self, name: &str) -> Result<VolumeStatus> {
         name::check_name(name)?;
         let (paths, name) = (Paths::new(&self.inner.config.root, name), name.to_owned());
+        let configured = self.inner.config.s3.is_some();
         blocking("read the state", move || {
             let load = || State::load(&paths.state())?.ok_or_else(|| Error::NotFound { name: name.clone() });
             let mut state = load()?;
             for _ in 0..STATUS_LOOKS {
                 let mut status = status(&name, &paths, &state);
-                match count(&mut status, &paths, &state) {
+                match count(&mut status, &paths, &state, configured || state.has_bucket()) {
                     Ok(true) => {}
                     Ok(false) => return Ok(status),
                     // The rest is known, and one tree that cannot be read hides no other volume.
@@ -322,6 +324,15 @@ impl VolumeStore {
             }
         }
         Ok(found)
+    }
+
+    /// The names of the volumes of this host, in order. Of one that is being made there may be no status yet.
+    ///
+    /// # Errors
+    /// Those of reading the root.
+    pub async fn names(&self) -> Result<Vec<String>> {
+        let root = self.inner.config.root.clone();
+        blocking("list the volumes", move || names(&root)).await
     }
 
     /// Who uses the volume on this host.
@@ -550,11 +561,6 @@ impl VolumeStore {
             return Err(Error::NoBucket { name: name.to_owned(), operation });
         };
         Ok(Remote::new(self.client(config).await?, format!("{}{name}/", config.key_prefix())))
-    }
-
-    async fn names(&self) -> Result<Vec<String>> {
-        let root = self.inner.config.root.clone();
-        blocking("list the volumes", move || names(&root)).await
     }
 
     /// Runs `work` to its end even if the caller stops waiting.

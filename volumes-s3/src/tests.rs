@@ -24,6 +24,7 @@ mod deep;
 mod histories;
 mod readers;
 mod removals;
+mod statuses;
 mod trouble;
 
 /// Objects in memory.

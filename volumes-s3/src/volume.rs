@@ -20,7 +20,7 @@ use crate::pack::Packer;
 use crate::place::Place;
 use crate::record::{FORMAT, Record, RecordKind, random_id};
 use crate::removal::{empty_trash, move_to_trash, remove_unfinished};
-use crate::scan::{Difference, difference, scan};
+use crate::scan::{Difference, changes, difference, scan};
 use crate::scan_record::RecordReader;
 use crate::state::{Commit, State, TreeMark, read_json, remove_file, sync_parent, write_json};
 use crate::walk::open_root;
@@ -404,17 +404,22 @@ fn scan_record(name: &str, paths: &Paths, state: &State) -> Result<Option<Record
         .filter(|record| record.subject.lineage == lineage && Some(record.subject.root.to_string().as_str()) == root))
 }
 
-/// Counts what `status` tells of a tree and its state does not; true if there was something to count. Blocks.
-pub(crate) fn count(status: &mut VolumeStatus, paths: &Paths, state: &State) -> Result<bool> {
+/// Counts what `status` tells of a tree and its state does not; true if there was something to count. `bucket`: it belongs
+/// to one, or would with its next use. Without, nothing is at risk: it was never to be anywhere else. Blocks.
+pub(crate) fn count(status: &mut VolumeStatus, paths: &Paths, state: &State, bucket: bool) -> Result<bool> {
     let uncounted = state.pending.sync && state.bytes_at_risk.is_none();
-    if !(uncounted || status.size_bytes.is_none()) || !paths.data().exists() {
+    let at_risk = bucket && (uncounted || state.tree.is_none() || state.has_writer());
+    if !(at_risk || status.size_bytes.is_none()) || !paths.data().exists() {
         return Ok(false);
     }
-    let found = difference(&paths.data(), scan_record(&status.name, paths, state)?)?;
-    if uncounted {
+    let data = paths.data();
+    let found = changes(&data, scan_record(&status.name, paths, state)?)?;
+    // What a create still fills is no data yet.
+    let unfilled = attributes::is_unfilled(open_root(&data)?);
+    if at_risk && !unfilled.map_err(|error| Error::io("read the attributes of", &data, error))? {
         status.bytes_at_risk = found.bytes;
     }
-    status.size_bytes.get_or_insert(found.size_bytes);
+    status.size_bytes = Some(found.size_bytes);
     Ok(true)
 }
 

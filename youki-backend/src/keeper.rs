@@ -134,9 +134,8 @@ impl Inner {
     /// Gives volumes back that belong to containers which are no more: they were removed with their end, or whoever
     /// removed or created them was killed.
     pub(crate) async fn give_back_volumes(&self) {
-        let volumes = self.volumes.list().await.unwrap_or_default();
-        for volume in volumes {
-            for user in self.volumes.users(&volume.name).await.unwrap_or_default() {
+        for name in self.volumes.names().await.unwrap_or_default() {
+            for user in self.volumes.users(&name).await.unwrap_or_default() {
                 let Ok(id) = user.parse::<ContainerId>() else { continue };
                 let paths = self.layout.container(&id);
                 // One that is being created has its lock, and maybe no record yet.
@@ -144,8 +143,8 @@ impl Inner {
                 if paths.record().exists() {
                     continue;
                 }
-                if let Err(error) = self.volumes.release(&volume.name, &user).await {
-                    tracing::warn!(volume = volume.name, %error, "cannot be given back");
+                if let Err(error) = self.volumes.release(&name, &user).await {
+                    tracing::warn!(volume = name, %error, "cannot be given back");
                 }
                 lock.remove();
             }

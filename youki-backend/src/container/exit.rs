@@ -68,8 +68,8 @@ impl Inner {
         patience: Duration,
     ) -> Result<Vec<(String, volumes_s3::Error)>> {
         let (mut owed, user) = (Vec::new(), id.to_string());
-        for volume in self.volumes.list().await? {
-            owed.extend(self.end_volume(&volume.name, &user, undone, patience).await);
+        for name in self.volumes.names().await? {
+            owed.extend(self.end_volume(&name, &user, undone, patience).await);
         }
         Ok(owed)
     }

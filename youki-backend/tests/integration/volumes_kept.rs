@@ -13,6 +13,7 @@ crate::tests![
     rm_keeps_what_the_bucket_lacks_also_where_no_bucket_is_named,
     a_read_only_volume_is_restored_where_the_host_lacks_it,
     a_create_whose_restore_fails_leaves_nothing,
+    ls_counts_what_was_never_synced,
 ];
 
 /// `run --rm` with `mount`.
@@ -49,7 +50,9 @@ async fn a_read_only_volume_is_restored_where_the_host_lacks_it(case: Case) {
     while berth(&owner, &["exec", "web", "cat", "/data/file"]).await.code != 0 {}
     berth(&owner, &["volume", "sync", "data"]).await.succeeded();
     // Another host has claimed it: that is no matter of who reads.
-    let read = async || run(&case, &reader, "data:/data:ro", "cat /data/file; ! echo x 2> /dev/null > /data/file").await.succeeded();
+    let read = async || {
+        run(&case, &reader, "data:/data:ro", "cat /data/file; ! echo x 2> /dev/null > /data/file").await.succeeded()
+    };
     assert_eq!(read().await, "first\n");
     berth(&owner, &["exec", "web", "sh", "-c", "echo second > /data/file"]).await.succeeded();
     berth(&owner, &["stop", "-t", "0", "web"]).await.succeeded();
@@ -87,4 +90,26 @@ async fn a_create_whose_restore_fails_leaves_nothing(case: Case) {
     damage_packs(&case, &owner).await;
     run(&case, &owner, "data:/data", "echo x > /data/x").await.succeeded();
     assert_eq!(run(&case, &other, "data:/data", "wc -c < /data/file").await.succeeded(), "6000000\n");
+}
+
+async fn ls_counts_what_was_never_synced(case: Case) {
+    let root = Root { keeper: false, ..case.root_with_s3("root", "p").await };
+    let without = Root { s3: None, ..root.clone() };
+    let image = case.suite.busybox().await;
+    let idle = "head -c 5000000 /dev/urandom > /data/file; sleep 300";
+    let words = ["run", "-d", "--name", "web", "--network", "none", "-v", "data:/data", image, "sh", "-c", idle];
+    berth(&root, &words).await.succeeded();
+    let size = ["exec", "web", "sh", "-c", "[ $(stat -c %s /data/file) = 5000000 ]"];
+    while berth(&root, &size).await.code != 0 {}
+    let told = berth(&root, &["volume", "ls", "--json"]).await.json();
+    assert_eq!(told[0]["bytes_at_risk"], 5_000_000, "{told}");
+    assert!(told[0]["durable_at"].is_null() && told[0]["size_bytes"] == 5_000_000, "{told}");
+    let told = berth(&without, &["volume", "inspect", "data"]).await.json();
+    assert_eq!(told[0]["bytes_at_risk"], 5_000_000, "{told}");
+    berth(&root, &["volume", "sync", "data"]).await.succeeded();
+    assert_eq!(berth(&root, &["volume", "ls", "--json"]).await.json()[0]["bytes_at_risk"], 0);
+    berth(&root, &["exec", "web", "sh", "-c", "echo more > /data/more"]).await.succeeded();
+    assert_eq!(berth(&root, &["volume", "ls", "--json"]).await.json()[0]["bytes_at_risk"], 5);
+    berth(&root, &["rm", "-f", "web"]).await.succeeded();
+    assert_eq!(berth(&root, &["volume", "ls", "--json"]).await.json()[0]["bytes_at_risk"], 0);
 }
