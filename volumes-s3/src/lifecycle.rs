@@ -56,14 +56,16 @@ impl VolumeStore {
             Some(_) if !here => newest,
             Some(remote) if newest != volume.state.parent => {
                 let name = volume.name.clone();
-                if volume.has_changes().await? {
+                let others = volume.state.users.keys().filter(|other| *other != user);
+                let users: Vec<_> = others.cloned().collect();
+                let changed = volume.has_changes().await?;
+                if changed && !(users.is_empty() && self.is_restored(volume, remote).await?) {
                     return Err(Error::Conflict { name, local: volume.state.parent, remote });
                 }
-                let users: Vec<_> = volume.state.users.keys().filter(|other| *other != user).cloned().collect();
-                if !users.is_empty() {
+                if !changed && !users.is_empty() {
                     return Err(Error::InUse { name, operation: "a restore of the newer generation", users });
                 }
-                newest
+                newest.filter(|_| !changed)
             }
             _ => None,
         };

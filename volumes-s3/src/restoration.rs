@@ -120,14 +120,7 @@ impl VolumeStore {
             .await?;
         }
         replaced?;
-        volume.state.tree = Some(TreeMark {
-            record: record.record,
-            root: summary.root.digest.to_string(),
-            branch: record.kind == RecordKind::Branch,
-            size_bytes: summary.size_bytes,
-        });
-        volume.state.parent = Some(record.record);
-        volume.state.durable_at = Some(record.created_at);
+        take_for(volume, record, &summary);
         let saved = volume.save().await;
         if saved.is_err() {
             // Without its state it would be taken for a change made here.
@@ -172,11 +165,36 @@ impl VolumeStore {
         .await
     }
 
+    /// Whether the tree here, which its state knows as another, is `generation`: put into place by a restore that was killed
+    /// before it could say so. If it is, the state says so now.
+    pub(crate) async fn is_restored(&self, volume: &mut Volume, generation: u64) -> Result<bool> {
+        let record = self.tree_record(volume, generation).await?;
+        let before = volume.state.clone();
+        take_for(volume, &record, summary(&record)?);
+        let is_it = volume.scan_record()?.is_some() && !volume.has_changes().await?;
+        if !is_it {
+            volume.state = before;
+        }
+        Ok(is_it)
+    }
+
     pub(crate) async fn tree_record(&self, volume: &Volume, generation: u64) -> Result<Record> {
         let missing = || Error::GenerationNotFound { name: volume.name.clone(), generation };
         let Some(remote) = &volume.remote else { return Err(missing()) };
         remote.log.read(generation).await?.filter(|record| record.tree.is_some()).ok_or_else(missing)
     }
+}
+
+/// Notes that the tree here is that of `record`.
+fn take_for(volume: &mut Volume, record: &Record, summary: &TreeSummary) {
+    volume.state.tree = Some(TreeMark {
+        record: record.record,
+        root: summary.root.digest.to_string(),
+        branch: record.kind == RecordKind::Branch,
+        size_bytes: summary.size_bytes,
+    });
+    volume.state.parent = Some(record.record);
+    volume.state.durable_at = Some(record.created_at);
 }
 
 fn summary(record: &Record) -> Result<&TreeSummary> {

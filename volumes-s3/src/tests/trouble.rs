@@ -211,3 +211,34 @@ async fn a_restore_that_a_kill_cut_off_is_forgotten_with_its_claim() {
     assert!(!again.inner_root().join("v").exists(), "half a volume stayed");
     assert!(one.acquire().await.unwrap().claimed);
 }
+
+#[tokio::test]
+async fn a_restore_that_was_killed_before_its_state_was_written_is_no_change_made_here() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    let old = two.store.inner_root().join("v/state.json");
+    for text in ["first", "second"] {
+        one.acquire().await.unwrap();
+        one.write(text).await;
+        one.store.release("v", "web").await.unwrap();
+        let before = fs::read(&old).ok();
+        let readonly = AcquireOptions { readonly: true, ..AcquireOptions::default() };
+        two.store.acquire("v", "web", readonly).await.unwrap();
+        assert_eq!(two.read().await, text);
+        // As it was when the tree was put into place.
+        match before {
+            Some(before) => fs::write(&old, before).unwrap(),
+            None => fs::remove_file(&old).unwrap(),
+        }
+        assert!(two.acquire().await.unwrap().claimed);
+        assert_eq!(two.read().await, text);
+        assert_eq!(two.store.sync("v").await.unwrap().bytes_at_risk, 0);
+        two.store.release("v", "web").await.unwrap();
+    }
+    // What somebody did change is one.
+    one.acquire().await.unwrap();
+    one.write("third").await;
+    one.store.release("v", "web").await.unwrap();
+    two.write("by hand").await;
+    assert_eq!(code(two.acquire().await), "volume.conflict");
+}

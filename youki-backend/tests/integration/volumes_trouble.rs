@@ -126,7 +126,8 @@ async fn a_create_killed_before_it_is_on_record_gives_its_volumes_back(case: Cas
     runtime.container_state(&id).await.expect_err("it is on record already");
     switch.turn_on().await;
     let next = root.open().await.unwrap();
-    assert_eq!(owner("data").await, None, "what it had is not given back");
+    // An open waits no longer than two seconds for that.
+    eventually("what it had is given back", || async { owner("data").await.is_none() }).await;
     drop(next);
     // What it was about to have is claimed for nobody: the keeper's to settle.
     let _keeper = Root { keeper: true, ..root.clone() }.open().await.unwrap();
