@@ -103,7 +103,7 @@ async fn lines_that_end_by_themselves_say_what_dockers_would(case: Case) {
             0,
             "1\n0\n",
         ),
-        ("run --rm --add-host db:1.2.3.4 IMAGE grep db /etc/hosts".into(), 0, "1.2.3.4\tdb\n"),
+        ("run --rm --add-host database:1.2.3.4 IMAGE grep database /etc/hosts".into(), 0, "1.2.3.4\tdatabase\n"),
         (
             "run --rm --add-host host.docker.internal:host-gateway IMAGE grep -c docker.internal /etc/hosts".into(),
             0,
