@@ -62,8 +62,7 @@ impl Inner {
             && let Some(connection) = self.supervisor(&container).await?
         {
             tracing::warn!(container = %id, "its supervisor does not answer, and is killed");
-            let killed = tokio::task::spawn_blocking(move || connection.kill_peer()).await;
-            killed.map_err(Error::ThreadLost)?.map_err(Error::supervisor(id))?;
+            connection.kill_peer().await.map_err(Error::supervisor(id))?;
         }
         let mut unrecorded = None;
         // Somebody may have started it again while the lock was waited for. And one that has written its record answers

@@ -18,8 +18,7 @@ impl Inner {
         if let Ok(mut connection) = Connection::open(&paths.socket).await {
             // It ends when it has said so, and its mounts with it.
             if connection.ask(&Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 }).await.is_err() {
-                let killed = tokio::task::spawn_blocking(move || connection.kill_peer()).await;
-                killed.map_err(Error::ThreadLost)?.map_err(Error::supervisor(id))?;
+                connection.kill_peer().await.map_err(Error::supervisor(id))?;
             }
         }
         self.clear_cgroup_at(&self.cgroup_path_of(id), &paths).await?;

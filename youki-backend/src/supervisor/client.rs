@@ -131,7 +131,7 @@ impl Connection {
     /// sent with its plan must be gone, so that none can appear afterwards.
     pub async fn end_at(socket: &Path) -> io::Result<()> {
         match Self::open(socket).await {
-            Ok(connection) => tokio::task::spawn_blocking(move || connection.kill_peer()).await??,
+            Ok(connection) => connection.kill_peer().await?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
             Err(error) => return Err(error),
@@ -142,11 +142,11 @@ impl Connection {
         }
     }
 
-    /// Kills the supervisor, for one that answers nothing: its container dies with it. Blocks until it is dead.
-    pub fn kill_peer(&self) -> io::Result<()> {
+    /// Kills the supervisor, for one that answers nothing: its container dies with it. Returns when it is dead.
+    pub async fn kill_peer(&self) -> io::Result<()> {
         let Some(supervisor) = self.stream.peer_cred()?.pid().and_then(ProcessName::of) else { return Ok(()) };
         supervisor.kill();
-        match supervisor.wait_for_end(STOP_PATIENCE) {
+        match tokio::task::spawn_blocking(move || supervisor.wait_for_end(STOP_PATIENCE)).await? {
             true => Ok(()),
             false => Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {supervisor} survived SIGKILL"))),
         }
