@@ -447,12 +447,19 @@ impl VolumeStore {
     /// # Errors
     /// Those of reading the root.
     pub async fn owing(&self) -> Result<Vec<String>> {
+        self.owing_of(self.names().await?).await
+    }
+
+    /// Those of `names`, whose forms must have been checked, that owe S3 something. None without a bucket.
+    ///
+    /// # Errors
+    /// None of one volume's own: one whose state cannot be read may owe something.
+    pub async fn owing_of(&self, mut names: Vec<String>) -> Result<Vec<String>> {
         if self.inner.config.s3.is_none() {
             return Ok(Vec::new());
         }
         let root = self.inner.config.root.clone();
         blocking("look for what is owed", move || {
-            let mut names = names(&root)?;
             // One whose state cannot be read may owe: whoever retries is told why not.
             names.retain(|name| {
                 let state = State::load(&Paths::new(&root, name).state());

@@ -39,10 +39,12 @@ impl Inner {
         let mut theirs = container.record.named_volumes();
         theirs.retain(|name| !owed.iter().any(|(tried, _)| tried == name));
         if settling == Settling::Joined && !theirs.is_empty() {
-            owed.extend(self.retry_those(|name| theirs.contains(&name)).await.unwrap_or_else(|error| {
-                tracing::warn!(container = %container.record.id, error = error.chain(), "its volumes are left to the keeper");
-                Vec::new()
-            }));
+            match self.volumes.owing_of(theirs.into_iter().map(str::to_owned).collect()).await {
+                Ok(owing) => owed.extend(self.retry(owing).await),
+                Err(error) => {
+                    tracing::warn!(container = %container.record.id, %error, "its volumes are left to the keeper");
+                }
+            }
         }
         owed
     }
@@ -112,14 +114,13 @@ impl Inner {
 
     /// Tries once what volumes owe to S3, within the configured time for all of them.
     pub(crate) async fn retry_volumes(&self) -> Result<Vec<(String, volumes_s3::Error)>> {
-        self.retry_those(|_| true).await
+        Ok(self.retry(self.volumes.owing().await?).await)
     }
 
-    async fn retry_those(&self, of_them: impl Fn(&str) -> bool) -> Result<Vec<(String, volumes_s3::Error)>> {
+    async fn retry(&self, owing: Vec<String>) -> Vec<(String, volumes_s3::Error)> {
         let patience = self.config.volumes.sync_on_stop;
         let end = tokio::time::Instant::now() + patience;
-        let owing = self.volumes.owing().await?.into_iter().filter(|name| of_them(name));
-        let tries = owing.map(|name| async move {
+        let tries = owing.into_iter().map(|name| async move {
             match tokio::time::timeout_at(end, self.volumes.retry(&name)).await {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some((name, error)),
@@ -127,7 +128,7 @@ impl Inner {
             }
         });
         let tried: Vec<_> = stream::iter(tries).buffered(RETRIES_AT_ONCE).collect().await;
-        Ok(tried.into_iter().flatten().collect())
+        tried.into_iter().flatten().collect()
     }
 
     fn tell_of_volume(&self, name: &str, what: &str) {
