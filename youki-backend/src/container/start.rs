@@ -1,6 +1,5 @@
 //! Starting: the first attempt, or one more.
 
-use std::fs;
 use std::io;
 use std::sync::Arc;
 
@@ -8,6 +7,7 @@ use runtime_core::ContainerId;
 
 use super::attempt::Launch;
 use super::exit::Settling;
+use super::remove::remove_dir;
 use super::{Container, Observed};
 use crate::attempts::Attempts;
 use crate::error::{Error, Result};
@@ -86,7 +86,7 @@ impl Inner {
         if let Some(ended) = ended {
             Attempts::begin(&container.paths.attempts(), container.record.attempt, 0, ended)?;
         }
-        clear_dir(&container.paths.run)?;
+        remove_dir(&container.paths.run)?;
         self.launch(container, Launch { fill: Vec::new(), held, supervisor }).await
     }
 
@@ -111,13 +111,5 @@ impl Inner {
                 _ => Err(Error::supervisor_ended(&id, "before the program was executed")),
             },
         }
-    }
-}
-
-/// Empties what an earlier attempt left in the run directory.
-fn clear_dir(dir: &std::path::Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("clearing", dir)(error)),
-        _ => Ok(()),
     }
 }

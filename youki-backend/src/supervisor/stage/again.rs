@@ -2,11 +2,10 @@
 //! did, by the plan that the resident has kept.
 
 use std::ffi::CStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use rustix::process::Pid;
 
@@ -14,6 +13,7 @@ use super::build::{self, Streams};
 use super::plan::CreatePlan;
 use crate::bundle::resources::CgroupLimits;
 use crate::cgroup::Hierarchy;
+use crate::container::remove_dir;
 use crate::error::{Error, Result};
 use crate::record::{self, ContainerRecord};
 use crate::supervisor::failure::Failure;
@@ -70,7 +70,7 @@ fn prepare() -> Result<CreatePlan> {
     let cgroup_v2 = matches!(plan.hierarchy, Hierarchy::V2 { .. });
     plan.limits = CgroupLimits::new(&record.spec.resources, cgroup_v2)?;
     for dir in [&plan.resident.state_dir, &plan.bundle] {
-        remove_all(dir)?;
+        remove_dir(dir)?;
     }
     Ok(plan)
 }
@@ -85,11 +85,4 @@ fn read_plan() -> io::Result<CreatePlan> {
     let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(serde_json::from_slice(&bytes)?)
-}
-
-fn remove_all(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("clearing", dir)(error)),
-        _ => Ok(()),
-    }
 }

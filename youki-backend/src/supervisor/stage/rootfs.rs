@@ -9,6 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, mount as mount_filesystem};
 
 use super::fill;
+use crate::container::remove_dir;
 use crate::error::{Error, Result};
 
 /// The options of mount(2) end at a page.
@@ -35,12 +36,7 @@ impl Overlay<'_> {
     /// its options from, where their paths would fill it at 48, and no kernel newer than 5.11 is needed.
     pub fn mount(&self) -> Result<()> {
         // What an earlier attempt left in it would be refused after a volatile mount, and is of no use after any.
-        match fs::remove_dir_all(self.work) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("clearing", self.work)(error));
-            }
-            _ => {}
-        }
+        remove_dir(self.work)?;
         let first_time = !self.upper.exists();
         for dir in [self.work, self.upper, self.rootfs] {
             fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
