@@ -121,7 +121,9 @@ async fn a_create_killed_before_it_is_on_record_gives_its_volumes_back(case: Cas
     switch.slow(50_000);
     let mut agent = Agent::start(&root, &[]).await;
     agent.send(&Request::CreateOnly { id: id.clone(), spec: Box::new(spec) }).await;
-    eventually("it has a volume", || async { owner("data").await.is_some() }).await;
+    // The claim is the first of what it does for a volume; so by then it has the one before.
+    eventually("it has a volume, and claims the next", || async { owner("late").await.is_some() }).await;
+    assert!(owner("data").await.is_some());
     agent.kill().await;
     runtime.container_state(&id).await.expect_err("it is on record already");
     switch.turn_on().await;
