@@ -36,7 +36,8 @@ async fn entrypoint_and_cmd_follow_dockers_matrix(case: Case) {
         ("cmd", case.push("cmd", &cmd_only).await),
         ("entry", case.push("entry", &entry_only).await),
     ];
-    let rows: [(&str, Option<&[&str]>, Option<&[&str]>, &str); 9] = [
+    type Words = Option<&'static [&'static str]>;
+    let rows: [(&str, Words, Words, &str); 9] = [
         ("both", None, None, "/bin/show e c1 c2"),
         ("both", None, Some(&["a"]), "/bin/show e a"),
         ("both", Some(&["/bin/other", "x"]), None, "/bin/other x"),

@@ -280,7 +280,7 @@ async fn a_pid_is_the_inits_and_none_after_the_end(case: Case) {
     let id = case.start(&case.spec(&["sleep", "3600"]).await).await;
     let pid = case.runtime.get_container_pid(&id).await.unwrap().expect("a running container has a PID");
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
-    assert_eq!(command, b"sleep\03600\0");
+    assert_eq!(command, b"sleep\x003600\0");
     case.runtime.stop_container(&id, Duration::ZERO).await.unwrap();
     assert_eq!(case.runtime.get_container_pid(&id).await.unwrap(), None);
 }

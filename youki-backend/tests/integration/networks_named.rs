@@ -377,7 +377,8 @@ async fn what_the_host_lost_is_put_back(case: Case) {
             ip(&format!("link set {} nomaster", port.file_name().to_string_lossy()));
         }
     };
-    let losses: [(&str, &[&(dyn Fn() + Sync)]); 5] = [
+    type Loss<'a> = &'a (dyn Fn() + Sync);
+    let losses: [(&str, &[Loss<'_>]); 5] = [
         ("the table", &[&lose_table]),
         ("a map's elements", &[&lose_port]),
         ("the bridge", &[&lose_bridge]),

@@ -239,7 +239,10 @@ impl Runtime for Broken {
         }
         if self.acts(Act::LeavesExecs) {
             let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-            tokio::spawn(events.for_each(move |event| std::future::ready(drop(sender.send(event)))));
+            tokio::spawn(events.for_each(move |event| {
+                let _ = sender.send(event);
+                std::future::ready(())
+            }));
             let next = |mut receiver: tokio::sync::mpsc::UnboundedReceiver<ExecEvent>| async {
                 receiver.recv().await.map(|event| (event, receiver))
             };
