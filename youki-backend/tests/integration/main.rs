@@ -37,6 +37,7 @@ mod networks_joined;
 mod networks_named;
 mod outcomes;
 mod processes;
+mod published_ports;
 mod removal;
 mod removed_at_end;
 mod restarts;
@@ -127,6 +128,7 @@ fn trials() -> Vec<Trial> {
         cgroup_v2::only_there(cgroup_v2::tests()),
         many::tests(),
         processes::tests(),
+        published_ports::tests(),
     ]
     .into_iter()
     .flatten()
