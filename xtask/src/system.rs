@@ -14,13 +14,16 @@ pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "pkg-config", "libseccom
 /// Needed to run containers, and for the image that the demo and the tests make.
 pub(crate) const RUN: &[&str] = &["nftables", "busybox-static"];
 
-/// What the conformance suite is proven on, what the suite sets namespaces up with, the profile ours is compared
-/// with, and what makes archives of images.
+/// What the conformance suite is proven on (with what podman only recommends: its networks and its `--init`), what the
+/// suite sets namespaces up with, the profile ours is compared with, and what makes archives of images.
 pub(crate) const TEST: &[&str] = &[
     "podman",
     "runc",
     "crun",
     "conmon",
+    "netavark",
+    "iptables",
+    "catatonit",
     "util-linux",
     "iproute2",
     "golang-github-containers-common",
