@@ -22,6 +22,7 @@
 //!   containers/<id>/bundle/           config.json for libcontainer; removed once the init has read it
 //!   containers/<id>/state/            libcontainer's state
 //!   containers/<id>/health.json       what its health checks came to, as the keeper says
+//!   containers/<id>/attached          its network namespace is connected; without it, whoever starts it does that
 //!   locks/<id>                        one per container, held by whoever changes it
 //!   sockets/<16 hex>.sock             the supervisor's
 //!   seccomp/<hex>.bpf                 compiled filters
@@ -155,6 +156,10 @@ impl ContainerPaths {
 
     pub fn health(&self) -> PathBuf {
         self.run.join("health.json")
+    }
+
+    pub fn attached(&self) -> PathBuf {
+        self.run.join("attached")
     }
 }
 

@@ -71,15 +71,7 @@ impl Inner {
         let outcome = loop {
             match connection.receive().await.map_err(Error::supervisor(&id))? {
                 Some(Reply::NamespacesReady) => {
-                    if let NetworkRecord::Bridge(lease) = &container.record.network {
-                        let hostname = container.record.hostname()?;
-                        let names = network::names_of(&container.record.id, &hostname, &container.record.spec);
-                        let (networks, lease, id) = (self.networks.clone(), lease.clone(), id.clone());
-                        attaching =
-                            Some(tokio::spawn(
-                                async move { networks.attach(&lease, &id, names, supervisor_pid).await },
-                            ));
-                    }
+                    attaching = self.connect(container, supervisor_pid)?;
                 }
                 Some(Reply::Created { .. }) => break Ok(()),
                 Some(Reply::Error(text)) => break Err(Failure::from(text.as_str()).into_error(id)),

@@ -1,9 +1,11 @@
-//! Ports and names of a container: what it has of its network while it runs.
+//! A container's part of a network: its connection, its ports and its name.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use runtime_core::PortMapping;
 use runtime_core::spec::PortProtocol;
+use tokio::task::JoinHandle;
 
 use super::Container;
 use crate::error::{Error, Result};
@@ -60,6 +62,30 @@ impl Inner {
             NetworkRecord::Host | NetworkRecord::None | NetworkRecord::Container(_) => {}
         }
         Ok(Vec::new())
+    }
+
+    /// Begins to connect the container's network namespace, which `pid` is in, if it is to have a network of a bridge's.
+    pub(super) fn connect(&self, container: &Container, pid: u32) -> Result<Option<JoinHandle<Result<()>>>> {
+        let Some(lease) = lease(&container.record).cloned() else { return Ok(None) };
+        let ContainerRecord { id, spec, .. } = &container.record;
+        let names = network::names_of(id, &container.record.hostname()?, spec);
+        let (networks, id, attached) = (self.networks.clone(), id.to_string(), container.paths.attached());
+        Ok(Some(tokio::spawn(async move {
+            networks.attach(&lease, &id, names, pid).await?;
+            File::create(&attached).map(drop).map_err(Error::io("creating", attached))
+        })))
+    }
+
+    /// Connects a created container whose creator was killed before it had done that: its supervisor went on alone.
+    pub(super) async fn connect_if_cut_off(&self, container: &Container, supervisor_pid: i32) -> Result<()> {
+        let Ok(pid) = u32::try_from(supervisor_pid) else { return Ok(()) };
+        if container.paths.attached().exists() {
+            return Ok(());
+        }
+        match self.connect(container, pid)? {
+            Some(attaching) => attaching.await.map_err(Error::ThreadLost)?,
+            None => Ok(()),
+        }
     }
 
     /// Gives back what an ended container has of the host's ports, and takes its name from the others' hosts files.

@@ -32,6 +32,7 @@ impl Inner {
                     Some(Reply::Status(status)) if status.phase == Phase::Running => return Ok(()),
                     // One that waits to be restarted need not wait any longer.
                     Some(Reply::Status(status)) if matches!(status.phase, Phase::Created | Phase::Restarting) => {
+                        self.connect_if_cut_off(&container, status.supervisor_pid).await?;
                         return self.tell_to_start(&container, connection).await;
                     }
                     // It is stopping: the next attempt begins after this one's end.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use runtime_core::spec::NetworkMode;
-use runtime_core::{ContainerId, Runtime, ServiceSpec};
+use runtime_core::{ContainerId, ContainerState, Runtime, ServiceSpec};
 use youki_backend::{NetworkOptions, YoukiRuntime};
 
 use crate::networks::{Outside, curl, ip, published, web};
@@ -27,6 +27,7 @@ crate::tests![
     what_the_host_lost_is_put_back,
     a_container_created_after_the_host_lost_it_all_has_its_network,
     killed_in_the_middle_of_attaches_leaves_no_lease_link_port_or_name,
+    who_is_created_while_its_agent_dies_attaching_it_is_attached_when_it_starts,
 ];
 
 /// A root of the test's own, with networks.
@@ -408,6 +409,35 @@ async fn a_container_created_after_the_host_lost_it_all_has_its_network(case: Ca
     let port = place.runtime.inspect(&later).await.unwrap().ports[0].host_port.unwrap();
     assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "back");
     place.close(&["lost"]).await;
+}
+
+async fn who_is_created_while_its_agent_dies_attaching_it_is_attached_when_it_starts(case: Case) {
+    let place = Place::new(&case).await;
+    place.network("late", NetworkOptions { subnets: vec![place.subnet(2)], ..NetworkOptions::default() }).await;
+    let mut spec = place.spec("late", IDLE).await;
+    spec.port_mappings = vec![published(None, 80, None)];
+    place.runtime.pull_image(&spec.image.name).await.unwrap();
+    // Whoever removes the network's bridge holds this; an attach waits for that.
+    let leases = place.root.run_dir.join("leases/late");
+    std::fs::create_dir_all(&leases).unwrap();
+    let bridge = std::fs::File::create(leases.join("bridge.lock")).unwrap();
+    rustix::fs::flock(&bridge, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut agent = Agent::start(&place.root, &[]).await;
+    let id = case.id_in(&place.root);
+    agent.send(&Request::CreateOnly { id: id.clone(), spec: Box::new(spec) }).await;
+    let created = place.root.dir.join("containers").join(id.to_string()).join("created");
+    eventually("its supervisor has built it", || async { created.exists() }).await;
+    agent.kill().await;
+    drop(bridge);
+    let runtime = place.root.open().await.unwrap();
+    eventually("it is created", || async { runtime.container_state(&id).await == Ok(ContainerState::Initializing) })
+        .await;
+    runtime.start_container(&id).await.unwrap();
+    place.exec_ok(&id, "ip route | grep ^default").await;
+    let address = place.ipv4(&id).await;
+    assert!(place.exec_ok(&id, "ip -4 -o addr show eth0").await.contains(&address));
+    drop(runtime);
+    place.close(&["late"]).await;
 }
 
 async fn killed_in_the_middle_of_attaches_leaves_no_lease_link_port_or_name(case: Case) {
