@@ -6,13 +6,16 @@
 
 mod attach;
 mod conmon;
+mod containerd;
 mod crun;
 mod exec;
 mod image;
 mod logs;
+mod many;
 mod memory;
 mod oci;
 mod peer;
+mod podman;
 mod pull;
 mod report;
 mod run;
@@ -55,10 +58,12 @@ enum Command {
     Run(run::Settings),
     /// /bin/true in a running container, against `crun exec`
     Exec(exec::Settings),
-    /// The same with a bridge, an address and a published port, and what they cost, against podman
+    /// The same with a bridge, an address and a published port, and what they cost, against podman and containerd
     Network(attach::Settings),
     /// Memory of the supervisors of idle containers, against conmon
     Memory(memory::Settings),
+    /// Opening, listing and statistics of a root with many running containers
+    Many(many::Settings),
     /// Pull of an image into an empty store, against podman
     Pull(pull::Settings),
     /// Sync of a volume, first, changed and unchanged, and its restore, against rclone
@@ -105,6 +110,7 @@ async fn measure(cli: &Cli) -> anyhow::Result<()> {
         Command::Exec(settings) => exec::measure(options, settings).await?,
         Command::Network(settings) => attach::measure(options, settings).await?,
         Command::Memory(settings) => memory::measure(options, settings).await?,
+        Command::Many(settings) => many::measure(options, settings).await?,
         Command::Pull(settings) => pull::measure(options, settings).await?,
         Command::Volumes(settings) => volumes::measure(options, settings).await?,
         Command::Logs(settings) => logs::measure(options, settings).await?,

@@ -94,21 +94,9 @@ impl Sides<'_> {
         Ok(vec![report.finished(), stages.finished()])
     }
 
-    /// Times of create, start, the wait for its end and removal, and of all.
     async fn embedded(&self, round: u32) -> Result<[Duration; 4]> {
         let id = ContainerId::new("bench", round);
-        let spec = spec(self.image, &["/bin/true"], self.seccomp);
-        let began = Instant::now();
-        self.runtime.create(&id, &spec, CreateOptions::default()).await?;
-        let created = Instant::now();
-        // It removes itself.
-        let mut watched = self.runtime.watch(&id).await?;
-        self.runtime.start(&id).await?;
-        let started = Instant::now();
-        let outcome = watched.wait().await?;
-        let ended = Instant::now();
-        ensure!(outcome.exit_code == 0, "/bin/true ended with {outcome:?}");
-        Ok([created - began, started - created, ended - started, ended - began])
+        to_its_end(self.runtime, &id, &spec(self.image, &["/bin/true"], self.seccomp)).await
     }
 
     fn command(&self) -> Result<Duration> {
@@ -119,6 +107,20 @@ impl Sides<'_> {
         }
         Ok(timed(berth.args([self.image, "/bin/true"]))?.wall)
     }
+}
+
+/// Runs a container that removes itself. Times of create, start, the wait for its end and removal, and of all.
+pub async fn to_its_end(runtime: &YoukiRuntime, id: &ContainerId, spec: &ServiceSpec) -> Result<[Duration; 4]> {
+    let began = Instant::now();
+    runtime.create(id, spec, CreateOptions::default()).await?;
+    let created = Instant::now();
+    let mut watched = runtime.watch(id).await?;
+    runtime.start(id).await?;
+    let started = Instant::now();
+    let outcome = watched.wait().await?;
+    let ended = Instant::now();
+    ensure!(outcome.exit_code == 0, "/bin/true ended with {outcome:?}");
+    Ok([created - began, started - created, ended - started, ended - began])
 }
 
 /// A container as the peers' bundle describes it.
