@@ -23,6 +23,8 @@ crate::tests![
     a_run_whose_output_nobody_reads_ends,
     a_named_volume_without_a_bucket_is_said_to_stay_here,
     ps_shows_the_images_own_command,
+    a_kill_of_a_paused_container_ends_it,
+    a_cidfile_that_cannot_be_written_leaves_no_container,
     events_tell_the_life_of_a_container_in_order,
     ps_filters_and_formats_as_docker_does,
     inspect_prints_what_a_template_asks_for,
@@ -432,6 +434,39 @@ async fn shutdown_takes_down_what_a_root_has_on_the_host(case: Case) {
     // The container stays, and has all of it again when it is started.
     runtime.start_container(&id).await.unwrap();
     assert!(bridge.exists() && runtime.get_container_ip(&id).await.unwrap().is_some());
+}
+
+async fn a_kill_of_a_paused_container_ends_it(case: Case) {
+    let spec = case.script("trap 'exit 3' TERM; while :; do sleep 0.1; done").await;
+    for (signal, code) in [("KILL", 137), ("TERM", 3)] {
+        let id = case.start(&spec).await;
+        case.runtime.pause(&id).await.unwrap();
+        case.berth(&["kill", "-s", signal, &id.to_string()]).await.succeeded();
+        assert_eq!(case.finish(&id).await.outcome.exit_code, code);
+    }
+    let id = case.start(&spec).await;
+    case.runtime.pause(&id).await.unwrap();
+    case.berth(&["kill", "-s", "USR1", &id.to_string()]).await.succeeded();
+    assert_eq!(case.berth(&["inspect", "--format", "{{.state}}", &id.to_string()]).await.stdout.trim(), "paused");
+    case.runtime.remove_container(&id).await.unwrap();
+}
+
+async fn a_cidfile_that_cannot_be_written_leaves_no_container(case: Case) {
+    let spec = case.script("true").await;
+    let name = case.id().service;
+    for flags in [&["run", "--rm"][..], &["run", "-d"], &["create"]] {
+        let line = [flags, &["--name", &name, "--cidfile", "/nonexistent/dir/cid", &spec.image.name, "true"]].concat();
+        let said = case.berth(&line).await;
+        assert!(said.code != 0 && said.stderr.contains("/nonexistent/dir/cid"), "{said:?}");
+        let listed = case.berth(&["ps", "-a", "--format", "{{.name}}"]).await.succeeded();
+        assert!(!listed.lines().any(|line| line == name), "{flags:?} left {name}");
+    }
+    // Nor does a create that fails leave the file.
+    let file = case.suite.dir.path().join("cidfile-of-none");
+    let file = file.to_str().unwrap();
+    let line = ["create", "--name", &name, "--cidfile", file, "-u", "nobody-of-that-name", &spec.image.name];
+    let said = case.berth(&line).await;
+    assert!(said.code != 0 && !std::path::Path::new(file).exists(), "{said:?}");
 }
 
 async fn events_tell_the_life_of_a_container_in_order(case: Case) {

@@ -124,12 +124,20 @@ impl Wanted {
         Ok(Self { id: args.id()?, spec: args.spec()?, options, quiet: args.quiet, cidfile: args.cidfile.clone() })
     }
 
+    /// Writes the id where it is wanted, before there is a container: nobody would find that otherwise.
+    fn write_cidfile(&self) -> Result<Option<CidFile<'_>>> {
+        let Some(path) = self.cidfile.as_deref() else { return Ok(None) };
+        let failed = |error| Failure::io("writing", path, &error);
+        let mut file = File::create_new(path).map_err(failed)?;
+        let written = CidFile(Some(path));
+        file.write_all(self.id.to_string().as_bytes()).map_err(failed)?;
+        Ok(Some(written))
+    }
+
     /// What follows a create.
-    fn created(&self, session: &Session) -> Result<()> {
+    fn created(&self, session: &Session, cidfile: Option<CidFile<'_>>) {
         self.warn_of_local_volumes(session);
-        let Some(file) = &self.cidfile else { return Ok(()) };
-        let written = File::create_new(file).and_then(|mut file| file.write_all(self.id.to_string().as_bytes()));
-        written.map_err(|error| Failure::io("writing", file, &error))
+        cidfile.into_iter().for_each(CidFile::keep);
     }
 
     fn show(&self, session: &Session) -> Show {
@@ -148,16 +156,19 @@ impl Wanted {
     }
 
     async fn create(&self, session: &Session) -> Result<()> {
+        let cidfile = self.write_cidfile()?;
         let (sender, shown) = progress::pull(self.show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let created = session.runtime.create(&self.id, &self.spec, options).await;
         shown.finish().await;
         created?;
-        self.created(session)
+        self.created(session, cidfile);
+        Ok(())
     }
 
     /// The same, unless a signal asks to end before: then the exit code, and nothing is left.
     async fn create_or_give_up(&self, session: &Session, signals: &mut Signals) -> Result<Option<i32>> {
+        let cidfile = self.write_cidfile()?;
         let (sender, mut shown) = progress::pull(self.show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let mut creating = std::pin::pin!(session.runtime.create(&self.id, &self.spec, options));
@@ -165,7 +176,7 @@ impl Wanted {
             created = &mut creating => {
                 shown.finish().await;
                 created?;
-                self.created(session)?;
+                self.created(session, cidfile);
                 return Ok(None);
             }
             number = signals.next_ending() => number,
@@ -177,6 +188,23 @@ impl Wanted {
             session.runtime.deletions().await;
         }
         Ok(Some(128 + number))
+    }
+}
+
+/// A file with the id of a container that is about to be made. It goes unless that is.
+struct CidFile<'a>(Option<&'a Path>);
+
+impl CidFile<'_> {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CidFile<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.0 {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
