@@ -28,7 +28,14 @@ pub(crate) fn mark(store: &Inner, place: &Place) -> Result<()> {
 /// Removes what a former boot left unsynced, and has what this boot left unsynced (another process, gone) synced now.
 /// Blocking.
 pub(crate) fn recover(store: &Inner) -> Result<()> {
-    let _lock = lock_file(&store.paths.locks.join("recovery"), FlockOperation::LockExclusive)?;
+    let _lock = match lock_file(&store.paths.locks.join("recovery"), FlockOperation::LockExclusive) {
+        // A disk that has failed is mounted read-only. What runs there must still be stopped, and its log be read.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+            tracing::warn!(root = %store.paths.layers.display(), "it is read-only: nothing can be pulled or created");
+            return Ok(());
+        }
+        lock => lock?,
+    };
     let directories =
         fs::read_dir(&store.paths.unsynced).map_err(|e| Error::io("listing", &store.paths.unsynced, e))?;
     for directory in directories.filter_map(std::result::Result::ok) {

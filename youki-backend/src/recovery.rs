@@ -4,10 +4,12 @@
 //! supervisor is gone are killed and put on record as lost, what a killed create left is removed, leases of containers
 //! that are no more are freed.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use volumes_s3::VolumeStore;
 
 use crate::cgroup::Hierarchy;
 use crate::config::{self, Config};
-use crate::container::{Observed, remove_dir};
+use crate::container::{CONCURRENT_LOOKS, Observed, remove_dir};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::lock::ContainerLock;
@@ -34,12 +36,12 @@ use crate::trash::{SUPERVISOR_PATIENCE, Trash};
 const VERSION_FILE: &str = "berth-root.json";
 /// The attribute of a cgroup that names the root it belongs to.
 const CGROUP_OWNER: &str = "trusted.berth.root";
+/// The file of a run directory that names the root it belongs to.
+const RUN_DIR_OWNER: &str = "root";
 /// The layout that this code writes.
 const ROOT_FORMAT: u32 = 1;
 /// Time that an open gives to volumes of a create that was cut off.
 const OPEN_PATIENCE: Duration = Duration::from_secs(2);
-/// Containers looked at side by side.
-const CONCURRENT_LOOKS: usize = 32;
 /// What the overlay cannot be made on (fs/overlayfs, NFS): no whiteouts, no xattrs, or no upper at all.
 const UNSUITABLE_FILESYSTEMS: [(u64, &str); 2] = [(0x794c_7630, "overlayfs"), (0x6969, "NFS")];
 
@@ -62,6 +64,7 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
     check_version(&config.root)?;
     let layout = Layout { root: config.root.clone(), run: config.run_dir.clone() };
     make_private(&layout.run)?;
+    claim_run_dir(&layout)?;
     for dir in [layout.containers(), layout.trash(), layout.sockets(), layout.run.join("locks")] {
         make_private(&dir)?;
     }
@@ -157,6 +160,14 @@ impl Inner {
         removed.await.map_err(Error::ThreadLost)?
     }
 
+    /// Whether a container's cgroup may be touched: a copy of a root names those of the original, which may run.
+    pub(crate) fn is_own_cgroup(&self, cgroup_path: &str) -> Result<bool> {
+        let parent = Path::new(cgroup_path).parent().unwrap_or(Path::new("/"));
+        let parent = self.hierarchy.container_dirs(&parent.to_string_lossy());
+        let Some(dir) = parent.distinct().into_iter().next() else { return Ok(true) };
+        Ok(cgroup_owner(dir)?.is_none_or(|owner| owner == self.config.root || !is_root(&owner)))
+    }
+
     /// Looks at every container once; what is lost or abandoned is dealt with on the way.
     async fn reconcile(self: &Arc<Self>) -> Result<()> {
         self.trash.delete_orphans()?;
@@ -196,6 +207,11 @@ impl Inner {
         match self.container(id) {
             Ok(container) if paths.created().exists() => {
                 drop(lock);
+                // A supervisor that is there sees to all that follows. It need not answer, which may take it long.
+                if self.exit_record(&container)?.is_none() && self.supervisor(&container).await?.is_some() {
+                    self.keep_watch(&container);
+                    return Ok(());
+                }
                 match self.observe(&container).await? {
                     Observed::Ended(record) if self.is_left_over(&container, &record) => {
                         self.remove_left_over(&container).await;
@@ -311,22 +327,53 @@ fn claim_cgroup_parent(config: &Config, hierarchy: &Hierarchy) -> Result<()> {
     let parent = hierarchy.container_dirs(&format!("/{name}"));
     parent.create()?;
     let Some(dir) = parent.distinct().into_iter().next() else { return Ok(()) };
-    let root = config.root.as_os_str().as_encoded_bytes();
-    let mut owner = [0u8; 4096];
-    match rustix::fs::getxattr(dir, CGROUP_OWNER, &mut owner) {
-        Ok(length) if &owner[..length] == root => return Ok(()),
-        Ok(length) => {
-            let owner = String::from_utf8_lossy(&owner[..length]).into_owned();
-            // A root that is gone owns nothing.
-            if Path::new(&owner).join(VERSION_FILE).exists() {
-                return Err(refuse(format!("it is used by the root {owner}; name another by --cgroup-parent")));
-            }
+    match cgroup_owner(dir)? {
+        Some(owner) if owner == config.root => return Ok(()),
+        Some(owner) if is_root(&owner) => {
+            let owner = owner.display();
+            return Err(refuse(format!("it is used by the root {owner}; name another by --cgroup-parent")));
         }
-        Err(rustix::io::Errno::NODATA) => {}
-        Err(error) => return Err(Error::io("reading the owner of", dir)(error.into())),
+        _ => {}
     }
+    let root = config.root.as_os_str().as_encoded_bytes();
     rustix::fs::setxattr(dir, CGROUP_OWNER, root, rustix::fs::XattrFlags::empty())
         .map_err(|error| Error::io("claiming", dir)(error.into()))
+}
+
+/// The root that a parent cgroup was claimed for, if it was.
+fn cgroup_owner(dir: &Path) -> Result<Option<PathBuf>> {
+    let mut owner = [0u8; 4096];
+    match rustix::fs::getxattr(dir, CGROUP_OWNER, &mut owner) {
+        Ok(length) => Ok(Some(OsStr::from_bytes(&owner[..length]).into())),
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOENT) => Ok(None),
+        Err(error) => Err(Error::io("reading the owner of", dir)(error.into())),
+    }
+}
+
+/// One run directory is one root's, too: sockets, locks and addresses are found there by the containers' names alone.
+fn claim_run_dir(layout: &Layout) -> Result<()> {
+    let path = layout.run.join(RUN_DIR_OWNER);
+    let root = layout.root.as_os_str().as_encoded_bytes();
+    match fs::read(&path) {
+        Ok(owner) if owner == root => return Ok(()),
+        Ok(owner) if is_root(Path::new(OsStr::from_bytes(&owner))) => {
+            return Err(Error::Configuration {
+                what: format!("run directory {}", layout.run.display()),
+                reason: format!(
+                    "it is used by the root {}; name another by --run-dir",
+                    String::from_utf8_lossy(&owner)
+                ),
+            });
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("reading", path)(error)),
+        _ => {}
+    }
+    record::write_bytes(&path, root)
+}
+
+/// A root that is gone owns nothing.
+fn is_root(path: &Path) -> bool {
+    path.join(VERSION_FILE).exists()
 }
 
 /// What this host, with this root, is called in the claims of volumes: the same over reboots, and nobody else's.

@@ -202,7 +202,16 @@ impl YoukiRuntime {
         self.0.inspect(id).await
     }
 
-    /// The same for all, by id.
+    /// The ids of all containers, in order, also of those whose state cannot be told. Blocks for one listing of a directory.
+    ///
+    /// # Errors
+    /// Those of reading the root.
+    pub fn container_ids(&self) -> Result<Vec<ContainerId>> {
+        self.0.container_ids()
+    }
+
+    /// What [`inspect`](Self::inspect) tells of all, by id. One of which nothing can be told, since its record is damaged or its supervisor does not
+    /// answer (15 s), is left out, and told of by `tracing`.
     ///
     /// # Errors
     /// Those of reading the root.

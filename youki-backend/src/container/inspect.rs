@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
+use futures_util::{StreamExt, stream};
 use runtime_core::{
     ContainerId, ContainerInspectDetails, ContainerState, ContainerSummary, DetailedStats, HealthDetail,
     NetworkAttachmentDetail, PortMapping, ServiceSpec, WaitOutcome,
 };
 use serde::Serialize;
 
-use super::{Container, Observed};
+use super::{CONCURRENT_LOOKS, Container, Observed};
 use crate::attempts::{Attempts, EarlierAttempt};
 use crate::error::{Error, Result};
 use crate::record::{ExitRecord, MountKind, NetworkRecord};
@@ -119,11 +120,7 @@ impl Inner {
 
     /// The same for all containers, by id. One that is removed meanwhile is left out.
     pub(crate) async fn inspect_all(&self) -> Result<Vec<Inspect>> {
-        let mut all = Vec::new();
-        for id in self.container_ids()? {
-            all.extend(listed(&id, self.inspect(&id).await)?);
-        }
-        Ok(all)
+        self.listed(|id| async move { self.inspect(&id).await }).await
     }
 
     /// What the contract's `inspect_detailed` tells.
@@ -145,9 +142,29 @@ impl Inner {
 
     /// A line of a listing for each container.
     pub(crate) async fn summaries(&self) -> Result<Vec<ContainerSummary>> {
+        self.listed(|id| async move { self.summary(&id).await }).await
+    }
+
+    /// What `look` tells of each container, in the order of their ids. One that is removed meanwhile is left out, and one
+    /// that cannot be read, or whose supervisor does not answer, hides no other.
+    async fn listed<T, F>(&self, look: impl Fn(ContainerId) -> F) -> Result<Vec<T>>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let looks = self.container_ids()?.into_iter().map(|id| {
+            let told = look(id.clone());
+            async move { (id, told.await) }
+        });
+        let mut looks = std::pin::pin!(stream::iter(looks).buffered(CONCURRENT_LOOKS));
         let mut all = Vec::new();
-        for id in self.container_ids()? {
-            all.extend(listed(&id, self.summary(&id).await)?);
+        while let Some((id, told)) = looks.next().await {
+            match told {
+                Err(Error::NoSuchContainer { .. }) => {}
+                Err(error @ (Error::Corrupt { .. } | Error::Supervisor { .. })) => {
+                    tracing::error!(container = %id, error = error.chain(), "its state is not known");
+                }
+                told => all.push(told?),
+            }
         }
         Ok(all)
     }
@@ -163,18 +180,6 @@ impl Inner {
             labels: container.record.spec.labels.clone(),
             created_at: container.record.created_at,
         })
-    }
-}
-
-/// What a listing has of `id`. One that is removed meanwhile is left out, and one that cannot be read hides no other.
-fn listed<T>(id: &ContainerId, told: Result<T>) -> Result<Option<T>> {
-    match told {
-        Err(Error::NoSuchContainer { .. }) => Ok(None),
-        Err(error @ Error::Corrupt { .. }) => {
-            tracing::error!(container = %id, error = error.chain(), "its state is not known");
-            Ok(None)
-        }
-        told => told.map(Some),
     }
 }
 

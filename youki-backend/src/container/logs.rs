@@ -25,10 +25,13 @@ impl Inner {
         options: &LogsOptions,
     ) -> Result<RecordStream> {
         let container = self.container(id)?;
-        let over = match self.observe(&container).await? {
-            Observed::Ended(_) => std::future::ready(()).left_future(),
-            _ if !options.follow => std::future::ready(()).left_future(),
-            _ => {
+        // Whoever does not follow need not know whether it runs: its supervisor might not answer.
+        let over = match options.follow {
+            false => std::future::ready(()).left_future(),
+            true if matches!(self.observe(&container).await?, Observed::Ended(_)) => {
+                std::future::ready(()).left_future()
+            }
+            true => {
                 let (inner, container) = (self.clone(), container.clone());
                 // Whatever ends the wait, nothing more is written.
                 async move { drop(inner.wait_for_last_end(&container).await) }.boxed().right_future()

@@ -47,6 +47,9 @@ pub use terminal::{Terminal, TerminalSize};
 pub use update::Changes;
 pub use watched::Watched;
 
+/// Containers looked at side by side.
+pub(crate) const CONCURRENT_LOOKS: usize = 32;
+
 /// A container as its record says.
 #[derive(Debug, Clone)]
 pub(crate) struct Container {

@@ -216,6 +216,9 @@ impl Inner {
 
     /// The same for one that is known by its paths alone.
     pub(super) async fn clear_cgroup_at(&self, cgroup_path: &str, paths: &ContainerPaths) -> Result<()> {
+        if !self.is_own_cgroup(cgroup_path)? {
+            return Ok(());
+        }
         let cgroup = self.hierarchy.container_dirs(cgroup_path);
         let init = std::fs::read_to_string(paths.created()).unwrap_or_default();
         tokio::task::spawn_blocking(move || {

@@ -24,7 +24,6 @@ crate::tests![
     a_size_of_a_volume_is_unsupported_and_not_a_failed_create,
     more_cpus_than_the_host_has_are_refused_with_the_range,
     a_bogus_platform_is_invalid,
-    a_second_root_on_one_cgroup_parent_is_refused,
     a_missing_bucket_is_named,
     credentials_that_s3_refuses_or_that_are_missing_are_said_to_be,
 ];
@@ -237,15 +236,6 @@ async fn a_bogus_platform_is_invalid(case: Case) {
     let error = case.try_start(&case.id(), &spec).await.unwrap_err();
     assert!(matches!(error, AgentError::InvalidSpec(_)), "{error:?}");
     assert_eq!(error.code(), "image.invalid_platform");
-}
-
-async fn a_second_root_on_one_cgroup_parent_is_refused(case: Case) {
-    let first = case.root("first");
-    let _first = first.open().await.unwrap();
-    let mut second = case.root("second");
-    second.cgroup_parent = first.cgroup_parent.clone();
-    let error = second.open().await.err().expect("a second root on one cgroup parent was opened");
-    assert!(error.to_string().contains(&first.cgroup_parent), "{error}");
 }
 
 async fn a_missing_bucket_is_named(case: Case) {

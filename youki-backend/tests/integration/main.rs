@@ -42,6 +42,7 @@ mod removal;
 mod removed_at_end;
 mod restarts;
 mod restarts_killed;
+mod roots;
 mod supervisor_killed;
 mod tiny_init;
 mod unit_restarted;
@@ -121,6 +122,7 @@ fn trials() -> Vec<Trial> {
         removed_at_end::tests(),
         restarts::tests(),
         restarts_killed::tests(),
+        roots::tests(),
         keeper::tests(),
         health::tests(),
         copying::tests(),

@@ -6,6 +6,7 @@ use runtime_core::{ContainerId, ContainerState, Runtime, WaitReason};
 use rustix::process::Signal;
 
 use crate::support::Case;
+use crate::support::berth::berth;
 use crate::support::case::{IDLE, eventually, soon, start_on};
 use crate::support::pace::patience;
 use crate::support::process::{gone, kill, signal, status_line, supervisor};
@@ -18,6 +19,7 @@ crate::tests![
     while_no_agent_runs_the_next_one_knows,
     a_created_container_of_a_dead_supervisor_is_failed,
     one_that_is_stopped_holds_up_no_other_container,
+    one_that_is_stopped_hides_no_other_and_a_shutdown_stops_the_rest,
     a_container_of_a_stopped_one_can_be_removed,
 ];
 
@@ -109,6 +111,29 @@ async fn one_that_is_stopped_holds_up_no_other_container(case: Case) {
     signal(stopped, Signal::CONT);
     for id in [&held, &other] {
         soon("remove", runtime.remove_container(id)).await.unwrap();
+    }
+}
+
+async fn one_that_is_stopped_hides_no_other_and_a_shutdown_stops_the_rest(case: Case) {
+    let root = Root { keeper: false, ..case.root("root") };
+    let runtime = root.open().await.unwrap();
+    let (held, other) = (case.id_on(&runtime), case.id_on(&runtime));
+    for id in [&held, &other] {
+        start_on(&*runtime, id, &case.script(IDLE).await).await.unwrap();
+    }
+    let stopped = supervisor(&*runtime, &held).await;
+    signal(stopped, Signal::STOP);
+    let (held, other) = (held.to_string(), other.to_string());
+    let listed = within("ps", berth(&root, &["ps", "--format", "{{.id}}"])).await;
+    assert_eq!((listed.code, listed.stdout.trim()), (0, other.as_str()), "{listed:?}");
+    assert!(listed.stderr.contains(&held) && listed.stderr.contains("has not answered"), "{listed:?}");
+    let logs = within("logs", berth(&root, &["logs", &held])).await;
+    assert_eq!(logs.code, 0, "{logs:?}");
+    let shut = tokio::time::timeout(patience(Duration::from_secs(150)), berth(&root, &["shutdown"])).await.unwrap();
+    assert!(shut.code == 1 && shut.stdout.contains(&other) && shut.stderr.contains(&held), "{shut:?}");
+    signal(stopped, Signal::CONT);
+    for name in [&held, &other] {
+        berth(&root, &["rm", "-f", name]).await.succeeded();
     }
 }
 

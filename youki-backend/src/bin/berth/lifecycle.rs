@@ -66,12 +66,17 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<i32> {
 
 /// `berth shutdown`: stops every container, each in its own time, then tries again what S3 refused.
 pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
-    let all = session.runtime.inspect_all().await?;
-    let ended = |state: &str| matches!(state, "exited" | "failed");
-    let ids: Vec<String> = all.into_iter().filter(|one| !ended(one.state)).map(|one| one.id).collect();
-    // What is not durable after that is tried again, and told then.
-    let stop = async |id: ContainerId| Ok(session.runtime.stop(&id, None).await.map(drop)?);
-    let mut status = each(session, &ids, stop, print_name).await?;
+    let all = session.runtime.container_ids()?.into_iter().map(|id| id.to_string()).collect::<Vec<_>>();
+    // What is not durable after that is tried again, and told then. Whose state cannot be told is stopped all the same.
+    let stop = async |id: ContainerId| {
+        let known = session.runtime.inspect(&id).await;
+        if known.is_ok_and(|known| matches!(known.state, "exited" | "failed")) {
+            return Ok(false);
+        }
+        Ok(session.runtime.stop(&id, None).await.map(|_| true)?)
+    };
+    let print = |name: &str, stopped| if stopped { output::print_line(name) } else { Ok(()) };
+    let mut status = each(session, &all, stop, print).await?;
     let owed = session.runtime.retry_volumes().await?;
     if !owed.is_empty() {
         warn_of_volumes(owed);

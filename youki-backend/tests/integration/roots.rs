@@ -1,0 +1,89 @@
+//! What a root owns on its host, and what becomes of it where that is another's, or the disk has failed.
+
+use std::process::Command;
+
+use runtime_core::ContainerState;
+
+use crate::full_disk;
+use crate::support::Case;
+use crate::support::berth::berth;
+use crate::support::case::{IDLE, eventually, pids_beneath, soon, start_on};
+use crate::support::process::{gone, kill, supervisor};
+use crate::support::root::Root;
+
+crate::tests![
+    a_second_root_on_one_cgroup_parent_is_refused,
+    a_second_root_on_one_run_directory_is_refused,
+    a_copy_of_a_root_leaves_the_originals_containers_alone,
+    on_a_disk_that_became_read_only_containers_are_stopped_and_their_logs_read,
+];
+
+async fn a_second_root_on_one_cgroup_parent_is_refused(case: Case) {
+    let first = case.root("first");
+    let _first = first.open().await.unwrap();
+    let mut second = case.root("second");
+    second.cgroup_parent = first.cgroup_parent.clone();
+    let error = second.open().await.err().expect("a second root on one cgroup parent was opened");
+    assert!(error.to_string().contains(&first.cgroup_parent), "{error}");
+}
+
+async fn a_second_root_on_one_run_directory_is_refused(case: Case) {
+    let first = case.root("first");
+    drop(first.open().await.unwrap());
+    let second = Root { run_dir: first.run_dir.clone(), ..case.root("second") };
+    let error = second.open().await.err().expect("a second root on one run directory was opened").to_string();
+    let (run_dir, root) = (first.run_dir.to_str().unwrap(), first.dir.to_str().unwrap());
+    assert!(error.contains(run_dir) && error.contains(root) && error.contains("--run-dir"), "{error}");
+    // A root that is gone has none.
+    first.wipe();
+    drop(second.open().await.unwrap());
+}
+
+async fn a_copy_of_a_root_leaves_the_originals_containers_alone(case: Case) {
+    let original = case.root("original");
+    let runtime = original.open().await.unwrap();
+    let id = case.id_on(&runtime);
+    start_on(&*runtime, &id, &case.script(IDLE).await).await.unwrap();
+    let copy = case.root("copy");
+    let copied = Command::new("cp").arg("-a").arg(&original.dir).arg(&copy.dir).status().unwrap();
+    assert!(copied.success());
+    let second = copy.open().await.unwrap();
+    let state = second.container_state(&id).await.unwrap();
+    assert!(matches!(state, ContainerState::Failed { .. }), "the copy's has no process: {state:?}");
+    second.remove_container(&id).await.unwrap();
+    assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
+    assert_eq!(runtime.exec(&id, &["true".to_owned()]).await.unwrap().0, 0);
+    runtime.remove_container(&id).await.unwrap();
+}
+
+async fn on_a_disk_that_became_read_only_containers_are_stopped_and_their_logs_read(case: Case) {
+    let (disk, root, runtime) = full_disk::small(&case).await;
+    let id = case.id_on(&runtime);
+    start_on(&*runtime, &id, &case.script("echo logged; while :; do sleep 1; done").await).await.unwrap();
+    eventually("it has written", || async { !runtime.get_logs(&id).await.unwrap().is_empty() }).await;
+    let supervisor = supervisor(&*runtime, &id).await;
+    drop(runtime);
+    // As the kernel does when it finds the file system damaged.
+    let aborted = Command::new("mount").args(["-o", "remount,abort"]).arg(&root.dir).status().unwrap();
+    assert!(aborted.success());
+    eventually("it is read-only", || async { std::fs::write(root.dir.join("probe"), "").is_err() }).await;
+    let name = id.to_string();
+    for command in [&["logs", name.as_str()][..], &["ps"], &["inspect", &name], &["exec", &name, "true"]] {
+        let said = berth(&root, command).await;
+        assert_eq!(said.code, 0, "{command:?}: {said:?}");
+        assert!(said.stderr.contains("read-only") || command[0] == "exec", "{said:?}");
+    }
+    assert_eq!(berth(&root, &["logs", &name]).await.stdout, "logged\n");
+    let stopped = soon("stop", berth(&root, &["stop", "-t", "0", &name])).await;
+    assert_eq!(stopped.code, 0, "{stopped:?}");
+    let processes = || root.cgroups_of(&id).iter().any(|dir| !pids_beneath(dir).is_empty());
+    eventually("its processes are gone", || async { !processes() }).await;
+    // Its supervisor waits for a disk that takes its end, and nothing can be removed from this one.
+    kill(supervisor);
+    eventually("the supervisor is gone", || async { gone(supervisor) }).await;
+    drop(disk);
+    std::fs::remove_dir_all(&root.run_dir).unwrap();
+    for cgroup in root.cgroups_of(&id) {
+        std::fs::remove_dir(cgroup).unwrap();
+    }
+}
