@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use runtime_core::{ContainerId, Runtime};
 use serde::{Deserialize, Serialize};
@@ -27,9 +27,9 @@ pub struct Root {
 impl Root {
     /// A root that nobody has used yet.
     pub fn new(suite: &Suite, name: &str, s3: Option<S3Location>) -> Self {
-        static COUNT: AtomicU8 = AtomicU8::new(0);
+        static COUNT: AtomicU16 = AtomicU16::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        assert!(number < 128, "more roots than subnets");
+        assert!(number < 384, "more roots than subnets");
         let pid = std::process::id();
         // Two runs of this suite at once should not meet: what is named host-wide is derived from the process id.
         let net = 128 + pid % 100;
@@ -42,7 +42,8 @@ impl Root {
             subnet: match number {
                 // 1,000 containers at once have an address each.
                 0 => format!("10.{net}.0.0/17"),
-                _ => format!("10.{net}.{}.0/24", 128 + number),
+                1..128 => format!("10.{net}.{}.0/24", 128 + number),
+                _ => format!("10.{}.{}.0/24", 228 + pid % 28, number - 128),
             },
             s3,
             keeper: true,
