@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::error::{Error, Result};
+use crate::retention::Keep;
 
 /// Configuration of a [`crate::VolumeStore`].
 #[derive(Debug, Clone, Default)]
@@ -19,6 +20,8 @@ pub struct VolumesConfig {
     pub host: String,
     /// The bucket; without one volumes stay on this host.
     pub s3: Option<S3Config>,
+    /// What of a history stays when it is pruned; all of it if `None`.
+    pub keep: Option<Keep>,
     /// Taking a claim over by time. Not built yet: [`crate::VolumeStore::open`] answers
     /// [`crate::Error::Unsupported`] when it is set.
     pub take_over_after: Option<Duration>,

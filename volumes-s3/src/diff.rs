@@ -52,7 +52,7 @@ impl VolumeStore {
     pub async fn diff(&self, name: &str, old: u64, new: u64) -> Result<Vec<DiffEntry>> {
         let remote = self.remote(name, "a comparison").await?;
         let root = async |generation| {
-            let record = remote.log.read(generation).await?;
+            let record = remote.tree(generation).await?;
             let missing = || Error::GenerationNotFound { name: name.to_owned(), generation };
             record.and_then(|record| record.tree).map(|tree| tree.root).ok_or_else(missing)
         };

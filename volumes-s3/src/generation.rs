@@ -43,3 +43,23 @@ pub(crate) async fn expand(packs: &Packs, entry: &mut Entry) -> Result<()> {
     }
     Ok(())
 }
+
+/// The lists of a file's parts, and the chunks of its data that are known.
+pub(crate) fn parts(entry: &Entry) -> (Vec<ChunkRef>, Vec<ChunkRef>) {
+    let (mut lists, mut data) = (Vec::new(), Vec::new());
+    let Node::File { parts, .. } = &entry.node else { return (lists, data) };
+    for part in parts {
+        match part {
+            Part::Hole(_) => {}
+            Part::Chunk(chunk) => data.push(*chunk),
+            Part::List { chunk, parts, .. } => {
+                lists.push(*chunk);
+                data.extend(parts.iter().filter_map(|part| match part {
+                    Part::Chunk(chunk) => Some(*chunk),
+                    _ => None,
+                }));
+            }
+        }
+    }
+    (lists, data)
+}

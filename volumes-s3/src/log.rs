@@ -100,16 +100,16 @@ impl Log {
         let put = self.store.put_if_absent(&key, body.clone()).await;
         if let Ok(Put::Created) = put {
             self.leave_hint(record.record).await;
-            return Ok(Append::Won);
+            return self.confirm(record).await;
         }
         // A lost answer is not a defeat, and a 409 only says that somebody else is at it: whose record is there?
         let mut put = put.map(drop);
         for _ in 0..READ_BACK_ATTEMPTS {
             match self.read(record.record).await? {
-                Some(found) if found.nonce == record.nonce => return Ok(Append::Won),
+                Some(found) if found.nonce == record.nonce => return self.confirm(record).await,
                 Some(_) => return Ok(Append::Lost),
                 None => match self.store.put_if_absent(&key, body.clone()).await {
-                    Ok(Put::Created) => return Ok(Append::Won),
+                    Ok(Put::Created) => return self.confirm(record).await,
                     again => put = again.map(drop),
                 },
             }
@@ -118,7 +118,22 @@ impl Log {
         Err(Error::corrupt(key, "the server says that it exists, and that it does not"))
     }
 
-    /// All records, oldest first.
+    /// Whether `record`, which is there, is in the log: a prune frees the numbers before its own, and who slept through
+    /// one can take such a number. Numbers are freed in order, so where the one before is still what it was, this one
+    /// was never free before.
+    async fn confirm(&self, record: &Record) -> Result<Append> {
+        let confirmed = match &record.previous {
+            Some(nonce) => self.read(record.record - 1).await?.is_some_and(|before| before.nonce == *nonce),
+            None => self.head(None).await?.is_some_and(|head| head.pruned.is_none()),
+        };
+        if confirmed {
+            return Ok(Append::Won);
+        }
+        tracing::debug!(record = record.record, "its number is a pruned one: it is not in the log");
+        Ok(Append::Lost)
+    }
+
+    /// All records, oldest first. What lies before the newest prune is no longer one.
     pub(crate) async fn all(&self) -> Result<Vec<Record>> {
         let mut numbers = Vec::new();
         let mut after = 0;
@@ -133,13 +148,15 @@ impl Log {
         while let Some(record) = reads.next().await {
             records.extend(record?);
         }
+        let first = records.last().and_then(|newest: &Record| newest.pruned);
+        records.retain(|record| first.is_none_or(|first| record.record >= first));
         Ok(records)
     }
 
     /// The numbers on one page after `after`, in order.
     pub(crate) async fn page(&self, after: u64) -> Result<Vec<u64>> {
-        let keys = self.store.list(&format!("{}log/", self.prefix), Some(&self.key(after))).await?;
-        Ok(keys.iter().filter_map(|key| key.rsplit('/').next()?.parse().ok()).collect())
+        let listed = self.store.list(&format!("{}log/", self.prefix), Some(&self.key(after))).await?;
+        Ok(listed.iter().filter_map(|object| object.name().parse().ok()).collect())
     }
 
     /// The key of a record.

@@ -28,6 +28,20 @@ pub(crate) enum Put {
     Exists,
 }
 
+/// An object as a listing tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub key: String,
+    pub size: u64,
+}
+
+impl Listed {
+    /// What follows the last `/` of its key.
+    pub(crate) fn name(&self) -> &str {
+        self.key.rsplit('/').next().unwrap_or_default()
+    }
+}
+
 /// Requests of volumes. Reads and plain puts are repeated a bounded number of times; a put-if-absent never is: its
 /// error means that the outcome is unknown.
 #[async_trait]
@@ -40,8 +54,8 @@ pub(crate) trait ObjectStore: Send + Sync + fmt::Debug {
     async fn get(&self, key: &str, range: Option<Range<u64>>, limit: usize) -> Result<Option<Bytes>>;
     /// Its size. `None` if there is none.
     async fn size(&self, key: &str) -> Result<Option<u64>>;
-    /// Up to a page of keys that begin with `prefix`, in order, from the first one after `after`.
-    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>>;
+    /// Up to a page of objects whose keys begin with `prefix`, in order, from the first one after `after`.
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<Listed>>;
     /// Deletes an object; one that is not there is no error.
     async fn delete(&self, key: &str) -> Result<()>;
     /// Ok if the bucket exists.

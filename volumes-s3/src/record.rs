@@ -4,11 +4,11 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::pack::ChunkRef;
+use crate::pack::{ChunkRef, Digest};
 
 /// Version of the whole format, in each record. See `FORMAT.md`.
 pub(crate) const FORMAT: u32 = 1;
-/// Longest record read: a record is under 2 KiB, the rest is room for fields to come.
+/// Longest record read: a record is under 2 KiB, but for a prune that keeps many; the rest is room for fields to come.
 pub(crate) const RECORD_LIMIT: usize = 64 << 10;
 
 /// What a record is for.
@@ -52,9 +52,31 @@ pub(crate) struct Record {
     pub created_at: DateTime<Utc>,
     /// The newest generation of the main line, this record included; null when there is none.
     pub generation: Option<u64>,
+    /// Nonce of the record before; null in the first.
+    #[serde(default)]
+    pub previous: Option<String>,
+    /// The newest prune, this record included; null when there is none. The log begins with it.
+    #[serde(default)]
+    pub pruned: Option<u64>,
     /// For data and branch: the tree.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tree: Option<TreeSummary>,
+    /// For prune: what stays and what goes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub prune: Option<PruneSummary>,
+}
+
+/// What a prune decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PruneSummary {
+    /// The older trees that stay, by their numbers in order. Of any other older one nothing is promised any more.
+    pub kept: Vec<u64>,
+    /// How many trees go.
+    pub generations: u64,
+    /// How many packs go.
+    pub packs: u64,
+    /// BLAKE3 of the list that names all of them.
+    pub list: Digest,
 }
 
 /// A tree as its record tells it.
@@ -78,9 +100,14 @@ pub(crate) struct TreeSummary {
 }
 
 impl Record {
-    /// The JSON that is put.
+    /// The JSON that is put. One that no reader would take is an error.
     pub(crate) fn encode(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec(self).map_err(|error| Error::corrupt(format!("record {}", self.record), error.to_string()))
+        let json = serde_json::to_vec(self);
+        let json = json.map_err(|error| Error::corrupt(format!("record {}", self.record), error.to_string()))?;
+        if json.len() > RECORD_LIMIT {
+            return Err(Error::Unsupported { what: format!("a record of {} bytes", json.len()) });
+        }
+        Ok(json)
     }
 
     /// Reads the record with this number. Its own number must agree: an object copied to another key is not believed.
@@ -97,7 +124,9 @@ impl Record {
         }
         let record: Self = serde_json::from_slice(bytes).map_err(corrupt)?;
         let has_tree = matches!(record.kind, RecordKind::Data | RecordKind::Branch);
-        if record.record != number || has_tree != record.tree.is_some() {
+        let prunes = record.kind == RecordKind::Prune;
+        let fits = has_tree == record.tree.is_some() && prunes == record.prune.is_some();
+        if record.record != number || !fits || prunes && record.pruned != Some(number) {
             return Err(Error::corrupt(what(), "its number or kind does not fit"));
         }
         Ok(record)

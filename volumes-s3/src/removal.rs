@@ -39,12 +39,12 @@ impl VolumeStore {
         }
         remote.store.delete(&remote.log.hint_key()).await?;
         loop {
-            let keys = remote.store.list(&remote.prefix, None).await?;
-            if keys.is_empty() {
+            let listed = remote.store.list(&remote.prefix, None).await?;
+            if listed.is_empty() {
                 break;
             }
-            for key in keys {
-                remote.store.delete(&key).await?;
+            for object in listed {
+                remote.store.delete(&object.key).await?;
             }
         }
         volume.state.forget_history();
@@ -53,11 +53,11 @@ impl VolumeStore {
 
     pub(crate) async fn remove_local(&self, volume: &Volume) -> Result<u64> {
         let (root, directory, hold) = (self.inner.config.root.clone(), volume.paths.directory.clone(), volume.hold());
-        let (data, debt) = (volume.paths.data(), volume.paths.debt());
+        let (data, bells) = (volume.paths.data(), [volume.paths.debt(), volume.paths.grown()]);
         blocking("remove", move || {
             let size = if data.exists() { tree_size(&data)? } else { 0 };
             move_to_trash(&root, &directory)?;
-            remove_file(&debt)?;
+            bells.iter().try_for_each(|bell| remove_file(bell))?;
             sync_parent(&directory)?;
             empty_trash(&root);
             drop(hold);

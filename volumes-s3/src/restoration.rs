@@ -12,7 +12,7 @@ use crate::restore::Job;
 use crate::state::{TreeMark, sync_parent};
 use crate::store::{RestoreOptions, RestoreReport, VolumeStore};
 use crate::tree::spread;
-use crate::volume::{Volume, make_directories, set_aside_foreign};
+use crate::volume::{Remote, Volume, make_directories, set_aside_foreign};
 use crate::walk::open_root;
 
 impl VolumeStore {
@@ -50,9 +50,8 @@ impl VolumeStore {
         let Some(generation) = options.generation.or(head.generation) else {
             return Err(Error::NotFound { name: name.to_owned() });
         };
-        let record = remote.log.read(generation).await?.filter(|record| record.tree.is_some());
         let missing = || Error::GenerationNotFound { name: name.to_owned(), generation };
-        let record = record.ok_or_else(missing)?;
+        let record = remote.tree(generation).await?.ok_or_else(missing)?;
         let to = std::path::absolute(&to).map_err(|error| Error::io("resolve", &to, error))?;
         let temporary = to.with_file_name(format!(".restore-{}", random_id()));
         let (target, directory) = (to.clone(), temporary.clone());
@@ -66,7 +65,7 @@ impl VolumeStore {
         .await?;
         let scan_record = temporary.with_extension("scan");
         let job = Job {
-            packs: remote.packs,
+            packs: remote.packs.clone(),
             volume: name.to_owned(),
             summary: summary(&record)?.clone(),
             lineage: Digest::of(b""),
@@ -74,7 +73,7 @@ impl VolumeStore {
             record: scan_record.clone(),
             progress: options.progress.clone(),
         };
-        let done = job.run().await;
+        let done = or_gone(&remote, name, generation, job.run().await).await;
         let target = to.clone();
         blocking("put into place", move || {
             let moved = done.and_then(|()| {
@@ -100,7 +99,7 @@ impl VolumeStore {
         let summary = summary(record)?.clone();
         let fresh = volume.paths.directory.join(format!("restore-{}", random_id()));
         let job = Job {
-            packs: remote.packs,
+            packs: remote.packs.clone(),
             volume: volume.name.clone(),
             summary: summary.clone(),
             lineage: volume.state.lineage(),
@@ -109,6 +108,7 @@ impl VolumeStore {
             progress: progress.clone(),
         };
         let replaced = self.replace_tree(volume, job).await;
+        let replaced = or_gone(&remote, &volume.name, record.record, replaced).await;
         if replaced.is_err() {
             let (directory, hold) = (volume.paths.directory.clone(), volume.hold());
             blocking("tidy up", move || {
@@ -181,7 +181,17 @@ impl VolumeStore {
     pub(crate) async fn tree_record(&self, volume: &Volume, generation: u64) -> Result<Record> {
         let missing = || Error::GenerationNotFound { name: volume.name.clone(), generation };
         let Some(remote) = &volume.remote else { return Err(missing()) };
-        remote.log.read(generation).await?.filter(|record| record.tree.is_some()).ok_or_else(missing)
+        remote.tree(generation).await?.ok_or_else(missing)
+    }
+}
+
+/// `restored`; a tree that went while it was read is not damaged but gone.
+async fn or_gone<T>(remote: &Remote, name: &str, generation: u64, restored: Result<T>) -> Result<T> {
+    match restored {
+        Err(Error::Corrupt { .. }) if remote.tree(generation).await.is_ok_and(|record| record.is_none()) => {
+            Err(Error::GenerationNotFound { name: name.to_owned(), generation })
+        }
+        restored => restored,
     }
 }
 

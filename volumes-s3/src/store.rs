@@ -6,6 +6,7 @@
 //!   .servers/<digest>.json      whether an endpoint and bucket crown one winner
 //!   .places/<digest>.json       which place an endpoint, bucket and prefix lead to
 //!   .owed/<name>                rings while the volume owes S3 something
+//!   .grown/<name>               rings when the volume's history grows; there until retention was applied to it
 //!   .trash/                     trees being deleted; anyone may go on with that
 //!   <name>/
 //!     state.json                what is known and owed: users, claim, generation; replaced whole, synced
@@ -38,9 +39,10 @@ use crate::pack::Digest;
 use crate::place::Place;
 use crate::progress::Progress;
 use crate::removal::{empty_trash, reconcile, refuse_in_use, refuse_loss};
+use crate::retention::Keep;
 use crate::server_check::{ServerCheck, race};
 use crate::state::{State, User, read_json, remove_file, write_json_unlocked};
-use crate::volume::{DEBTS, Paths, Remote, Volume, count, make_directories, status};
+use crate::volume::{DEBTS, GROWN, Paths, Remote, Volume, count, make_directories, status};
 
 /// How often a status is counted anew because a sync ended meanwhile.
 const STATUS_LOOKS: u32 = 3;
@@ -123,6 +125,7 @@ impl VolumeStore {
     /// cannot be made.
     pub async fn open(config: VolumesConfig) -> Result<Self> {
         config.s3.as_ref().map_or(Ok(()), S3Config::check)?;
+        config.keep.as_ref().map_or(Ok(()), Keep::check)?;
         if config.take_over_after.is_some() {
             return Err(Error::Unsupported { what: "take_over_after".into() });
         }
@@ -352,7 +355,7 @@ impl VolumeStore {
     /// [`Error::NoBucket`]; [`Error::NotFound`] when neither S3 nor this host has the volume.
     pub async fn history(&self, name: &str, all: bool) -> Result<Vec<HistoryEntry>> {
         let remote = self.remote(name, "a history").await?;
-        let records = remote.log.all().await?;
+        let records = remote.records().await?;
         if records.is_empty() {
             remote.store.check_bucket().await?;
             self.status(name).await?;
@@ -481,6 +484,16 @@ impl VolumeStore {
         Ok(path)
     }
 
+    /// The same for the names of volumes whose histories have grown since retention was last applied to them.
+    ///
+    /// # Errors
+    /// Those of making it.
+    pub fn grown(&self) -> Result<PathBuf> {
+        let path = self.inner.config.root.join(GROWN);
+        make_directories(&path)?;
+        Ok(path)
+    }
+
     /// Tries once what the volume owes to S3: a claim, a sync, a release. Ok if it owes nothing.
     ///
     /// # Errors
@@ -571,7 +584,7 @@ impl VolumeStore {
     }
 
     /// Runs `work` to its end even if the caller stops waiting.
-    async fn detached<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
+    pub(crate) async fn detached<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
         &self,
         name: &str,
         work: impl FnOnce(Self, String) -> F,

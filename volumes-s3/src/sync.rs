@@ -1,6 +1,6 @@
 //! Publishes the tree of this host as the next generation, or as a branch when the claim is lost.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use futures_util::{StreamExt as _, stream};
 
@@ -8,9 +8,11 @@ use crate::claim::{self, Standing};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::log::Append;
-use crate::pack::{PackId, Packer, SealedPack};
+use crate::pack::{ChunkRef, PackId, Packer, SealedPack};
+use crate::prune::doomed;
 use crate::record::{RecordKind, TreeSummary};
 use crate::scan::{Scanned, scan};
+use crate::scan_record::RecordReader;
 use crate::state::{Commit, remove_file};
 use crate::uploads::Uploads;
 use crate::volume::{Remote, Volume};
@@ -33,10 +35,17 @@ pub(crate) async fn publish(volume: &mut Volume) -> Result<()> {
         claim::claim(volume, false).await?;
         line = Line::Main;
     }
-    let uploaded = upload(volume, &remote).await?;
-    let root = uploaded.scanned.root.digest.to_string();
-    let known = volume.state.tree.clone().filter(|tree| tree.root == root);
+    if line == Line::Branch && is_past(volume, &remote).await? {
+        return if believed { Err(fenced(volume, None)) } else { Ok(()) };
+    }
+    let mut uploaded = upload(volume, &remote).await?;
     for _ in 0..APPEND_ATTEMPTS {
+        if pruned(volume) != uploaded.pruned {
+            // It was looked at what an earlier prune had decided.
+            uploaded = upload(volume, &remote).await?;
+        }
+        let root = uploaded.scanned.root.digest.to_string();
+        let known = volume.state.tree.clone().filter(|tree| tree.root == root);
         let kind = match (line, &known) {
             (Line::Main, Some(tree)) if Some(tree.record) == volume.state.parent => {
                 return uploaded.keep_scan(volume).await;
@@ -98,9 +107,21 @@ fn fenced(volume: &mut Volume, branch: Option<u64>) -> Error {
     Error::Fenced { name: volume.name.clone(), owner, branch }
 }
 
-/// A tree whose chunks are all in the bucket.
+/// Whether the tree here is a generation that retention has let go, unchanged.
+async fn is_past(volume: &Volume, remote: &Remote) -> Result<bool> {
+    let (Some(head), Some(tree)) = (&volume.state.head, &volume.state.tree) else { return Ok(false) };
+    Ok(!remote.still_has(head, tree.record).await? && !volume.has_changes().await?)
+}
+
+/// The newest prune, as far as the log has been read.
+fn pruned(volume: &Volume) -> Option<u64> {
+    volume.state.head.as_ref().and_then(|head| head.pruned)
+}
+
+/// A tree whose chunks are all in the bucket, and stay there as far as the prune goes that was the newest.
 struct Uploaded {
     scanned: Scanned,
+    pruned: Option<u64>,
     /// Packs that no generation reaches yet.
     packs: BTreeSet<String>,
 }
@@ -138,18 +159,48 @@ impl Uploaded {
     }
 }
 
+/// What an earlier, interrupted upload brought there, if it still is, and stays.
+async fn resume(volume: &Volume, remote: &Remote) -> Result<(Uploads, Vec<ChunkRef>)> {
+    let (path, lineage) = (volume.paths.uploads(), volume.state.lineage());
+    let open = move || Uploads::open(&path, lineage);
+    let (uploads, arrived) = blocking("read what arrived", open.clone()).await?;
+    let packs: HashSet<PackId> = arrived.iter().map(|chunk| chunk.pack).collect();
+    let going = match &volume.state.head {
+        Some(head) if !packs.is_empty() => doomed(remote, head, &packs).await?,
+        _ => false,
+    };
+    let gone = match remote.packs.check(packs.into_iter().collect()).await {
+        Err(Error::Corrupt { .. }) => true,
+        checked => checked.map(|()| false)?,
+    };
+    if !going && !gone {
+        return Ok((uploads, arrived));
+    }
+    tracing::debug!(volume = volume.name, "what an earlier sync brought to S3 was pruned");
+    let path = volume.paths.uploads();
+    blocking("forget what arrived", move || remove_file(&path).and_then(|()| open())).await
+}
+
+/// The record of the tree, if the generation that it is of is there and stays.
+async fn base(volume: &Volume, remote: &Remote) -> Result<Option<RecordReader>> {
+    if let (Some(head), Some(tree)) = (&volume.state.head, &volume.state.tree)
+        && !remote.still_has(head, tree.record).await?
+    {
+        tracing::debug!(volume = volume.name, generation = tree.record, "pruned: all of it is sent again");
+        return Ok(None);
+    }
+    volume.scan_record()
+}
+
 /// Scans, and sends what the bucket does not have. Scan, hashing and compression run beside the uploads.
 async fn upload(volume: &Volume, remote: &Remote) -> Result<Uploaded> {
     let lineage = volume.state.lineage();
-    let path = volume.paths.uploads();
-    let (mut uploads, arrived) = blocking("read what arrived", move || Uploads::open(&path, lineage)).await?;
+    let (mut uploads, arrived) = resume(volume, remote).await?;
     let resumed: BTreeSet<_> = arrived.iter().map(|chunk| chunk.pack.to_string()).collect();
-    let ids: Result<Vec<PackId>> = resumed.iter().map(|pack| pack.parse()).collect();
-    remote.packs.check(ids?).await?;
 
     let epoch = volume.state.head.as_ref().map_or(0, |head| head.epoch);
     let (data, record, old, hold) =
-        (volume.paths.data(), volume.paths.new_scan(), volume.scan_record()?, volume.hold());
+        (volume.paths.data(), volume.paths.new_scan(), base(volume, remote).await?, volume.hold());
     let (sender, receiver) = tokio::sync::mpsc::channel::<SealedPack>(1);
     let scanning = tokio::task::spawn_blocking(move || {
         let seal = |pack| sender.blocking_send(pack).map_err(|_| Error::Interrupted { operation: "upload" });
@@ -185,5 +236,5 @@ async fn upload(volume: &Volume, remote: &Remote) -> Result<Uploaded> {
     if let Ok(Scanned { entries, read_bytes, new_bytes, .. }) = &scanned {
         tracing::debug!(volume = volume.name, entries, read_bytes, new_bytes, "scanned");
     }
-    Ok(Uploaded { scanned: scanned?, packs })
+    Ok(Uploaded { scanned: scanned?, pruned: pruned(volume), packs })
 }

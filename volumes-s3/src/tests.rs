@@ -16,12 +16,13 @@ use tempfile::TempDir;
 
 use crate::error::{Error, Result};
 use crate::log::Log;
-use crate::object_store::{ObjectStore, Put};
+use crate::object_store::{Listed, ObjectStore, Put};
 use crate::record::{Record, RecordKind};
 use crate::{AcquireOptions, RestoreOptions, S3Config, VolumeStore, VolumesConfig};
 
 mod deep;
 mod histories;
+mod prunes;
 mod readers;
 mod removals;
 mod statuses;
@@ -40,6 +41,12 @@ struct Memory {
     hang: AtomicBool,
     /// Nor one for a pack.
     hang_at_packs: AtomicBool,
+    /// After so many requests it is away; 0: never.
+    away_after: AtomicUsize,
+    /// A put-if-absent of a record waits here before it happens, if somebody bars the way.
+    before_record: tokio::sync::RwLock<()>,
+    /// A get of a pack waits here.
+    before_pack: tokio::sync::RwLock<()>,
     asked: AtomicUsize,
     puts: AtomicUsize,
     put_bytes: AtomicUsize,
@@ -51,7 +58,15 @@ impl Memory {
         if self.hang.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
+        let left = self.away_after.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if left == Ok(1) {
+            self.away.store(true, Ordering::SeqCst);
+        }
         if self.away.load(Ordering::SeqCst) { Err(unreachable_error()) } else { Ok(()) }
+    }
+
+    fn keys(&self, part: &str) -> Vec<String> {
+        self.objects.lock().unwrap().keys().filter(|key| key.contains(part)).cloned().collect()
     }
 
     fn count(&self, body: &Bytes) {
@@ -79,6 +94,9 @@ impl ObjectStore for Memory {
 
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<Put> {
         self.reach().await?;
+        if key.contains("/log/") {
+            drop(self.before_record.read().await);
+        }
         let mut objects = self.objects.lock().unwrap();
         if objects.contains_key(key) && !self.racy.load(Ordering::SeqCst) {
             return Ok(Put::Exists);
@@ -90,8 +108,11 @@ impl ObjectStore for Memory {
 
     async fn get(&self, key: &str, range: Option<Range<u64>>, _limit: usize) -> Result<Option<Bytes>> {
         self.reach().await?;
-        if key.contains("/packs/") && self.hang_at_packs.load(Ordering::SeqCst) {
-            std::future::pending::<()>().await;
+        if key.contains("/packs/") {
+            if self.hang_at_packs.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            drop(self.before_pack.read().await);
         }
         let object = self.objects.lock().unwrap().get(key).cloned();
         Ok(object.map(|object| match range {
@@ -108,11 +129,12 @@ impl ObjectStore for Memory {
         Ok(self.objects.lock().unwrap().get(key).map(|object| object.len() as u64))
     }
 
-    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>> {
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<Listed>> {
         self.reach().await?;
         let objects = self.objects.lock().unwrap();
-        let wanted = |key: &&String| key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after);
-        Ok(objects.keys().filter(wanted).take(1000).cloned().collect())
+        let wanted = |key: &str| key.starts_with(prefix) && after.is_none_or(|after| key > after);
+        let found = objects.iter().filter(|(key, _)| wanted(key)).take(1000);
+        Ok(found.map(|(key, body)| Listed { key: key.clone(), size: body.len() as u64 }).collect())
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
@@ -141,6 +163,14 @@ impl Host {
         // In memory: every sync also syncs the filesystem, and a busy disk makes that slow.
         let root = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
         Self { store: open(root.path(), name, memory, change).await, _root: root }
+    }
+
+    /// One whose prunes keep the newest `last`.
+    async fn keeping(name: &str, memory: &Arc<Memory>, last: u32) -> Self {
+        let root = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
+        let keep = Some(crate::Keep { last, ..crate::Keep::default() });
+        let config = VolumesConfig { keep, ..config(root.path(), name) };
+        Self { store: VolumeStore::open_with(config, memory.clone()).await.unwrap(), _root: root }
     }
 
     /// Another process on the same root.
@@ -187,6 +217,7 @@ fn config(root: &Path, name: &str) -> VolumesConfig {
         run_dir: root.join("run"),
         host: name.into(),
         s3: Some(s3),
+        keep: None,
         take_over_after: None,
     }
 }
@@ -465,6 +496,10 @@ enum Step {
     Write(usize),
     Sync(usize),
     Release(usize),
+    Prune(usize),
+    /// A prune whose process ends after so many requests.
+    PruneCut(usize, usize),
+    RestoreOldest(usize),
     Away,
     Back,
     LoseAnswer,
@@ -477,6 +512,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0..3usize).prop_map(Step::Write),
         4 => (0..3usize).prop_map(Step::Sync),
         3 => (0..3usize).prop_map(Step::Release),
+        3 => (0..3usize).prop_map(Step::Prune),
+        2 => (0..3usize, 5..40usize).prop_map(|(host, requests)| Step::PruneCut(host, requests)),
+        1 => (0..3usize).prop_map(Step::RestoreOldest),
         1 => Just(Step::Away),
         2 => Just(Step::Back),
         2 => Just(Step::LoseAnswer),
@@ -488,7 +526,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn check_log(records: &[Record]) {
     let mut before: Option<&Record> = None;
     for record in records {
+        if before.is_none() && record.record != 1 {
+            // What was before a prune is gone.
+            assert_eq!((record.kind, record.pruned), (RecordKind::Prune, Some(record.record)));
+            before = Some(record);
+            continue;
+        }
         assert_eq!(record.record, before.map_or(1, |before| before.record + 1));
+        assert_eq!(record.previous.as_ref(), before.map(|before| &before.nonce));
         let owner = before.and_then(|before| before.owner.clone());
         let epoch = before.map_or(0, |before| before.epoch);
         match record.kind {
@@ -499,6 +544,10 @@ fn check_log(records: &[Record]) {
                 assert_eq!(record.generation, Some(record.record));
             }
             RecordKind::Released => assert_eq!((owner.as_ref(), &record.owner), (Some(&record.host), &None)),
+            RecordKind::Prune => {
+                assert_eq!((record.epoch, &record.owner), (epoch, &owner));
+                assert!(owner.is_none() || owner.as_ref() == Some(&record.host), "pruned by who was not the owner");
+            }
             _ => assert_eq!((record.epoch, &record.owner), (epoch, &owner)),
         }
         before = Some(record);
@@ -507,7 +556,11 @@ fn check_log(records: &[Record]) {
 
 async fn run(steps: Vec<Step>) {
     let memory = Arc::new(Memory::default());
-    let hosts = [Host::new("a", &memory).await, Host::new("b", &memory).await, Host::new("c", &memory).await];
+    let hosts = [
+        Host::keeping("a", &memory, 1).await,
+        Host::keeping("b", &memory, 2).await,
+        Host::keeping("c", &memory, 3).await,
+    ];
     let log = Log::new(memory.clone(), "p/v/".into());
     let mut written = 0;
     for step in steps {
@@ -541,12 +594,30 @@ async fn run(steps: Vec<Step>) {
                 }
                 memory.away.store(away, Ordering::SeqCst);
             }
+            Step::Prune(host) => drop(hosts[host].store.prune("v").await),
+            Step::PruneCut(host, requests) => {
+                memory.away_after.store(requests, Ordering::SeqCst);
+                let cut = hosts[host].store.prune("v").await;
+                if memory.away_after.swap(0, Ordering::SeqCst) == 0 && cut.is_err() {
+                    memory.away.store(false, Ordering::SeqCst);
+                }
+            }
+            Step::RestoreOldest(host) => {
+                let history = hosts[host].store.history("v", false).await;
+                let generation = history.ok().and_then(|history| history.first()?.generation);
+                let options = RestoreOptions { generation, discard_local: true, ..Default::default() };
+                drop(hosts[host].store.restore("v", options).await);
+            }
             Step::Away => memory.away.store(true, Ordering::SeqCst),
             Step::Back => memory.away.store(false, Ordering::SeqCst),
             Step::LoseAnswer => memory.lose_answer.store(true, Ordering::SeqCst),
         }
         let away = memory.away.swap(false, Ordering::SeqCst);
         check_log(&log.all().await.unwrap());
+        // Whatever the history still tells of can be restored.
+        if let Ok(report) = hosts[0].store.verify("v", None, crate::Progress::default()).await {
+            assert_eq!(report.damaged, []);
+        }
         memory.away.store(away, Ordering::SeqCst);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! `header: lineage 32` then per pack `u32 length, body, first 8 bytes of the body's BLAKE3`. A torn end is ignored.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::codec::{Reader, put_uint};
 use crate::entry::{PackTable, decode_chunk, encode_chunk};
 use crate::error::{Error, Result};
-use crate::pack::{ChunkRef, Codec, Digest};
+use crate::pack::{ChunkRef, Codec, Digest, PackId};
 
 /// The file `uploads` of a volume.
 #[derive(Debug)]
@@ -22,26 +23,18 @@ impl Uploads {
     /// Opens the file for this lineage and gives the chunks in it; what is of another is dropped.
     pub(crate) fn open(path: &Path, lineage: Digest) -> Result<(Self, Vec<ChunkRef>)> {
         let failed = |error| Error::io("open", path, error);
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(failed(error)),
-        };
-        let (mut chunks, mut whole) = (Vec::new(), 0);
-        if bytes.starts_with(&lineage.0) {
-            let mut reader = Reader::new("uploads", &bytes[32..]);
-            whole = 32;
-            while let Ok((body, length)) = read_frame(&mut reader) {
-                chunks.extend(body);
-                whole += length;
-            }
-        }
+        let (chunks, whole) = read(path, lineage)?;
         let mut file = File::options().create(true).append(true).open(path).map_err(failed)?;
         file.set_len(whole as u64).map_err(failed)?;
         if whole == 0 {
             file.write_all(&lineage.0).map_err(failed)?;
         }
         Ok((Self { path: path.to_owned(), file }, chunks))
+    }
+
+    /// The packs that are noted for this lineage. Blocks.
+    pub(crate) fn packs(path: &Path, lineage: Digest) -> Result<HashSet<PackId>> {
+        Ok(read(path, lineage)?.0.into_iter().map(|chunk| chunk.pack).collect())
     }
 
     /// Notes the chunks of a pack that has arrived; on disk when it returns.
@@ -60,6 +53,25 @@ impl Uploads {
         let written = self.file.write_all(&frame).and_then(|()| self.file.sync_data());
         written.map_err(|error| Error::io("write", &self.path, error))
     }
+}
+
+/// The chunks that are noted, and the bytes that hold them.
+fn read(path: &Path, lineage: Digest) -> Result<(Vec<ChunkRef>, usize)> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(Error::io("open", path, error)),
+    };
+    let (mut chunks, mut whole) = (Vec::new(), 0);
+    if bytes.starts_with(&lineage.0) {
+        let mut reader = Reader::new("uploads", &bytes[32..]);
+        whole = 32;
+        while let Ok((body, length)) = read_frame(&mut reader) {
+            chunks.extend(body);
+            whole += length;
+        }
+    }
+    Ok((chunks, whole))
 }
 
 fn read_frame(reader: &mut Reader<'_>) -> Result<(Vec<ChunkRef>, usize)> {
@@ -82,7 +94,6 @@ fn read_frame(reader: &mut Reader<'_>) -> Result<(Vec<ChunkRef>, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pack::PackId;
 
     #[test]
     fn what_arrived_is_found_again_and_a_torn_end_is_not() {

@@ -5,10 +5,9 @@ use std::collections::{HashMap, HashSet};
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
-use crate::entry::{Entry, Node, Part};
 use crate::error::{Error, Result};
 use crate::fetch::Packs;
-use crate::generation::{entries, expand, leaves};
+use crate::generation::{entries, expand, leaves, parts};
 use crate::pack::ChunkRef;
 use crate::progress::Progress;
 use crate::record::Record;
@@ -52,8 +51,8 @@ impl VolumeStore {
     pub async fn verify(&self, name: &str, generation: Option<u64>, progress: Progress) -> Result<VerifyReport> {
         let remote = self.remote(name, "a verification").await?;
         let records = match generation {
-            Some(number) => Vec::from_iter(remote.log.read(number).await?),
-            None => remote.log.all().await?,
+            Some(number) => Vec::from_iter(remote.tree(number).await?),
+            None => remote.records().await?,
         };
         let trees: Vec<_> = records.into_iter().filter(|record| record.tree.is_some()).collect();
         match generation {
@@ -190,24 +189,4 @@ fn key(chunk: &ChunkRef) -> [u8; 16] {
         .finalize();
     key.copy_from_slice(&whole.as_bytes()[..16]);
     key
-}
-
-/// The lists of a file's parts, and the chunks of its data that are known.
-fn parts(entry: &Entry) -> (Vec<ChunkRef>, Vec<ChunkRef>) {
-    let (mut lists, mut data) = (Vec::new(), Vec::new());
-    let Node::File { parts, .. } = &entry.node else { return (lists, data) };
-    for part in parts {
-        match part {
-            Part::Hole(_) => {}
-            Part::Chunk(chunk) => data.push(*chunk),
-            Part::List { chunk, parts, .. } => {
-                lists.push(*chunk);
-                data.extend(parts.iter().filter_map(|part| match part {
-                    Part::Chunk(chunk) => Some(*chunk),
-                    _ => None,
-                }));
-            }
-        }
-    }
-    (lists, data)
 }

@@ -27,6 +27,8 @@ use crate::walk::open_root;
 
 /// The directory of [`Paths::debt`], in that of the volumes.
 pub(crate) const DEBTS: &str = ".owed";
+/// The directory of [`Paths::grown`], in that of the volumes.
+pub(crate) const GROWN: &str = ".grown";
 /// The file of [`Paths::restored_scan`]. Its list of entries lies beside it, with another ending.
 pub(crate) const RESTORED_SCAN: &str = "scan.restored";
 /// After this long somebody is told that a lock is waited for.
@@ -69,8 +71,15 @@ impl Paths {
     }
     /// There, and written again, while S3 is owed something.
     pub(crate) fn debt(&self) -> PathBuf {
+        self.bell(DEBTS)
+    }
+    /// Written when a tree is published, and there until retention was applied.
+    pub(crate) fn grown(&self) -> PathBuf {
+        self.bell(GROWN)
+    }
+    fn bell(&self, directory: &str) -> PathBuf {
         let name = self.directory.file_name().unwrap_or_default();
-        self.directory.with_file_name(DEBTS).join(name)
+        self.directory.with_file_name(directory).join(name)
     }
 }
 
@@ -270,7 +279,10 @@ impl Volume {
             nonce: random_id(),
             created_at: chrono::Utc::now(),
             generation: head.and_then(|head| head.generation),
+            previous: head.map(|head| head.nonce.clone()),
+            pruned: head.and_then(|head| head.pruned),
             tree: None,
+            prune: None,
         }
     }
 
@@ -329,6 +341,8 @@ impl Volume {
             self.state.head = Some(record.clone());
             let root = tree.root.digest;
             blocking("keep the scan record", move || {
+                ring(&paths.grown());
+
                 // A scan that was under way when a process died is not the one of this commit.
                 let of_commit =
                     RecordReader::open(&paths.new_scan())?.is_some_and(|record| record.subject.root == root);
@@ -438,9 +452,9 @@ pub(crate) fn status(name: &str, paths: &Paths, state: &State) -> VolumeStatus {
 }
 
 /// Tells who keeps. Where that is not possible (a full disk), the next keeper looks for itself.
-fn ring(debt: &Path) {
-    let made = debt.parent().map_or(Ok(()), make_directories);
-    if let Err(error) = made.and_then(|()| std::fs::write(debt, "\n").map_err(|error| Error::io("write", debt, error)))
+fn ring(bell: &Path) {
+    let made = bell.parent().map_or(Ok(()), make_directories);
+    if let Err(error) = made.and_then(|()| std::fs::write(bell, "\n").map_err(|error| Error::io("write", bell, error)))
     {
         tracing::debug!(%error, "the keeper is not told");
     }

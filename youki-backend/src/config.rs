@@ -77,6 +77,9 @@ pub struct VolumesConfig {
     /// Time that a stop gives to the sync of the container's volumes.
     #[serde(with = "runtime_core::spec::duration")]
     pub sync_on_stop: Duration,
+    /// What of a volume's history stays when it is pruned, which the keeper does after syncs, at most once an hour;
+    /// `None`: all of it, and nothing is pruned.
+    pub keep: Option<volumes_s3::Keep>,
     /// A claim not renewed for so long may be taken over; `None`: never by time.
     #[serde(with = "runtime_core::spec::duration::option")]
     pub take_over_after: Option<Duration>,
@@ -84,7 +87,7 @@ pub struct VolumesConfig {
 
 impl Default for VolumesConfig {
     fn default() -> Self {
-        Self { sync_on_stop: DEFAULT_SYNC_ON_STOP, take_over_after: None }
+        Self { sync_on_stop: DEFAULT_SYNC_ON_STOP, keep: None, take_over_after: None }
     }
 }
 
@@ -193,6 +196,7 @@ impl Config {
             env("BERTH_S3_REGION"),
         )?;
         config.s3.as_ref().map_or(Ok(()), volumes_s3::S3Config::check)?;
+        config.volumes.keep.as_ref().map_or(Ok(()), volumes_s3::Keep::check)?;
         Ok(config)
     }
 
@@ -294,11 +298,13 @@ mod tests {
     #[test]
     fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
         let text = "root = '/a'\ncgroup_parent = 'x'\n[s3]\nbucket = 'b'\nendpoint = 'http://e'\n[volumes]\nsync_on_stop = '5s'\n\
+                    keep.daily = 7\n\
                     [limits]\nlayer_entries = 5\n[registry.'localhost:5000']\nplain_http = true\n";
         let config = load(text, &[("BERTH_ROOT", "/b"), ("BERTH_S3_BUCKET", "c")]).unwrap();
         assert_eq!(config.root, Path::new("/b"));
         assert_eq!(config.cgroup_parent, "x");
         assert_eq!(config.volumes.sync_on_stop, Duration::from_secs(5));
+        assert_eq!(config.volumes.keep, Some(volumes_s3::Keep { daily: 7, ..volumes_s3::Keep::default() }));
         let s3 = config.s3.unwrap();
         assert_eq!((s3.bucket.as_str(), s3.endpoint.as_deref()), ("c", Some("http://e")));
         assert!(config.run_dir.starts_with("/run/berth/roots"));
@@ -315,6 +321,8 @@ mod tests {
             ("", &[("BERTH_S3_ENDPOINT", "http://e")]),
             ("[s3]\nendpoint = 'http://e'", &[]),
             ("[s3]\nbucket = 'b'\nendpoint = 'ftp://e'", &[]),
+            ("[volumes.keep]\nmonthly = 3", &[]),
+            ("[volumes.keep]\nhourly = 0", &[]),
             ("[s3]\nbucket = 'b'", &[("BERTH_S3_ENDPOINT", "e:9000")]),
         ] {
             assert_eq!(load(text, env).unwrap_err().code(), "config.invalid", "{text}");

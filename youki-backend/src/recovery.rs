@@ -91,6 +91,7 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
         run_dir: layout.run.clone(),
         host: host_name(&tag),
         s3: config.s3.clone(),
+        keep: config.volumes.keep,
         take_over_after: config.volumes.take_over_after,
     })
     .await?;

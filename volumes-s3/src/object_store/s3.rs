@@ -21,7 +21,7 @@ use bytes::{Bytes, BytesMut};
 use rand::Rng;
 
 use super::patience::{Experience, Motion, ONLY_ANSWER, Silence, ToldBody};
-use super::{ObjectStore, Put};
+use super::{Listed, ObjectStore, Put};
 use crate::config::S3Config;
 use crate::error::{Error, Result, Source};
 
@@ -401,7 +401,7 @@ impl ObjectStore for S3 {
         .await
     }
 
-    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>> {
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<Listed>> {
         self.small(&format!("LIST {prefix}"), || async {
             let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
             let page = request
@@ -409,7 +409,11 @@ impl ObjectStore for S3 {
                 .send()
                 .await
                 .map_err(|error| self.error(format!("LIST {prefix}"), error))?;
-            Ok(page.contents().iter().filter_map(|object| object.key().map(str::to_owned)).collect())
+            let listed = page.contents().iter().filter_map(|object| {
+                let size = object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
+                Some(Listed { key: object.key()?.to_owned(), size })
+            });
+            Ok(listed.collect())
         })
         .await
     }

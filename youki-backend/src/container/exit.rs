@@ -131,7 +131,7 @@ impl Inner {
         tried.into_iter().flatten().collect()
     }
 
-    fn tell_of_volume(&self, name: &str, what: &str) {
+    pub(crate) fn tell_of_volume(&self, name: &str, what: &str) {
         self.tell(Event { volume: Some(name.to_owned()), ..Event::now(EventKind::Volume).saying(what) });
     }
 

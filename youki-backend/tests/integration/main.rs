@@ -51,6 +51,7 @@ mod volumes;
 mod volumes_history;
 mod volumes_kept;
 mod volumes_moved;
+mod volumes_retention;
 mod volumes_s3_away;
 mod volumes_trouble;
 
@@ -110,6 +111,7 @@ fn trials() -> Vec<Trial> {
         volumes_history::tests(),
         volumes_kept::tests(),
         volumes_moved::tests(),
+        volumes_retention::tests(),
         volumes_trouble::tests(),
         volumes_s3_away::tests(),
         agent_killed::tests(),

@@ -175,8 +175,8 @@ pub async fn rm(session: &Session, args: &VolumeRmArgs) -> Result<i32> {
 
 /// `berth volume prune`
 pub async fn prune(session: &Session, args: &VolumePruneArgs) -> Result<i32> {
-    if args.name.is_some() {
-        return Err(Failure::unsupported("retention (berth volume prune NAME)"));
+    if let Some(name) = &args.name {
+        return prune_history(session, name, args.force).await;
     }
     let warning = "This removes the local copies of volumes that nobody uses and S3 holds as they are.";
     let pruned = if confirmed(args.force, warning)? {
@@ -186,6 +186,27 @@ pub async fn prune(session: &Session, args: &VolumePruneArgs) -> Result<i32> {
         PruneResult::default()
     };
     print_pruned(session, &pruned)?;
+    Ok(0)
+}
+
+/// `berth volume prune NAME`
+async fn prune_history(session: &Session, name: &str, force: bool) -> Result<i32> {
+    let warning = format!("This removes the generations of volume {name} that the configured retention does not keep.");
+    if session.runtime.config().volumes.keep.is_none() {
+        eprint_line(&format!(
+            "berth: warning: no retention is configured ([volumes.keep]): all generations of volume {name} stay"
+        ));
+    } else if !confirmed(force, &warning)? {
+        return Ok(0);
+    }
+    let pruned = session.runtime.volumes().prune(name).await?;
+    if session.json {
+        output::print_json(&pruned)?;
+        return Ok(0);
+    }
+    let mut text: String = pruned.removed.iter().map(|number| format!("Deleted: generation {number}\n")).collect();
+    text.push_str(&format!("Total reclaimed space: {}\n", decimal_size(pruned.space_reclaimed)));
+    output::print(&text)?;
     Ok(0)
 }
 

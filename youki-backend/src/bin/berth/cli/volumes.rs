@@ -18,7 +18,7 @@ pub enum VolumeCommand {
     Restore(VolumeRestoreArgs),
     /// Remove the local copies of volumes
     Rm(VolumeRmArgs),
-    /// Remove local copies that nobody uses and S3 holds as they are
+    /// Remove local copies that nobody uses and S3 holds as they are, or of one volume old generations
     Prune(VolumePruneArgs),
     /// Make this host the owner of volumes
     Claim(VolumeClaimArgs),
@@ -110,7 +110,7 @@ pub struct VolumeRmArgs {
 
 #[derive(Debug, Args)]
 pub struct VolumePruneArgs {
-    /// Apply retention to this volume's history in S3 (not built yet)
+    /// Apply the configured retention ([volumes.keep]) to this volume's history in S3, and leave local copies alone
     pub name: Option<String>,
     /// Do not ask
     #[arg(short, long)]

@@ -1,0 +1,343 @@
+//! Applies retention to a history: a record names what goes, then it goes.
+//!
+//! The record is what decides. Whatever was published before it was taken into account; whoever publishes after it looks
+//! at it first ([`crate::sync`]). So nothing that stays, or comes, refers to what goes, whoever is stopped for how long.
+//!
+//! Steps: copies of the records that stay, to `kept/`; the list of what goes, to `prunes/`; the record. Then what is before
+//! the record goes from the log, the oldest first, then copies and packs, and the list last: as long as it is there, the
+//! prune is not finished. The next one finishes it.
+
+use std::collections::{BTreeSet, HashSet};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde::{Deserialize, Serialize};
+
+use crate::claim::{self, Standing};
+use crate::error::{Error, Result};
+use crate::fetch::blocking;
+use crate::log::Append;
+use crate::object_store::Listed;
+use crate::pack::{Digest, PackId};
+use crate::reach::reached;
+use crate::record::{PruneSummary, Record, RecordKind};
+use crate::retention::{Keep, Tree};
+use crate::state::remove_file;
+use crate::store::VolumeStore;
+use crate::uploads::Uploads;
+use crate::volume::{Remote, Volume};
+
+/// How often a number is lost to another writer's record before a prune gives up.
+const ATTEMPTS: u32 = 16;
+/// Packs that one prune deletes; what is left is the next one's. As many are 7 TiB, and a list of 27 MB.
+const PACKS_AT_ONCE: usize = 500_000;
+/// Longest list read.
+const LIST_LIMIT: usize = 64 << 20;
+/// Requests in flight.
+const REQUESTS: usize = 8;
+/// A log that has so many records is cut off though no generation goes: they are claims.
+const LONG_LOG: usize = 512;
+
+/// What a prune did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryPruned {
+    /// The volume.
+    pub name: String,
+    /// Generations and branches that went.
+    pub removed: Vec<u64>,
+    /// Those that stayed.
+    pub kept: Vec<u64>,
+    /// Packs that went, those of syncs that were cut off among them.
+    pub packs: u64,
+    /// Bytes of these.
+    pub space_reclaimed: u64,
+}
+
+/// The list of what goes.
+#[derive(Debug, Serialize, Deserialize)]
+struct Going {
+    generations: Vec<u64>,
+    packs: Vec<String>,
+}
+
+/// How far a prune looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Whatever it costs.
+    Everywhere,
+    /// For packs that nothing reaches only where a generation goes: all manifests must be read for that.
+    ForWhatIsDue,
+}
+
+impl VolumeStore {
+    /// Applies the retention that is configured (`keep`) to the history in S3, and deletes packs that nothing reaches. The
+    /// newest generation always stays. Without a retention nothing goes.
+    ///
+    /// Only the owner may do so, or anybody while the volume is released. One that was cut off is finished first.
+    ///
+    /// # Errors
+    /// [`Error::InUseElsewhere`], [`Error::NotFound`], [`Error::NoBucket`], [`Error::S3Unreachable`]; [`Error::Corrupt`] when
+    /// a manifest cannot be read: then nothing goes.
+    pub async fn prune(&self, name: &str) -> Result<HistoryPruned> {
+        self.prune_looking(name, Look::Everywhere).await
+    }
+
+    /// The same for who keeps: only if something is due, and without a look for packs of syncs that were cut off.
+    ///
+    /// # Errors
+    /// Those of [`VolumeStore::prune`].
+    pub async fn retain(&self, name: &str) -> Result<HistoryPruned> {
+        self.prune_looking(name, Look::ForWhatIsDue).await
+    }
+
+    async fn prune_looking(&self, name: &str, look: Look) -> Result<HistoryPruned> {
+        self.remote(name, "a prune").await?;
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            let pruned = store.prune_locked(&mut volume, look).await;
+            if volume.state.pending.release && !volume.state.has_writer() {
+                claim::release(&mut volume).await?;
+                store.forget_blank(&mut volume).await?;
+            }
+            // Nothing grows while the lock is held.
+            if pruned.is_ok() {
+                remove_file(&volume.paths.grown())?;
+            }
+            pruned
+        })
+        .await
+    }
+
+    async fn prune_locked(&self, volume: &mut Volume, look: Look) -> Result<HistoryPruned> {
+        let name = volume.name.clone();
+        let Some(remote) = volume.remote.clone() else { return Ok(HistoryPruned { name, ..HistoryPruned::default() }) };
+        for _ in 0..ATTEMPTS {
+            self.contact(volume).await?;
+            let Some(head) = volume.state.head.clone() else { return Err(Error::NotFound { name }) };
+            match claim::standing(volume) {
+                Standing::Elsewhere { host, record } => return Err(Error::InUseElsewhere { name, host, record }),
+                // By a claim that this data root does not know of, and so nobody else's.
+                Standing::OursBefore => {
+                    claim::claim(volume, false).await?;
+                    volume.state.pending.release = true;
+                    continue;
+                }
+                Standing::Free | Standing::Ours => {}
+            }
+            let keep = self.inner.config.keep;
+            if keep.is_some() {
+                finish_newest(&remote, &head).await?;
+            }
+            let plan = Plan::make(volume, &remote, &head, keep.as_ref(), look).await?;
+            if plan.is_empty() {
+                return Ok(plan.pruned);
+            }
+            if let Some(record) = plan.decide(volume, &remote).await? {
+                finish(&remote, &record, &plan.going()).await?;
+                return Ok(plan.pruned);
+            }
+        }
+        Err(Error::Interrupted { operation: "prune a history that others keep writing to" })
+    }
+}
+
+/// What is to be decided.
+#[derive(Debug, Default)]
+struct Plan {
+    pruned: HistoryPruned,
+    /// The records of the trees that stay and have no copy yet.
+    uncopied: Vec<Record>,
+    packs: Vec<PackId>,
+    /// The log is long enough to be cut off for that alone.
+    long: bool,
+}
+
+impl Plan {
+    async fn make(volume: &Volume, remote: &Remote, head: &Record, keep: Option<&Keep>, look: Look) -> Result<Self> {
+        let records = remote.records().await?;
+        let tree = |record: &Record| Tree {
+            record: record.record,
+            branch: record.kind == RecordKind::Branch,
+            created_at: record.created_at,
+        };
+        let trees: Vec<Tree> = records.iter().filter(|record| record.tree.is_some()).map(tree).collect();
+        let mut kept = match keep {
+            Some(keep) => keep.choose(&trees, head.generation),
+            None => trees.iter().map(|tree| tree.record).collect(),
+        };
+        // An older one that was restored here: the next generation will be made of its packs.
+        let own = volume.state.tree.as_ref().filter(|_| volume.state.parent == head.generation);
+        kept.extend(own.map(|tree| tree.record).filter(|own| has(&trees, *own)));
+        let removed: Vec<u64> = trees.iter().map(|tree| tree.record).filter(|tree| !kept.contains(tree)).collect();
+        let in_log = |record: &Record| head.pruned.is_none_or(|pruned| record.record > pruned);
+        let mut plan = Self {
+            long: keep.is_some() && records.iter().filter(|record| in_log(record)).count() >= LONG_LOG,
+            pruned: HistoryPruned { name: volume.name.clone(), kept: Vec::from_iter(kept), ..HistoryPruned::default() },
+            ..Self::default()
+        };
+        if keep.is_none() || removed.is_empty() && look == Look::ForWhatIsDue && !plan.long {
+            return Ok(plan);
+        }
+        let stays = |record: &&Record| plan.pruned.kept.binary_search(&record.record).is_ok();
+        let roots: Vec<_> =
+            records.iter().filter(stays).filter_map(|record| Some(record.tree.as_ref()?.root)).collect();
+        // Listed before the record is put: what comes later is not in it.
+        let listed = list_all(remote, &format!("{}packs/", remote.prefix)).await?;
+        let mut reached = reached(&remote.packs, &roots).await?;
+        let (uploads, lineage) = (volume.paths.uploads(), volume.state.lineage());
+        reached.extend(blocking("read what arrived", move || Uploads::packs(&uploads, lineage)).await?);
+        for object in listed {
+            let Ok(pack) = object.name().parse::<PackId>() else { continue };
+            if pack.epoch <= head.epoch && !reached.contains(&pack) && plan.packs.len() < PACKS_AT_ONCE {
+                plan.packs.push(pack);
+                plan.pruned.space_reclaimed += object.size;
+            }
+        }
+        plan.uncopied = records.iter().filter(stays).filter(|record| in_log(record)).cloned().collect();
+        plan.pruned.removed = removed;
+        plan.pruned.packs = plan.packs.len() as u64;
+        Ok(plan)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pruned.removed.is_empty() && self.packs.is_empty() && !self.long
+    }
+
+    fn going(&self) -> Going {
+        let packs = self.packs.iter().map(ToString::to_string).collect();
+        Going { generations: self.pruned.removed.clone(), packs }
+    }
+
+    /// Puts the record, after what it refers to. `None` if another record came before it.
+    async fn decide(&self, volume: &mut Volume, remote: &Remote) -> Result<Option<Record>> {
+        copy_records(remote, self.uncopied.clone()).await?;
+        let list = serde_json::to_vec(&self.going());
+        let list = list.map_err(|error| Error::corrupt("the list of a prune", error.to_string()))?;
+        let mut record = volume.next_record(RecordKind::Prune);
+        record.pruned = Some(record.record);
+        record.prune = Some(PruneSummary {
+            kept: self.pruned.kept.clone(),
+            generations: self.pruned.removed.len() as u64,
+            packs: self.pruned.packs,
+            list: Digest::of(&list),
+        });
+        let key = list_key(remote, &record);
+        remote.store.put(&key, Bytes::from(list)).await?;
+        match remote.log.append(&record).await? {
+            Append::Won => {
+                volume.state.head = Some(record.clone());
+                if volume.known {
+                    volume.save().await?;
+                }
+                Ok(Some(record))
+            }
+            Append::Lost => {
+                remote.store.delete(&key).await?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn has(trees: &[Tree], number: u64) -> bool {
+    trees.iter().any(|tree| tree.record == number)
+}
+
+/// The key of the list of a prune.
+fn list_key(remote: &Remote, record: &Record) -> String {
+    format!("{}{:020}-{}", lists_prefix(remote), record.record, record.nonce)
+}
+
+fn lists_prefix(remote: &Remote) -> String {
+    format!("{}prunes/", remote.prefix)
+}
+
+async fn copy_records(remote: &Remote, records: Vec<Record>) -> Result<()> {
+    stream::iter(records)
+        .map(|record| async move {
+            remote.store.put(&remote.kept_key(record.record), Bytes::from(record.encode()?)).await
+        })
+        .buffer_unordered(REQUESTS)
+        .try_collect()
+        .await
+}
+
+/// The list of the prune `record`; `None` if all that it names is gone.
+async fn read_list(remote: &Remote, record: &Record) -> Result<Option<Going>> {
+    let (key, Some(summary)) = (list_key(remote, record), &record.prune) else { return Ok(None) };
+    let Some(list) = remote.store.get(&key, None, LIST_LIMIT).await? else { return Ok(None) };
+    if Digest::of(&list) != summary.list {
+        return Err(Error::corrupt(key, "is not the list that its prune names"));
+    }
+    serde_json::from_slice(&list).map(Some).map_err(|error| Error::corrupt(key, error.to_string()))
+}
+
+/// Those of `packs` that the newest prune names and maybe has not deleted yet.
+pub(crate) async fn doomed(remote: &Remote, head: &Record, packs: &HashSet<PackId>) -> Result<bool> {
+    let Some(number) = head.pruned else { return Ok(false) };
+    let Some(record) = remote.log.read(number).await? else { return Ok(true) };
+    let going = read_list(remote, &record).await?.map(|going| going.packs).unwrap_or_default();
+    Ok(going.iter().any(|pack| pack.parse().is_ok_and(|pack| packs.contains(&pack))))
+}
+
+/// Finishes the newest prune, if it was cut off.
+async fn finish_newest(remote: &Remote, head: &Record) -> Result<()> {
+    let Some(number) = head.pruned else { return Ok(()) };
+    let Some(record) = remote.log.read(number).await? else { return Ok(()) };
+    match read_list(remote, &record).await? {
+        Some(going) => finish(remote, &record, &going).await,
+        None => Ok(()),
+    }
+}
+
+/// Deletes what the prune `record` has decided to. Any number may be at it, and none of them has to come to an end.
+async fn finish(remote: &Remote, record: &Record, going: &Going) -> Result<()> {
+    let Some(summary) = &record.prune else { return Ok(()) };
+    // One after the other: who appends relies on it that a number is free only if all before it are.
+    let mut after = 0;
+    loop {
+        let page = remote.log.page(after).await?;
+        let Some(last) = page.last().copied() else { break };
+        for number in page.into_iter().filter(|number| *number < record.record) {
+            remote.store.delete(&remote.log.key(number)).await?;
+        }
+        if last >= record.record {
+            break;
+        }
+        after = last;
+    }
+    let kept: BTreeSet<u64> = summary.kept.iter().copied().collect();
+    let number = |object: &Listed| object.name().parse::<u64>().ok();
+    // A copy after this record is a later prune's.
+    let old = |number: &u64| *number < record.record && !kept.contains(number);
+    let copies = list_all(remote, &remote.kept_prefix()).await?;
+    let copies = copies.iter().filter_map(number).filter(old).map(|number| remote.kept_key(number));
+    delete(remote, copies).await?;
+    let packs: Result<Vec<PackId>> = going.packs.iter().map(|pack| pack.parse()).collect();
+    delete(remote, packs?.into_iter().map(|pack| remote.packs.key(pack))).await?;
+    // The lists of prunes that never got a record, or are finished; this one's own goes last.
+    let own = list_key(remote, record);
+    let of_old = |object: &Listed| {
+        let number = object.name().split('-').next().and_then(|number| number.parse::<u64>().ok());
+        number.is_some_and(|number| number <= record.record) && object.key != own
+    };
+    let lists = list_all(remote, &lists_prefix(remote)).await?;
+    delete(remote, lists.into_iter().filter(of_old).map(|object| object.key)).await?;
+    remote.store.delete(&own).await
+}
+
+async fn delete(remote: &Remote, keys: impl Iterator<Item = String>) -> Result<()> {
+    let deletions = stream::iter(keys).map(|key| async move { remote.store.delete(&key).await });
+    deletions.buffer_unordered(REQUESTS).try_collect().await
+}
+
+async fn list_all(remote: &Remote, prefix: &str) -> Result<Vec<Listed>> {
+    let mut found: Vec<Listed> = Vec::new();
+    loop {
+        let page = remote.store.list(prefix, found.last().map(|last| last.key.as_str())).await?;
+        if page.is_empty() {
+            return Ok(found);
+        }
+        found.extend(page);
+    }
+}

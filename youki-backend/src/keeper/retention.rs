@@ -1,0 +1,149 @@
+//! Retention: a history that has grown is pruned, at most once an hour for each volume.
+
+use std::collections::HashMap;
+use std::sync::Weak;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::dir_watch::DirWatch;
+use crate::error::{Error, Result};
+use crate::runtime::Inner;
+
+/// Between two looks at one history: each reads its records, and where something goes all manifests that stay.
+const PAUSE: Duration = Duration::from_secs(3600);
+
+/// When which history is looked at.
+#[derive(Debug, Default)]
+struct Histories {
+    due: HashMap<String, Instant>,
+    /// When each was looked at last; none that is longer ago than a pause.
+    looked_at: HashMap<String, Instant>,
+}
+
+impl Histories {
+    /// That of `name` has grown.
+    fn hear_of(&mut self, name: String, now: Instant) {
+        let at = self.looked_at.get(&name).map_or(now, |last| (*last + PAUSE).max(now));
+        self.due.entry(name).or_insert(at);
+    }
+
+    /// When the next one is due.
+    fn next(&self) -> Option<Instant> {
+        self.due.values().min().copied()
+    }
+
+    /// One that is due, which is being looked at now.
+    fn take(&mut self, now: Instant) -> Option<String> {
+        let name = self.due.iter().find(|(_, at)| **at <= now)?.0.clone();
+        self.due.remove(&name);
+        self.looked_at.retain(|_, at| *at + PAUSE > now);
+        self.looked_at.insert(name.clone(), now);
+        Some(name)
+    }
+}
+
+/// Prunes for as long as it is polled. Ends where there is nothing to do: no bucket, or no retention.
+pub(super) async fn apply(weak: Weak<Inner>) {
+    if let Err(error) = follow(&weak).await {
+        tracing::error!(error = error.chain(), "histories of volumes are not pruned");
+    }
+}
+
+async fn follow(weak: &Weak<Inner>) -> Result<()> {
+    let Some(inner) = weak.upgrade() else { return Ok(()) };
+    if inner.config.s3.is_none() || inner.config.volumes.keep.is_none() {
+        return Ok(());
+    }
+    let dir = inner.volumes.grown()?;
+    drop(inner);
+    // Before the first look, so that none which comes after it goes unnoticed.
+    let bell = DirWatch::new(&dir)?;
+    let mut histories = Histories::default();
+    let all = || -> Result<Vec<String>> {
+        let failed = || Error::io("reading", &dir);
+        let entries = std::fs::read_dir(&dir).map_err(failed())?;
+        entries.map(|entry| Ok(entry.map_err(failed())?.file_name().to_string_lossy().into_owned())).collect()
+    };
+    all()?.into_iter().for_each(|name| histories.hear_of(name, Instant::now()));
+    loop {
+        let next = histories.next();
+        let due = async {
+            match next {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let (mut names, mut lost) = (Vec::new(), false);
+        tokio::select! {
+            () = due => {
+                while let Some(name) = histories.take(Instant::now()) {
+                    let Some(inner) = weak.upgrade() else { return Ok(()) };
+                    if !inner.retain(&name).await {
+                        histories.hear_of(name, Instant::now());
+                    }
+                }
+            }
+            there = bell.changed(|name| match name {
+                Some(name) => names.extend(name.to_str().ok().map(str::to_owned)),
+                None => lost = true,
+            }) => {
+                if !there? {
+                    // The root is gone.
+                    return Ok(());
+                }
+                if lost {
+                    names = all()?;
+                }
+                names.into_iter().for_each(|name| histories.hear_of(name, Instant::now()));
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Whether that is settled: what may pass is tried again.
+    async fn retain(&self, name: &str) -> bool {
+        match self.volumes.retain(name).await {
+            Ok(pruned) => {
+                if !pruned.removed.is_empty() {
+                    self.tell_of_volume(name, &format!("pruned: {} generations", pruned.removed.len()));
+                }
+                true
+            }
+            // Somebody else's, or gone.
+            Err(volumes_s3::Error::InUseElsewhere { .. } | volumes_s3::Error::NotFound { .. }) => true,
+            Err(error) => {
+                tracing::warn!(volume = name, %error, "its history is not pruned");
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_is_looked_at_when_it_grows_and_then_once_an_hour() {
+        let (mut histories, begin) = (Histories::default(), Instant::now());
+        assert_eq!(histories.next(), None);
+        histories.hear_of("a".into(), begin);
+        assert_eq!((histories.next(), histories.take(begin).as_deref()), (Some(begin), Some("a")));
+        assert_eq!((histories.next(), histories.take(begin)), (None, None), "nothing grows, and nobody wakes");
+        // It grows again, and again.
+        for seconds in [1, 600] {
+            histories.hear_of("a".into(), begin + Duration::from_secs(seconds));
+            assert_eq!(histories.next(), Some(begin + PAUSE));
+        }
+        histories.hear_of("b".into(), begin + Duration::from_secs(700));
+        assert_eq!(histories.take(begin + Duration::from_secs(700)).as_deref(), Some("b"));
+        assert_eq!(histories.take(begin + Duration::from_secs(701)), None);
+        assert_eq!(histories.take(begin + PAUSE).as_deref(), Some("a"));
+        // An hour without growth: the next is looked at at once.
+        let later = begin + PAUSE * 3;
+        histories.hear_of("a".into(), later);
+        assert_eq!(histories.next(), Some(later));
+    }
+}
