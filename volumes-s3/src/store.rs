@@ -445,6 +445,27 @@ impl VolumeStore {
         Ok(result)
     }
 
+    /// The names of volumes that somebody on this host may write to, and that this host owns or is to claim.
+    ///
+    /// # Errors
+    /// Those of reading the root.
+    pub async fn written(&self) -> Result<Vec<String>> {
+        self.names_where(|state| state.has_writer() && (state.epoch.is_some() || state.pending.claim)).await
+    }
+
+    /// Those whose state is there, can be read, and is as `wanted`.
+    pub(crate) async fn names_where(&self, wanted: impl Fn(&State) -> bool + Send + 'static) -> Result<Vec<String>> {
+        let (mut names, root) = (self.names().await?, self.inner.config.root.clone());
+        blocking("look at the volumes", move || {
+            names.retain(|name| {
+                let state = State::load(&Paths::new(&root, name).state());
+                state.is_ok_and(|state| state.is_some_and(|state| wanted(&state)))
+            });
+            Ok(names)
+        })
+        .await
+    }
+
     /// The volumes that owe S3 something, by name. None without a bucket.
     ///
     /// # Errors

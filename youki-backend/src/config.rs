@@ -23,6 +23,9 @@ pub const DEFAULT_LOG_MAX_BYTES: u64 = 100 << 20;
 /// Time that a stop gives to the sync of the container's volumes.
 pub const DEFAULT_SYNC_ON_STOP: Duration = Duration::from_secs(60);
 
+/// Shortest interval between two syncs of a volume that is used: each walks the whole tree.
+pub const SHORTEST_LIVE_SYNC: Duration = Duration::from_secs(1);
+
 /// How a runtime is set up. Every field may be set; [`Config::new`] has the defaults for a root.
 #[derive(Clone)]
 pub struct Config {
@@ -77,6 +80,9 @@ pub struct VolumesConfig {
     /// Time that a stop gives to the sync of the container's volumes.
     #[serde(with = "runtime_core::spec::duration")]
     pub sync_on_stop: Duration,
+    /// How often the keeper syncs the volumes that containers here write to, while they are used; `None`: never.
+    #[serde(with = "runtime_core::spec::duration::option")]
+    pub live_sync: Option<Duration>,
     /// What of a volume's history stays when it is pruned, which the keeper does after syncs, at most once an hour;
     /// `None`: all of it, and nothing is pruned.
     pub keep: Option<volumes_s3::Keep>,
@@ -87,7 +93,7 @@ pub struct VolumesConfig {
 
 impl Default for VolumesConfig {
     fn default() -> Self {
-        Self { sync_on_stop: DEFAULT_SYNC_ON_STOP, keep: None, take_over_after: None }
+        Self { sync_on_stop: DEFAULT_SYNC_ON_STOP, live_sync: None, keep: None, take_over_after: None }
     }
 }
 
@@ -197,6 +203,12 @@ impl Config {
         )?;
         config.s3.as_ref().map_or(Ok(()), volumes_s3::S3Config::check)?;
         config.volumes.keep.as_ref().map_or(Ok(()), volumes_s3::Keep::check)?;
+        if config.volumes.live_sync.is_some_and(|interval| interval < SHORTEST_LIVE_SYNC) {
+            return Err(Error::Configuration {
+                what: "volumes.live_sync".to_owned(),
+                reason: format!("shorter than {SHORTEST_LIVE_SYNC:?}"),
+            });
+        }
         Ok(config)
     }
 
@@ -298,12 +310,13 @@ mod tests {
     #[test]
     fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
         let text = "root = '/a'\ncgroup_parent = 'x'\n[s3]\nbucket = 'b'\nendpoint = 'http://e'\n[volumes]\nsync_on_stop = '5s'\n\
-                    keep.daily = 7\n\
+                    live_sync = '5m'\nkeep.daily = 7\n\
                     [limits]\nlayer_entries = 5\n[registry.'localhost:5000']\nplain_http = true\n";
         let config = load(text, &[("BERTH_ROOT", "/b"), ("BERTH_S3_BUCKET", "c")]).unwrap();
         assert_eq!(config.root, Path::new("/b"));
         assert_eq!(config.cgroup_parent, "x");
         assert_eq!(config.volumes.sync_on_stop, Duration::from_secs(5));
+        assert_eq!(config.volumes.live_sync, Some(Duration::from_secs(300)));
         assert_eq!(config.volumes.keep, Some(volumes_s3::Keep { daily: 7, ..volumes_s3::Keep::default() }));
         let s3 = config.s3.unwrap();
         assert_eq!((s3.bucket.as_str(), s3.endpoint.as_deref()), ("c", Some("http://e")));
@@ -321,6 +334,7 @@ mod tests {
             ("", &[("BERTH_S3_ENDPOINT", "http://e")]),
             ("[s3]\nendpoint = 'http://e'", &[]),
             ("[s3]\nbucket = 'b'\nendpoint = 'ftp://e'", &[]),
+            ("[volumes]\nlive_sync = '0s'", &[]),
             ("[volumes.keep]\nmonthly = 3", &[]),
             ("[volumes.keep]\nhourly = 0", &[]),
             ("[s3]\nbucket = 'b'", &[("BERTH_S3_ENDPOINT", "e:9000")]),

@@ -1,8 +1,9 @@
 //! The keeper: one process of those on a root follows containers that end by themselves, whoever started them, so that
-//! their volumes are synced and their ports and names given back, checks the health of those that run, retries what S3
-//! refused, and prunes histories. It sleeps while nothing is due and nothing happens.
+//! their volumes are synced and their ports and names given back, checks the health of those that run, syncs
+//! volumes while they are used, retries what S3 refused, and prunes histories. It sleeps while nothing is due and nothing happens.
 
 mod debts;
+mod live_sync;
 mod retention;
 
 use std::collections::HashSet;
@@ -169,6 +170,7 @@ async fn keep(weak: Weak<Inner>, _lock: File) {
         inner.give_back_volumes().await;
     }
     arrivals.spawn(retention::apply(weak.clone()));
+    arrivals.spawn(live_sync::apply(weak.clone()));
     debts::pay(weak).await;
     // What arrives is followed on.
     std::future::pending::<()>().await;

@@ -50,6 +50,7 @@ mod users;
 mod volumes;
 mod volumes_history;
 mod volumes_kept;
+mod volumes_live;
 mod volumes_moved;
 mod volumes_retention;
 mod volumes_s3_away;
@@ -110,6 +111,7 @@ fn trials() -> Vec<Trial> {
         volumes::tests(),
         volumes_history::tests(),
         volumes_kept::tests(),
+        volumes_live::tests(),
         volumes_moved::tests(),
         volumes_retention::tests(),
         volumes_trouble::tests(),
