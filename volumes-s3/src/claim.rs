@@ -21,6 +21,24 @@ pub(crate) enum Standing {
     Elsewhere { host: String, record: u64 },
 }
 
+/// Whether a claim may be taken from another host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TakeOver {
+    /// Never.
+    No,
+    /// It may: who asks knows that the other host is dead.
+    ByName,
+    /// As long as this record is the newest: nothing came after it for as long as a claim lasts.
+    Lapsed(u64),
+}
+
+impl TakeOver {
+    /// From the host whose log ends with `record`.
+    pub(crate) fn permits(self, record: u64) -> bool {
+        self == Self::ByName || self == Self::Lapsed(record)
+    }
+}
+
 /// Of the newest record seen.
 pub(crate) fn standing(volume: &Volume) -> Standing {
     match &volume.state.head {
@@ -38,12 +56,12 @@ pub(crate) fn standing(volume: &Volume) -> Standing {
 }
 
 /// Makes this host the owner, by the newest record that `volume` has seen. Nothing is put if it is already.
-pub(crate) async fn claim(volume: &mut Volume, take_over: bool) -> Result<()> {
+pub(crate) async fn claim(volume: &mut Volume, take_over: TakeOver) -> Result<()> {
     let Some(remote) = volume.remote.clone() else { return Ok(()) };
     for _ in 0..CLAIM_ATTEMPTS {
         match standing(volume) {
             Standing::Ours => return Ok(()),
-            Standing::Elsewhere { host, record } if !take_over => {
+            Standing::Elsewhere { host, record } if !take_over.permits(record) => {
                 return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
             }
             _ => {}
@@ -52,6 +70,7 @@ pub(crate) async fn claim(volume: &mut Volume, take_over: bool) -> Result<()> {
         let mut record = volume.next_record(RecordKind::Claim);
         record.epoch += 1;
         record.owner = Some(volume.host.clone());
+        record.lasts_ms = volume.lasts_ms;
         match remote.log.append(&record).await? {
             Append::Won => {
                 volume.state.epoch = Some(record.epoch);
@@ -80,7 +99,7 @@ pub(crate) async fn release(volume: &mut Volume) -> Result<()> {
             break;
         }
         let mut record = volume.next_record(RecordKind::Released);
-        record.owner = None;
+        (record.owner, record.lasts_ms) = (None, None);
         match remote.log.append(&record).await? {
             Append::Won => {
                 volume.state.head = Some(record);

@@ -22,9 +22,16 @@ pub struct VolumesConfig {
     pub s3: Option<S3Config>,
     /// What of a history stays when it is pruned; all of it if `None`.
     pub keep: Option<Keep>,
-    /// Taking a claim over by time. Not built yet: [`crate::VolumeStore::open`] answers
-    /// [`crate::Error::Unsupported`] when it is set.
+    /// Who holds a claim renews it every third of this time, and says so in it; one that is not renewed for all of it is
+    /// taken over by who wants it and has this set, too. `None`: claims last until they are given back.
     pub take_over_after: Option<Duration>,
+}
+
+impl VolumesConfig {
+    /// What a claim of this host says of how long it lasts.
+    pub(crate) fn lasts_ms(&self) -> Option<u64> {
+        self.take_over_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
+    }
 }
 
 /// The bucket that generations go to. Credentials come from the usual AWS chain.

@@ -1,6 +1,6 @@
 //! What a use of a volume does: begin it, sync it, end it.
 
-use crate::claim::{self, Standing};
+use crate::claim::{self, Standing, TakeOver};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::removal::{holds_anything, remove_unfinished};
@@ -15,6 +15,7 @@ impl VolumeStore {
         volume: &mut Volume,
         user: &str,
         options: &AcquireOptions,
+        take_over: TakeOver,
     ) -> Result<Acquired> {
         let path = volume.paths.data();
         if volume.is_unfilled()? {
@@ -46,8 +47,9 @@ impl VolumeStore {
             }
             contact => contact?,
         }
-        if let (Standing::Elsewhere { host, record }, false) =
-            (claim::standing(volume), options.readonly || options.take_over)
+        if let Standing::Elsewhere { host, record } = claim::standing(volume)
+            && !options.readonly
+            && !take_over.permits(record)
         {
             return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
         }
@@ -70,7 +72,7 @@ impl VolumeStore {
             _ => None,
         };
         if !options.readonly {
-            claim::claim(volume, options.take_over).await?;
+            claim::claim(volume, take_over).await?;
         }
         if let Some(generation) = restore {
             let record = self.tree_record(volume, generation).await?;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
-use crate::claim::{self, Standing};
+use crate::claim::{self, Standing, TakeOver};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::log::Append;
@@ -36,7 +36,7 @@ const LIST_LIMIT: usize = 64 << 20;
 /// Requests in flight.
 const REQUESTS: usize = 8;
 /// A log that has so many records is cut off though no generation goes: they are claims.
-const LONG_LOG: usize = 512;
+pub(crate) const LONG_LOG: usize = 512;
 
 /// What a prune did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,7 +118,7 @@ impl VolumeStore {
                 Standing::Elsewhere { host, record } => return Err(Error::InUseElsewhere { name, host, record }),
                 // By a claim that this data root does not know of, and so nobody else's.
                 Standing::OursBefore => {
-                    claim::claim(volume, false).await?;
+                    claim::claim(volume, TakeOver::No).await?;
                     volume.state.pending.release = true;
                     continue;
                 }

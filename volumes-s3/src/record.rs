@@ -43,6 +43,10 @@ pub(crate) struct Record {
     pub epoch: u64,
     /// Who owns it after this record; null when released.
     pub owner: Option<String>,
+    /// The owner renews its claim within so many milliseconds, or has lost it to who waits for that. Null: it lasts until it
+    /// is given back.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lasts_ms: Option<u64>,
     /// The host that wrote the record.
     pub host: String,
     /// Random, new for each record: tells a writer whose answer was lost that the record is its own.
@@ -100,6 +104,27 @@ pub(crate) struct TreeSummary {
 }
 
 impl Record {
+    /// The record to append after `head`, by `host`; the caller changes what its kind changes.
+    pub(crate) fn after(head: Option<&Self>, kind: RecordKind, host: &str) -> Self {
+        Self {
+            format: FORMAT,
+            record: head.map_or(1, |head| head.record + 1),
+            kind,
+            volume: head.map_or_else(random_id, |head| head.volume.clone()),
+            epoch: head.map_or(0, |head| head.epoch),
+            owner: head.and_then(|head| head.owner.clone()),
+            lasts_ms: head.and_then(|head| head.lasts_ms),
+            host: host.to_owned(),
+            nonce: random_id(),
+            created_at: Utc::now(),
+            generation: head.and_then(|head| head.generation),
+            previous: head.map(|head| head.nonce.clone()),
+            pruned: head.and_then(|head| head.pruned),
+            tree: None,
+            prune: None,
+        }
+    }
+
     /// The JSON that is put. One that no reader would take is an error.
     pub(crate) fn encode(&self) -> Result<Vec<u8>> {
         let json = serde_json::to_vec(self);

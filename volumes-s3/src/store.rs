@@ -28,7 +28,7 @@ use std::sync::Arc;
 use runtime_core::{PruneResult, VolumeStatus};
 use tokio::sync::OnceCell;
 
-use crate::claim;
+use crate::claim::{self, TakeOver};
 use crate::config::{S3Config, VolumesConfig};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
@@ -39,6 +39,7 @@ use crate::pack::Digest;
 use crate::place::Place;
 use crate::progress::Progress;
 use crate::removal::{empty_trash, reconcile, refuse_in_use, refuse_loss};
+use crate::renewal::{Renewals, check_take_over_after};
 use crate::retention::Keep;
 use crate::server_check::{ServerCheck, race};
 use crate::state::{State, User, read_json, remove_file, write_json_unlocked};
@@ -115,6 +116,7 @@ pub(crate) struct Inner {
     pub(crate) config: VolumesConfig,
     store: OnceCell<Arc<dyn ObjectStore>>,
     place: Option<Arc<Place>>,
+    pub(crate) renewals: Renewals,
 }
 
 impl VolumeStore {
@@ -126,9 +128,7 @@ impl VolumeStore {
     pub async fn open(config: VolumesConfig) -> Result<Self> {
         config.s3.as_ref().map_or(Ok(()), S3Config::check)?;
         config.keep.as_ref().map_or(Ok(()), Keep::check)?;
-        if config.take_over_after.is_some() {
-            return Err(Error::Unsupported { what: "take_over_after".into() });
-        }
+        config.take_over_after.map_or(Ok(()), check_take_over_after)?;
         let root = config.root.clone();
         blocking("open the volumes", move || {
             make_directories(&root)?;
@@ -138,11 +138,14 @@ impl VolumeStore {
         })
         .await?;
         let place = config.s3.as_ref().map(|s3| Arc::new(Place::new(&config.root, s3)));
-        Ok(Self { inner: Arc::new(Inner { config, store: OnceCell::new(), place }) })
+        Ok(Self { inner: Arc::new(Inner { config, store: OnceCell::new(), place, renewals: Renewals::default() }) })
     }
 
     /// Makes the volume usable by `user` (a container's id): claims it if it is to be written, restores it where this
     /// host lacks it, and keeps the user on disk. Idempotent for the same user.
+    ///
+    /// With `take_over_after`, one that another host holds is observed for that long, unless that host gives a sign of life
+    /// before, and then taken over.
     ///
     /// A volume that S3 holds or may hold is never begun empty: if it is not here and S3 is away, that is an error. If
     /// it is here and S3 is away, it is usable, unclaimed, and claimed at the first contact.
@@ -155,9 +158,10 @@ impl VolumeStore {
             return Err(Error::Unsupported { what: "a size limit of a volume".into() });
         }
         let user = user.to_owned();
+        let take_over = self.may_take_over(name, &options).await?;
         self.detached(name, move |store, name| async move {
             let mut volume = store.lock(&name).await?;
-            let acquired = store.make_usable(&mut volume, &user, &options).await;
+            let acquired = store.make_usable(&mut volume, &user, &options, take_over).await;
             if let Err(error) = acquired {
                 store.give_up(&mut volume).await;
                 return Err(error);
@@ -171,6 +175,9 @@ impl VolumeStore {
                 volume.state.tier = options.tier;
             }
             volume.save().await?;
+            if volume.state.epoch.is_some() {
+                store.renew_while_open(&name);
+            }
             acquired
         })
         .await
@@ -191,7 +198,8 @@ impl VolumeStore {
                 return Err(Error::NotFound { name });
             }
             let options = AcquireOptions { take_over, progress, ..AcquireOptions::default() };
-            if let Err(error) = store.make_usable(&mut volume, "", &options).await {
+            let take_over = if take_over { TakeOver::ByName } else { TakeOver::No };
+            if let Err(error) = store.make_usable(&mut volume, "", &options, take_over).await {
                 store.give_up(&mut volume).await;
                 return Err(error);
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use futures_util::{StreamExt as _, stream};
 
-use crate::claim::{self, Standing};
+use crate::claim::{self, Standing, TakeOver};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::log::Append;
@@ -32,7 +32,7 @@ pub(crate) async fn publish(volume: &mut Volume) -> Result<()> {
         if !volume.state.has_writer() && volume.state.tree.is_some() && !volume.has_changes().await? {
             return Ok(());
         }
-        claim::claim(volume, false).await?;
+        claim::claim(volume, TakeOver::No).await?;
         line = Line::Main;
     }
     if line == Line::Branch && is_past(volume, &remote).await? {

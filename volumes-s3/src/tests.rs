@@ -25,6 +25,7 @@ mod histories;
 mod prunes;
 mod readers;
 mod removals;
+mod renewals;
 mod statuses;
 mod trouble;
 
@@ -537,6 +538,10 @@ fn check_log(records: &[Record]) {
         let owner = before.and_then(|before| before.owner.clone());
         let epoch = before.map_or(0, |before| before.epoch);
         match record.kind {
+            // One of the same epoch renews.
+            RecordKind::Claim if record.epoch == epoch => {
+                assert_eq!((&owner, record.owner.as_ref()), (&record.owner, Some(&record.host)));
+            }
             RecordKind::Claim => assert_eq!((record.epoch, record.owner.as_ref()), (epoch + 1, Some(&record.host))),
             RecordKind::Data => {
                 assert_eq!((owner.as_ref(), record.epoch), (Some(&record.host), epoch));

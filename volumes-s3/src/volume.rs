@@ -18,7 +18,7 @@ use crate::log::{Append, Log};
 use crate::object_store::ObjectStore;
 use crate::pack::Packer;
 use crate::place::Place;
-use crate::record::{FORMAT, Record, RecordKind, random_id};
+use crate::record::{Record, RecordKind, random_id};
 use crate::removal::{empty_trash, move_to_trash, remove_unfinished};
 use crate::scan::{Difference, changes, difference, scan};
 use crate::scan_record::RecordReader;
@@ -106,6 +106,8 @@ impl Remote {
 pub(crate) struct Volume {
     pub name: String,
     pub host: String,
+    /// For how long its claim is good without being renewed.
+    pub lasts_ms: Option<u64>,
     pub paths: Paths,
     pub state: State,
     /// There was a state on disk.
@@ -148,8 +150,8 @@ impl Volume {
             remote = Some(Remote::new(store, format!("{}{name}/", s3.key_prefix())));
             place = Some((s3.clone(), at));
         }
-        let (name, host) = (name.to_owned(), config.host.clone());
-        Ok(Self { name, host, paths, state, known, remote, place, lock: Arc::new(lock) })
+        let (name, host, lasts_ms) = (name.to_owned(), config.host.clone(), config.lasts_ms());
+        Ok(Self { name, host, lasts_ms, paths, state, known, remote, place, lock: Arc::new(lock) })
     }
 
     /// Keeps the lock for as long as it lives: for threads that may outlive a future.
@@ -267,23 +269,7 @@ impl Volume {
 
     /// The record to append next; the caller changes what its kind changes.
     pub(crate) fn next_record(&self, kind: RecordKind) -> Record {
-        let head = self.state.head.as_ref();
-        Record {
-            format: FORMAT,
-            record: head.map_or(1, |head| head.record + 1),
-            kind,
-            volume: head.map_or_else(random_id, |head| head.volume.clone()),
-            epoch: head.map_or(0, |head| head.epoch),
-            owner: head.and_then(|head| head.owner.clone()),
-            host: self.host.clone(),
-            nonce: random_id(),
-            created_at: chrono::Utc::now(),
-            generation: head.and_then(|head| head.generation),
-            previous: head.map(|head| head.nonce.clone()),
-            pruned: head.and_then(|head| head.pruned),
-            tree: None,
-            prune: None,
-        }
+        Record::after(self.state.head.as_ref(), kind, &self.host)
     }
 
     /// Whether the newest record seen says that this host, with this state, is the owner.
@@ -452,7 +438,7 @@ pub(crate) fn status(name: &str, paths: &Paths, state: &State) -> VolumeStatus {
 }
 
 /// Tells who keeps. Where that is not possible (a full disk), the next keeper looks for itself.
-fn ring(bell: &Path) {
+pub(crate) fn ring(bell: &Path) {
     let made = bell.parent().map_or(Ok(()), make_directories);
     if let Err(error) = made.and_then(|()| std::fs::write(bell, "\n").map_err(|error| Error::io("write", bell, error)))
     {

@@ -1,6 +1,7 @@
 //! The keeper: one process of those on a root follows containers that end by themselves, whoever started them, so that
-//! their volumes are synced and their ports and names given back, checks the health of those that run, syncs
-//! volumes while they are used, retries what S3 refused, and prunes histories. It sleeps while nothing is due and nothing happens.
+//! their volumes are synced and their ports and names given back, checks the health of those that run, syncs volumes while
+//! they are used, renews claims on them, retries what S3 refused, and prunes histories. It sleeps while nothing is due and
+//! nothing happens.
 
 mod debts;
 mod live_sync;
@@ -171,6 +172,9 @@ async fn keep(weak: Weak<Inner>, _lock: File) {
     }
     arrivals.spawn(retention::apply(weak.clone()));
     arrivals.spawn(live_sync::apply(weak.clone()));
+    if let Some(volumes) = weak.upgrade().map(|inner| inner.volumes.clone()) {
+        arrivals.spawn(async move { volumes.renew_claims().await });
+    }
     debts::pay(weak).await;
     // What arrives is followed on.
     std::future::pending::<()>().await;

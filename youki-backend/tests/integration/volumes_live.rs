@@ -1,15 +1,19 @@
-//! Volumes while they are used: synced at an interval.
+//! Volumes while they are used: synced at an interval, and claimed for as long as somebody shows that it lives.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::process::Child;
 
 use crate::support::Case;
 use crate::support::berth::{Said, berth, command};
 use crate::support::case::eventually;
+use crate::support::pace::patience;
 use crate::support::root::Root;
 
-crate::tests![what_is_used_is_synced_at_the_interval];
+crate::tests![what_is_used_is_synced_at_the_interval, a_claim_not_renewed_is_taken_over_and_a_renewed_one_is_not];
+
+/// How long a claim lasts here.
+const AFTER: Duration = Duration::from_secs(6);
 
 fn config(case: &Case, root: &Root, volumes: &str) -> String {
     let file = case.suite.dir.path().join(format!("{}-live.toml", root.name));
@@ -64,4 +68,38 @@ async fn what_is_used_is_synced_at_the_interval(case: Case) {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(generations(&root).await, before);
     berth(&root, &["rm", "-f", "web"]).await.succeeded();
+}
+
+async fn a_claim_not_renewed_is_taken_over_and_a_renewed_one_is_not(case: Case) {
+    let (a, b) = (case.root_with_s3("a", "p").await, case.root_with_s3("b", "p").await);
+    let (a, b) = (Root { keeper: false, ..a }, Root { keeper: false, ..b });
+    let after = format!("take_over_after = \"{}s\"", AFTER.as_secs());
+    let (on_a, on_b) = (config(&case, &a, &after), config(&case, &b, &after));
+    let mut keeper = keeper(&a, &on_a);
+    run(&case, &a, &on_a, "echo synced > /data/file; exec sleep 300").await.succeeded();
+    while berth(&a, &["exec", "web", "cat", "/data/file"]).await.code != 0 {}
+    berth(&a, &["volume", "sync", "data"]).await.succeeded();
+    // Longer than a claim lasts.
+    let begin = Instant::now();
+    while begin.elapsed() < AFTER * 3 / 2 {
+        let said = run(&case, &b, &on_b, "true").await;
+        assert!(said.code == 125 && said.stderr.contains("in use on host"), "{said:?}");
+        assert!(said.stderr.contains("for a sign of life"), "{said:?}");
+    }
+    berth(&a, &["exec", "web", "sh", "-c", "echo unsynced > /data/other"]).await.succeeded();
+    keeper.kill().await.unwrap();
+    let begin = Instant::now();
+    run(&case, &b, &on_b, "echo from b >> /data/file; exec sleep 300").await.succeeded();
+    let took = begin.elapsed();
+    assert!(took >= AFTER && took < patience(AFTER * 4), "taken over after {took:?}");
+    berth(&b, &["stop", "-t", "0", "web"]).await.succeeded();
+    // Who was silent is fenced; what it had is kept beside.
+    let said = berth(&a, &["--config", &on_a, "volume", "sync", "data"]).await;
+    assert!(said.code == 1 && said.stderr.contains("no longer owns it"), "{said:?}");
+    let history = berth(&b, &["volume", "history", "data", "--json"]).await.json();
+    let kinds: Vec<_> = history.as_array().unwrap().iter().map(|entry| entry["kind"].clone()).collect();
+    assert_eq!(kinds, ["data", "data", "branch"], "{history}");
+    for root in [&a, &b] {
+        berth(root, &["rm", "-f", "web"]).await.succeeded();
+    }
 }
