@@ -16,6 +16,7 @@ mod error;
 mod fetch;
 mod generation;
 mod history;
+mod keeping;
 mod lifecycle;
 mod log;
 mod manifest;
