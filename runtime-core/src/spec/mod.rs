@@ -426,6 +426,9 @@ pub struct LogsSpec {
     /// What happens when the disk is slower than the container; the runtime's configured mode if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<LogMode>,
+    /// What a non-blocking log holds in memory until its disk takes it, 1 MiB if `None`. Not for a blocking one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_buffer_bytes: Option<u64>,
 }
 
 /// What happens when a container writes faster than its log can be.
@@ -435,7 +438,8 @@ pub enum LogMode {
     /// The container waits, as with docker.
     #[default]
     Blocking,
-    /// Output is dropped and counted.
+    /// The container never waits: what a bounded buffer does not hold is dropped, by whole lines, counted, and said in the
+    /// log.
     NonBlocking,
 }
 

@@ -155,6 +155,7 @@ impl Inner {
                 held_sockets: 0,
                 log_file_max_bytes: (max_log_bytes / LOG_FILES).max(4096),
                 log_files: LOG_FILES as usize,
+                log_buffer_bytes: super::log_mode::buffer_bytes(&record.spec.logs, self.config.logs.mode),
                 removal: record.spec.remove_on_exit.then(|| self.removal(paths, record)),
             },
             resident_executable: self.spawner.resident().to_owned(),

@@ -235,15 +235,12 @@ impl Inner {
 
 /// Refuses what is not built, or cannot be, before anything is made.
 fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
-    let unsupported = |what: &str| Err(Error::Unsupported { what: what.to_owned() });
     network::check(spec)?;
     bundle::check_storage(spec)?;
     bundle::resources::check_cpus(&spec.resources)?;
     check_restart(spec)?;
     health::check(spec)?;
-    if spec.logs.mode.unwrap_or(default_log_mode) == LogMode::NonBlocking {
-        return unsupported("logs.mode non_blocking");
-    }
+    super::log_mode::check(&spec.logs, default_log_mode)?;
     if spec.image.name.trim().is_empty() {
         return Err(Error::invalid("image.name", "it is empty"));
     }

@@ -9,6 +9,7 @@ mod exit;
 mod inspect;
 mod joined;
 mod kill;
+mod log_mode;
 mod logs;
 mod network;
 mod pause;

@@ -31,7 +31,6 @@ crate::tests![
     top_has_the_columns_of_ps,
     update_changes_limits_while_it_runs_and_for_the_next_start,
     shutdown_takes_down_what_a_root_has_on_the_host,
-    non_blocking_logs_of_the_file_are_refused_by_name,
     a_spec_is_applied_from_json_as_from_yaml,
     a_limit_of_the_file_holds,
     an_exec_gets_no_file_of_the_host,
@@ -221,15 +220,6 @@ async fn ps_shows_the_images_own_command(case: Case) {
     assert!(line.contains("\"sleep 3599\""), "{line}");
     let inspected = case.berth(&["inspect", &id]).await.json();
     assert_eq!(inspected[0]["args"], serde_json::json!(["sleep", "3599"]));
-}
-
-async fn non_blocking_logs_of_the_file_are_refused_by_name(case: Case) {
-    let file = case.suite.dir.path().join("unsupported.toml");
-    let image = case.suite.busybox().await.to_owned();
-    std::fs::write(&file, "[logs]\nmode = \"non_blocking\"\n").unwrap();
-    let said = case.berth(&["--config", file.to_str().unwrap(), "create", "--name", "never", &image]).await;
-    assert_eq!(said.code, 125, "{said:?}");
-    assert!(said.stderr.contains("non_blocking"), "{said:?}");
 }
 
 /// Through a real pseudo-terminal: raw, as large inside as outside, and as before when it is over.

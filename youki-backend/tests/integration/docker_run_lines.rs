@@ -119,6 +119,7 @@ async fn lines_that_end_by_themselves_say_what_dockers_would(case: Case) {
             0,
             "logged\n",
         ),
+        ("run --rm --log-opt mode=non-blocking --log-opt max-buffer-size=4m IMAGE echo logged".into(), 0, "logged\n"),
         ("run --rm --label a=b -l c IMAGE true".into(), 0, ""),
         ("run --rm=true --init=false --privileged=false IMAGE echo switched".into(), 0, "switched\n"),
         ("run --rm --init IMAGE sh -c '[ $$ != 1 ] && echo beneath'".into(), 0, "beneath\n"),

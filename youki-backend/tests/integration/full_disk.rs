@@ -84,7 +84,7 @@ pub async fn small(case: &Case) -> (SmallDisk, Root, Arc<dyn Runtime>) {
     (disk, root, runtime)
 }
 
-fn the_container() -> ContainerId {
+pub fn the_container() -> ContainerId {
     ContainerId::new("full", 0)
 }
 

@@ -29,6 +29,7 @@ mod keeper;
 mod lifecycle;
 mod limits;
 mod logs;
+mod logs_non_blocking;
 mod many;
 mod mounts;
 mod network_commands;
@@ -101,6 +102,7 @@ fn trials() -> Vec<Trial> {
         mounts::tests(),
         isolation::tests(),
         logs::tests(),
+        logs_non_blocking::tests(),
         exec::tests(),
         networks::tests(),
         networks_named::tests(),

@@ -25,6 +25,9 @@ pub fn logs(driver: Option<&str>, options: &[String]) -> Result<LogsSpec> {
             }
             ("mode", "blocking") => spec.mode = Some(LogMode::Blocking),
             ("mode", "non-blocking") => spec.mode = Some(LogMode::NonBlocking),
+            ("max-buffer-size", value) => {
+                spec.max_buffer_bytes = Some(memory("--log-opt max-buffer-size", value)?.as_u64());
+            }
             ("mode", _) => return Err(wrong("a mode is blocking or non-blocking")),
             // What it is in any case.
             ("compress", "false") => {}
@@ -47,11 +50,14 @@ mod tests {
         assert_eq!(of(&["max-size=10m", "max-file=3"]).unwrap().max_size_bytes, Some(30 << 20));
         assert_eq!(of(&["max-file=3"]).unwrap().max_size_bytes, None);
         assert_eq!(of(&["mode=non-blocking"]).unwrap().mode, Some(LogMode::NonBlocking));
+        let spec = of(&["max-buffer-size=4m", "mode=non-blocking"]).unwrap();
+        assert_eq!((spec.mode, spec.max_buffer_bytes), (Some(LogMode::NonBlocking), Some(4 << 20)));
         for (text, code) in [
             ("max-size", "usage"),
             ("max-size=big", "usage"),
             ("max-file=0", "usage"),
             ("mode=loud", "usage"),
+            ("max-buffer-size=much", "usage"),
             ("tag=x", "unsupported"),
             ("compress=true", "unsupported"),
         ] {

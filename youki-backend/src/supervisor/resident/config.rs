@@ -68,6 +68,9 @@ pub(crate) struct ResidentConfig {
     pub log_file_max_bytes: u64,
     /// How many are kept.
     pub log_files: usize,
+    /// What a non-blocking log holds back in memory; none for a blocking one.
+    #[serde(default)]
+    pub log_buffer_bytes: Option<u64>,
     /// For a container that is removed with its end.
     #[serde(default)]
     pub removal: Option<RemovalPlan>,

@@ -25,6 +25,8 @@ pub(super) enum Source {
     Attachment(usize),
     /// An exec's `execve` failed or succeeded, by slot.
     ExecErrno(usize),
+    /// The log has room again.
+    Log,
 }
 
 impl Source {
@@ -38,6 +40,7 @@ impl Source {
             Self::Connection(index) => (5, index),
             Self::Attachment(index) => (6, index),
             Self::ExecErrno(index) => (7, index),
+            Self::Log => (8, 0),
         };
         kind << 32 | index as u64
     }
@@ -53,6 +56,7 @@ impl Source {
             5 => Self::Connection(index),
             6 => Self::Attachment(index),
             7 => Self::ExecErrno(index),
+            8 => Self::Log,
             _ => return None,
         })
     }

@@ -12,11 +12,13 @@ macro_rules! say {
 }
 
 mod attempt;
+mod clock;
 mod config;
 mod connection;
 mod events;
 mod exec;
 mod heap;
+mod log;
 mod output;
 mod own_log;
 mod stack;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use runtime_core::{Event, EventKind};
 
 use super::super::events::{self, Source};
-use super::super::{exec, output, stack};
+use super::super::{clock, exec, stack};
 use super::{Attempt, BUILD_DEADLINE, KILL_PATIENCE};
 use crate::journal::Journal;
 use crate::process::ProcessName;
@@ -33,6 +33,8 @@ impl Attempt {
                 self.execs.iter().position(|exec| exec.as_ref().is_some_and(|exec| exec.pid == pid))
             {
                 self.end_exec(slot, status);
+            } else {
+                self.log.child_ended(pid);
             }
         }
     }
@@ -110,7 +112,9 @@ impl Attempt {
             let _ = self.cgroup.signal_all();
             let _ = self.events.wait(Some(Duration::from_millis(5)));
             events::drain(&self.children);
-            while events::reap().is_some() {}
+            while let Some((pid, _)) = events::reap() {
+                self.log.child_ended(pid);
+            }
         }
         if self.phase == Phase::Restarting {
             // It counts as an attempt that failed.
@@ -150,7 +154,7 @@ impl Attempt {
     fn tell_init_to_start(&mut self) {
         let armed = self.errno.as_ref().map(|errno| self.events.add(errno, Source::Errno));
         let told = armed.unwrap_or(Ok(())).and_then(|()| self.notify_init());
-        self.started_at_nanos = output::now_nanos();
+        self.started_at_nanos = clock::now_nanos();
         self.restarts.started = Some(Instant::now());
         if let Err(error) = told {
             let what = format!("telling the init to start failed: {error}");

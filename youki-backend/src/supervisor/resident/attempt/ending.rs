@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use chrono::DateTime;
 use runtime_core::{Event, EventKind, WaitOutcome, WaitReason};
 
-use super::super::{events, output};
+use super::super::{clock, events};
 use super::Attempt;
 use crate::bundle::signal;
 use crate::process::ProcessName;
@@ -18,6 +18,8 @@ use crate::supervisor::wire::{CURRENT_ATTEMPT, Exit, LAST_ATTEMPT, Phase, Reply}
 
 /// Time for clients to take their last replies and output.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Time for a non-blocking log to be written to its end. Less than those who stop it wait.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 /// First pause before an exit record that could not be written is written again; doubled each time.
 const FIRST_RECORD_PAUSE: Duration = Duration::from_millis(100);
 /// Longest of these pauses.
@@ -38,7 +40,7 @@ impl Attempt {
     /// After the init's end: whoever is left goes, the rest of the output is logged, and the end is put on record, with
     /// whether another attempt follows.
     pub(super) fn end(&mut self) {
-        let finished_at_nanos = output::now_nanos();
+        let finished_at_nanos = clock::now_nanos();
         let status = self.ended.unwrap_or(0);
         // It may have failed to execute in the same breath.
         if self.errno.is_some() && self.started_at_nanos != 0 {
@@ -57,9 +59,12 @@ impl Attempt {
             self.reap();
         }
         self.reap();
+        self.log.may_wait(Some(Instant::now() + LAST_WRITES));
         for stream in 0..2 {
             self.drain_output(stream);
         }
+        self.log.settle();
+        self.log.may_wait(None);
         let oom_kills = self.cgroup.oom_kill_count().unwrap_or(0);
         // Its interfaces are there as long as somebody is in its namespace, and we are.
         let stats = stats::read(&self.cgroup, self.config.own_network.then(std::process::id));
@@ -137,6 +142,7 @@ impl Attempt {
     pub(super) fn finish(mut self: Box<Self>) -> i32 {
         self.phase = Phase::Exited;
         self.held.clear();
+        self.log.close(Instant::now() + LAST_WRITES);
         let removal = self.config.removal.clone();
         // A restart was called off.
         if removal.is_none()

@@ -22,7 +22,8 @@ use super::config::{
 use super::connection::Connection;
 use super::events::{self, Events, Source};
 use super::exec::{self, Exec};
-use super::output::{Log, Output, Scratch};
+use super::log::{Log, LogSettings};
+use super::output::{Output, Scratch};
 use crate::cgroup::{CgroupPaths, Hierarchy};
 use crate::supervisor::launch;
 use crate::supervisor::wire::{Phase, Reply};
@@ -135,13 +136,17 @@ impl Attempt {
         events.add(&stdout, Source::Output(0))?;
         events.add(&stderr, Source::Output(1))?;
         events.add(&control, Source::Connection(0))?;
+        let log = open_log(&config)?;
+        if let Some(notices) = log.notices() {
+            events.add(notices, Source::Log)?;
+        }
         let hierarchy = Hierarchy::detect().map_err(|error| io::Error::other(error.chain()))?;
         Ok(Self {
             cgroup: hierarchy.container_dirs(&config.cgroup_path),
             socket_inode: inode(&config.socket),
             container_inode: inode(&config.container_dir),
             host_network,
-            log: Log::open(&config.container_dir.join("logs"), config.log_file_max_bytes, config.log_files),
+            log,
             helper_pid: Some(config.helper_pid),
             restarts: Restarts::new(&config.restart, again),
             config,
@@ -212,6 +217,7 @@ impl Attempt {
                 Source::Connection(slot) => self.serve(slot),
                 Source::Attachment(index) => self.flush_attachment(index / 2, index % 2),
                 Source::ExecErrno(slot) => self.read_exec_errno(slot),
+                Source::Log => self.log.attend(),
             }
         }
         self.pass_deadlines();
@@ -230,6 +236,7 @@ impl Attempt {
             self.hot_until = None;
             self.outputs.iter_mut().for_each(Output::release);
             self.scratch.release();
+            self.log.release();
         }
         if self.build_by.is_some_and(|by| by <= now) {
             self.build_by = None;
@@ -273,6 +280,18 @@ impl Attempt {
         }
         // SAFETY: our child, and not reaped, so the number is its own.
         exec::check(unsafe { libc::kill(self.init_pid, signal) }).map(drop)
+    }
+}
+
+fn open_log(config: &ResidentConfig) -> io::Result<Log> {
+    let files = LogSettings {
+        dir: config.container_dir.join("logs"),
+        max_bytes: config.log_file_max_bytes,
+        max_files: config.log_files,
+    };
+    match config.log_buffer_bytes {
+        None => Ok(Log::blocking(files)),
+        Some(bytes) => Log::non_blocking(files, bytes),
     }
 }
 
