@@ -107,7 +107,11 @@ pub(super) fn check(mappings: &[PortMapping]) -> Result<()> {
         if mapping.container_port == 0 {
             return Err(wrong("container_port", "there is no port 0"));
         }
-        host_ip(mapping, index)?;
+        if host_ip(mapping, index)? == Some(IpAddr::V6(Ipv6Addr::LOCALHOST)) {
+            // The kernel leads nothing from there to a bridge; docker has a proxy for it.
+            let what = format!("port_mappings[{index}].host_ip ::1 (nothing leads from there to a container)");
+            return Err(Error::Unsupported { what });
+        }
         if mapping.host_port_end.is_some_and(|end| !(1..=end).contains(&mapping.host_port.unwrap_or(0))) {
             return Err(wrong("host_port_end", "a range begins with a port and does not end before it"));
         }

@@ -23,6 +23,7 @@ crate::tests![
     what_an_image_exposes_is_published_where_asked,
     datagrams_reach_the_container_that_has_the_port_now,
     a_container_reaches_its_own_published_port,
+    the_loopback_of_ipv6_is_refused_by_its_name,
 ];
 
 async fn serving(case: &Case, name: &str, mapping: PortMapping) -> ContainerId {
@@ -115,6 +116,18 @@ async fn a_container_reaches_its_own_published_port(case: Case) {
         "for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 3 {gateway} {port} < /dev/null && exit 0; sleep 0.2; done; exit 1"
     );
     assert!(case.exec_ok(&id, &script).await.ends_with("myself"));
+}
+
+async fn the_loopback_of_ipv6_is_refused_by_its_name(case: Case) {
+    let mut spec = case.script(IDLE).await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_mappings = vec![published(None, 80, Some("::1"))];
+    let id = case.id();
+    let error = case.runtime.create_container(&id, &spec).await.unwrap_err();
+    assert!(matches!(&error, AgentError::Unsupported(text) if text.contains("host_ip ::1")), "{error}");
+    assert!(matches!(case.runtime.container_state(&id).await, Err(AgentError::NotFound { .. })));
+    let told = case.berth(&["create", "-p", "[::1]:8080:80", &spec.image.name]).await;
+    assert!(told.code == 125 && told.stderr.contains("::1"), "{told:?}");
 }
 
 async fn no_process_of_the_host_takes_a_published_port(case: Case) {
