@@ -16,13 +16,15 @@ pub struct StoreConfig {
     pub registries: BTreeMap<String, RegistryConfig>,
     /// What is refused.
     pub limits: Limits,
+    /// Keep no compressed layer that is unpacked. What needs one, a push or a save, fetches it again.
+    pub drop_blobs: bool,
 }
 
 impl StoreConfig {
     /// The defaults for a data root.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
-        Self { root, registries: BTreeMap::new(), limits: Limits::default() }
+        Self { root, registries: BTreeMap::new(), limits: Limits::default(), drop_blobs: false }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What survives a power cut: layers unpacked in a former boot that no sync has covered are not trusted.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
@@ -63,30 +63,42 @@ pub(crate) fn sync_in_background(store: &Arc<Inner>) {
     start_sync(store);
 }
 
+/// Syncs now what this boot left unsynced, if there is anything; blocking. What cannot be synced stays marked.
+pub(crate) fn sync(store: &Inner) {
+    sync_marks(&store.paths.layers, marks(store));
+}
+
 fn start_sync(store: &Inner) {
-    let (directory, root) = (store.paths.unsynced.join(&store.boot_id), store.paths.layers.clone());
-    let marks: Vec<_> = match fs::read_dir(&directory) {
-        Ok(entries) => entries.filter_map(std::result::Result::ok).map(|entry| entry.path()).collect(),
-        Err(_) => return,
-    };
+    let (marks, layers) = (marks(store), store.paths.layers.clone());
     if marks.is_empty() {
         return;
     }
-    let sync = move || {
-        // The marks were listed before: what they name was complete when the sync began.
-        let synced = fs::File::open(&root).and_then(|root| rustix::fs::syncfs(root).map_err(Into::into));
-        match synced {
-            Ok(()) => {
-                for mark in marks {
-                    if let Err(error) = fs::remove_file(&mark) {
-                        tracing::debug!(path = %mark.display(), %error, "a mark is gone already");
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "layers could not be synced: they are unpacked again after a reboot"),
-        }
-    };
+    let sync = move || sync_marks(&layers, marks);
     if let Err(error) = std::thread::Builder::new().name("berth-sync".into()).spawn(sync) {
         tracing::warn!(%error, "no thread to sync layers: they are unpacked again after a reboot");
+    }
+}
+
+/// What is unsynced; nothing if that cannot be told.
+fn marks(store: &Inner) -> Vec<PathBuf> {
+    let entries = fs::read_dir(store.paths.unsynced.join(&store.boot_id)).into_iter().flatten();
+    entries.filter_map(std::result::Result::ok).map(|entry| entry.path()).collect()
+}
+
+/// The marks were listed before: what they name was complete when the sync begins.
+fn sync_marks(layers: &Path, marks: Vec<PathBuf>) {
+    if marks.is_empty() {
+        return;
+    }
+    let synced = fs::File::open(layers).and_then(|layers| rustix::fs::syncfs(layers).map_err(Into::into));
+    match synced {
+        Ok(()) => {
+            for mark in marks {
+                if let Err(error) = fs::remove_file(&mark) {
+                    tracing::debug!(path = %mark.display(), %error, "a mark is gone already");
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "layers could not be synced: they are unpacked again after a reboot"),
     }
 }

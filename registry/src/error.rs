@@ -144,6 +144,17 @@ pub enum Error {
         /// Of what.
         unit: &'static str,
     },
+    /// The compressed layer was dropped after it was unpacked (`drop_blobs`), and no registry gives it again.
+    #[error("layer {layer} of {image} was dropped after it was unpacked, and cannot be fetched again")]
+    Dropped {
+        /// Digest of the layer's blob.
+        layer: String,
+        /// Digest of the image's manifest.
+        image: String,
+        /// Why it did not come.
+        #[source]
+        source: Box<Error>,
+    },
     /// A container uses it.
     #[error("image {digest} is in use")]
     InUse {
@@ -258,6 +269,7 @@ impl Error {
             Self::NoPlatform { .. } => "image.no_platform",
             Self::InvalidLayer { .. } => "image.invalid_layer",
             Self::TooLarge { .. } => "image.too_large",
+            Self::Dropped { .. } => "image.layer_dropped",
             Self::InUse { .. } => "image.in_use",
             Self::UsersUnknown(_) => "store.users_unknown",
             Self::DiskFull { .. } => "store.disk_full",
@@ -294,6 +306,9 @@ impl Error {
             Self::InvalidManifest { .. } | Self::InvalidLayer { .. } => "the image is broken: build it anew",
             Self::NoPlatform { .. } => "choose one of them with --platform, if this host can run it",
             Self::TooLarge { .. } => "raise the limit in [limits] if you trust the image",
+            Self::Dropped { .. } => {
+                "make the image's registry reachable, or set [images] drop_blobs = false, remove the image and pull it"
+            }
             Self::InUse { .. } => "remove the containers that use it, or force",
             Self::UsersUnknown(_) => "mend or remove the container that cannot be read",
             Self::DiskFull { .. } => "free space (`berth prune`) and try again; nothing half-made was left behind",

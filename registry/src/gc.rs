@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::dropped::{self, Spare};
 use crate::error::{Error, Result};
 use crate::image::Parts;
 use crate::index::{Index, names_content};
@@ -118,12 +119,16 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
     let paths = &store.paths;
     let mut blobs: BTreeSet<String> = BTreeSet::new();
     let mut places: BTreeSet<String> = BTreeSet::new();
+    let mut spare = Spare::default();
     for entry in Index::read(paths)?.entries() {
         blobs.extend([entry.digest.clone(), entry.id.clone()]);
         blobs.extend(entry.chosen_from().map(str::to_owned));
         match Parts::read(paths, &entry.digest)? {
             Some(parts) => {
                 blobs.extend(parts.manifest.layers.iter().map(|layer| layer.digest.clone()));
+                if store.config.drop_blobs {
+                    spare.add(store, &parts)?;
+                }
                 places.extend(parts.ids.iter().flat_map(|id| [id.diff.name(), id.chain.name()]));
             }
             None => {
@@ -145,6 +150,14 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
             fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
             removed.space_reclaimed += size;
             removed.deleted.push(digest);
+        }
+    }
+    for digest in spare.digests() {
+        removed.space_reclaimed += dropped::drop_one(paths, digest)?;
+    }
+    for (name, path) in listed(&paths.dropped)? {
+        if !blobs.contains(&format!("sha256:{name}")) {
+            fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
         }
     }
     for place in places_on_disk(paths)? {

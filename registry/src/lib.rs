@@ -18,6 +18,7 @@ mod challenge;
 mod client;
 mod config;
 mod credentials;
+mod dropped;
 mod durability;
 mod error;
 mod gc;

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use crate::dropped;
 use crate::durability;
 use crate::error::{Error, Result};
 use crate::image::{Image, Parts, digest_of};
@@ -37,7 +38,10 @@ pub(crate) const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 /// Loads all images of `path`; see [`ImageStore::load`](crate::ImageStore::load).
 pub(crate) async fn load(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
-    load_all(store, path).await.map_err(|error| error.of_room_for(&path.display(), &store.config.root))
+    let loaded = load_all(store, path).await;
+    let loaded = loaded.map_err(|error| error.of_room_for(&path.display(), &store.config.root))?;
+    blocking(store, |store| dropped::drop_layers(store)).await?;
+    Ok(loaded)
 }
 
 async fn load_all(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::client::Endpoint;
 use crate::credentials;
+use crate::dropped;
 use crate::durability;
 use crate::error::{Error, Result};
 use crate::image::{self, Image, Parts, digest_of};
@@ -114,6 +115,7 @@ pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -
     };
     let image = image.map_err(|error| named(error.of_image(&reference)))?;
     drop(hold);
+    blocking(store, |store| dropped::drop_layers(store)).await?;
     asked.events.done(&image.digest);
     Ok(image)
 }
@@ -207,7 +209,11 @@ fn other_platform(reference: &str, config: &ImageConfiguration, wanted: Option<&
     }
 }
 
-async fn session<'a>(store: &'a Arc<Inner>, reference: &Reference, auth: Option<RegistryAuth>) -> Result<Session<'a>> {
+pub(crate) async fn session<'a>(
+    store: &'a Arc<Inner>,
+    reference: &Reference,
+    auth: Option<RegistryAuth>,
+) -> Result<Session<'a>> {
     let (registry, repository) = (reference.registry(), reference.repository());
     let config_of = |host: &str| store.config.registries.get(host).cloned().unwrap_or_default();
     let (config, limits) = (config_of(registry), &store.config.limits);
@@ -316,4 +322,4 @@ async fn keep_blob(store: &Arc<Inner>, digest: &str, bytes: Vec<u8>) -> Result<(
 
 #[cfg(test)]
 #[path = "pull_tests.rs"]
-mod tests;
+pub(crate) mod tests;

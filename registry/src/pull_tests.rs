@@ -14,7 +14,7 @@ use crate::{Error, ImageStore, InUse, PullOptions, StoreConfig, Users};
 
 /// What the registry does besides answering.
 #[derive(Debug, Clone, Default)]
-struct Manners {
+pub(crate) struct Manners {
     /// Layer bodies end after so many bytes of each answer, though more are announced.
     cut_after: Option<usize>,
     ignore_range: bool,
@@ -31,18 +31,31 @@ struct Manners {
     padding: usize,
 }
 
+impl Manners {
+    pub(crate) fn lying() -> Self {
+        Self { lie: true, ..Self::default() }
+    }
+}
+
 /// Tokens given out, and requests that the last one was used for.
 #[derive(Debug, Default)]
 struct Tokens(Mutex<(usize, usize)>);
 
-struct Registry {
-    address: String,
+pub(crate) struct Registry {
+    pub(crate) address: String,
     seen: Arc<Mutex<Vec<String>>>,
+    serving: tokio::task::JoinHandle<()>,
 }
 
 impl Registry {
-    fn count(&self, part: &str) -> usize {
+    pub(crate) fn count(&self, part: &str) -> usize {
         self.seen.lock().unwrap().iter().filter(|request| request.contains(part)).count()
+    }
+
+    /// From now on nobody answers.
+    pub(crate) async fn close(self) {
+        self.serving.abort();
+        let _ = self.serving.await;
     }
 }
 
@@ -101,14 +114,14 @@ fn image(other_diff_ids: bool) -> (HashMap<String, Vec<u8>>, Vec<String>) {
     (content, layer_digests)
 }
 
-async fn serve(manners: Manners) -> Registry {
+pub(crate) async fn serve(manners: Manners) -> Registry {
     let (content, layers) = image(manners.other_diff_ids);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let record = Arc::clone(&seen);
     let tokens = Arc::new(Tokens::default());
-    tokio::spawn(async move {
+    let serving = tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
             let (content, layers, manners) = (content.clone(), layers.clone(), manners.clone());
             let (record, tokens) = (Arc::clone(&record), Arc::clone(&tokens));
@@ -127,7 +140,7 @@ async fn serve(manners: Manners) -> Registry {
             });
         }
     });
-    Registry { address, seen }
+    Registry { address, seen, serving }
 }
 
 fn answer(
@@ -183,8 +196,12 @@ fn answer(
         Some(start) => format!("206 Partial Content\r\ncontent-range: bytes {start}-{}/*", start + body.len()),
         None => "200 OK".into(),
     };
-    let mut answer =
-        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len()).into_bytes();
+    let digest = match path.contains("/manifests/") {
+        true => format!("docker-content-digest: {}\r\n", digest_of(body)),
+        false => String::new(),
+    };
+    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n{digest}connection: close\r\n\r\n", body.len());
+    let mut answer = head.into_bytes();
     if !request.starts_with("head") {
         let length = manners.cut_after.filter(|_| is_layer).map_or(body.len(), |most| most.min(body.len()));
         answer.extend_from_slice(&body[..length]);
@@ -192,10 +209,10 @@ fn answer(
     answer
 }
 
-struct Root(tempfile::TempDir);
+pub(crate) struct Root(pub(crate) tempfile::TempDir);
 
 impl Root {
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("not root: skipped");
             return None;
@@ -203,21 +220,28 @@ impl Root {
         Some(Self(tempfile::tempdir().unwrap()))
     }
 
-    fn store(&self) -> ImageStore {
+    pub(crate) fn store(&self) -> ImageStore {
         ImageStore::open(StoreConfig::new(self.0.path().into())).unwrap()
     }
 
     /// Everything in the store but its fixed directories and locks.
-    fn left(&self) -> Vec<String> {
+    pub(crate) fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
-        for directory in ["images/blobs/sha256", "layers/diff", "layers/chain", "layers/root", "layers/about", "layers"]
-        {
+        for directory in [
+            "images/blobs/sha256",
+            "layers/diff",
+            "layers/chain",
+            "layers/root",
+            "layers/about",
+            "layers/dropped",
+            "layers",
+        ] {
             for entry in std::fs::read_dir(self.0.path().join(directory)).unwrap() {
                 left.push(format!("{directory}/{}", entry.unwrap().file_name().to_string_lossy()));
             }
         }
         left.retain(|path| {
-            !["diff", "chain", "root", "about", "unsynced", "locks", "store.lock"]
+            !["diff", "chain", "root", "about", "dropped", "unsynced", "locks", "store.lock"]
                 .iter()
                 .any(|fixed| *path == format!("layers/{fixed}"))
         });

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{UnboundedSender, channel};
 
 use crate::client::{CONNECT_TIMEOUT, speaks_plain_http};
 use crate::credentials::{self, Credentials};
+use crate::dropped;
 use crate::error::{Error, Result};
 use crate::image::{Parts, read_blob};
 use crate::index::Index;
@@ -59,7 +60,7 @@ pub(crate) async fn push(store: &Arc<Inner>, text: &str, options: PushOptions) -
     })
     .await?;
     events.resolved(&digest, &parts.manifest);
-    let target = Target::new(store, &reference, options.auth.as_ref()).await?;
+    let target = Target::new(store, &reference, &digest, options.auth.as_ref()).await?;
     let mut blobs = parts.manifest.layers.clone();
     blobs.push(parts.manifest.config.clone());
     blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
@@ -72,6 +73,7 @@ pub(crate) async fn push(store: &Arc<Inner>, text: &str, options: PushOptions) -
     let pushed = target.client.push_manifest_raw(&target.image, document, media_type).await;
     pushed.map_err(|error| target.failed("the manifest", error))?;
     drop(hold);
+    blocking(store, |store| dropped::drop_layers(store)).await?;
     events.done(&digest);
     Ok(digest)
 }
@@ -82,11 +84,13 @@ struct Target {
     image: oci_client::Reference,
     registry: String,
     repository: String,
+    /// Of the image's manifest.
+    digest: String,
     at_once: usize,
 }
 
 impl Target {
-    async fn new(store: &Inner, reference: &Reference, auth: Option<&RegistryAuth>) -> Result<Self> {
+    async fn new(store: &Inner, reference: &Reference, digest: &str, auth: Option<&RegistryAuth>) -> Result<Self> {
         let (registry, repository) = (reference.registry().to_owned(), reference.repository().to_owned());
         let config = store.config.registries.get(&registry).cloned().unwrap_or_default();
         let limits = &store.config.limits;
@@ -122,7 +126,7 @@ impl Target {
         let unreachable = |error| Self::error(&registry, &repository, "the registry", error);
         let client = client.map_err(unreachable)?;
         client.auth(&image, &auth, RegistryOperation::Push).await.map_err(unreachable)?;
-        Ok(Self { client, image, registry, repository, at_once })
+        Ok(Self { client, image, registry, repository, digest: digest.to_owned(), at_once })
     }
 
     /// Sends one blob, if it is not there.
@@ -133,6 +137,7 @@ impl Target {
             return Ok(());
         }
         events.layer(blob, LayerPhase::Uploading, 0);
+        dropped::fetch_again(store, &self.digest, std::slice::from_ref(blob)).await?;
         let chunks = chunks(store, blob).await?;
         let mut sent = 0;
         let (digest, size) = (blob.digest.clone(), blob.size);

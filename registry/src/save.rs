@@ -5,10 +5,12 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::dropped;
 use crate::error::{Error, Result};
 use crate::image::{Parts, read_blob};
 use crate::index::{Index, LAYOUT, REF_NAME, names_content};
@@ -16,15 +18,30 @@ use crate::load::CONTAINERD_NAME;
 use crate::locks::StoreHold;
 use crate::manifest::{Descriptor, OCI_INDEX};
 use crate::reference::Reference;
-use crate::store::Inner;
+use crate::store::{Inner, blocking};
 
 /// Size of a record of the archive format.
 const BLOCK: usize = 512;
 
-/// Writes the images `names` to `out`; blocking. An error leaves half an archive there.
-pub(crate) fn save(store: &Inner, names: &[String], mut out: impl Write) -> Result<()> {
-    let _hold = StoreHold::shared(&store.paths.store_lock)?;
-    let images = chosen(store, names)?;
+/// Writes the images `names` to `out`. An error leaves half an archive there.
+pub(crate) async fn save(store: &Arc<Inner>, names: Vec<String>, out: impl Write + Send + 'static) -> Result<()> {
+    let (hold, images) = blocking(store, move |store| {
+        let hold = StoreHold::shared(&store.paths.store_lock)?;
+        Ok((hold, chosen(store, &names)?))
+    })
+    .await?;
+    for image in &images {
+        dropped::fetch_again(store, &image.digest, &image.parts.manifest.layers).await?;
+    }
+    blocking(store, move |store| {
+        write(store, &images, out)?;
+        drop(hold);
+        dropped::drop_layers(store)
+    })
+    .await
+}
+
+fn write(store: &Inner, images: &[Chosen], mut out: impl Write) -> Result<()> {
     let index = json!({
         "schemaVersion": 2,
         "mediaType": OCI_INDEX,
@@ -35,7 +52,7 @@ pub(crate) fn save(store: &Inner, names: &[String], mut out: impl Write) -> Resu
     member(&mut out, "index.json", index.to_string().as_bytes())?;
     member(&mut out, "manifest.json", Value::from(docker).to_string().as_bytes())?;
     let mut written = BTreeSet::new();
-    for image in &images {
+    for image in images {
         if written.insert(image.digest.as_str()) {
             member(&mut out, &blob_path(&image.digest), &image.document)?;
         }

@@ -11,6 +11,7 @@
 //!     root/<kind>-<hex>/              an empty directory with the attributes of that layer's root, for images whose
 //!                                       topmost layer does not list its root
 //!     about/<kind>-<hex>.json         what a layer says of itself; written before the layer appears
+//!     dropped/<hex>                   the blob of a layer was dropped, since it is unpacked (`drop_blobs`)
 //!     unsynced/<boot id>/<kind>-<hex> the layer was unpacked in that boot, and no syncfs has covered it yet
 //!     locks/<name>                    flock files: index, chain-<hex>, diff-<hex>, recovery
 //!     sweep-owed                      a removal left content behind, because somebody held the store
@@ -23,7 +24,7 @@
 //!
 //! **Collection.** Roots are the entries of index.json. An entry keeps its manifest, its index, its config and its layer
 //! blobs; a layer directory is kept by every entry whose diff or chain IDs name it, and by the layers of containers that
-//! the caller names. Everything else goes, under the exclusive store lock, by rename into a `tmp-` directory first.
+//! the caller names. With `drop_blobs` no entry keeps the blob of a layer that stands (`dropped.rs`). Everything else goes, under the exclusive store lock, by rename into a `tmp-` directory first.
 
 use std::cell::Cell;
 use std::fs;
@@ -142,14 +143,15 @@ impl ImageStore {
     }
 
     /// Writes local images to `out` as one archive, which is an OCI image layout and what `docker load` reads at once.
-    /// Each has the names that it is given by; one named by a digest has none. On an error what was written is of no use.
+    /// Each has the names that it is given by; one named by a digest has none. Layers whose blobs were dropped are fetched
+    /// again first, or it is [`Error::Dropped`]. On an error what was written is of no use.
     pub async fn save(&self, images: &[String], out: impl io::Write + Send + 'static) -> Result<()> {
-        let images = images.to_vec();
-        self.blocking(move |store| save::save(store, &images, out)).await
+        save::save(&self.0, images.to_vec(), out).await
     }
 
     /// Brings a local image to its registry, under the reference that it has here: the blobs that are not there yet, then
-    /// the manifest. Returns the digest. Dropping the future stops it; what arrived is not sent again.
+    /// the manifest. Returns the digest. A layer that is not there and whose blob was dropped is fetched again, or it is
+    /// [`Error::Dropped`]. Dropping the future stops it; what arrived is not sent again.
     pub async fn push(&self, reference: &str, options: PushOptions) -> Result<String> {
         push::push(&self.0, reference, options).await
     }
@@ -161,7 +163,7 @@ impl ImageStore {
     }
 
     /// Hashes all that is stored of an image again, unpacks each layer beside the one that containers are given, and
-    /// compares the two, every attribute and every byte. Takes as much space meanwhile as the largest layer does.
+    /// compares the two, every attribute and every byte. A layer whose blob was dropped has nothing to be compared with. Takes as much space meanwhile as the largest layer does.
     pub async fn verify(&self, image: &str) -> Result<Verified> {
         let image = image.to_owned();
         self.blocking(move |store| verify::verify(store, &image)).await
@@ -251,6 +253,7 @@ pub(crate) struct Paths {
     pub(crate) roots: PathBuf,
     pub(crate) about: PathBuf,
     pub(crate) unsynced: PathBuf,
+    pub(crate) dropped: PathBuf,
     pub(crate) locks: PathBuf,
     pub(crate) store_lock: PathBuf,
     pub(crate) sweep_owed: PathBuf,
@@ -266,6 +269,7 @@ impl Paths {
             roots: layers.join("root"),
             about: layers.join("about"),
             unsynced: layers.join("unsynced"),
+            dropped: layers.join("dropped"),
             locks: layers.join("locks"),
             store_lock: layers.join("store.lock"),
             sweep_owed: layers.join("sweep-owed"),
@@ -275,7 +279,7 @@ impl Paths {
 
     fn create(&self) -> Result<()> {
         let (diff, chain) = (self.layers.join("diff"), self.layers.join("chain"));
-        for path in [&self.blobs, &diff, &chain, &self.roots, &self.about, &self.unsynced, &self.locks] {
+        for path in [&self.blobs, &diff, &chain, &self.roots, &self.about, &self.unsynced, &self.dropped, &self.locks] {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
             made.map_err(|e| Error::io("making the directory", path, e))?;
         }

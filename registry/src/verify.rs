@@ -11,6 +11,7 @@ use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use crate::dropped;
 use crate::error::{Error, Result};
 use crate::image::{self, Parts, read_blob};
 use crate::index::Index;
@@ -33,6 +34,8 @@ pub struct Verified {
     pub size_bytes: u64,
     /// What is not as it should be, bottom first; empty for a good image. Above a damaged layer only blobs are looked at.
     pub damaged: Vec<Damage>,
+    /// Layers whose blobs were dropped once they were unpacked: there is nothing to compare them with.
+    pub uncompared: Vec<String>,
 }
 
 /// A part of an image that is damaged.
@@ -56,23 +59,40 @@ pub(crate) fn verify(store: &Arc<Inner>, name: &str) -> Result<Verified> {
             Some(_) => format!("config {}", entry.id),
         };
         let damaged = vec![Damage { part, reason: "missing, or not what its digest says".to_owned() }];
-        return Ok(Verified { reference, digest, size_bytes: 0, damaged });
+        return Ok(Verified { reference, digest, size_bytes: 0, damaged, uncompared: Vec::new() });
     };
-    let mut damaged = Vec::new();
+    let (mut damaged, mut uncompared) = (Vec::new(), Vec::new());
     // The layers below, while all of them are good: what a layer is may depend on them.
     let mut settled = Some(Vec::new());
     for (id, blob) in parts.ids.iter().zip(&parts.manifest.layers) {
-        let (reason, standing) = layer(store, id, blob, settled.as_deref())?;
+        let part = format!("layer {}", blob.digest);
+        let (reason, standing) = if dropped::is_dropped(&store.paths, blob) {
+            uncompared.push(part.clone());
+            unpacked_only(store, id, settled.as_deref())?
+        } else {
+            layer(store, id, blob, settled.as_deref())?
+        };
         settled = settled.zip(standing.filter(|_| reason.is_none())).map(|(mut settled, standing)| {
             settled.push(standing);
             settled
         });
-        damaged.extend(reason.map(|reason| Damage { part: format!("layer {}", blob.digest), reason }));
+        damaged.extend(reason.map(|reason| Damage { part, reason }));
     }
-    Ok(Verified { reference, digest, size_bytes: parts.size_bytes(), damaged })
+    Ok(Verified { reference, digest, size_bytes: parts.size_bytes(), damaged, uncompared })
 }
 
 type Standing = (Place, About);
+
+/// The same of a layer whose blob was dropped: where it does not stand, there is nothing of it.
+fn unpacked_only(
+    store: &Inner,
+    id: &LayerId,
+    settled: Option<&[Standing]>,
+) -> Result<(Option<String>, Option<Standing>)> {
+    let Some(settled) = settled else { return Ok((None, None)) };
+    let standing = image::standing(&store.paths, id, settled)?;
+    Ok((standing.is_none().then(|| "its blob was dropped, and it is not unpacked".to_owned()), standing))
+}
 
 /// What is wrong with a layer, and where it stands.
 fn layer(

@@ -47,6 +47,8 @@ pub struct Config {
     pub volumes: VolumesConfig,
     /// Logs of containers.
     pub logs: LogsConfig,
+    /// Images.
+    pub images: ImagesConfig,
     /// What an image or a registry may cost before it is refused.
     pub limits: registry::Limits,
     /// Registries, by `host:port`.
@@ -113,6 +115,14 @@ impl Default for LogsConfig {
     }
 }
 
+/// Images.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesConfig {
+    /// Keep no compressed layer once it is unpacked. A push or save fetches it again.
+    pub drop_blobs: bool,
+}
+
 /// The file as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -126,6 +136,7 @@ struct FileConfig {
     s3: Option<volumes_s3::S3Config>,
     volumes: VolumesConfig,
     logs: LogsConfig,
+    images: ImagesConfig,
     limits: registry::Limits,
     registry: BTreeMap<String, registry::RegistryConfig>,
 }
@@ -145,6 +156,7 @@ impl Config {
             s3: None,
             volumes: VolumesConfig::default(),
             logs: LogsConfig::default(),
+            images: ImagesConfig::default(),
             limits: registry::Limits::default(),
             registries: BTreeMap::new(),
             helper_dir: None,
@@ -177,11 +189,12 @@ impl Config {
             s3,
             volumes,
             logs,
+            images,
             limits,
             registry,
         } = read_file(file)?;
         let root = env("BERTH_ROOT").map(PathBuf::from).or(root).unwrap_or_else(|| DEFAULT_ROOT.into());
-        let mut config = Self { network, s3, volumes, logs, limits, registries: registry, ..Self::new(root) };
+        let mut config = Self { network, s3, volumes, logs, images, limits, registries: registry, ..Self::new(root) };
         if let Some(run_dir) = env("BERTH_RUN_DIR").map(PathBuf::from).or(run_dir) {
             config.run_dir = run_dir;
         }
@@ -254,6 +267,7 @@ impl std::fmt::Debug for Config {
             .field("s3", &self.s3)
             .field("volumes", &self.volumes)
             .field("logs", &self.logs)
+            .field("images", &self.images)
             .field("limits", &self.limits)
             .field("registries", &self.registries)
             .field("helper_dir", &self.helper_dir)
@@ -311,6 +325,7 @@ mod tests {
     fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
         let text = "root = '/a'\ncgroup_parent = 'x'\n[s3]\nbucket = 'b'\nendpoint = 'http://e'\n[volumes]\nsync_on_stop = '5s'\n\
                     live_sync = '5m'\nkeep.daily = 7\n\
+                    [images]\ndrop_blobs = true\n\
                     [limits]\nlayer_entries = 5\n[registry.'localhost:5000']\nplain_http = true\n";
         let config = load(text, &[("BERTH_ROOT", "/b"), ("BERTH_S3_BUCKET", "c")]).unwrap();
         assert_eq!(config.root, Path::new("/b"));
@@ -322,7 +337,7 @@ mod tests {
         assert_eq!((s3.bucket.as_str(), s3.endpoint.as_deref()), ("c", Some("http://e")));
         assert!(config.run_dir.starts_with("/run/berth/roots"));
         assert_eq!(config.limits, registry::Limits { layer_entries: 5, ..registry::Limits::default() });
-        assert!(config.registries["localhost:5000"].plain_http);
+        assert!(config.registries["localhost:5000"].plain_http && config.images.drop_blobs);
     }
 
     #[test]
@@ -331,6 +346,8 @@ mod tests {
             ("rooot = '/a'", &[][..]),
             ("[s3]\nbukket = 'b'", &[]),
             ("[network]\nsubnets = 'x'", &[]),
+            ("[images]\ndrop_blob = true", &[]),
+            ("[logs]\nmode = 'sometimes'", &[]),
             ("", &[("BERTH_S3_ENDPOINT", "http://e")]),
             ("[s3]\nendpoint = 'http://e'", &[]),
             ("[s3]\nbucket = 'b'\nendpoint = 'ftp://e'", &[]),

@@ -84,6 +84,7 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
     let images = ImageStore::open(StoreConfig {
         registries: config.registries.clone(),
         limits: config.limits.clone(),
+        drop_blobs: config.images.drop_blobs,
         ..StoreConfig::new(config.root.clone())
     })?;
     let volumes = VolumeStore::open(volumes_s3::VolumesConfig {

@@ -24,6 +24,7 @@ mod exec;
 mod full_disk;
 mod health;
 mod images;
+mod images_dropped;
 mod isolation;
 mod keeper;
 mod lifecycle;
@@ -109,6 +110,7 @@ fn trials() -> Vec<Trial> {
         networks_joined::tests(),
         network_commands::tests(),
         images::tests(),
+        images_dropped::tests(),
         errors::tests(),
         volumes::tests(),
         volumes_history::tests(),

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal};
 
-use registry::{PullOptions, PushOptions, Removed};
+use registry::{PullOptions, PushOptions, Removed, Verified};
 use runtime_core::PruneResult;
 use serde_json::json;
 
@@ -207,7 +207,7 @@ pub async fn verify(session: &Session, args: &ImageNamesArgs) -> Result<i32> {
             Failure::found("image.damaged", damaged).with_hint(hint).print(session.json);
         }
         if !session.json && verified.damaged.is_empty() {
-            output::print_line(&format!("{name}: {} as its digest says", decimal_size(verified.size_bytes)))?;
+            output::print(&as_it_should_be(name, &verified))?;
         }
         all.push(verified);
     }
@@ -215,6 +215,18 @@ pub async fn verify(session: &Session, args: &ImageNamesArgs) -> Result<i32> {
         output::print_json(&all)?;
     }
     Ok(status)
+}
+
+/// What is said of an image without damage.
+fn as_it_should_be(name: &str, verified: &Verified) -> String {
+    if verified.uncompared.is_empty() {
+        return format!("{name}: {} as its digest says\n", decimal_size(verified.size_bytes));
+    }
+    let mut text = format!("{name}: no damage found\n");
+    for part in &verified.uncompared {
+        text.push_str(&format!("{name}: {part} cannot be compared: its blob was dropped ([images] drop_blobs)\n"));
+    }
+    text
 }
 
 /// What a prune removed.
