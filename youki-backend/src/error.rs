@@ -149,6 +149,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// This process is somebody else.
+    #[error("Berth runs as root")]
+    NotRoot,
     /// The root was written by something newer.
     #[error("{root}: has the unknown feature {flag:?}")]
     IncompatibleRoot {
@@ -330,6 +333,7 @@ impl Error {
             Self::HelperMissing { .. } => "install.helper_missing",
             Self::NoSecretsProvider { .. } => "secret.no_provider",
             Self::Configuration { .. } => "config.invalid",
+            Self::NotRoot => "host.not_root",
             Self::IncompatibleRoot { .. } => "root.incompatible",
             Self::Corrupt { .. } => "root.corrupt",
             Self::Network { .. } => "network.failed",
@@ -381,6 +385,7 @@ impl Error {
                  youki_backend::supervisor::run_if_invoked() first thing in its main"
                 .to_owned(),
             Self::NoSecretsProvider { .. } => "start the container from the agent that holds the secrets".to_owned(),
+            Self::NotRoot => "run it as root, as by sudo: it makes namespaces, mounts and cgroups".to_owned(),
             Self::IncompatibleRoot { .. } => "use the Berth that wrote it, or a newer one".to_owned(),
             Self::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => FREE_SPACE.to_owned(),
             Self::Network { .. } => {
@@ -389,6 +394,11 @@ impl Error {
             }
             Self::NoSuchNetwork { .. } => "`berth network ls` lists the networks of this root".to_owned(),
             Self::NetworkExists { .. } => "choose another name, or remove it first: `berth network rm`".to_owned(),
+            Self::NetworkInUse { name, .. }
+                if [crate::network::DEFAULT_NETWORK, "default"].contains(&name.as_str()) =>
+            {
+                "it is the default network: `berth shutdown --dismantle` takes it down with the rest".to_owned()
+            }
             Self::NetworkInUse { .. } => "remove these containers first".to_owned(),
             Self::SubnetOverlap { .. } => "choose another --subnet".to_owned(),
             Self::PortTaken { .. } => "stop its owner, or publish another port".to_owned(),
@@ -481,6 +491,7 @@ impl From<Error> for AgentError {
             | Error::Image(registry::Error::InvalidPlatform { .. })
             | Error::Volume(volumes_s3::Error::InvalidName { .. }) => Self::InvalidSpec(reason),
             Error::Configuration { .. }
+            | Error::NotRoot
             | Error::IncompatibleRoot { .. }
             | Error::HelperMissing { .. }
             | Error::Volume(volumes_s3::Error::Configuration { .. }) => Self::Configuration(reason),

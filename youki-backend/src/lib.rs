@@ -28,6 +28,7 @@ mod network;
 mod process;
 mod record;
 mod recovery;
+mod refusal;
 mod runtime;
 mod stats;
 pub mod supervisor;

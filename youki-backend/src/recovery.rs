@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,7 +19,6 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use volumes_s3::VolumeStore;
 
-use crate::cgroup::Hierarchy;
 use crate::config::{self, Config};
 use crate::container::{CONCURRENT_LOOKS, Observed, remove_dir};
 use crate::error::{Error, Result};
@@ -28,22 +27,17 @@ use crate::lock::ContainerLock;
 use crate::network::{Definition, Networks, Place, Subnet};
 use crate::process::ProcessName;
 use crate::record::{self, NetworkRecord};
+use crate::refusal;
 use crate::runtime::{Inner, YoukiRuntime};
 use crate::supervisor::spawn::Spawner;
 use crate::trash::{SUPERVISOR_PATIENCE, Trash};
 
 /// Tells a root, and what wrote it.
-const VERSION_FILE: &str = "berth-root.json";
-/// The attribute of a cgroup that names the root it belongs to.
-const CGROUP_OWNER: &str = "trusted.berth.root";
-/// The file of a run directory that names the root it belongs to.
-const RUN_DIR_OWNER: &str = "root";
+pub(crate) const VERSION_FILE: &str = "berth-root.json";
 /// The layout that this code writes.
 const ROOT_FORMAT: u32 = 1;
 /// Time that an open gives to volumes of a create that was cut off.
 const OPEN_PATIENCE: Duration = Duration::from_secs(2);
-/// What the overlay cannot be made on (fs/overlayfs, NFS): no whiteouts, no xattrs, or no upper at all.
-const UNSUITABLE_FILESYSTEMS: [(u64, &str); 2] = [(0x794c_7630, "overlayfs"), (0x6969, "NFS")];
 
 /// `berth-root.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -57,23 +51,22 @@ struct RootVersion {
 
 /// Brings all containers in line, or only the one that is asked for.
 pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Result<YoukiRuntime> {
-    config.s3.as_ref().map_or(Ok(()), volumes_s3::S3Config::check)?;
+    let hierarchy = refusal::refuse(&config)?;
+    let subnet: Subnet = config.network.subnet.parse()?;
+    let spawner = Spawner::locate(config.helper_dir.as_deref())?;
     make_private(&config.root)?;
     config.root = fs::canonicalize(&config.root).map_err(Error::io("resolving", &config.root))?;
-    refuse_unsuitable(&config.root)?;
     check_version(&config.root)?;
     let layout = Layout { root: config.root.clone(), run: config.run_dir.clone() };
     make_private(&layout.run)?;
-    claim_run_dir(&layout)?;
+    refusal::claim_run_dir(&layout)?;
     for dir in [layout.containers(), layout.trash(), layout.sockets(), layout.run.join("locks")] {
         make_private(&dir)?;
     }
-    let hierarchy = Hierarchy::detect()?;
-    claim_cgroup_parent(&config, &hierarchy)?;
+    refusal::claim_cgroup_parent(&config, &hierarchy)?;
     hierarchy.container_dirs(&format!("/{}/supervisors", config.cgroup_parent)).create()?;
 
     let tag = config::root_tag(&config.root);
-    let subnet: Subnet = config.network.subnet.parse()?;
     let networks = Networks::new(Place {
         table: format!("berth_{tag}"),
         default: Definition::default_network(&config.network.bridge, subnet),
@@ -96,7 +89,6 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
         take_over_after: config.volumes.take_over_after,
     })
     .await?;
-    let spawner = Spawner::locate(config.helper_dir.as_deref())?;
     spawner.start_reaping()?;
     let boot_id = read_line("/proc/sys/kernel/random/boot_id")?;
     let trash = layout.trash();
@@ -167,7 +159,7 @@ impl Inner {
         let parent = Path::new(cgroup_path).parent().unwrap_or(Path::new("/"));
         let parent = self.hierarchy.container_dirs(&parent.to_string_lossy());
         let Some(dir) = parent.distinct().into_iter().next() else { return Ok(true) };
-        Ok(cgroup_owner(dir)?.is_none_or(|owner| owner == self.config.root || !is_root(&owner)))
+        Ok(refusal::cgroup_owner(dir)?.is_none_or(|owner| owner == self.config.root || !refusal::is_root(&owner)))
     }
 
     /// Looks at every container once; what is lost or abandoned is dealt with on the way.
@@ -290,17 +282,6 @@ fn make_private(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn refuse_unsuitable(root: &Path) -> Result<()> {
-    let magic = rustix::fs::statfs(root).map_err(|error| Error::io("reading", root)(error.into()))?.f_type as u64;
-    match UNSUITABLE_FILESYSTEMS.iter().find(|(known, _)| *known == magic) {
-        Some((_, name)) => Err(Error::Configuration {
-            what: format!("root {}", root.display()),
-            reason: format!("it lies on {name}, which cannot hold an overlay's writable layer"),
-        }),
-        None => Ok(()),
-    }
-}
-
 fn check_version(root: &Path) -> Result<()> {
     let path = root.join(VERSION_FILE);
     match record::read::<RootVersion>(&path)? {
@@ -313,69 +294,6 @@ fn check_version(root: &Path) -> Result<()> {
             None => Ok(()),
         },
     }
-}
-
-/// One parent cgroup is one root's: two would kill each other's containers. Whose it is stands in an attribute of the
-/// cgroup itself, and is forgotten with it.
-fn claim_cgroup_parent(config: &Config, hierarchy: &Hierarchy) -> Result<()> {
-    let name = &config.cgroup_parent;
-    let plain = |part: &str| {
-        !matches!(part, "" | "." | "..") && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
-    };
-    let refuse = |reason: String| Error::Configuration { what: format!("cgroup parent {name:?}"), reason };
-    if !name.split('/').all(plain) {
-        return Err(refuse("only letters, digits, '_', '.', '-' and '/' between names are allowed".to_owned()));
-    }
-    let parent = hierarchy.container_dirs(&format!("/{name}"));
-    parent.create()?;
-    let Some(dir) = parent.distinct().into_iter().next() else { return Ok(()) };
-    match cgroup_owner(dir)? {
-        Some(owner) if owner == config.root => return Ok(()),
-        Some(owner) if is_root(&owner) => {
-            let owner = owner.display();
-            return Err(refuse(format!("it is used by the root {owner}; name another by --cgroup-parent")));
-        }
-        _ => {}
-    }
-    let root = config.root.as_os_str().as_encoded_bytes();
-    rustix::fs::setxattr(dir, CGROUP_OWNER, root, rustix::fs::XattrFlags::empty())
-        .map_err(|error| Error::io("claiming", dir)(error.into()))
-}
-
-/// The root that a parent cgroup was claimed for, if it was.
-fn cgroup_owner(dir: &Path) -> Result<Option<PathBuf>> {
-    let mut owner = [0u8; 4096];
-    match rustix::fs::getxattr(dir, CGROUP_OWNER, &mut owner) {
-        Ok(length) => Ok(Some(OsStr::from_bytes(&owner[..length]).into())),
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOENT) => Ok(None),
-        Err(error) => Err(Error::io("reading the owner of", dir)(error.into())),
-    }
-}
-
-/// One run directory is one root's, too: sockets, locks and addresses are found there by the containers' names alone.
-fn claim_run_dir(layout: &Layout) -> Result<()> {
-    let path = layout.run.join(RUN_DIR_OWNER);
-    let root = layout.root.as_os_str().as_encoded_bytes();
-    match fs::read(&path) {
-        Ok(owner) if owner == root => return Ok(()),
-        Ok(owner) if is_root(Path::new(OsStr::from_bytes(&owner))) => {
-            return Err(Error::Configuration {
-                what: format!("run directory {}", layout.run.display()),
-                reason: format!(
-                    "it is used by the root {}; name another by --run-dir",
-                    String::from_utf8_lossy(&owner)
-                ),
-            });
-        }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("reading", path)(error)),
-        _ => {}
-    }
-    record::write_bytes(&path, root)
-}
-
-/// A root that is gone owns nothing.
-fn is_root(path: &Path) -> bool {
-    path.join(VERSION_FILE).exists()
 }
 
 /// What this host, with this root, is called in the claims of volumes: the same over reboots, and nobody else's.

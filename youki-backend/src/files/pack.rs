@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -17,6 +18,10 @@ use super::{MAX_DEPTH, XATTR_PREFIX};
 
 /// Longest list of names, and longest value, that the kernel has.
 const MAX_XATTR_BYTES: usize = 64 << 10;
+/// Most that is taken of a file that does not say how large it is. Those of `/proc` and `/sys` have some KiB.
+const MAX_UNSIZED_BYTES: u64 = 64 << 20;
+/// What files of `/sys` say that they have, whatever that is. Those of `/proc` say nothing.
+const SYSFS_SIZE: i64 = 4096;
 
 /// Writes what `source` (an `O_PATH` descriptor will do) is as a tar: under the name `top`, or, without one, what is in
 /// that directory. What is mounted beneath is walked as it is seen. Sockets are left out: a tar has none.
@@ -32,8 +37,10 @@ pub(crate) fn pack(source: BorrowedFd<'_>, top: Option<&Path>, out: impl Write) 
             pack.entries(dir.as_fd(), top.unwrap_or(Path::new("")), 0)?;
         }
         (FileType::RegularFile, Some(top)) => {
-            let file = File::open(format!("/proc/self/fd/{}", source.as_raw_fd()))?;
-            pack.file(file, top)?;
+            // Not blocking: one of `/proc` may have nothing to give yet.
+            let again = format!("/proc/self/fd/{}", source.as_raw_fd());
+            let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(again)?;
+            if is_made_as_read(&stat) { pack.made_as_read(&file, top, &stat)? } else { pack.file(file, top)? }
         }
         (FileType::Symlink, Some(top)) => {
             let target = readlinkat(source, "", Vec::new())?;
@@ -117,6 +124,21 @@ impl<W: Write> Pack<W> {
         self.builder.append_data(&mut header, path, Exactly { file, left: size })
     }
 
+    /// One whose size only its end tells. In memory: a tar says it first.
+    fn made_as_read(&mut self, file: &File, path: &Path, stat: &Stat) -> io::Result<()> {
+        let mut content = Vec::new();
+        file.take(MAX_UNSIZED_BYTES + 1).read_to_end(&mut content)?;
+        if content.len() as u64 > MAX_UNSIZED_BYTES {
+            return Err(io::Error::other(format!(
+                "it does not say its size, and has more than {MAX_UNSIZED_BYTES} bytes"
+            )));
+        }
+        self.attributes(Some(file.as_fd()), stat)?;
+        let mut header = header(EntryType::Regular, stat);
+        header.set_size(content.len() as u64);
+        self.builder.append_data(&mut header, path, content.as_slice())
+    }
+
     fn symlink(&mut self, path: &Path, target: &CStr, stat: &Stat) -> io::Result<()> {
         self.attributes(None, stat)?;
         let target = Path::new(OsStr::from_bytes(target.to_bytes()));
@@ -160,6 +182,12 @@ impl<W: Write> Pack<W> {
         }
         self.builder.append_pax_extensions(all.iter().map(|(name, value)| (name.as_str(), value.as_slice())))
     }
+}
+
+/// Whether the kernel makes a file's content as it is read, by the looks of it: it takes no room. A small file whose
+/// content lies in its inode looks so, too, and may be read in the same way.
+fn is_made_as_read(stat: &Stat) -> bool {
+    stat.st_blocks == 0 && stat.st_size <= SYSFS_SIZE
 }
 
 fn header(kind: EntryType, stat: &Stat) -> Header {

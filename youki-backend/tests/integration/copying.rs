@@ -12,6 +12,7 @@ crate::tests![
     a_link_in_the_container_leads_nowhere_else,
     export_is_the_root_filesystem_with_its_attributes,
     what_is_not_there_is_named,
+    a_file_that_does_not_say_its_size_is_whole,
 ];
 
 fn dir(case: &Case, name: &str) -> std::path::PathBuf {
@@ -161,4 +162,22 @@ async fn what_is_not_there_is_named(case: Case) {
     }
     assert!(!Path::new("/tmp/never").exists());
     assert_eq!(case.berth(&["cp", "a", "b"]).await.code, 2);
+}
+
+/// Those of `/proc` say that they are empty, those of `/sys` that they have a page.
+async fn a_file_that_does_not_say_its_size_is_whole(case: Case) {
+    let id = case.idle().await;
+    let out = dir(&case, "unsized").join("file");
+    for path in ["/proc/version", "/sys/devices/virtual/net/lo/mtu"] {
+        let content = case.exec_ok(&id, &format!("cat {path}")).await;
+        assert!(!content.is_empty() && content.len() < 4096, "{path}");
+        case.berth(&["cp", &format!("{id}:{path}"), out.to_str().unwrap()]).await.succeeded();
+        assert_eq!(std::fs::read_to_string(&out).unwrap(), content, "{path}");
+        let tar = case.berth(&["cp", &format!("{id}:{path}"), "-"]).await.succeeded();
+        let mut archive = tar::Archive::new(tar.as_bytes());
+        let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
+        let mut found = String::new();
+        std::io::Read::read_to_string(&mut entry, &mut found).unwrap();
+        assert_eq!(found, content, "{path}");
+    }
 }

@@ -7,6 +7,7 @@ use crate::support::Case;
 use crate::support::berth::command;
 use crate::support::case::soon;
 use crate::support::image::{Image, LayerBuilder, digest_of};
+use crate::support::root::Root;
 
 crate::tests![
     a_wrong_password_is_said_to_be_one_and_is_not_shown,
@@ -24,6 +25,7 @@ crate::tests![
     a_size_of_a_volume_is_unsupported_and_not_a_failed_create,
     more_cpus_than_the_host_has_are_refused_with_the_range,
     a_bogus_platform_is_invalid,
+    who_is_not_root_is_told_so_and_nothing_is_made,
     a_missing_bucket_is_named,
     credentials_that_s3_refuses_or_that_are_missing_are_said_to_be,
 ];
@@ -236,6 +238,21 @@ async fn a_bogus_platform_is_invalid(case: Case) {
     let error = case.try_start(&case.id(), &spec).await.unwrap_err();
     assert!(matches!(error, AgentError::InvalidSpec(_)), "{error:?}");
     assert_eq!(error.code(), "image.invalid_platform");
+}
+
+/// In a user namespace without any user this process is nobody, and could make directories all the same.
+async fn who_is_not_root_is_told_so_and_nothing_is_made(case: Case) {
+    let root = case.root("nobodys");
+    let berth = command(&root);
+    let berth = berth.as_std();
+    let mut nobody = tokio::process::Command::new("unshare");
+    nobody.arg("--user").arg(berth.get_program()).args(berth.get_args()).arg("--json");
+    let said = nobody.args(["run", "--rm", "x", "true"]).output().await.unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&said.stderr).unwrap_or_else(|_| panic!("{said:?}"));
+    assert_eq!((said.status.code(), &told["error"]["code"]), (Some(125), &"host.not_root".into()), "{told}");
+    assert_eq!(told["error"]["message"], "Berth runs as root");
+    assert!(told["error"]["hint"].as_str().unwrap().contains("root"), "{told}");
+    assert!(!root.dir.exists() && !root.run_dir.exists(), "something was made");
 }
 
 async fn a_missing_bucket_is_named(case: Case) {

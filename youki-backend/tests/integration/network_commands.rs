@@ -166,6 +166,8 @@ async fn mistakes_about_networks_are_told_with_code_hint_and_exit_code(case: Cas
         assert_eq!(error["error"]["code"], code, "{args:?}: {error}");
         assert!(!has_hint || error["error"]["hint"].is_string(), "{args:?}: {error}");
     }
+    let said = case.berth(&["network", "rm", "bridge"]).await;
+    assert!(said.stderr.contains("default network") && said.stderr.contains("--dismantle"), "{said:?}");
     let said = case.berth(&["run", "--rm", "-p", "21130:80", &image, "true"]).await;
     assert!(said.stderr.contains(&holder.to_string()), "its owner is named: {}", said.stderr);
     assert!(said.stderr.contains("\nhint: "), "{}", said.stderr);

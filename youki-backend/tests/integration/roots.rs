@@ -6,7 +6,7 @@ use runtime_core::ContainerState;
 
 use crate::full_disk;
 use crate::support::Case;
-use crate::support::berth::berth;
+use crate::support::berth::{berth, command};
 use crate::support::case::{IDLE, eventually, pids_beneath, soon, start_on};
 use crate::support::process::{gone, kill, supervisor};
 use crate::support::root::Root;
@@ -25,6 +25,14 @@ async fn a_second_root_on_one_cgroup_parent_is_refused(case: Case) {
     second.cgroup_parent = first.cgroup_parent.clone();
     let error = second.open().await.err().expect("a second root on one cgroup parent was opened");
     assert!(error.to_string().contains(&first.cgroup_parent), "{error}");
+    assert!(!second.dir.exists() && !second.run_dir.exists(), "a refused root was made");
+    // Also one whose path is not whole.
+    let mut berth = command(&Root { dir: "relative".into(), ..second });
+    let there = tempfile::tempdir().unwrap();
+    let said = berth.arg("ps").current_dir(there.path()).output().await.unwrap();
+    let told = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(!said.status.success() && told.contains(&first.cgroup_parent), "{told}");
+    assert_eq!(std::fs::read_dir(there.path()).unwrap().count(), 0, "a refused root was made");
 }
 
 async fn a_second_root_on_one_run_directory_is_refused(case: Case) {
@@ -34,6 +42,7 @@ async fn a_second_root_on_one_run_directory_is_refused(case: Case) {
     let error = second.open().await.err().expect("a second root on one run directory was opened").to_string();
     let (run_dir, root) = (first.run_dir.to_str().unwrap(), first.dir.to_str().unwrap());
     assert!(error.contains(run_dir) && error.contains(root) && error.contains("--run-dir"), "{error}");
+    assert!(!second.dir.exists(), "a refused root was made");
     // A root that is gone has none.
     first.wipe();
     drop(second.open().await.unwrap());
