@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -53,6 +53,18 @@ impl HttpClients {
     }
 }
 
+/// A file of PEM certificates, and those that are in it.
+pub(crate) fn certificates(path: &Path) -> Result<(Vec<u8>, Vec<reqwest::Certificate>)> {
+    let pem = std::fs::read(path).map_err(|e| Error::io("reading CA certificates from", path, e))?;
+    let damaged = |reason: String| Error::Damaged { path: path.to_owned(), reason };
+    let found =
+        reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| damaged(format!("no PEM certificates: {e}")))?;
+    if found.is_empty() {
+        return Err(damaged("there is no PEM certificate in it".to_owned()));
+    }
+    Ok((pem, found))
+}
+
 impl ClientKind {
     fn build(&self) -> Result<reqwest::Client> {
         let mut builder = reqwest::Client::builder()
@@ -69,10 +81,7 @@ impl ClientKind {
         if !self.tls {
             builder = builder.tls_certs_only([]);
         } else if let Some(path) = &self.ca {
-            let pem = std::fs::read(path).map_err(|e| Error::io("reading CA certificates from", path, e))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-                .map_err(|e| Error::Damaged { path: path.clone(), reason: format!("no PEM certificates: {e}") })?;
-            builder = builder.tls_certs_merge(certificates);
+            builder = builder.tls_certs_merge(certificates(path)?.1);
         }
         builder.build().map_err(|e| Error::Unreachable { registry: "(HTTP client)".into(), source: e.into() })
     }
@@ -488,7 +497,9 @@ fn host_of(endpoint: &str) -> &str {
 
 /// An address without query, user and password.
 fn shown(url: &Url) -> String {
-    format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path()).chars().take(300).collect()
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let text = format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path());
+    text.chars().take(300).collect()
 }
 
 fn content_digest(response: &Response) -> Option<String> {

@@ -281,7 +281,7 @@ impl Error {
         }
     }
 
-    /// What the user can do.
+    /// What the user can do: of every failure there is something to say.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
@@ -312,9 +312,11 @@ impl Error {
             Self::InUse { .. } => "remove the containers that use it, or force",
             Self::UsersUnknown(_) => "mend or remove the container that cannot be read",
             Self::DiskFull { .. } => "free space (`berth prune`) and try again; nothing half-made was left behind",
-            Self::Damaged { .. } => "move the file away and pull again",
+            Self::Damaged { .. } => "mend the file; one of the store is made again by a pull, if it is moved away",
             Self::Credentials { .. } => "log in again, or give credentials directly",
-            Self::Io { .. } | Self::Unsupported(_) | Self::Interrupted(_) => return None,
+            Self::Io { .. } => "see that the path is there, and that it may be read and written",
+            Self::Unsupported(_) => "the README's table says what is built",
+            Self::Interrupted(_) => "try again; if it stays, report it as a fault of Berth",
         })
     }
 }

@@ -12,6 +12,9 @@ use crate::image::digest_of;
 use crate::layer::tar::tests::{header, with_data};
 use crate::{Error, ImageStore, InUse, PullOptions, StoreConfig, Users};
 
+#[path = "refusal_tests.rs"]
+mod refusals;
+
 /// What the registry does besides answering.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Manners {
@@ -29,6 +32,14 @@ pub(crate) struct Manners {
     other_diff_ids: bool,
     /// Documents are followed by so many spaces.
     padding: usize,
+    /// An answer stops after so many bytes, and its connection stays open.
+    silent_after: Option<usize>,
+    /// Answers with this status, whatever it is asked.
+    status: Option<&'static str>,
+    /// Layer bodies go on after the size that the manifest has.
+    too_long: bool,
+    /// The upper layer is no archive.
+    no_archive: bool,
 }
 
 impl Manners {
@@ -66,7 +77,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Two layers: one that lists all it has, one that needs the one below.
-fn image(other_diff_ids: bool) -> (HashMap<String, Vec<u8>>, Vec<String>) {
+fn image(manners: &Manners) -> (HashMap<String, Vec<u8>>, Vec<String>) {
     let mut state = 1u64;
     let mut random = || {
         state ^= state << 13;
@@ -81,9 +92,10 @@ fn image(other_diff_ids: bool) -> (HashMap<String, Vec<u8>>, Vec<String>) {
         with_data(header(b"d/f", b'0', data.len() as u64, |_| {}), &data),
     ];
     let top = [header(b"d/.wh.f", b'0', 0, |_| {}), with_data(header(b"d/g", b'0', 1, |_| {}), b"g")];
-    let tars = [bottom.concat(), top.concat()];
+    let top = if manners.no_archive { vec![b'x'; 2000] } else { top.concat() };
+    let tars = [bottom.concat(), top];
     let blobs: Vec<Vec<u8>> = tars.iter().map(|tar| gzip(tar)).collect();
-    let of_diff = |tar: &Vec<u8>| digest_of(if other_diff_ids { b"other" } else { tar });
+    let of_diff = |tar: &Vec<u8>| digest_of(if manners.other_diff_ids { b"other" } else { tar });
     let diff_ids: Vec<String> = tars.iter().map(|tar| format!("\"{}\"", of_diff(tar))).collect();
     let config = format!(
         r#"{{"architecture":"{}","os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
@@ -115,7 +127,7 @@ fn image(other_diff_ids: bool) -> (HashMap<String, Vec<u8>>, Vec<String>) {
 }
 
 pub(crate) async fn serve(manners: Manners) -> Registry {
-    let (content, layers) = image(manners.other_diff_ids);
+    let (content, layers) = image(&manners);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -136,7 +148,12 @@ pub(crate) async fn serve(manners: Manners) -> Registry {
                 let request = String::from_utf8(request).unwrap().to_lowercase();
                 record.lock().unwrap().push(request.clone());
                 let answer = answer(&request, &content, &layers, &manners, &tokens);
-                let _ = socket.write_all(&answer).await;
+                let heard = manners.silent_after.map_or(answer.len(), |most| most.min(answer.len()));
+                let _ = socket.write_all(&answer[..heard]).await;
+                if heard < answer.len() {
+                    // Until the other side gives up.
+                    let _ = socket.read_u8().await;
+                }
             });
         }
     });
@@ -154,6 +171,9 @@ fn answer(
     let plain = |status: &str, more: &str| {
         format!("HTTP/1.1 {status}\r\n{more}content-length: 0\r\nconnection: close\r\n\r\n").into_bytes()
     };
+    if let Some(status) = manners.status {
+        return plain(status, "");
+    }
     if manners.wants_basic && !request.contains("authorization: basic yjpz") {
         return plain("401 Unauthorized", "www-authenticate: Basic realm=\"x\"\r\n");
     }
@@ -184,6 +204,9 @@ fn answer(
     let mut body = body.clone();
     if !is_layer {
         body.resize(body.len() + manners.padding, b' ');
+    }
+    if manners.too_long && is_layer {
+        body.extend([0; 100_000]);
     }
     if manners.lie && is_layer {
         let middle = body.len() / 2;
@@ -285,7 +308,7 @@ async fn an_image_is_pulled_once_found_shared_and_removed_whole() {
         })
     };
     let refused = store.remove(&reference, false, used_by(&image.reference)).await;
-    assert!(matches!(refused, Err(Error::InUse { .. })), "the name it was created from: {refused:?}");
+    assert_eq!(refused.unwrap_err().code(), "image.in_use", "the name it was created from");
     store.remove(&reference, false, used_by("localhost/y:z")).await.unwrap();
     let refused = store.remove("localhost/y:z", false, used_by(&image.reference)).await;
     assert!(matches!(refused, Err(Error::InUse { .. })), "the last name: {refused:?}");

@@ -15,7 +15,7 @@ use reqwest::header::HeaderValue;
 use runtime_core::RegistryAuth;
 use tokio::sync::mpsc::{UnboundedSender, channel};
 
-use crate::client::{CONNECT_TIMEOUT, speaks_plain_http};
+use crate::client::{CONNECT_TIMEOUT, certificates, speaks_plain_http};
 use crate::credentials::{self, Credentials};
 use crate::dropped;
 use crate::error::{Error, Result};
@@ -101,14 +101,14 @@ impl Target {
         } else {
             ClientProtocol::Https
         };
-        let mut certificates = Vec::new();
+        let mut roots = Vec::new();
         if let Some(path) = &config.ca {
-            let data = std::fs::read(path).map_err(|e| Error::io("reading CA certificates from", path, e))?;
-            certificates.push(Certificate { encoding: CertificateEncoding::Pem, data });
+            let (data, _) = certificates(path)?;
+            roots.push(Certificate { encoding: CertificateEncoding::Pem, data });
         }
         let client = Client::try_from(ClientConfig {
             protocol,
-            extra_root_certificates: certificates,
+            extra_root_certificates: roots,
             connect_timeout: Some(CONNECT_TIMEOUT),
             read_timeout: Some(limits.no_progress()),
             user_agent: concat!("berth/", env!("CARGO_PKG_VERSION")),
