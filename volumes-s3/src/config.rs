@@ -9,6 +9,9 @@ use url::Url;
 use crate::error::{Error, Result};
 use crate::retention::Keep;
 
+/// What [`S3Config::sse`] may be.
+const ENCRYPTIONS: [&str; 2] = ["AES256", "aws:kms"];
+
 /// Configuration of a [`crate::VolumeStore`].
 #[derive(Debug, Clone, Default)]
 pub struct VolumesConfig {
@@ -54,7 +57,8 @@ pub struct S3Config {
 }
 
 impl S3Config {
-    /// Refuses what cannot be meant: no bucket, or an endpoint that is no URL of a web server. Nothing is asked.
+    /// Refuses what cannot be meant: no bucket, an endpoint that is no URL of a web server, and text that has no place in a
+    /// request. Nothing is asked.
     ///
     /// # Errors
     /// [`Error::Configuration`].
@@ -62,6 +66,20 @@ impl S3Config {
         let wrong = |what: String, reason: String| Err(Error::Configuration { what, reason });
         if self.bucket.is_empty() {
             return wrong("S3 bucket".into(), "none is named".into());
+        }
+        // What servers permit beyond AWS's own rules differs; these make another request of it.
+        if self.bucket.contains(|c: char| c.is_whitespace() || c.is_control() || "/?#".contains(c)) {
+            return wrong(format!("S3 bucket {:?}", self.bucket), "no bucket has such a name".into());
+        }
+        if let Some(prefix) = self.prefix.as_deref().filter(|prefix| prefix.contains(char::is_control)) {
+            return wrong(format!("S3 prefix {prefix:?}"), "it holds a control character".into());
+        }
+        let in_regions = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+        if let Some(region) = self.region.as_deref().filter(|region| !region.chars().all(in_regions)) {
+            return wrong(format!("S3 region {region:?}"), "no region has such a name".into());
+        }
+        if let Some(sse) = self.sse.as_deref().filter(|sse| !ENCRYPTIONS.contains(sse)) {
+            return wrong(format!("S3 sse {sse:?}"), format!("it is one of {}", ENCRYPTIONS.join(", ")));
         }
         let Some(endpoint) = &self.endpoint else { return Ok(()) };
         let what = format!("S3 endpoint {endpoint:?}");
@@ -133,6 +151,16 @@ mod tests {
         }
         let text = config("http://user:geheim@h").check().unwrap_err().to_string();
         assert!(!text.contains("geheim"), "{text}");
+        for (bad, named) in [
+            (S3Config { bucket: "a b".into(), ..config("http://h") }, "bucket \"a b\""),
+            (S3Config { bucket: "a/b".into(), ..config("http://h") }, "bucket \"a/b\""),
+            (S3Config { prefix: Some("a\nb".into()), ..config("http://h") }, "prefix \"a\\nb\""),
+            (S3Config { region: Some("mars/1".into()), ..config("http://h") }, "region \"mars/1\""),
+            (S3Config { sse: Some("rot13".into()), ..config("http://h") }, "sse \"rot13\""),
+        ] {
+            let error = bad.check().unwrap_err();
+            assert!(error.code() == "config.invalid" && error.to_string().contains(named), "{error}");
+        }
         let nameless = S3Config { bucket: String::new(), ..config("http://h") };
         assert!(nameless.check().unwrap_err().to_string().contains("bucket"));
     }

@@ -300,7 +300,7 @@ impl Error {
         }
     }
 
-    /// What to do about it.
+    /// What to do about it: of every failure there is something to say.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -354,7 +354,9 @@ impl Error {
             Self::UnsupportedFormat { .. } => "use a newer version".into(),
             Self::TargetExists { .. } => "name a directory that does not exist yet".into(),
             Self::DiskFull { .. } => "free some space and try again".into(),
-            Self::Io { .. } | Self::Unsupported { .. } | Self::Interrupted { .. } => return None,
+            Self::Io { .. } => "see that the path is there, and that it may be read and written".into(),
+            Self::Unsupported { .. } => "the README's table says what is built".into(),
+            Self::Interrupted { .. } => "try again; nothing was lost".into(),
         })
     }
 
@@ -370,6 +372,15 @@ impl Error {
             Some(libc::ENOSPC | libc::EDQUOT) => Self::DiskFull { operation, path, source },
             _ => Self::Io { operation, path, source },
         }
+    }
+
+    /// The same failure; a path within a tree becomes that of `tree`.
+    pub(crate) fn beneath(mut self, tree: &Path) -> Self {
+        if let Self::DiskFull { path, .. } | Self::Io { path, .. } = &mut self {
+            // An absolute one stays as it is.
+            *path = tree.join(&*path);
+        }
+        self
     }
 
     pub(crate) fn corrupt(what: impl Into<String>, detail: impl Into<String>) -> Self {

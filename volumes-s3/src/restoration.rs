@@ -73,7 +73,8 @@ impl VolumeStore {
             record: scan_record.clone(),
             progress: options.progress.clone(),
         };
-        let done = or_gone(&remote, name, generation, job.run().await).await;
+        let restored = job.run().await.map_err(|error| error.beneath(&to));
+        let done = or_gone(&remote, name, generation, restored).await;
         let target = to.clone();
         blocking("put into place", move || {
             let moved = done.and_then(|()| {
@@ -143,7 +144,7 @@ impl VolumeStore {
         })
         .await?;
         let fresh = job.directory.clone();
-        job.run().await?;
+        job.run().await.map_err(|error| error.beneath(&volume.paths.data()))?;
         let (paths, hold, was_here) = (volume.paths.clone(), volume.hold(), volume.is_here()?);
         let root = self.inner.config.root.clone();
         blocking("put into place", move || {

@@ -24,6 +24,7 @@ mod deep;
 mod histories;
 mod prunes;
 mod readers;
+mod refusals;
 mod removals;
 mod renewals;
 mod statuses;
@@ -38,6 +39,8 @@ struct Memory {
     lose_answer: AtomicBool,
     /// Every put-if-absent is told that it won.
     racy: AtomicBool,
+    /// Somebody else takes each number of a log a moment before.
+    others_first: AtomicBool,
     /// No request is answered.
     hang: AtomicBool,
     /// Nor one for a pack.
@@ -99,6 +102,12 @@ impl ObjectStore for Memory {
             drop(self.before_record.read().await);
         }
         let mut objects = self.objects.lock().unwrap();
+        if self.others_first.load(Ordering::SeqCst)
+            && let Ok(mut record) = serde_json::from_slice::<Record>(&body)
+        {
+            (record.kind, record.owner, record.nonce) = (RecordKind::Released, None, "another's".into());
+            objects.insert(key.into(), record.encode()?.into());
+        }
         if objects.contains_key(key) && !self.racy.load(Ordering::SeqCst) {
             return Ok(Put::Exists);
         }
