@@ -1,5 +1,6 @@
 //! Durations as text: `5s`, `100ms`, `1m30s`, `2h`. Use with `#[serde(with = "…")]`, or [`option`].
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serializer, de};
@@ -81,12 +82,33 @@ pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S:
 /// # Errors
 /// When the text is not a duration.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    Text::deserialize(deserializer).map(|text| text.0)
+}
+
+/// A duration that is read where it stands, so that whoever reads a whole document knows of which field an error is.
+struct Text(Duration);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration such as \"5s\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
+                parse(text).map(Text).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
 }
 
 /// The same for a duration that may be absent.
 pub mod option {
-    use super::{Deserialize, Deserializer, Duration, Serializer, de};
+    use super::{Deserialize, Deserializer, Duration, Serializer};
 
     /// For `#[serde(with)]`.
     ///
@@ -104,10 +126,7 @@ pub mod option {
     /// # Errors
     /// When the text is not a duration.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-        Option::<String>::deserialize(deserializer)?
-            .map(|text| super::parse(&text))
-            .transpose()
-            .map_err(de::Error::custom)
+        Ok(Option::<super::Text>::deserialize(deserializer)?.map(|text| text.0))
     }
 }
 

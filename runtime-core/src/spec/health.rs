@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::duration;
+use super::tagged::Tagged;
 
 /// Time after start in which failures do not count, unless the spec names one.
 pub const DEFAULT_START_GRACE: Duration = Duration::from_secs(5);
@@ -36,8 +38,8 @@ pub struct HealthSpec {
 }
 
 /// What a health check tries.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum HealthCheck {
     /// A connection to a port of the container.
     Tcp {
@@ -49,7 +51,7 @@ pub enum HealthCheck {
         /// The URL, from within the container's network.
         url: String,
         /// The status; any 2xx or 3xx if `None`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(skip_serializing_if = "Option::is_none")]
         expect_status: Option<u16>,
     },
     /// A command in the container that exits with 0.
@@ -57,6 +59,24 @@ pub enum HealthCheck {
         /// Program and arguments.
         command: Vec<String>,
     },
+}
+
+impl<'de> Deserialize<'de> for HealthCheck {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut fields = Tagged::read(deserializer)?;
+        let kind: String = fields.take("type")?;
+        let (read, known): (_, &[&str]) = match kind.as_str() {
+            "tcp" => (Self::Tcp { port: fields.take("port")? }, &["port"]),
+            "http" => (
+                Self::Http { url: fields.take("url")?, expect_status: fields.take_or_default("expect_status")? },
+                &["url", "expect_status"],
+            ),
+            "command" => (Self::Command { command: fields.take("command")? }, &["command"]),
+            other => return Err(D::Error::unknown_variant(other, &["tcp", "http", "command"])),
+        };
+        fields.end(known)?;
+        Ok(read)
+    }
 }
 
 fn default_start_grace() -> Duration {

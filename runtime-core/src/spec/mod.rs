@@ -5,6 +5,7 @@ pub mod duration;
 mod health;
 mod ports;
 mod storage;
+mod tagged;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -444,48 +445,4 @@ pub enum LogMode {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unknown_field_is_an_error_at_every_level() {
-        for text in [
-            r#"{"image":{"name":"a"},"imagine":1}"#,
-            r#"{"image":{"name":"a","tag":"x"}}"#,
-            r#"{"image":{"name":"a"},"resources":{"memroy":"1Gi"}}"#,
-            r#"{"image":{"name":"a"},"storage":[{"type":"named","name":"a","target":"/a","src":"x"}]}"#,
-            r#"{"image":{"name":"a"},"health":{"check":{"type":"tcp","port":1,"host":"x"}}}"#,
-        ] {
-            let error = serde_json::from_str::<ServiceSpec>(text).unwrap_err().to_string();
-            assert!(error.contains("unknown field"), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn yaml_and_json_round_trip() {
-        let yaml = r"
-image: { name: 'reg.example/app:1', pull_policy: if_not_present }
-command: { entrypoint: [/app], args: [serve], workdir: /srv }
-env: { A: '1', B: $E:HOME }
-resources: { cpu: 1.5, memory: 512Mi, pids: 100 }
-storage:
-  - { type: bind, source: /etc/ssl, target: /etc/ssl, readonly: true }
-  - { type: named, name: data, target: /data }
-  - { type: anonymous, target: /scratch }
-  - { type: tmpfs, target: /tmp, size: 64Mi, mode: 0o1777 }
-port_mappings: [{ container_port: 80 }, { host_port: 53, container_port: 53, protocol: udp }]
-network: { mode: front, aliases: [web] }
-health: { check: { type: http, url: 'http://127.0.0.1:80/' }, interval: 10s }
-restart_policy: { kind: on_failure, max_attempts: 3, delay: 500ms }
-stop_timeout: 1m30s
-scale: { min: 1 }
-";
-        let spec: ServiceSpec = serde_yaml_ng::from_str(yaml).unwrap();
-        assert_eq!(spec.stop_timeout, Some(Duration::from_secs(90)));
-        assert_eq!(spec.network.mode, NetworkMode::Named("front".into()));
-        let json = serde_json::to_string(&spec).unwrap();
-        assert_eq!(serde_json::from_str::<ServiceSpec>(&json).unwrap(), spec);
-        let back = serde_yaml_ng::to_string(&spec).unwrap();
-        assert_eq!(serde_yaml_ng::from_str::<ServiceSpec>(&back).unwrap(), spec);
-    }
-}
+mod tests;
