@@ -214,15 +214,58 @@ impl Config {
             env("BERTH_S3_PREFIX"),
             env("BERTH_S3_REGION"),
         )?;
-        config.s3.as_ref().map_or(Ok(()), volumes_s3::S3Config::check)?;
-        config.volumes.keep.as_ref().map_or(Ok(()), volumes_s3::Keep::check)?;
-        if config.volumes.live_sync.is_some_and(|interval| interval < SHORTEST_LIVE_SYNC) {
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses what cannot be meant, before anything is made.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.s3.as_ref().map_or(Ok(()), volumes_s3::S3Config::check)?;
+        crate::network::check_default(&self.network)?;
+        crate::cgroup::check_parent(&self.cgroup_parent)?;
+        self.volumes.keep.as_ref().map_or(Ok(()), volumes_s3::Keep::check)?;
+        if self.volumes.live_sync.is_some_and(|interval| interval < SHORTEST_LIVE_SYNC) {
             return Err(Error::Configuration {
                 what: "volumes.live_sync".to_owned(),
                 reason: format!("shorter than {SHORTEST_LIVE_SYNC:?}"),
             });
         }
-        Ok(config)
+        let above_0 = |what: &str, number: u64| match number {
+            0 => Err(Error::Configuration { what: what.to_owned(), reason: "it must be above 0".to_owned() }),
+            _ => Ok(()),
+        };
+        let registry::Limits {
+            manifest_bytes,
+            config_bytes,
+            layers,
+            blob_bytes,
+            layer_bytes,
+            layer_entries,
+            ratio,
+            path_depth,
+            no_progress_seconds,
+            concurrent_layers,
+        } = self.limits;
+        for (name, limit) in [
+            ("manifest_bytes", manifest_bytes),
+            ("config_bytes", config_bytes),
+            ("layers", layers as u64),
+            ("blob_bytes", blob_bytes),
+            ("layer_bytes", layer_bytes),
+            ("layer_entries", layer_entries),
+            ("ratio", ratio),
+            ("path_depth", path_depth as u64),
+            ("no_progress_seconds", no_progress_seconds),
+            ("concurrent_layers", concurrent_layers as u64),
+        ] {
+            above_0(&format!("[limits] {name}"), limit)?;
+        }
+        for (host, registry) in &self.registries {
+            if let Some(number) = registry.max_connections {
+                above_0(&format!("[registry.{host:?}] max_connections"), number as u64)?;
+            }
+        }
+        above_0("[logs] max_size_bytes", self.logs.max_size_bytes)
     }
 
     /// Overrides parts of the S3 configuration. A bucket turns it on; the rest without one is an error.
@@ -310,11 +353,14 @@ fn read_file(file: Option<&Path>) -> Result<FileConfig> {
 }
 
 #[cfg(test)]
+mod keys;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
 
-    fn load(text: &str, env: &[(&str, &str)]) -> Result<Config> {
+    pub(super) fn load(text: &str, env: &[(&str, &str)]) -> Result<Config> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let env = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());

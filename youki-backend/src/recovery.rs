@@ -41,12 +41,19 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// `berth-root.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct RootVersion {
     format: u32,
     /// What an older Berth may ignore.
     compatible: Vec<String>,
     /// What it may not.
     incompatible: Vec<String>,
+}
+
+/// What any format of that file has.
+#[derive(Debug, Deserialize)]
+struct RootFormat {
+    format: u32,
 }
 
 /// Brings all containers in line, or only the one that is asked for.
@@ -284,16 +291,14 @@ fn make_private(dir: &Path) -> Result<()> {
 
 fn check_version(root: &Path) -> Result<()> {
     let path = root.join(VERSION_FILE);
-    match record::read::<RootVersion>(&path)? {
-        None => record::write(&path, &RootVersion { format: ROOT_FORMAT, ..RootVersion::default() }),
-        Some(version) if version.format != ROOT_FORMAT => {
-            Err(Error::IncompatibleRoot { root: root.to_owned(), flag: format!("format {}", version.format) })
-        }
-        Some(RootVersion { incompatible, .. }) => match incompatible.into_iter().next() {
-            Some(flag) => Err(Error::IncompatibleRoot { root: root.to_owned(), flag }),
-            None => Ok(()),
-        },
+    let incompatible = |flag: String| Err(Error::IncompatibleRoot { root: root.to_owned(), flag });
+    match record::read::<RootFormat>(&path)? {
+        None => return record::write(&path, &RootVersion { format: ROOT_FORMAT, ..RootVersion::default() }),
+        Some(RootFormat { format: ROOT_FORMAT }) => {}
+        Some(RootFormat { format }) => return incompatible(format!("format {format}")),
     }
+    let flags = record::read::<RootVersion>(&path)?.map(|version| version.incompatible).unwrap_or_default();
+    flags.into_iter().next().map_or(Ok(()), incompatible)
 }
 
 /// What this host, with this root, is called in the claims of volumes: the same over reboots, and nobody else's.

@@ -26,11 +26,11 @@ pub(crate) fn refuse(config: &Config) -> Result<Hierarchy> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
     }
-    config.s3.as_ref().map_or(Ok(()), volumes_s3::S3Config::check)?;
+    config.check()?;
     let root = canonical(&config.root)?;
     refuse_unsuitable(&root)?;
     let hierarchy = Hierarchy::detect()?;
-    let parent = cgroup_parent(config, &hierarchy)?;
+    let parent = cgroup_parent(config, &hierarchy);
     owner_is(config, &parent, &root)?;
     run_dir_is(&config.run_dir, &root)?;
     Ok(hierarchy)
@@ -64,20 +64,8 @@ fn refuse_unsuitable(root: &Path) -> Result<()> {
     }
 }
 
-fn refused(name: &str, reason: String) -> Error {
-    Error::Configuration { what: format!("cgroup parent {name:?}"), reason }
-}
-
-fn cgroup_parent(config: &Config, hierarchy: &Hierarchy) -> Result<CgroupPaths> {
-    let name = &config.cgroup_parent;
-    let plain = |part: &str| {
-        !matches!(part, "" | "." | "..") && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
-    };
-    if !name.split('/').all(plain) {
-        let reason = "only letters, digits, '_', '.', '-' and '/' between names are allowed";
-        return Err(refused(name, reason.to_owned()));
-    }
-    Ok(hierarchy.container_dirs(&format!("/{name}")))
+fn cgroup_parent(config: &Config, hierarchy: &Hierarchy) -> CgroupPaths {
+    hierarchy.container_dirs(&format!("/{}", config.cgroup_parent))
 }
 
 /// Whether `parent` is `root`'s already; an error if it is another root's.
@@ -86,8 +74,9 @@ fn owner_is(config: &Config, parent: &CgroupPaths, root: &Path) -> Result<bool> 
     match cgroup_owner(dir)? {
         Some(owner) if owner == root => Ok(true),
         Some(owner) if is_root(&owner) => {
+            let what = format!("cgroup parent {:?}", config.cgroup_parent);
             let reason = format!("it is used by the root {}; name another by --cgroup-parent", owner.display());
-            Err(refused(&config.cgroup_parent, reason))
+            Err(Error::Configuration { what, reason })
         }
         _ => Ok(false),
     }
@@ -111,7 +100,7 @@ pub(crate) fn is_root(path: &Path) -> bool {
 /// One parent cgroup is one root's: two would kill each other's containers. Whose it is stands in an attribute of the
 /// cgroup itself, and is forgotten with it.
 pub(crate) fn claim_cgroup_parent(config: &Config, hierarchy: &Hierarchy) -> Result<()> {
-    let parent = cgroup_parent(config, hierarchy)?;
+    let parent = cgroup_parent(config, hierarchy);
     parent.create()?;
     if owner_is(config, &parent, &config.root)? {
         return Ok(());

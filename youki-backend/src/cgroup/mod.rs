@@ -30,6 +30,21 @@ const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 /// How deep cgroups beneath a container's are looked for: a container could nest them without end.
 const MAX_DEPTH: usize = 32;
 
+/// Whether `name` can be that of a root's parent cgroup.
+///
+/// # Errors
+/// [`Error::Configuration`].
+pub(crate) fn check_parent(name: &str) -> Result<()> {
+    let plain = |part: &str| {
+        !matches!(part, "" | "." | "..") && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+    };
+    if name.split('/').all(plain) {
+        return Ok(());
+    }
+    let reason = "only letters, digits, '_', '.', '-' and '/' between names are allowed".to_owned();
+    Err(Error::Configuration { what: format!("cgroup parent {name:?}"), reason })
+}
+
 /// The cgroup hierarchies of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Hierarchy {

@@ -40,6 +40,7 @@ use runtime_core::{ContainerId, ServiceSpec};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::config::NetworkConfig;
 use crate::error::{Error, Result};
 use attach::Attachment;
 
@@ -347,6 +348,15 @@ impl Networks {
         .await
         .unwrap_or_else(|error| Err(failed(error.map(Into::into))))
     }
+}
+
+/// Checks the configured default network, before anything is made.
+///
+/// # Errors
+/// [`Error::Configuration`].
+pub(crate) fn check_default(network: &NetworkConfig) -> Result<()> {
+    network.subnet.parse::<Subnet>()?;
+    definition::check_bridge_name(&network.bridge)
 }
 
 /// Checks what a spec asks of the network, before anything is made for it.
