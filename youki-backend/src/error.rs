@@ -353,7 +353,7 @@ impl Error {
         }
     }
 
-    /// What to do about it, where there is something to say.
+    /// What to do about it: of every failure there is something to say.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -406,7 +406,24 @@ impl Error {
             Self::Several(errors) => return errors.first().and_then(Self::hint),
             Self::Image(error) => return error.hint().map(str::to_owned),
             Self::Volume(error) | Self::OneVolume { source: error, .. } => return error.hint(),
-            _ => return None,
+            Self::InvalidId(_) => {
+                "use letters, digits, `_`, `.` and `-`, at most 200, the first a letter or digit; `-rep-N` is added"
+                    .to_owned()
+            }
+            Self::NoSuchPath { .. } => "paths are those of the container, from its root: NAME:/etc/hosts".to_owned(),
+            Self::InvalidSpec { .. } => {
+                "the README's tables say what the fields of a spec and the flags take".to_owned()
+            }
+            Self::StopTimedOut { .. } => {
+                "they wait for the kernel, as for a disk or server that does not answer: mend that, and stop it again"
+                    .to_owned()
+            }
+            Self::Configuration { .. } => {
+                "the README's table lists the flags, variables and keys of the file".to_owned()
+            }
+            Self::Seccomp { .. } => "check the profile; `--security-opt seccomp=unconfined` does without".to_owned(),
+            Self::Io { .. } => "see that it is there; `berth doctor` checks what this host must have".to_owned(),
+            Self::ThreadLost(_) => "try again; if it stays, report it as a fault of Berth".to_owned(),
         })
     }
 

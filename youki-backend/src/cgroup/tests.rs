@@ -118,6 +118,20 @@ fn a_frozen_cgroup_does_not_run_and_can_be_killed() {
 }
 
 #[test]
+fn directories_that_cannot_be_removed_are_each_named() {
+    let Some(scratch) = Scratch::new("busy") else { return };
+    let mut child = scratch.shell("sleep 60");
+    let error = scratch.0.remove().unwrap_err();
+    assert_eq!(error.code(), "io.failed", "{error}");
+    assert_eq!(matches!(error, Error::Several(_)), scratch.0.distinct().len() > 1, "{error}");
+    for dir in scratch.0.distinct() {
+        assert!(error.to_string().contains(dir.to_str().unwrap()) && dir.exists(), "{error}");
+    }
+    scratch.0.kill_all(Duration::from_secs(5)).unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn a_device_that_no_rule_allows_is_refused() {
     let node = |kind, major, minor, access| DeviceRule { kind: Some(kind), major, minor, access };
     let rules = [

@@ -200,11 +200,14 @@ impl Inner {
                 std::env::var(variable)
                     .map_err(|error| Error::invalid(format!("env.{name}"), format!("{variable}: {error}")))?
             } else if let Some(secret) = value.strip_prefix("$S:") {
-                let provider =
-                    self.config.secrets.as_ref().ok_or_else(|| Error::NoSecretsProvider { name: secret.to_owned() })?;
-                let secret = provider
-                    .secret(secret)
+                let provider = self.config.secrets.clone();
+                let provider = provider.ok_or_else(|| Error::NoSecretsProvider { name: secret.to_owned() })?;
+                let secret = secret.to_owned();
+                // It is the agent's code: a panic in it must not keep this attempt from being undone.
+                let asked = tokio::spawn(async move { provider.secret(&secret).await });
+                let secret = asked
                     .await
+                    .map_err(Error::ThreadLost)?
                     .map_err(|error| Error::invalid(format!("env.{name}"), error.to_string()))?;
                 secret.expose().to_owned()
             } else {

@@ -241,6 +241,9 @@ fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
     check_restart(spec)?;
     health::check(spec)?;
     super::log_mode::check(&spec.logs, default_log_mode)?;
+    if spec.logs.max_size_bytes == Some(0) {
+        return Err(Error::invalid("logs.max_size_bytes", "it must be above 0"));
+    }
     if spec.image.name.trim().is_empty() {
         return Err(Error::invalid("image.name", "it is empty"));
     }

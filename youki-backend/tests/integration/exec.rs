@@ -32,6 +32,7 @@ crate::tests![
     exec_in_a_stopped_container_is_an_error,
     sixty_four_at_once_do_not_mix,
     ten_mebibytes_are_bounded_or_whole_and_never_hang,
+    what_is_beyond_the_bound_is_cut_off_and_counted,
     a_child_that_holds_the_output_open_does_not_hold_the_exec,
     a_large_one_leaves_no_memory_with_the_supervisor,
     a_detached_one_goes_on_until_it_or_the_container_ends,
@@ -338,6 +339,16 @@ async fn ten_mebibytes_are_bounded_or_whole_and_never_hang(case: Case) {
     // The stream has no bound: every byte comes.
     let events = case.runtime.exec_stream(&id, &words(&["head", "-c", "10485760", "/dev/zero"])).await.unwrap();
     assert_eq!(text_of(&collect(events).await).len(), 10 << 20);
+}
+
+async fn what_is_beyond_the_bound_is_cut_off_and_counted(case: Case) {
+    const BOUND: usize = 16 << 20;
+    let id = case.idle().await;
+    let script = "head -c 17825792 /dev/zero | tr '\\0' x; echo end >&2";
+    let (code, stdout, stderr) = soon("a larger output", case.exec(&id, script)).await;
+    assert_eq!((code, stderr.as_str()), (0, "end\n"));
+    let kept = stdout.bytes().take_while(|byte| *byte == b'x').count();
+    assert_eq!((kept, &stdout[kept..]), (BOUND, "\n[1048576 bytes more were cut off]\n"));
 }
 
 async fn a_child_that_holds_the_output_open_does_not_hold_the_exec(case: Case) {

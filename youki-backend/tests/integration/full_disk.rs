@@ -1,7 +1,7 @@
 //! A root whose disk is full: what runs runs on, every question is answered, and a removal makes room.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use runtime_core::{ContainerId, ContainerState, Runtime, ServiceSpec, WaitReason
 use crate::support::Case;
 use crate::support::berth::berth;
 use crate::support::case::{eventually, soon, start_on};
+use crate::support::disk::Disk;
 use crate::support::image::{Image, LayerBuilder, digest_of};
 use crate::support::process::{cpu_time, gone, kill, supervisor};
 use crate::support::root::Root;
@@ -25,34 +26,20 @@ crate::tests![
     a_pull_or_load_without_room_names_image_layer_and_root,
 ];
 
-/// A file system of its own at a root's place, without anything reserved for root. It goes with this value.
+/// A file system of its own at a root's place. It goes with this value.
 pub struct SmallDisk {
     root: Root,
-    image: PathBuf,
+    disk: Disk,
 }
 
 impl SmallDisk {
     fn mount(root: &Root) -> Self {
-        fs::create_dir_all(&root.dir).unwrap();
-        let image = root.dir.with_extension("ext4");
-        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-        run("mkfs.ext4", &["-q", "-F", "-m", "0"], &image);
-        let mounted = Command::new("mount").args(["-o", "loop"]).args([&image, &root.dir]).status().unwrap();
-        assert!(mounted.success(), "mounting {}", image.display());
-        Self { root: root.clone(), image }
+        Self { root: root.clone(), disk: Disk::mount(&root.dir, 64 << 20) }
     }
 
     /// Takes all room there is; returns the file that holds it.
     pub fn fill(&self) -> PathBuf {
-        use std::io::Write;
-        let path = self.root.dir.join("filler");
-        let mut file = fs::File::create(&path).unwrap();
-        for size in [1 << 20, 4 << 10, 1] {
-            while file.write_all(&vec![b'x'; size]).is_ok() {
-                file.sync_data().ok();
-            }
-        }
-        path
+        self.disk.fill()
     }
 }
 
@@ -67,14 +54,7 @@ impl Drop for SmallDisk {
                 .collect();
             pids.into_iter().filter(|pid| !gone(*pid)).for_each(kill);
         }
-        let _ = Command::new("umount").arg("-l").arg(&self.root.dir).status();
-        let _ = fs::remove_file(&self.image);
     }
-}
-
-fn run(program: &str, args: &[&str], path: &Path) {
-    let status = Command::new(program).args(args).arg(path).status();
-    assert!(status.as_ref().is_ok_and(std::process::ExitStatus::success), "{program} {}: {status:?}", path.display());
 }
 
 pub async fn small(case: &Case) -> (SmallDisk, Root, Arc<dyn Runtime>) {

@@ -208,7 +208,7 @@ async fn a_damaged_layer_is_found_by_verify_and_mended_by_a_pull(case: Case) {
     let file = std::path::Path::new(&top).join("text");
     std::fs::write(&file, "Whole").unwrap();
     let found = case.berth_on(&root, &["--json", "image", "verify", &reference]).await;
-    assert!(found.code == 1 && found.stderr.contains("image.damaged"), "{found:?}");
+    assert_eq!(found.refused(1).0, "image.damaged", "{found:?}");
     case.berth_on(&root, &["rmi", "--force", &reference]).await.succeeded();
     case.berth_on(&root, &["pull", "-q", &reference]).await.succeeded();
     case.berth_on(&root, &["image", "verify", &reference]).await.succeeded();

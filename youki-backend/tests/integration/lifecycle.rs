@@ -48,6 +48,7 @@ async fn an_id_that_exists_is_refused_and_its_container_untouched(case: Case) {
     let other = case.script("exit 9").await;
     let error = case.runtime.create_container(&id, &other).await.unwrap_err();
     assert!(matches!(error, AgentError::CreateFailed { .. }), "{error:?}");
+    assert_eq!(error.code(), "container.exists", "{error}");
     assert_eq!(case.runtime.container_state(&id).await.unwrap(), ContainerState::Running);
     assert_eq!(case.runtime.get_container_pid(&id).await.unwrap(), pid);
     assert_eq!(case.exec_ok(&id, "echo alive").await, "alive\n");

@@ -13,6 +13,8 @@
 mod support;
 
 mod agent_killed;
+mod bad_flags;
+mod bad_specs;
 mod cgroup_v2;
 mod command_line;
 mod commands;
@@ -124,6 +126,8 @@ fn trials() -> Vec<Trial> {
         supervisor_killed::tests(),
         unit_restarted::tests(),
         command_line::tests(),
+        bad_flags::tests(),
+        bad_specs::tests(),
         docker_run_lines::tests(),
         full_disk::tests(),
         removal::tests(),

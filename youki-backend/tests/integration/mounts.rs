@@ -203,6 +203,7 @@ async fn an_s3_mount_is_unsupported_by_name(case: Case) {
     case.runtime.pull_image(&spec.image.name).await.unwrap();
     let error = case.runtime.create_container(&case.id(), &spec).await.unwrap_err();
     assert!(matches!(error, AgentError::Unsupported(_)), "{error:?}");
+    assert_eq!(error.code(), "unsupported.here", "{error}");
 }
 
 async fn a_relative_target_is_invalid(case: Case) {

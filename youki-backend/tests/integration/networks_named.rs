@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use runtime_core::spec::NetworkMode;
-use runtime_core::{ContainerId, ContainerState, Runtime, ServiceSpec};
+use runtime_core::{AgentError, ContainerId, ContainerState, Runtime, ServiceSpec};
 use youki_backend::{NetworkOptions, YoukiRuntime};
 
 use crate::networks::{Outside, curl, ip, published, web};
@@ -277,6 +277,7 @@ async fn a_network_in_use_is_kept_and_names_its_containers(case: Case) {
         place.runtime.remove_network("").await.unwrap_err(),
     ] {
         assert!(error.code() == "network.not_found" && error.hint().is_some(), "{error}");
+        assert!(matches!(AgentError::from(error), AgentError::Network(_)));
     }
     place.close(&["used"]).await;
 }

@@ -19,6 +19,7 @@ crate::tests![
     with_s3_away_stop_succeeds_says_not_durable_and_is_made_good,
     with_s3_away_a_volume_not_held_here_is_not_begun_empty,
     a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good,
+    a_sync_that_is_not_done_in_time_is_told_so,
     a_stop_waits_for_the_sync_that_the_keeper_began,
     a_run_with_s3_down_asks_once_and_says_it_once,
     who_asks_an_s3_that_hangs_learns_it_in_seconds,
@@ -96,6 +97,24 @@ async fn a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good(case: Case)
     let status = runtime.volume_status("data").await.unwrap();
     assert_eq!((status.last_error, status.owner), (None, None), "not made good, or not given back");
     assert_eq!(after_a_wipe(&case, &root, runtime, "cat /data/file").await, "precious\n");
+}
+
+async fn a_sync_that_is_not_done_in_time_is_told_so(case: Case) {
+    let (root, mut switch) = case.root_with_switch("root", "p").await;
+    let root = Root { keeper: false, ..root };
+    let runtime = root.open().await.unwrap();
+    let id = with_volume(&case, &runtime).await;
+    exec_ok(&runtime, &id, "echo precious > /data/file").await;
+    let mut config = root.config();
+    config.volumes.sync_on_stop = Duration::from_secs(1);
+    let hurried = youki_backend::YoukiRuntime::open(config).await.unwrap();
+    switch.hang().await;
+    let owed = hurried.stop(&id, Some(STOP)).await.unwrap();
+    let [(volume, error)] = owed.as_slice() else { panic!("{owed:?}") };
+    assert_eq!((volume.as_str(), error.code()), ("data", "volume.sync_timed_out"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("volume sync data")), "{error}");
+    switch.turn_on().await;
+    runtime.remove_container(&id).await.unwrap();
 }
 
 async fn a_stop_waits_for_the_sync_that_the_keeper_began(case: Case) {

@@ -273,7 +273,7 @@ pub struct InspectArgs {
     #[arg(short, long, value_name = "TEMPLATE")]
     pub format: Option<String>,
     /// Containers are what is meant in any case
-    #[arg(long = "type", hide = true)]
+    #[arg(long = "type", hide = true, value_parser = ["container"])]
     pub kind: Option<String>,
     /// The containers
     #[arg(required = true, value_name = "NAME")]
@@ -490,6 +490,9 @@ pub struct ExecArgs {
     #[arg(required = true, num_args = 2.., trailing_var_arg = true, value_names = ["NAME", "COMMAND"])]
     pub name_and_command: Vec<String>,
 }
+
+#[cfg(test)]
+mod flag_rows;
 
 #[cfg(test)]
 mod tests {

@@ -14,6 +14,7 @@ use crate::cli::ExecArgs;
 use crate::failure::{Failure, Result};
 use crate::flag_values as values;
 use crate::lifecycle::container;
+use crate::named_flags::naming_its_flag;
 use crate::run::with_exec_status;
 use crate::session::Session;
 use crate::{streams, terminal};
@@ -42,7 +43,7 @@ pub async fn exec(config: Config, as_json: bool, args: &ExecArgs) -> Result<i32>
     }
     let session = Session::open_for(config, as_json, &id).await?;
     if args.detach {
-        session.runtime.exec_detached(&id, command, options).await.map_err(with_exec_status)?;
+        session.runtime.exec_detached(&id, command, options).await.map_err(refused)?;
         return Ok(0);
     }
     if args.tty {
@@ -51,12 +52,16 @@ pub async fn exec(config: Config, as_json: bool, args: &ExecArgs) -> Result<i32>
     let (stdout, copy_stdout) = output(io::stdout())?;
     let (stderr, copy_stderr) = output(io::stderr())?;
     let request = ExecRequest { command: command.to_vec(), options, stdio: [input(args.interactive)?, stdout, stderr] };
-    let running = session.runtime.start_exec(&id, request).await.map_err(with_exec_status)?;
+    let running = session.runtime.start_exec(&id, request).await.map_err(refused)?;
     let code = running.wait().await?;
     for copy in [copy_stdout, copy_stderr].into_iter().flatten() {
         streams::finish(copy).await?;
     }
     Ok(code)
+}
+
+fn refused(error: youki_backend::Error) -> Failure {
+    naming_its_flag(with_exec_status(error))
 }
 
 async fn on_terminal(
@@ -72,7 +77,7 @@ async fn on_terminal(
     let terminal = session.runtime.open_terminal(id, terminal::own_size()).await?;
     let (master, stdio) = terminal.into_streams().map_err(|error| Failure::io("using", "the terminal", &error))?;
     let request = ExecRequest { command: command.to_vec(), options, stdio };
-    let running = session.runtime.start_exec(id, request).await.map_err(with_exec_status)?;
+    let running = session.runtime.start_exec(id, request).await.map_err(refused)?;
     let shown = master.try_clone().map_err(|error| Failure::io("using", "the terminal", &error))?;
     let lent = terminal::Lent::to(master, args.interactive)?;
     let output = streams::copy(shown, streams::own(io::stdout())?);

@@ -41,12 +41,13 @@ impl Failure {
 
     /// A command line that cannot be understood.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { code: "usage", message: message.into(), causes: Vec::new(), hint: None, status: Some(USAGE_STATUS) }
+        let hint = Some("`berth COMMAND --help` says what its flags take".to_owned());
+        Self { code: "usage", message: message.into(), causes: Vec::new(), hint, status: Some(USAGE_STATUS) }
     }
 
-    /// Something that was looked at and is not as it should be.
-    pub fn found(code: &'static str, message: String) -> Self {
-        Self { code, message, causes: Vec::new(), hint: None, status: None }
+    /// Something that was looked at and is not as it should be, or not there at all.
+    pub fn found(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { code, message: message.into(), causes: Vec::new(), hint: Some(hint.into()), status: None }
     }
 
     /// Something that has a name, and is not built.
@@ -60,11 +61,6 @@ impl Failure {
         }
     }
 
-    /// Something that the command itself looked for and did not find.
-    pub fn not_found(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), causes: Vec::new(), hint: None, status: None }
-    }
-
     /// A system call of the command's own that failed. A closed output ends the command without a word.
     pub fn io(action: &str, path: impl AsRef<Path>, error: &io::Error) -> Self {
         let closed = error.kind() == io::ErrorKind::BrokenPipe;
@@ -72,7 +68,7 @@ impl Failure {
             code: "io.failed",
             message: format!("{action} {}", path.as_ref().display()),
             causes: vec![error.to_string()],
-            hint: None,
+            hint: Some("see that it is there, and may be read and written".to_owned()),
             status: closed.then_some(BROKEN_PIPE_STATUS),
         }
     }
@@ -81,6 +77,15 @@ impl Failure {
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same failure, which begins with the flag that it is about.
+    #[must_use]
+    pub fn of_flag(mut self, flag: &str) -> Self {
+        if !self.message.contains(flag) {
+            self.message = format!("{flag}: {}", self.message);
+        }
         self
     }
 
@@ -94,6 +99,11 @@ impl Failure {
     /// Its stable name.
     pub fn code(&self) -> &'static str {
         self.code
+    }
+
+    /// What failed, without the causes.
+    pub fn message(&self) -> &str {
+        &self.message
     }
 
     /// Whether what was asked for cannot be, whoever found that out: the library judges most of it.

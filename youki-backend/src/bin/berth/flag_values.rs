@@ -114,19 +114,21 @@ pub fn env(text: &str, own: impl Fn(&str) -> Option<String>) -> Result<Option<(S
 }
 
 /// A file of `NAME=VALUE` lines in docker's format: taken as they are, no quotes; `#` begins a comment line, spaces at
-/// the beginning are left out, a name alone is taken from `own`.
-pub fn env_file(text: &str, own: impl Fn(&str) -> Option<String>) -> Result<Vec<(String, String)>> {
+/// the beginning are left out, a name alone is taken from `own`. Errors name `path` and the line, and not what may be a
+/// secret.
+pub fn env_file(path: &Path, text: &str, own: impl Fn(&str) -> Option<String>) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();
-    for line in text.strip_prefix('\u{feff}').unwrap_or(text).lines() {
+    for (number, line) in (1..).zip(text.strip_prefix('\u{feff}').unwrap_or(text).lines()) {
         let line = line.trim_start();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         let name = line.split('=').next().unwrap_or_default();
+        let wrong = |reason| wrong("--env-file", &path.display().to_string(), &format!("line {number}: {reason}"));
         if name.contains(char::is_whitespace) {
-            return Err(wrong("--env-file", line, "a variable's name holds white space"));
+            return Err(wrong("a variable's name holds white space"));
         }
-        all.extend(env(line, &own)?);
+        all.extend(env(line, &own).map_err(|_| wrong("no variable's name"))?);
     }
     Ok(all)
 }
@@ -140,7 +142,7 @@ pub fn environment(files: &[PathBuf], flags: &[String]) -> Result<BTreeMap<Strin
         if std::fs::metadata(path).map_err(failed)?.len() > MAX_ENV_FILE_BYTES {
             return Err(wrong("--env-file", &path.display().to_string(), "it is larger than 2 MiB"));
         }
-        all.extend(env_file(&std::fs::read_to_string(path).map_err(failed)?, own)?);
+        all.extend(env_file(path, &std::fs::read_to_string(path).map_err(failed)?, own)?);
     }
     for flag in flags {
         all.extend(env(flag, own)?);

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::cli::{ImageHistoryArgs, ImageNamesArgs, ImagesArgs, PruneArgs, PullArgs, PushArgs, RmiArgs, TagArgs};
 use crate::failure::{Failure, Result, eprint_line};
 use crate::flag_values as values;
+use crate::named_flags::naming_its_flag;
 use crate::output::{self, Table, decimal_size};
 use crate::progress::{self, Show};
 use crate::session::Session;
@@ -24,7 +25,7 @@ pub async fn pull(session: &Session, args: &PullArgs) -> Result<i32> {
     let options = PullOptions { policy: args.policy, auth, platform: args.platform.clone(), progress: Some(sender) };
     let pulled = session.runtime.pull(&args.image, options).await;
     shown.finish().await;
-    let image = pulled?;
+    let image = pulled.map_err(|error| naming_its_flag(error.into()))?;
     if session.json {
         let (reference, digest, size) = (&image.reference, &image.digest, image.size_bytes);
         output::print_json(&json!({"reference": reference, "digest": digest, "id": image.id, "size_bytes": size}))?;
@@ -204,7 +205,7 @@ pub async fn verify(session: &Session, args: &ImageNamesArgs) -> Result<i32> {
             status = 1;
             let damaged = format!("image {name} is damaged: {}: {}", damage.part, damage.reason);
             let hint = "remove it and what uses it (`berth rmi --force`), and pull it again";
-            Failure::found("image.damaged", damaged).with_hint(hint).print(session.json);
+            Failure::found("image.damaged", damaged, hint).print(session.json);
         }
         if !session.json && verified.damaged.is_empty() {
             output::print(&as_it_should_be(name, &verified))?;

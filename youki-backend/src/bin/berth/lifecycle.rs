@@ -8,6 +8,7 @@ use youki_backend::Changes;
 use crate::cli::{KillArgs, NamesArgs, RmArgs, ShutdownArgs, StopArgs, UpdateArgs};
 use crate::failure::{Failure, Result, USAGE_STATUS, eprint_line};
 use crate::flag_values::{self, stop_timeout};
+use crate::named_flags::naming_its_flag;
 use crate::output;
 use crate::session::Session;
 
@@ -31,7 +32,10 @@ pub async fn stop(session: &Session, args: &StopArgs) -> Result<i32> {
 
 /// `berth kill`
 pub async fn kill(session: &Session, args: &KillArgs) -> Result<i32> {
-    let verb = async |id: ContainerId| Ok(session.runtime.kill(&id, Some(&args.signal)).await?);
+    let verb = async |id: ContainerId| {
+        let killed = session.runtime.kill(&id, Some(&args.signal)).await;
+        killed.map_err(|error| naming_its_flag(error.into()))
+    };
     each(session, &args.names, verb, print_name).await
 }
 
@@ -60,7 +64,10 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<i32> {
     if changes == Changes::default() {
         return Err(Failure::usage("there is nothing to change: see `berth update --help`"));
     }
-    let verb = async |id: ContainerId| Ok(session.runtime.update(&id, changes.clone()).await?);
+    let verb = async |id: ContainerId| {
+        let updated = session.runtime.update(&id, changes.clone()).await;
+        updated.map_err(|error| naming_its_flag(error.into()))
+    };
     each(session, &args.names, verb, print_name).await
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `cli`, `run_flags`, `flag_values`, `publish`, `mount_flag`, `log_flags`, `docker_habits` | the command line and what it means |
+//! | `cli`, `run_flags`, `flag_values`, `publish`, `mount_flag`, `log_flags`, `named_flags`, `docker_habits` | the command line and what it means |
 //! | `session` | configuration, logging, the opened runtime |
 //! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `images`, `archives`, `volumes`, `networks`, `events`, `doctor`, `root` | the commands |
 //! | `streams`, `signals`, `terminal` | what a foreground run passes on |
@@ -25,6 +25,7 @@ mod listing;
 mod log_flags;
 mod logs;
 mod mount_flag;
+mod named_flags;
 mod networks;
 mod output;
 mod progress;

@@ -132,7 +132,8 @@ pub async fn port(session: &Session, args: &PortArgs) -> Result<i32> {
         ports.retain(|port| port.protocol == protocol && (first..=last).contains(&port.container_port));
         if ports.is_empty() {
             let message = format!("{}: no port of the host is published for {first}/{}", one.name, word(protocol));
-            return Err(Failure::not_found("port.not_published", message));
+            let hint = format!("`berth port {}` lists what is published", one.name);
+            return Err(Failure::found("port.not_published", message, hint));
         }
     }
     if session.json {

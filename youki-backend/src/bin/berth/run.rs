@@ -1,5 +1,6 @@
 //! `run`, `create` and `apply`.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ pub async fn create(config: Config, as_json: bool, args: &RunArgs) -> Result<i32
     }
     let wanted = Wanted::from_flags(args)?;
     let session = Session::open(config, as_json).await?;
-    wanted.create(&session).await?;
+    wanted.create(&session).await.map_err(|failure| args.naming_its_flag(failure))?;
     print_id(&session, &wanted.id)?;
     Ok(0)
 }
@@ -39,7 +40,7 @@ pub async fn create(config: Config, as_json: bool, args: &RunArgs) -> Result<i32
 /// `berth apply`
 pub async fn apply(config: Config, as_json: bool, args: &ApplyArgs) -> Result<i32> {
     let id = ContainerId::new(args.name.as_str(), 0);
-    id.validate()?;
+    id.validate().map_err(|error| Failure::from(error).of_flag("--name"))?;
     let auth = args.creds.as_deref().map(credentials).transpose()?;
     let options = CreateOptions { auth, ..CreateOptions::default() };
     let wanted = Wanted { id, spec: read_spec(&args.file)?, options, quiet: false, cidfile: None };
@@ -74,13 +75,14 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
     }
     let session = Session::open(config, as_json).await?;
     if args.detach {
-        wanted.create(&session).await?;
+        wanted.create(&session).await.map_err(|failure| args.naming_its_flag(failure))?;
         session.runtime.start(&wanted.id).await.map_err(with_exec_status)?;
         print_id(&session, &wanted.id)?;
         return Ok(0);
     }
     let mut signals = Signals::listen()?;
-    if let Some(status) = wanted.create_or_give_up(&session, &mut signals).await? {
+    let made = wanted.create_or_give_up(&session, &mut signals).await;
+    if let Some(status) = made.map_err(|failure| args.naming_its_flag(failure))? {
         return Ok(status);
     }
     let connected = attach::Wanted { input: wanted.spec.stdin, tty: wanted.spec.tty };
@@ -111,33 +113,58 @@ struct Wanted {
     spec: ServiceSpec,
     options: CreateOptions,
     quiet: bool,
-    /// Where its id is written.
-    cidfile: Option<PathBuf>,
+    /// Where its id is written, once it is made.
+    cidfile: Option<IdFile>,
+}
+
+/// A file that is there from before the create, so that one which cannot be written costs nothing, and goes with a create
+/// that fails.
+struct IdFile {
+    path: PathBuf,
+    file: File,
+    is_written: Cell<bool>,
+}
+
+impl IdFile {
+    fn make(path: &Path) -> Result<Self> {
+        match File::create_new(path) {
+            Ok(file) => Ok(Self { path: path.to_owned(), file, is_written: Cell::new(false) }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let path = path.display();
+                Err(Failure::usage(format!("--cidfile {path}: it exists: another container may run")))
+            }
+            Err(error) => Err(Failure::io("writing", path, &error)),
+        }
+    }
+
+    fn write(&self, id: &ContainerId) -> Result<()> {
+        let written = (&self.file).write_all(id.to_string().as_bytes());
+        self.is_written.set(written.is_ok());
+        written.map_err(|error| Failure::io("writing", &self.path, &error))
+    }
+}
+
+impl Drop for IdFile {
+    fn drop(&mut self) {
+        if !self.is_written.get() {
+            // Nothing more can be done about one that stays.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Wanted {
     fn from_flags(args: &RunArgs) -> Result<Self> {
         let options = CreateOptions { auth: args.auth()?, progress: None };
-        if let Some(file) = args.cidfile.as_deref().filter(|file| file.exists()) {
-            return Err(Failure::usage(format!("--cidfile {}: it exists: another container may run", file.display())));
-        }
-        Ok(Self { id: args.id()?, spec: args.spec()?, options, quiet: args.quiet, cidfile: args.cidfile.clone() })
-    }
-
-    /// Writes the id where it is wanted, before there is a container: nobody would find that otherwise.
-    fn write_cidfile(&self) -> Result<Option<CidFile<'_>>> {
-        let Some(path) = self.cidfile.as_deref() else { return Ok(None) };
-        let failed = |error| Failure::io("writing", path, &error);
-        let mut file = File::create_new(path).map_err(failed)?;
-        let written = CidFile(Some(path));
-        file.write_all(self.id.to_string().as_bytes()).map_err(failed)?;
-        Ok(Some(written))
+        let (id, spec) = (args.id()?, args.spec()?);
+        let cidfile = args.cidfile.as_deref().map(IdFile::make).transpose()?;
+        Ok(Self { id, spec, options, quiet: args.quiet, cidfile })
     }
 
     /// What follows a create.
-    fn created(&self, session: &Session, cidfile: Option<CidFile<'_>>) {
+    fn created(&self, session: &Session) -> Result<()> {
         self.warn_of_local_volumes(session);
-        cidfile.into_iter().for_each(CidFile::keep);
+        self.cidfile.as_ref().map_or(Ok(()), |file| file.write(&self.id))
     }
 
     fn show(&self, session: &Session) -> Show {
@@ -156,19 +183,16 @@ impl Wanted {
     }
 
     async fn create(&self, session: &Session) -> Result<()> {
-        let cidfile = self.write_cidfile()?;
         let (sender, shown) = progress::pull(self.show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let created = session.runtime.create(&self.id, &self.spec, options).await;
         shown.finish().await;
         created?;
-        self.created(session, cidfile);
-        Ok(())
+        self.created(session)
     }
 
     /// The same, unless a signal asks to end before: then the exit code, and nothing is left.
     async fn create_or_give_up(&self, session: &Session, signals: &mut Signals) -> Result<Option<i32>> {
-        let cidfile = self.write_cidfile()?;
         let (sender, mut shown) = progress::pull(self.show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let mut creating = std::pin::pin!(session.runtime.create(&self.id, &self.spec, options));
@@ -176,7 +200,7 @@ impl Wanted {
             created = &mut creating => {
                 shown.finish().await;
                 created?;
-                self.created(session, cidfile);
+                self.created(session)?;
                 return Ok(None);
             }
             number = signals.next_ending() => number,
@@ -188,23 +212,6 @@ impl Wanted {
             session.runtime.deletions().await;
         }
         Ok(Some(128 + number))
-    }
-}
-
-/// A file with the id of a container that is about to be made. It goes unless that is.
-struct CidFile<'a>(Option<&'a Path>);
-
-impl CidFile<'_> {
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for CidFile<'_> {
-    fn drop(&mut self) {
-        if let Some(path) = self.0 {
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 

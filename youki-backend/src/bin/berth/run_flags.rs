@@ -198,7 +198,7 @@ impl RunArgs {
             None => format!("{:012x}", rand::random::<u64>() >> 16),
         };
         let id = ContainerId::new(name, 0);
-        id.validate()?;
+        id.validate().map_err(|error| Failure::from(error).of_flag("--name"))?;
         Ok(id)
     }
 

@@ -45,7 +45,10 @@ pub(super) fn plan(spec: &ServiceSpec) -> Result<Option<SeccompPlan>> {
         SeccompSpec::Default => Ok(Some(SeccompPlan::Default)),
         SeccompSpec::File(path) => {
             let text = read(Path::new(path))?;
-            Profile::parse(&text)?;
+            Profile::parse(&text).map_err(|error| match error {
+                Error::InvalidSpec { reason, .. } => Error::invalid("seccomp.file", format!("{path}: {reason}")),
+                other => other,
+            })?;
             Ok(Some(SeccompPlan::Profile(text)))
         }
     }

@@ -30,6 +30,18 @@ impl Said {
         let text = self.succeeded();
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
+
+    /// The error that it told with `--json`: its code and message. It must have ended with `status`, and say what to do.
+    #[track_caller]
+    pub fn refused(&self, status: i32) -> (String, String) {
+        assert_eq!(self.code, status, "{self:?}");
+        // What was logged comes before.
+        let last = self.stderr.trim_end().lines().last().unwrap_or_default();
+        let told: serde_json::Value = serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {self:?}"));
+        let text = |key: &str| told["error"][key].as_str().unwrap_or_else(|| panic!("no {key}: {self:?}")).to_owned();
+        assert!(!text("hint").is_empty(), "{self:?}");
+        (text("code"), text("message"))
+    }
 }
 
 impl Case {
@@ -69,20 +81,46 @@ async fn run(root: &Root, args: &[&str], input: &[u8]) -> Said {
 
 /// Runs `berth ARGS…` on `root`, without input.
 pub async fn berth(root: &Root, args: &[&str]) -> Said {
+    berth_with(root, args, &[]).await
+}
+
+/// The same with `environment` added to this process's.
+pub async fn berth_with(root: &Root, args: &[&str], environment: &[(&str, &str)]) -> Said {
     let mut command = command(root);
-    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    let output = command.output().await.expect("running berth");
+    command.args(args).envs(environment.iter().copied());
+    said(command).await
+}
+
+/// Runs a `berth` without input.
+pub async fn said(mut command: Command) -> Said {
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("running berth");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Said { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// `berth` with the flags that name `root`.
 pub fn command(root: &Root) -> Command {
+    command_but_for(root, "")
+}
+
+/// The same without those that begin with `left_out`, if that is not empty.
+pub fn command_but_for(root: &Root, left_out: &str) -> Command {
+    let path = |path: &std::path::Path| path.to_str().expect("a path in UTF-8").to_owned();
+    let mut flags = vec![
+        ("--root", path(&root.dir)),
+        ("--run-dir", path(&root.run_dir)),
+        ("--cgroup-parent", root.cgroup_parent.clone()),
+        ("--bridge", root.bridge.clone()),
+        ("--subnet", root.subnet.clone()),
+    ];
+    if let Some(s3) = root.s3.clone() {
+        flags.extend([("--s3-endpoint", s3.endpoint), ("--s3-bucket", s3.bucket), ("--s3-prefix", s3.prefix)]);
+    }
     let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
-    command.arg("--root").arg(&root.dir).arg("--run-dir").arg(&root.run_dir);
-    command.args(["--cgroup-parent", &root.cgroup_parent, "--bridge", &root.bridge, "--subnet", &root.subnet]);
-    if let Some(s3) = &root.s3 {
-        command.args(["--s3-endpoint", &s3.endpoint, "--s3-bucket", &s3.bucket, "--s3-prefix", &s3.prefix]);
+    for (flag, value) in flags {
+        if left_out.is_empty() || !flag.starts_with(left_out) {
+            command.arg(flag).arg(value);
+        }
     }
     command
 }

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod berth;
 pub mod case;
+pub mod disk;
 pub mod image;
 pub mod lanes;
 pub mod leftovers;

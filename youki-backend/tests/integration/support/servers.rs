@@ -21,6 +21,9 @@ const HTPASSWD: &str = "berth:$2y$05$YmzujRmve6qY3USbmxubeeAoWaz0bv8Kf83DcHSospP
 
 pub const S3_ACCESS_KEY: &str = "AKTEST";
 pub const S3_SECRET_KEY: &str = "SKTESTSECRET";
+/// Of one who may read and list, and nothing else.
+pub const S3_READER_ACCESS_KEY: &str = "AKREADER";
+pub const S3_READER_SECRET_KEY: &str = "SKREADERSECRET";
 pub const S3_BUCKET: &str = "berth";
 
 /// SeaweedFS takes 3 to 10 s when nothing else runs.
@@ -130,12 +133,16 @@ impl Servers {
         let data = self.dir.join("s3");
         std::fs::create_dir_all(&data)?;
         let users = self.dir.join("s3.json");
-        let identity = serde_json::json!({"identities": [{
+        let identities = serde_json::json!({"identities": [{
             "name": "test",
             "credentials": [{"accessKey": S3_ACCESS_KEY, "secretKey": S3_SECRET_KEY}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }, {
+            "name": "reader",
+            "credentials": [{"accessKey": S3_READER_ACCESS_KEY, "secretKey": S3_READER_SECRET_KEY}],
+            "actions": ["Read", "List"],
         }]});
-        std::fs::write(&users, identity.to_string())?;
+        std::fs::write(&users, identities.to_string())?;
         let mut words: Vec<String> = vec!["server".into()];
         let mut flag = |name: &str, value: String| words.push(format!("-{name}={value}"));
         flag("ip", "127.0.0.1".into());

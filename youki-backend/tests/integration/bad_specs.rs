@@ -1,0 +1,143 @@
+//! Each field of a spec with a value that no container can have: an error that names the field, and nothing is made. What
+//! cannot even be read as a spec is asked in `runtime-core/src/spec/tests.rs`.
+
+use std::collections::BTreeSet;
+
+use runtime_core::{AgentError, ServiceSpec};
+use serde_json::{Value, json};
+
+use crate::support::Case;
+
+crate::tests![a_value_that_no_container_can_have_is_refused_by_its_field, each_field_is_tried_or_has_no_bad_value];
+
+/// What is put into a spec, and what the error must say.
+fn rows() -> Vec<(Value, &'static str)> {
+    let storage = |one: Value| json!({"storage": [{"type": "anonymous", "target": "/first"}, one]});
+    let port = |one: Value| json!({"port_mappings": [one], "network": {"mode": "bridge"}});
+    let check = |one: Value| json!({"health": {"check": one}});
+    let tcp = json!({"type": "tcp", "port": 80});
+    vec![
+        (json!({"image": {"name": ""}}), "image.name"),
+        (json!({"image": {"name": "UPPER/case"}}), "UPPER/case"),
+        (json!({"command": {"args": ["a\0b"]}}), "command"),
+        (json!({"command": {"args": [""]}}), "command"),
+        (json!({"command": {"workdir": "relative"}}), "command.workdir"),
+        (json!({"env": {"A=B": "1"}}), "env"),
+        (json!({"env": {"A": "x\0y"}}), "env.A"),
+        (json!({"env": {"A": "$E:BERTH_TEST_NEVER_SET"}}), "env.A"),
+        (json!({"resources": {"cpu": 0.0}}), "resources.cpu"),
+        (json!({"resources": {"cpu": 100_000}}), "resources.cpu"),
+        (json!({"resources": {"memory": "1Ki"}}), "resources.memory"),
+        (json!({"resources": {"pids": 0}}), "resources.pids"),
+        (json!({"resources": {"swap": "1Mi"}}), "resources.swap"),
+        (json!({"resources": {"cpu_shares": 1}}), "resources.cpu_shares"),
+        (json!({"resources": {"cpuset": "first"}}), "resources.cpuset"),
+        (json!({"resources": {"io": {"weight": 5}}}), "resources.io.weight"),
+        (storage(json!({"type": "bind", "source": "relative", "target": "/b"})), "storage[1].source"),
+        (storage(json!({"type": "bind", "source": "/no/such/source", "target": "/b"})), "storage[1].source"),
+        (storage(json!({"type": "bind", "source": "/etc", "target": "relative"})), "storage[1].target"),
+        (storage(json!({"type": "named", "name": "../x", "target": "/b"})), "../x"),
+        (storage(json!({"type": "anonymous", "target": "/"})), "storage[1].target"),
+        (storage(json!({"type": "anonymous", "target": "/first"})), "storage[1].target"),
+        (storage(json!({"type": "anonymous", "target": "/proc/x"})), "storage[1].target"),
+        (storage(json!({"type": "tmpfs", "target": "/b", "mode": 4096})), "storage[1].mode"),
+        (storage(json!({"type": "s3", "bucket": "a", "target": "/b"})), "storage[1]"),
+        (json!({"devices": [{"path": "relative"}]}), "devices[0]"),
+        (json!({"devices": [{"path": "/dev/no-such-device"}]}), "devices[0].path"),
+        (json!({"devices": [{"path": "/dev/null", "read": false, "write": false}]}), "devices[0]"),
+        (json!({"capabilities": ["EVERYTHING"]}), "capabilities[0]"),
+        (json!({"drop_capabilities": ["EVERYTHING"]}), "drop_capabilities[0]"),
+        (json!({"seccomp": {"file": "/no/such/profile"}}), "seccomp"),
+        (json!({"network": {"mode": "nosuch"}}), "nosuch"),
+        (json!({"network": {"aliases": ["a b"]}}), "network.aliases"),
+        (port(json!({"container_port": 0})), "port_mappings[0].container_port"),
+        (port(json!({"container_port": 80, "host_port": 90, "host_port_end": 80})), "port_mappings[0].host_port"),
+        (port(json!({"container_port": 80, "host_ip": "nowhere"})), "port_mappings[0].host_ip"),
+        (json!({"hostname": "a b"}), "hostname"),
+        (json!({"dns": ["nobody"]}), "dns"),
+        (json!({"dns_search": ["a b"]}), "dns_search"),
+        (json!({"extra_hosts": ["db"]}), "extra_hosts"),
+        (check(json!({"type": "tcp", "port": 0})), "health.check"),
+        (check(json!({"type": "http", "url": "gopher://a/"})), "health.check.url"),
+        (check(json!({"type": "command", "command": []})), "health.check.command"),
+        (json!({"health": {"check": tcp, "interval": "0s"}}), "health.interval"),
+        (json!({"health": {"check": tcp, "timeout": "0s"}}), "health.timeout"),
+        (json!({"health": {"check": tcp, "retries": 0}}), "health.retries"),
+        (json!({"health": {"check": tcp}, "no_healthcheck": true}), "no_healthcheck"),
+        (json!({"restart_policy": {"kind": "on_failure", "max_attempts": 0}}), "restart_policy.max_attempts"),
+        (json!({"restart_policy": {"kind": "always"}, "remove_on_exit": true}), "restart_policy"),
+        (json!({"logs": {"max_size_bytes": 0}}), "logs.max_size_bytes"),
+        (json!({"user": "99999999999"}), "user"),
+        (json!({"user": "stranger"}), "stranger"),
+        (json!({"rlimits": {"nosuch": {"soft": 1, "hard": 1}}}), "rlimits.nosuch"),
+        (json!({"rlimits": {"nofile": {"soft": 2, "hard": 1}}}), "rlimits.nofile"),
+        (json!({"sysctls": {"kernel.core_pattern": "x"}}), "sysctls.kernel.core_pattern"),
+        (json!({"stop_signal": "BOGUS"}), "stop_signal"),
+        (json!({"platform": "bogus"}), "bogus"),
+        (json!({"shm_size": 0}), "shm_size"),
+    ]
+}
+
+/// Fields that take all that can be written of their type, and those that are the agent's business.
+const WITHOUT_BAD_VALUES: [&str; 20] = [
+    "depends",
+    "endpoints",
+    "errors",
+    "host_network",
+    "init",
+    "labels",
+    "no_new_privileges",
+    "node_mode",
+    "node_selector",
+    "privileged",
+    "publish_all",
+    "read_only",
+    "remove_on_exit",
+    "scale",
+    "schedule",
+    "stdin",
+    "stop_timeout",
+    "tty",
+    // Combinations of them with others are in the table.
+    "no_healthcheck",
+    "restart_policy",
+];
+
+async fn a_value_that_no_container_can_have_is_refused_by_its_field(case: Case) {
+    let plain = case.spec(&["true"]).await;
+    case.runtime.pull_image(&plain.image.name).await.unwrap();
+    let volumes = case.runtime.list_volumes().await.unwrap().len();
+    let mut wrong = Vec::new();
+    for (change, named) in rows() {
+        let mut spec = serde_json::to_value(&plain).unwrap();
+        for (field, value) in change.as_object().unwrap() {
+            spec[field] = value.clone();
+        }
+        let spec: ServiceSpec = serde_json::from_value(spec).unwrap_or_else(|error| panic!("{change}: {error}"));
+        let id = case.id();
+        match case.runtime.create_container(&id, &spec).await {
+            Ok(()) => wrong.push(format!("{change} was accepted")),
+            Err(error) if !error.to_string().contains(named) => wrong.push(format!("{change}: no {named}: {error}")),
+            Err(error) if !error.code().contains('.') => wrong.push(format!("{change}: no code: {error}")),
+            Err(_) => {}
+        }
+        let state = case.runtime.container_state(&id).await;
+        if !matches!(state, Err(AgentError::NotFound { .. })) {
+            wrong.push(format!("{change}: it is there: {state:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(case.runtime.list_volumes().await.unwrap().len(), volumes, "a volume was made");
+}
+
+async fn each_field_is_tried_or_has_no_bad_value(_case: Case) {
+    let unknown = serde_json::from_str::<ServiceSpec>(r#"{"nosuch": 1}"#).unwrap_err().to_string();
+    let (_, expected) = unknown.split_once("expected one of").unwrap();
+    let there: BTreeSet<&str> = expected.split('`').skip(1).step_by(2).collect();
+    assert!(there.len() > 40, "{there:?}");
+    let rows = rows();
+    let tried = rows.iter().flat_map(|(change, _)| change.as_object().unwrap().keys().map(String::as_str));
+    let told: BTreeSet<&str> = tried.chain(WITHOUT_BAD_VALUES).collect();
+    assert_eq!(there.difference(&told).collect::<Vec<_>>(), Vec::<&&str>::new(), "never tried");
+    assert_eq!(told.difference(&there).collect::<Vec<_>>(), Vec::<&&str>::new(), "no such fields");
+}
