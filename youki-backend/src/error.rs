@@ -525,6 +525,9 @@ impl From<Error> for AgentError {
 }
 
 #[cfg(test)]
+mod table;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

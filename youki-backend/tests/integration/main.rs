@@ -21,6 +21,7 @@ mod commands;
 mod conformance;
 mod copying;
 mod docker_run_lines;
+mod error_codes;
 mod errors;
 mod exec;
 mod full_disk;
@@ -114,6 +115,7 @@ fn trials() -> Vec<Trial> {
         images::tests(),
         images_dropped::tests(),
         errors::tests(),
+        error_codes::tests(),
         volumes::tests(),
         volumes_history::tests(),
         volumes_kept::tests(),
