@@ -40,6 +40,8 @@ pub(crate) struct Manners {
     too_long: bool,
     /// The upper layer is no archive.
     no_archive: bool,
+    /// The upper layer is 300 MiB of zeros, in some 30 KiB.
+    zeros: bool,
 }
 
 impl Manners {
@@ -76,6 +78,16 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// A layer with a file of so many MiB of zeros.
+fn zeros(mebibytes: u64) -> Vec<u8> {
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.write_all(&header(b"zeros", b'0', mebibytes << 20, |_| {})).unwrap();
+    for _ in 0..mebibytes {
+        encoder.write_all(&[0; 1 << 20]).unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
 /// Two layers: one that lists all it has, one that needs the one below.
 fn image(manners: &Manners) -> (HashMap<String, Vec<u8>>, Vec<String>) {
     let mut state = 1u64;
@@ -94,7 +106,10 @@ fn image(manners: &Manners) -> (HashMap<String, Vec<u8>>, Vec<String>) {
     let top = [header(b"d/.wh.f", b'0', 0, |_| {}), with_data(header(b"d/g", b'0', 1, |_| {}), b"g")];
     let top = if manners.no_archive { vec![b'x'; 2000] } else { top.concat() };
     let tars = [bottom.concat(), top];
-    let blobs: Vec<Vec<u8>> = tars.iter().map(|tar| gzip(tar)).collect();
+    let mut blobs: Vec<Vec<u8>> = tars.iter().map(|tar| gzip(tar)).collect();
+    if manners.zeros {
+        blobs[1] = zeros(300);
+    }
     let of_diff = |tar: &Vec<u8>| digest_of(if manners.other_diff_ids { b"other" } else { tar });
     let diff_ids: Vec<String> = tars.iter().map(|tar| format!("\"{}\"", of_diff(tar))).collect();
     let config = format!(

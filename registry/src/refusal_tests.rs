@@ -66,6 +66,14 @@ async fn a_layer_that_is_no_archive_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_grows_beyond_all_measure_is_refused() {
+    let Some(root) = Root::new() else { return };
+    let (address, error) = refused(&root, Manners { zeros: true, ..Manners::default() }).await;
+    assert_eq!(error.code(), "image.too_large", "{error}");
+    assert!(error.to_string().contains("1100 to 1") && error.to_string().contains(&address), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_index_is_named_and_a_missing_archive_too() {
     let Some(root) = Root::new() else { return };
     let store = root.store();
