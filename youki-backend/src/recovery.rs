@@ -4,10 +4,8 @@
 //! supervisor is gone are killed and put on record as lost, what a killed create left is removed, leases of containers
 //! that are no more are freed.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex};

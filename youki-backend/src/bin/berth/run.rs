@@ -113,40 +113,35 @@ struct Wanted {
     spec: ServiceSpec,
     options: CreateOptions,
     quiet: bool,
-    /// Where its id is written, once it is made.
+    /// Where its id is written.
     cidfile: Option<IdFile>,
 }
 
-/// A file that is there from before the create, so that one which cannot be written costs nothing, and goes with a create
-/// that fails.
+/// A file with the id, there from before the create: one that cannot be written costs nothing. It goes with a create that
+/// fails.
 struct IdFile {
     path: PathBuf,
-    file: File,
-    is_written: Cell<bool>,
+    is_kept: Cell<bool>,
 }
 
 impl IdFile {
-    fn make(path: &Path) -> Result<Self> {
-        match File::create_new(path) {
-            Ok(file) => Ok(Self { path: path.to_owned(), file, is_written: Cell::new(false) }),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+    fn make(path: &Path, id: &ContainerId) -> Result<Self> {
+        let mut file = File::create_new(path).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
                 let path = path.display();
-                Err(Failure::usage(format!("--cidfile {path}: it exists: another container may run")))
+                Failure::usage(format!("--cidfile {path}: it exists: another container may run"))
             }
-            Err(error) => Err(Failure::io("writing", path, &error)),
-        }
-    }
-
-    fn write(&self, id: &ContainerId) -> Result<()> {
-        let written = (&self.file).write_all(id.to_string().as_bytes());
-        self.is_written.set(written.is_ok());
-        written.map_err(|error| Failure::io("writing", &self.path, &error))
+            _ => Failure::io("writing", path, &error),
+        })?;
+        let made = Self { path: path.to_owned(), is_kept: Cell::new(false) };
+        file.write_all(id.to_string().as_bytes()).map_err(|error| Failure::io("writing", path, &error))?;
+        Ok(made)
     }
 }
 
 impl Drop for IdFile {
     fn drop(&mut self) {
-        if !self.is_written.get() {
+        if !self.is_kept.get() {
             // Nothing more can be done about one that stays.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -157,14 +152,14 @@ impl Wanted {
     fn from_flags(args: &RunArgs) -> Result<Self> {
         let options = CreateOptions { auth: args.auth()?, progress: None };
         let (id, spec) = (args.id()?, args.spec()?);
-        let cidfile = args.cidfile.as_deref().map(IdFile::make).transpose()?;
+        let cidfile = args.cidfile.as_deref().map(|path| IdFile::make(path, &id)).transpose()?;
         Ok(Self { id, spec, options, quiet: args.quiet, cidfile })
     }
 
     /// What follows a create.
-    fn created(&self, session: &Session) -> Result<()> {
+    fn created(&self, session: &Session) {
         self.warn_of_local_volumes(session);
-        self.cidfile.as_ref().map_or(Ok(()), |file| file.write(&self.id))
+        self.cidfile.iter().for_each(|file| file.is_kept.set(true));
     }
 
     fn show(&self, session: &Session) -> Show {
@@ -188,7 +183,8 @@ impl Wanted {
         let created = session.runtime.create(&self.id, &self.spec, options).await;
         shown.finish().await;
         created?;
-        self.created(session)
+        self.created(session);
+        Ok(())
     }
 
     /// The same, unless a signal asks to end before: then the exit code, and nothing is left.
@@ -200,7 +196,7 @@ impl Wanted {
             created = &mut creating => {
                 shown.finish().await;
                 created?;
-                self.created(session)?;
+                self.created(session);
                 return Ok(None);
             }
             number = signals.next_ending() => number,
