@@ -18,7 +18,8 @@ pub struct VolumeStatus {
     #[serde(with = "crate::time::option")]
     pub durable_at: Option<DateTime<Utc>>,
     /// Bytes of files that are here and not in S3 as they are; all of them until the first sync. 0 for a volume that has no
-    /// bucket: it is local, as `durable_at` says, and nothing was to bring it anywhere.
+    /// bucket: it is local, as `durable_at` says, and nothing was to bring it anywhere. What lies in its directory and is not
+    /// known to be its own counts in any case; `last_error` says where.
     pub bytes_at_risk: u64,
     /// The host that holds the claim, as last seen.
     pub owner: Option<String>,

@@ -109,6 +109,17 @@ pub enum Error {
         /// Bytes of the files that changed.
         bytes: u64,
     },
+    /// It would lose what lies in the volume's directory and is not known to be the volume's: it bears no mark, as what a copy
+    /// without extended attributes has put there.
+    #[error("volume {name}: {bytes} bytes of a tree without the volume's mark lie in {}", list(paths))]
+    Foreign {
+        /// The volume.
+        name: String,
+        /// Bytes of its files.
+        bytes: u64,
+        /// Where it lies; several if several were put there, one after the other.
+        paths: Vec<PathBuf>,
+    },
     /// It would be forgotten that the volume owes something to a bucket that this process does not have.
     #[error("volume {name}: it owes a sync or its claim to a bucket that is not configured here")]
     Owing {
@@ -263,6 +274,7 @@ impl Error {
             Self::SyncTimedOut { .. } => "volume.sync_timed_out",
             Self::Conflict { .. } => "volume.conflict",
             Self::Unsynced { .. } => "volume.unsynced",
+            Self::Foreign { .. } => "volume.foreign",
             Self::Owing { .. } => "volume.owing",
             Self::S3Unreachable { .. } => "volume.s3_unreachable",
             Self::S3Refused { .. } => "volume.s3_refused",
@@ -294,6 +306,7 @@ impl Error {
             | Self::SyncTimedOut { name, .. }
             | Self::Conflict { name, .. }
             | Self::Unsynced { name, .. }
+            | Self::Foreign { name, .. }
             | Self::Owing { name }
             | Self::NoBucket { name, .. } => Some(name),
             _ => None,
@@ -333,6 +346,9 @@ impl Error {
             Self::Unsynced { name, .. } => format!(
                 "`berth volume sync {name}` first, with its bucket; or say that it may be lost: `rm -f`, `restore --discard-local`"
             ),
+            Self::Foreign { .. } => {
+                "move it away, or copy what you need of it into the volume; `rm -f` removes it, too".into()
+            }
             Self::Owing { name } => format!(
                 "`berth volume sync {name}` with its own `--s3-bucket`; `rm -f` removes it here, and its claim may stay"
             ),
@@ -388,6 +404,10 @@ impl Error {
     }
 }
 
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -405,6 +425,7 @@ mod tests {
             Error::SyncTimedOut { name: name(), patience: std::time::Duration::from_secs(1) },
             Error::Conflict { name: name(), local: None, remote: 1 },
             Error::Unsynced { name: name(), bytes: 1 },
+            Error::Foreign { name: name(), bytes: 1, paths: Vec::new() },
             Error::Owing { name: name() },
             Error::NoBucket { name: name(), operation: "x" },
         ];

@@ -14,6 +14,7 @@ mod diff;
 mod entry;
 mod error;
 mod fetch;
+mod foreign;
 mod generation;
 mod history;
 mod keeping;

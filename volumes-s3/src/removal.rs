@@ -7,6 +7,7 @@ use rustix::fs::FlockOperation;
 use crate::claim::{self, Standing};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::foreign::ASIDE;
 use crate::record::random_id;
 use crate::state::{TEMPORARY, remove_file, sync_parent};
 use crate::store::VolumeStore;
@@ -131,7 +132,7 @@ pub(crate) fn holds_anything(directory: &Path) -> Result<bool> {
     let failed = |error| Error::io("read", directory, error);
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        if name == "data" || name == "commit.json" || name.to_string_lossy().starts_with("foreign-") {
+        if name == "data" || name == "commit.json" || name.to_string_lossy().starts_with(ASIDE) {
             return Ok(true);
         }
     }

@@ -16,7 +16,7 @@
 //!     scan.new, commit.json     a record about to be put, and its scan; settled before anything else is done
 //!     uploads                   packs of an unfinished sync that have arrived
 //!     restore-<random>/         a tree being restored; rubbish once nobody holds the lock
-//!     foreign-<random>/         a tree without the mark that was in the way; never deleted
+//!     foreign-<random>/         a tree without the mark that was in the way; deleted only by a removal with `force`
 //! ```
 //!
 //! `scan`, `scan.new` and `uploads` can go without loss: files are then read, and sent, again. In the bucket, see
@@ -32,6 +32,7 @@ use crate::claim::{self, TakeOver};
 use crate::config::{S3Config, VolumesConfig};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::foreign::{Foreign, refuse_foreign};
 use crate::history::HistoryEntry;
 use crate::name;
 use crate::object_store::{self, ObjectStore};
@@ -212,7 +213,7 @@ impl VolumeStore {
             volume.state.held = !volume.state.has_writer();
             volume.state.pending.release = false;
             volume.save().await?;
-            Ok(volume.status())
+            volume.status().await
         })
         .await
     }
@@ -282,7 +283,7 @@ impl VolumeStore {
             }
             store.sync_locked(&mut volume).await?;
             store.settle_release(&mut volume).await;
-            Ok(volume.status())
+            volume.status().await
         })
         .await
     }
@@ -300,14 +301,14 @@ impl VolumeStore {
             let mut state = load()?;
             for _ in 0..STATUS_LOOKS {
                 let mut status = status(&name, &paths, &state);
-                match count(&mut status, &paths, &state, configured || state.has_bucket()) {
-                    Ok(true) => {}
-                    Ok(false) => return Ok(status),
+                let counted = count(&mut status, &paths, &state, configured || state.has_bucket());
+                if let Err(error) = &counted {
                     // The rest is known, and one tree that cannot be read hides no other volume.
-                    Err(error) => {
-                        status.last_error.get_or_insert_with(|| error.to_string());
-                        return Ok(status);
-                    }
+                    status.last_error.get_or_insert_with(|| error.to_string());
+                }
+                Foreign::tell(&mut status, &paths);
+                if !matches!(counted, Ok(true)) {
+                    return Ok(status);
                 }
                 // Counted without the lock: a sync may have ended meanwhile.
                 let now = load()?;
@@ -316,7 +317,9 @@ impl VolumeStore {
                 }
                 state = now;
             }
-            Ok(status(&name, &paths, &state))
+            let mut status = status(&name, &paths, &state);
+            Foreign::tell(&mut status, &paths);
+            Ok(status)
         })
         .await
     }
@@ -390,8 +393,8 @@ impl VolumeStore {
     /// Removes the local copy; with `remote` the history in S3 too.
     ///
     /// # Errors
-    /// [`Error::InUse`]; without `force` [`Error::Unsynced`] when data would be lost, [`Error::Owing`] when a debt to another
-    /// bucket would be, and [`Error::InUseElsewhere`] when the history is another host's; [`Error::NotFound`].
+    /// [`Error::InUse`]; without `force` [`Error::Unsynced`] when data would be lost, [`Error::Foreign`] when a tree that is
+    /// not known to be the volume's would be, [`Error::Owing`] when a debt to another bucket would be, and [`Error::InUseElsewhere`] when the history is another host's; [`Error::NotFound`].
     pub async fn remove(&self, name: &str, remote: bool, force: bool) -> Result<()> {
         self.detached(name, move |store, name| async move {
             let mut volume = store.lock(&name).await?;
@@ -403,6 +406,9 @@ impl VolumeStore {
                 Err(_) if force => true,
                 told => told?,
             };
+            if !force {
+                refuse_foreign(&volume).await?;
+            }
             if !force && (elsewhere || !remote) {
                 refuse_loss(&mut volume, elsewhere).await?;
             }
@@ -423,7 +429,7 @@ impl VolumeStore {
     /// Removes local copies that nobody uses and S3 holds as they are.
     ///
     /// # Errors
-    /// Those of the disk. A volume whose state cannot be told is kept.
+    /// Those of the disk. A volume whose state cannot be told is kept, and so is one beside which another tree lies.
     pub async fn prune_local(&self) -> Result<PruneResult> {
         let mut result = PruneResult::default();
         for name in self.names().await? {
@@ -431,7 +437,11 @@ impl VolumeStore {
                 let mut volume = store.lock(&name).await?;
                 let idle =
                     volume.known && volume.state.users.is_empty() && volume.state.tree.is_some() && !volume.state.held;
-                if volume.remote.is_none() || !idle || !volume.is_here()? {
+                if volume.remote.is_none() || !idle {
+                    return Ok(None);
+                }
+                refuse_foreign(&volume).await?;
+                if !volume.is_here()? {
                     return Ok(None);
                 }
                 volume.head().await?;

@@ -21,6 +21,7 @@ use crate::record::{Record, RecordKind};
 use crate::{AcquireOptions, RestoreOptions, S3Config, VolumeStore, VolumesConfig};
 
 mod deep;
+mod foreign;
 mod histories;
 mod prunes;
 mod readers;

@@ -14,6 +14,7 @@ use crate::attributes;
 use crate::config::{S3Config, VolumesConfig};
 use crate::error::{Error, Result};
 use crate::fetch::{Packs, blocking};
+use crate::foreign::{ASIDE, Foreign, is_own};
 use crate::log::{Append, Log};
 use crate::object_store::ObjectStore;
 use crate::pack::Packer;
@@ -384,9 +385,15 @@ impl Volume {
         .await
     }
 
-    /// The status as the state tells it.
-    pub(crate) fn status(&self) -> VolumeStatus {
-        status(&self.name, &self.paths, &self.state)
+    /// The status as the state tells it, and what lies here besides.
+    pub(crate) async fn status(&self) -> Result<VolumeStatus> {
+        let (mut status, paths, hold) = (status(&self.name, &self.paths, &self.state), self.paths.clone(), self.hold());
+        blocking("look for trees that are not the volume's", move || {
+            Foreign::tell(&mut status, &paths);
+            drop(hold);
+            Ok(status)
+        })
+        .await
     }
 }
 
@@ -409,7 +416,7 @@ fn scan_record(name: &str, paths: &Paths, state: &State) -> Result<Option<Record
 pub(crate) fn count(status: &mut VolumeStatus, paths: &Paths, state: &State, bucket: bool) -> Result<bool> {
     let uncounted = state.pending.sync && state.bytes_at_risk.is_none();
     let at_risk = bucket && (uncounted || state.tree.is_none() || state.has_writer());
-    if !(at_risk || status.size_bytes.is_none()) || !paths.data().exists() {
+    if !(at_risk || status.size_bytes.is_none()) || !is_own(&status.name, &paths.data()) {
         return Ok(false);
     }
     let data = paths.data();
@@ -464,7 +471,7 @@ pub(crate) fn open_lock(root: &Path, name: &str, operation: FlockOperation) -> R
 
 /// Moves a tree that is not the volume's out of the way: it is nobody's to delete.
 pub(crate) fn set_aside_foreign(data: &Path) -> Result<()> {
-    let aside = data.with_file_name(format!("foreign-{}", random_id()));
+    let aside = data.with_file_name(format!("{ASIDE}{}", random_id()));
     match std::fs::rename(data, &aside) {
         Ok(()) => {
             tracing::warn!(path = %aside.display(), "a tree without the volume's mark was moved aside");

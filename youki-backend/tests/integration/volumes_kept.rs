@@ -14,6 +14,7 @@ crate::tests![
     a_read_only_volume_is_restored_where_the_host_lacks_it,
     a_create_whose_restore_fails_leaves_nothing,
     ls_counts_what_was_never_synced,
+    a_backup_put_back_without_the_mark_is_told_and_kept,
 ];
 
 /// `run --rm` with `mount`.
@@ -112,4 +113,31 @@ async fn ls_counts_what_was_never_synced(case: Case) {
     assert_eq!(berth(&root, &["volume", "ls", "--json"]).await.json()[0]["bytes_at_risk"], 5);
     berth(&root, &["rm", "-f", "web"]).await.succeeded();
     assert_eq!(berth(&root, &["volume", "ls", "--json"]).await.json()[0]["bytes_at_risk"], 0);
+}
+
+async fn a_backup_put_back_without_the_mark_is_told_and_kept(case: Case) {
+    let root = Root { keeper: false, ..case.root_with_s3("root", "p").await };
+    let local = Root { s3: None, ..root.clone() };
+    for (root, name) in [(&root, "data"), (&local, "local")] {
+        let mount = format!("{name}:/data");
+        run(&case, root, &mount, "echo synced > /data/file").await.succeeded();
+        // As `cp -r` puts it back.
+        let directory = root.dir.join("volumes").join(name);
+        std::fs::remove_dir_all(directory.join("data")).unwrap();
+        std::fs::create_dir(directory.join("data")).unwrap();
+        std::fs::write(directory.join("data/file"), "of the backup").unwrap();
+        run(&case, root, &mount, "true").await.succeeded();
+        let moved = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+        let moved: Vec<_> = moved.filter(|path| path.to_str().unwrap().contains("/foreign-")).collect();
+        let [aside] = moved.as_slice() else { panic!("{moved:?}") };
+        let told = berth(root, &["volume", "inspect", name]).await.json();
+        assert_eq!(told[0]["bytes_at_risk"], 13, "{told}");
+        assert!(told[0]["last_error"].as_str().unwrap().contains(aside.to_str().unwrap()), "{told}");
+        let said = berth(root, &["volume", "rm", name]).await;
+        assert!(said.code == 1 && said.stderr.contains(aside.to_str().unwrap()), "{said:?}");
+        assert_eq!(berth(root, &["volume", "prune", "-f", "--json"]).await.json()["deleted"], serde_json::json!([]));
+        assert_eq!(std::fs::read_to_string(aside.join("file")).unwrap(), "of the backup");
+        berth(root, &["volume", "rm", "-f", name]).await.succeeded();
+        assert!(!directory.exists());
+    }
 }
