@@ -208,6 +208,11 @@ impl VolumeStore {
             // Claimed, and never restored: there is nothing to sync.
             volume.head().await?;
         }
+        self.give_back(volume).await
+    }
+
+    /// Gives the claim back if that is due.
+    pub(crate) async fn give_back(&self, volume: &mut Volume) -> Result<()> {
         if volume.state.pending.release && !volume.state.has_writer() {
             claim::release(volume).await?;
         }

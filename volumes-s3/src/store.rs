@@ -266,7 +266,8 @@ impl VolumeStore {
         .await
     }
 
-    /// Brings the volume to S3: durable there when this is Ok. Without a bucket: Ok, and no effect.
+    /// Brings the volume to S3: durable there when this is Ok. Without a bucket: Ok, and no effect. Of one that nobody uses
+    /// no claim is kept, unless it was taken by hand.
     ///
     /// # Errors
     /// [`Error::S3Unreachable`], with the volume journaled as pending and its bytes at risk counted; [`Error::Fenced`]
@@ -282,7 +283,11 @@ impl VolumeStore {
                 return store.status(&name).await;
             }
             store.sync_locked(&mut volume).await?;
-            store.settle_release(&mut volume).await;
+            // One made to publish what was changed while nobody used it.
+            volume.state.pending.release |= volume.state.claims_for_nobody();
+            if let Err(error) = store.give_back(&mut volume).await {
+                tracing::warn!(volume = name, %error, "not released yet");
+            }
             volume.status().await
         })
         .await

@@ -30,6 +30,7 @@ mod removals;
 mod renewals;
 mod statuses;
 mod trouble;
+mod unused;
 
 /// Objects in memory.
 #[derive(Debug, Default)]

@@ -7,7 +7,12 @@ use crate::support::berth::berth;
 use crate::support::root::Root;
 use crate::support::servers::S3_BUCKET;
 
-crate::tests![diff_tells_what_changed, verify_finds_what_is_damaged, claim_takes_over_by_hand];
+crate::tests![
+    diff_tells_what_changed,
+    verify_finds_what_is_damaged,
+    claim_takes_over_by_hand,
+    a_sync_of_an_idle_volume_keeps_no_claim,
+];
 
 /// A root without a keeper, and a run on it with volume `data` at `/data`.
 async fn root(case: &Case, word: &str) -> Root {
@@ -102,4 +107,16 @@ async fn claim_takes_over_by_hand(case: Case) {
     let said = berth(&a, &["rm", "-f", "web"]).await;
     assert!(said.code == 0 && !said.stderr.contains("not durable"), "{said:?}");
     assert_eq!(run(&case, &a, "cat /data/file").await, "from b\n");
+}
+
+async fn a_sync_of_an_idle_volume_keeps_no_claim(case: Case) {
+    let (a, b) = (root(&case, "a").await, root(&case, "b").await);
+    run(&case, &a, "echo from a > /data/file").await;
+    std::fs::write(a.dir.join("volumes/data/data/file"), "by hand").unwrap();
+    let synced = berth(&a, &["volume", "sync", "data", "--json"]).await.json();
+    assert!(synced[0]["owner"].is_null(), "{synced}");
+    let history = berth(&a, &["volume", "history", "data", "--all", "--json"]).await.json();
+    let kinds: Vec<_> = history.as_array().unwrap().iter().map(|entry| entry["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["claim", "data", "released", "claim", "data", "released"]);
+    assert_eq!(run(&case, &b, "cat /data/file").await, "by hand");
 }
