@@ -109,6 +109,14 @@ pub enum Error {
         /// Bytes of the files that changed.
         bytes: u64,
     },
+    /// It would be forgotten that an older generation was restored here, in place.
+    #[error("volume {name}: generation {generation} was restored here and is not published as the newest yet")]
+    Unpublished {
+        /// The volume.
+        name: String,
+        /// The generation.
+        generation: u64,
+    },
     /// It would lose what lies in the volume's directory and is not known to be the volume's: it bears no mark, as what a copy
     /// without extended attributes has put there.
     #[error("volume {name}: {bytes} bytes of a tree without the volume's mark lie in {}", list(paths))]
@@ -274,6 +282,7 @@ impl Error {
             Self::SyncTimedOut { .. } => "volume.sync_timed_out",
             Self::Conflict { .. } => "volume.conflict",
             Self::Unsynced { .. } => "volume.unsynced",
+            Self::Unpublished { .. } => "volume.unpublished",
             Self::Foreign { .. } => "volume.foreign",
             Self::Owing { .. } => "volume.owing",
             Self::S3Unreachable { .. } => "volume.s3_unreachable",
@@ -306,6 +315,7 @@ impl Error {
             | Self::SyncTimedOut { name, .. }
             | Self::Conflict { name, .. }
             | Self::Unsynced { name, .. }
+            | Self::Unpublished { name, .. }
             | Self::Foreign { name, .. }
             | Self::Owing { name }
             | Self::NoBucket { name, .. } => Some(name),
@@ -346,6 +356,11 @@ impl Error {
             Self::Unsynced { name, .. } => format!(
                 "`berth volume sync {name}` first, with its bucket; or say that it may be lost: `rm -f`, `restore --discard-local`"
             ),
+            Self::Unpublished { name, .. } => {
+                format!(
+                    "`berth volume sync {name}` publishes it; `rm -f` forgets it: the newest generation stays as it is"
+                )
+            }
             Self::Foreign { .. } => {
                 "move it away, or copy what you need of it into the volume; `rm -f` removes it, too".into()
             }
@@ -425,6 +440,7 @@ mod tests {
             Error::SyncTimedOut { name: name(), patience: std::time::Duration::from_secs(1) },
             Error::Conflict { name: name(), local: None, remote: 1 },
             Error::Unsynced { name: name(), bytes: 1 },
+            Error::Unpublished { name: name(), generation: 1 },
             Error::Foreign { name: name(), bytes: 1, paths: Vec::new() },
             Error::Owing { name: name() },
             Error::NoBucket { name: name(), operation: "x" },

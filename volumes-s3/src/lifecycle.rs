@@ -60,7 +60,7 @@ impl VolumeStore {
                 let name = volume.name.clone();
                 let others = volume.state.users.keys().filter(|other| *other != user);
                 let users: Vec<_> = others.cloned().collect();
-                let changed = volume.has_changes().await?;
+                let changed = volume.state.went_back() || volume.has_changes().await?;
                 if changed && !(users.is_empty() && self.is_restored(volume, remote).await?) {
                     return Err(Error::Conflict { name, local: volume.state.parent, remote });
                 }

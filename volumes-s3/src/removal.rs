@@ -87,6 +87,10 @@ pub(crate) async fn refuse_loss(volume: &mut Volume, elsewhere: bool) -> Result<
         let bytes = volume.difference().await?.bytes;
         return Err(Error::Unsynced { name: volume.name.clone(), bytes });
     }
+    if here && (elsewhere || volume.remote.is_some()) && volume.state.went_back() {
+        let generation = volume.state.tree.as_ref().map_or(0, |tree| tree.record);
+        return Err(Error::Unpublished { name: volume.name.clone(), generation });
+    }
     if elsewhere && (volume.state.owes() || volume.state.epoch.is_some()) {
         return Err(Error::Owing { name: volume.name.clone() });
     }

@@ -34,6 +34,9 @@ impl VolumeStore {
         }
         // Going back is a change like any other: the next sync publishes it after the newest generation.
         volume.state.parent = head.generation;
+        if let Some(tree) = &mut volume.state.tree {
+            tree.branch = false;
+        }
         (volume.state.pending.sync, volume.state.bytes_at_risk, volume.state.last_error) = (false, None, None);
         volume.save().await?;
         report(&record, volume.paths.data())

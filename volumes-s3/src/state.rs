@@ -56,7 +56,7 @@ pub(crate) struct TreeMark {
     pub record: u64,
     /// Digest of the root of its manifest.
     pub root: String,
-    /// It is a branch.
+    /// It is a branch, and was not restored to become the main line again.
     pub branch: bool,
     pub size_bytes: u64,
 }
@@ -124,6 +124,11 @@ impl State {
     pub(crate) fn lineage(&self) -> Digest {
         let volume = self.head.as_ref().map_or("", |head| &head.volume);
         Digest::of(format!("{}|{volume}", self.place.as_deref().unwrap_or_default()).as_bytes())
+    }
+
+    /// Whether the tree is one that was restored over a newer generation: a change, though all of it is in S3.
+    pub(crate) fn went_back(&self) -> bool {
+        self.tree.as_ref().is_some_and(|tree| !tree.branch && Some(tree.record) != self.parent)
     }
 
     /// Whether something on this host may write to it.

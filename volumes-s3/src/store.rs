@@ -379,7 +379,8 @@ impl VolumeStore {
         Ok(records.into_iter().filter(|record| all || record.tree.is_some()).map(HistoryEntry::from).collect())
     }
 
-    /// Restores a generation in place, or beside.
+    /// Restores a generation in place, or beside. In place, an older one is a change made here: the next sync publishes it as
+    /// the newest, and sends nothing again.
     ///
     /// # Errors
     /// In place: [`Error::InUse`]; [`Error::Unsynced`] over changes that are nowhere else, without `discard_local`.
@@ -398,7 +399,7 @@ impl VolumeStore {
     /// Removes the local copy; with `remote` the history in S3 too.
     ///
     /// # Errors
-    /// [`Error::InUse`]; without `force` [`Error::Unsynced`] when data would be lost, [`Error::Foreign`] when a tree that is
+    /// [`Error::InUse`]; without `force` [`Error::Unsynced`] when data would be lost, [`Error::Unpublished`] when a step back, [`Error::Foreign`] when a tree that is
     /// not known to be the volume's would be, [`Error::Owing`] when a debt to another bucket would be, and [`Error::InUseElsewhere`] when the history is another host's; [`Error::NotFound`].
     pub async fn remove(&self, name: &str, remote: bool, force: bool) -> Result<()> {
         self.detached(name, move |store, name| async move {
@@ -451,7 +452,11 @@ impl VolumeStore {
                 }
                 volume.head().await?;
                 // In another bucket than the one it belongs to, it was never published.
-                if volume.state.tree.is_none() || volume.state.owes() || volume.has_changes().await? {
+                if volume.state.tree.is_none()
+                    || volume.state.owes()
+                    || volume.state.went_back()
+                    || volume.has_changes().await?
+                {
                     return Ok(None);
                 }
                 store.remove_local(&volume).await.map(Some)

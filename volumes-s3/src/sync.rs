@@ -29,7 +29,8 @@ pub(crate) async fn publish(volume: &mut Volume) -> Result<()> {
     let believed = volume.state.epoch.is_some();
     let mut line = line(volume);
     if line == Line::Unclaimed {
-        if !volume.state.has_writer() && volume.state.tree.is_some() && !volume.has_changes().await? {
+        let may_differ = volume.state.has_writer() || volume.state.tree.is_none() || volume.state.went_back();
+        if !may_differ && !volume.has_changes().await? {
             return Ok(());
         }
         claim::claim(volume, TakeOver::No).await?;
@@ -53,7 +54,8 @@ pub(crate) async fn publish(volume: &mut Volume) -> Result<()> {
             (Line::Branch, Some(tree)) => {
                 let branch = tree.branch.then_some(tree.record);
                 uploaded.keep_scan(volume).await?;
-                return if believed || branch.is_some() { Err(fenced(volume, branch)) } else { Ok(()) };
+                let told = believed || branch.is_some() || volume.state.went_back();
+                return if told { Err(fenced(volume, branch)) } else { Ok(()) };
             }
             (Line::Branch, None) => RecordKind::Branch,
             (Line::Main | Line::Unclaimed, _) => RecordKind::Data,

@@ -22,6 +22,7 @@ use crate::{AcquireOptions, RestoreOptions, S3Config, VolumeStore, VolumesConfig
 
 mod deep;
 mod foreign;
+mod going_back;
 mod histories;
 mod prunes;
 mod readers;

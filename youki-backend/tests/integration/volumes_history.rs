@@ -12,6 +12,7 @@ crate::tests![
     verify_finds_what_is_damaged,
     claim_takes_over_by_hand,
     a_sync_of_an_idle_volume_keeps_no_claim,
+    an_older_generation_restored_in_place_is_published,
 ];
 
 /// A root without a keeper, and a run on it with volume `data` at `/data`.
@@ -119,4 +120,28 @@ async fn a_sync_of_an_idle_volume_keeps_no_claim(case: Case) {
     let kinds: Vec<_> = history.as_array().unwrap().iter().map(|entry| entry["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["claim", "data", "released", "claim", "data", "released"]);
     assert_eq!(run(&case, &b, "cat /data/file").await, "by hand");
+}
+
+async fn an_older_generation_restored_in_place_is_published(case: Case) {
+    let (a, b) = (root(&case, "a").await, root(&case, "b").await);
+    run(&case, &a, "head -c 3000000 /dev/urandom > /data/big; echo old > /data/file").await;
+    run(&case, &a, "echo new > /data/file").await;
+    let numbers = generations(&a).await;
+    berth(&a, &["volume", "restore", "data", "--generation", &numbers[0]]).await.succeeded();
+    let said = berth(&a, &["volume", "rm", "data"]).await;
+    assert!(
+        said.code == 1 && said.stderr.contains(&format!("generation {} was restored here", numbers[0])),
+        "{said:?}"
+    );
+    let synced = berth(&a, &["volume", "sync", "data", "--json"]).await.json();
+    let published = generations(&a).await;
+    assert_eq!((published.len(), synced[0]["generation"].to_string()), (3, published[2].clone()), "{synced}");
+    let history = berth(&a, &["volume", "history", "data", "--json"]).await.json();
+    assert_eq!(history[2]["new_bytes"], 0, "{history}");
+    assert_eq!(berth(&a, &["volume", "diff", "data", &published[0], &published[2]]).await.succeeded(), "");
+    assert_eq!(run(&case, &b, "cat /data/file").await, "old\n");
+    // The newest is there already.
+    berth(&b, &["volume", "restore", "data"]).await.succeeded();
+    berth(&b, &["volume", "sync", "data"]).await.succeeded();
+    assert_eq!(generations(&b).await.len(), 3);
 }
