@@ -216,6 +216,16 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
+    /// A file that this host keeps of the volume is not what it was when written.
+    #[error("volume {name}: {} cannot be read: {detail}", path.display())]
+    Damaged {
+        /// The volume.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// Written by a newer version.
     #[error("{what} has format {found}; this version reads up to {supported}")]
     UnsupportedFormat {
@@ -292,7 +302,7 @@ impl Error {
             Self::BucketMissing { .. } => "volume.bucket_missing",
             Self::RacyServer { .. } => "volume.racy_server",
             Self::NoBucket { .. } => "volume.no_bucket",
-            Self::Corrupt { .. } => "volume.corrupt",
+            Self::Corrupt { .. } | Self::Damaged { .. } => "volume.corrupt",
             Self::UnsupportedFormat { .. } => "volume.unsupported_format",
             Self::TargetExists { .. } => "volume.target_exists",
             Self::DiskFull { .. } => "volume.disk_full",
@@ -318,6 +328,7 @@ impl Error {
             | Self::Unpublished { name, .. }
             | Self::Foreign { name, .. }
             | Self::Owing { name }
+            | Self::Damaged { name, .. }
             | Self::NoBucket { name, .. } => Some(name),
             _ => None,
         }
@@ -382,6 +393,10 @@ impl Error {
             Self::RacyServer { .. } => "use another server, or permit this one with `allow_racy_put`".into(),
             Self::NoBucket { .. } => "configure one: `--s3-bucket`".into(),
             Self::Corrupt { .. } => "restore an older generation".into(),
+            Self::Damaged { name, path, .. } => format!(
+                "copy what you need from {}; `berth volume rm -f {name}` removes it here, and its next use restores what S3 has",
+                path.with_file_name("data").display()
+            ),
             Self::UnsupportedFormat { .. } => "use a newer version".into(),
             Self::TargetExists { .. } => "name a directory that does not exist yet".into(),
             Self::DiskFull { .. } => "free some space and try again".into(),
@@ -443,6 +458,7 @@ mod tests {
             Error::Unpublished { name: name(), generation: 1 },
             Error::Foreign { name: name(), bytes: 1, paths: Vec::new() },
             Error::Owing { name: name() },
+            Error::Damaged { name: name(), path: "/v/state.json".into(), detail: "x".into() },
             Error::NoBucket { name: name(), operation: "x" },
         ];
         for error in named {

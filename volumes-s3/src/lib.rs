@@ -10,6 +10,7 @@ mod chunker;
 mod claim;
 mod codec;
 mod config;
+mod damaged;
 mod diff;
 mod entry;
 mod error;

@@ -97,7 +97,7 @@ impl Commit {
 impl State {
     /// The state at `path`, or that of a volume never seen.
     pub(crate) fn load(path: &Path) -> Result<Option<Self>> {
-        let state: Option<Self> = read_json(path)?;
+        let state: Option<Self> = read_own(path)?;
         match state {
             Some(state) if state.format > FORMAT => Err(Error::UnsupportedFormat {
                 what: path.display().to_string(),
@@ -162,6 +162,17 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", path, error)),
     }
+}
+
+/// The same of a file in the directory of a volume.
+pub(crate) fn read_own<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    read_json(path).map_err(|error| match error {
+        Error::Corrupt { detail, .. } => {
+            let name = path.parent().and_then(Path::file_name).unwrap_or_default();
+            Error::Damaged { name: name.to_string_lossy().into_owned(), path: path.to_owned(), detail }
+        }
+        error => error,
+    })
 }
 
 /// Writes JSON beside `path`, syncs it, renames it into place and syncs the directory.

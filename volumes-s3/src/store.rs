@@ -30,6 +30,7 @@ use tokio::sync::OnceCell;
 
 use crate::claim::{self, TakeOver};
 use crate::config::{S3Config, VolumesConfig};
+use crate::damaged::status_without_state;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::foreign::{Foreign, refuse_foreign};
@@ -329,17 +330,22 @@ impl VolumeStore {
         .await
     }
 
-    /// The volumes of this host, by name.
+    /// The volumes of this host, by name. One whose state cannot be read is told with that as its last error, and with all of
+    /// its bytes at risk.
     ///
     /// # Errors
-    /// Those of the disk.
+    /// Those of reading the root.
     pub async fn list(&self) -> Result<Vec<VolumeStatus>> {
         let mut found = Vec::new();
         for name in self.names().await? {
             match self.status(&name).await {
                 Ok(status) => found.push(status),
                 Err(Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let paths = Paths::new(&self.inner.config.root, &name);
+                    let tell = move || Ok(status_without_state(&name, &paths, &error));
+                    found.push(blocking("look at a volume", tell).await?);
+                }
             }
         }
         Ok(found)
@@ -396,14 +402,15 @@ impl VolumeStore {
         .await
     }
 
-    /// Removes the local copy; with `remote` the history in S3 too.
+    /// Removes the local copy; with `remote` the history in S3 too. With `force` also one whose state cannot be read: a claim
+    /// that only the state tells of stays.
     ///
     /// # Errors
     /// [`Error::InUse`]; without `force` [`Error::Unsynced`] when data would be lost, [`Error::Unpublished`] when a step back, [`Error::Foreign`] when a tree that is
     /// not known to be the volume's would be, [`Error::Owing`] when a debt to another bucket would be, and [`Error::InUseElsewhere`] when the history is another host's; [`Error::NotFound`].
     pub async fn remove(&self, name: &str, remote: bool, force: bool) -> Result<()> {
         self.detached(name, move |store, name| async move {
-            let mut volume = store.lock(&name).await?;
+            let mut volume = if force { store.lock_damaged(&name).await? } else { store.lock(&name).await? };
             refuse_in_use(&volume, "removal")?;
             if !volume.known && !remote {
                 return Err(Error::NotFound { name });
@@ -522,11 +529,18 @@ impl VolumeStore {
     }
 
     pub(crate) async fn lock(&self, name: &str) -> Result<Volume> {
-        let bucket = match (&self.inner.config.s3, &self.inner.place) {
+        Volume::lock(&self.inner.config, name, self.bucket().await?).await
+    }
+
+    async fn lock_damaged(&self, name: &str) -> Result<Volume> {
+        Volume::lock_damaged(&self.inner.config, name, self.bucket().await?).await
+    }
+
+    async fn bucket(&self) -> Result<Option<(Arc<dyn ObjectStore>, Arc<Place>)>> {
+        Ok(match (&self.inner.config.s3, &self.inner.place) {
             (Some(config), Some(place)) => Some((self.client(config).await?, place.clone())),
             _ => None,
-        };
-        Volume::lock(&self.inner.config, name, bucket).await
+        })
     }
 
     pub(crate) async fn client(&self, config: &S3Config) -> Result<Arc<dyn ObjectStore>> {

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use crate::attributes;
 use crate::config::{S3Config, VolumesConfig};
+use crate::damaged::state_or_nothing;
 use crate::error::{Error, Result};
 use crate::fetch::{Packs, blocking};
 use crate::foreign::{ASIDE, Foreign, is_own};
@@ -23,7 +24,7 @@ use crate::record::{Record, RecordKind, random_id};
 use crate::removal::{empty_trash, move_to_trash, remove_unfinished};
 use crate::scan::{Difference, changes, difference, scan};
 use crate::scan_record::RecordReader;
-use crate::state::{Commit, State, TreeMark, read_json, remove_file, sync_parent, write_json};
+use crate::state::{Commit, State, TreeMark, read_own, remove_file, sync_parent, write_json};
 use crate::walk::open_root;
 
 /// The directory of [`Paths::debt`], in that of the volumes.
@@ -126,6 +127,24 @@ impl Volume {
         name: &str,
         bucket: Option<(Arc<dyn ObjectStore>, Arc<Place>)>,
     ) -> Result<Self> {
+        Self::lock_reading(config, name, bucket, State::load).await
+    }
+
+    /// The same for who removes it by force: a state that cannot be read is one that tells nothing.
+    pub(crate) async fn lock_damaged(
+        config: &VolumesConfig,
+        name: &str,
+        bucket: Option<(Arc<dyn ObjectStore>, Arc<Place>)>,
+    ) -> Result<Self> {
+        Self::lock_reading(config, name, bucket, state_or_nothing).await
+    }
+
+    async fn lock_reading(
+        config: &VolumesConfig,
+        name: &str,
+        bucket: Option<(Arc<dyn ObjectStore>, Arc<Place>)>,
+        load: fn(&Path) -> Result<Option<State>>,
+    ) -> Result<Self> {
         let (root, locked) = (config.root.clone(), name.to_owned());
         let mut locking = std::pin::pin!(blocking("wait for a lock", move || {
             open_lock(&root, &locked, FlockOperation::LockExclusive)
@@ -141,7 +160,7 @@ impl Volume {
         let of_volume = paths.clone();
         let state = blocking("read the state", move || {
             remove_unfinished(&of_volume.directory);
-            State::load(&of_volume.state())
+            load(&of_volume.state())
         })
         .await?;
         let known = state.is_some();
@@ -289,7 +308,7 @@ impl Volume {
     /// Settles the commit that an earlier process or attempt left.
     async fn settle_commit(&mut self) -> Result<()> {
         let path = self.paths.commit();
-        let Some(commit) = blocking("read a commit", move || read_json::<Commit>(&path)).await? else { return Ok(()) };
+        let Some(commit) = blocking("read a commit", move || read_own::<Commit>(&path)).await? else { return Ok(()) };
         let Some(remote) = &self.remote else { return Ok(()) };
         let checked = remote.packs.check(commit.pack_ids()?).await;
         let other_place = self.state.head.as_ref().is_none_or(|head| head.volume != commit.record.volume);

@@ -15,6 +15,7 @@ crate::tests![
     a_create_whose_restore_fails_leaves_nothing,
     ls_counts_what_was_never_synced,
     a_backup_put_back_without_the_mark_is_told_and_kept,
+    a_volume_with_a_damaged_state_is_listed_and_removed,
 ];
 
 /// `run --rm` with `mount`.
@@ -140,4 +141,23 @@ async fn a_backup_put_back_without_the_mark_is_told_and_kept(case: Case) {
         berth(root, &["volume", "rm", "-f", name]).await.succeeded();
         assert!(!directory.exists());
     }
+}
+
+async fn a_volume_with_a_damaged_state_is_listed_and_removed(case: Case) {
+    let root = Root { keeper: false, ..case.root_with_s3("root", "p").await };
+    for name in ["before", "data", "later"] {
+        run(&case, &root, &format!("{name}:/data"), "echo x > /data/file").await.succeeded();
+    }
+    let directory = root.dir.join("volumes/data");
+    std::fs::write(directory.join("state.json"), "{").unwrap();
+    let told = berth(&root, &["volume", "ls", "--json"]).await.json();
+    let names: Vec<_> = told.as_array().unwrap().iter().map(|status| status["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["before", "data", "later"]);
+    assert!(told[1]["last_error"].as_str().unwrap().contains("state.json"), "{told}");
+    assert!(told[0]["last_error"].is_null() && told[2]["last_error"].is_null(), "{told}");
+    let said = berth(&root, &["volume", "rm", "data"]).await;
+    assert!(said.code == 1 && said.stderr.contains("`berth volume rm -f data`") && directory.exists(), "{said:?}");
+    berth(&root, &["volume", "rm", "-f", "data"]).await.succeeded();
+    assert!(!directory.exists());
+    assert_eq!(run(&case, &root, "data:/data", "cat /data/file").await.succeeded(), "x\n");
 }
