@@ -21,6 +21,7 @@ mod history;
 mod keeping;
 mod lifecycle;
 mod log;
+mod lost_packs;
 mod manifest;
 mod name;
 mod object_store;

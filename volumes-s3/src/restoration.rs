@@ -211,7 +211,7 @@ fn take_for(volume: &mut Volume, record: &Record, summary: &TreeSummary) {
     volume.state.durable_at = Some(record.created_at);
 }
 
-fn summary(record: &Record) -> Result<&TreeSummary> {
+pub(crate) fn summary(record: &Record) -> Result<&TreeSummary> {
     record.tree.as_ref().ok_or_else(|| Error::corrupt(format!("record {}", record.record), "holds no tree"))
 }
 

@@ -439,7 +439,7 @@ impl VolumeStore {
         .await
     }
 
-    /// Removes local copies that nobody uses and S3 holds as they are.
+    /// Removes local copies that nobody uses and S3 holds as they are, if it has every pack of the newest generation.
     ///
     /// # Errors
     /// Those of the disk. A volume whose state cannot be told is kept, and so is one beside which another tree lies.
@@ -466,6 +466,7 @@ impl VolumeStore {
                 {
                     return Ok(None);
                 }
+                store.refuse_lost_packs(&volume).await?;
                 store.remove_local(&volume).await.map(Some)
             });
             match pruned.await {

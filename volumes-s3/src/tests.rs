@@ -20,6 +20,7 @@ use crate::object_store::{Listed, ObjectStore, Put};
 use crate::record::{Record, RecordKind};
 use crate::{AcquireOptions, RestoreOptions, S3Config, VolumeStore, VolumesConfig};
 
+mod copies;
 mod damaged;
 mod deep;
 mod foreign;

@@ -16,6 +16,7 @@ crate::tests![
     ls_counts_what_was_never_synced,
     a_backup_put_back_without_the_mark_is_told_and_kept,
     a_volume_with_a_damaged_state_is_listed_and_removed,
+    prune_keeps_a_copy_of_what_the_bucket_has_lost,
 ];
 
 /// `run --rm` with `mount`.
@@ -160,4 +161,24 @@ async fn a_volume_with_a_damaged_state_is_listed_and_removed(case: Case) {
     berth(&root, &["volume", "rm", "-f", "data"]).await.succeeded();
     assert!(!directory.exists());
     assert_eq!(run(&case, &root, "data:/data", "cat /data/file").await.succeeded(), "x\n");
+}
+
+async fn prune_keeps_a_copy_of_what_the_bucket_has_lost(case: Case) {
+    let root = Root { keeper: false, ..case.root_with_s3("root", "p").await };
+    run(&case, &root, "data:/data", "head -c 6000000 /dev/urandom > /data/file").await.succeeded();
+    run(&case, &root, "data:/data", "echo second > /data/second").await.succeeded();
+    let s3 = case.suite.s3().await;
+    let prefix = format!("{}/data/packs/", root.s3.as_ref().unwrap().prefix);
+    let listed = s3.client.list_objects_v2().bucket(S3_BUCKET).prefix(prefix).send().await.unwrap();
+    let largest = listed.contents().iter().max_by_key(|object| object.size()).unwrap().key().unwrap();
+    let object = s3.client.get_object().bucket(S3_BUCKET).key(largest).send().await.unwrap();
+    let body = object.body.collect().await.unwrap().into_bytes();
+    s3.client.delete_object().bucket(S3_BUCKET).key(largest).send().await.unwrap();
+    let prune = async || berth(&root, &["volume", "prune", "-f", "--json"]).await;
+    let kept = prune().await;
+    assert!(kept.code == 0 && kept.stderr.contains("is gone") && kept.stderr.contains("data"), "{kept:?}");
+    assert!(root.dir.join("volumes/data/data/file").exists(), "{kept:?}");
+    s3.client.put_object().bucket(S3_BUCKET).key(largest).body(ByteStream::from(body)).send().await.unwrap();
+    assert_eq!(prune().await.json()["deleted"], serde_json::json!(["data"]));
+    assert_eq!(run(&case, &root, "data:/data", "wc -c < /data/file").await.succeeded(), "6000000\n");
 }
