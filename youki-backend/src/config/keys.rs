@@ -3,24 +3,34 @@
 use super::tests::load;
 
 /// The file's tables, by what begins each.
-const TABLES: [&str; 7] =
-    ["", "[network]\n", "[s3]\nbucket = 'b'\n", "[volumes]\n", "[logs]\n", "[limits]\n", "[registry.'h:1']\n"];
+const TABLES: [&str; 9] = [
+    "",
+    "[network]\n",
+    "[s3]\nbucket = 'b'\n",
+    "[volumes]\n",
+    "[volumes.keep]\n",
+    "[images]\n",
+    "[logs]\n",
+    "[limits]\n",
+    "[registry.'h:1']\n",
+];
 
 /// Keys that take all that can be written of their type, and why.
-const WITHOUT_BAD_VALUES: [(&str, &str); 9] = [
+const WITHOUT_BAD_VALUES: [(&str, &str); 10] = [
     ("root", "any path can be made"),
     ("run_dir", "any path can be made"),
     ("log_level", "the command judges it, as --log-level"),
     ("keeper", "a switch"),
-    ("network s3 volumes logs limits registry", "tables"),
+    ("network s3 volumes keep images logs limits registry", "tables"),
     ("allow_racy_put", "a switch"),
     ("plain_http", "a switch"),
+    ("drop_blobs", "a switch"),
     ("mirrors", "one that cannot be reached is passed over"),
     ("ca", "read when the registry is asked"),
 ];
 
 /// A key, and values of its type that cannot be.
-const BAD_VALUES: [(&str, &str, &[&str]); 24] = [
+const BAD_VALUES: [(&str, &str, &[&str]); 29] = [
     ("", "cgroup_parent", &["'a b'", "''", "'../x'"]),
     ("[network]\n", "bridge", &["'a/b'", "''", "'longer-than-15-letters'"]),
     ("[network]\n", "subnet", &["'10.0.0.0'", "'10.0.0.0/33'", "'nowhere'"]),
@@ -31,6 +41,11 @@ const BAD_VALUES: [(&str, &str, &[&str]); 24] = [
     ("[s3]\nbucket = 'b'\n", "sse", &["'rot13'"]),
     ("[volumes]\n", "sync_on_stop", &["'soon'", "'-1s'"]),
     ("[volumes]\n", "take_over_after", &["'soon'"]),
+    ("[volumes]\n", "live_sync", &["'soon'", "'1ms'"]),
+    ("[volumes.keep]\n", "last", &["0", "-1", "4294967296"]),
+    ("[volumes.keep]\n", "hourly", &["0", "-1"]),
+    ("[volumes.keep]\n", "daily", &["0", "-1"]),
+    ("[volumes.keep]\n", "weekly", &["0", "-1"]),
     ("[logs]\n", "max_size_bytes", &["0", "-1"]),
     ("[logs]\n", "mode", &["'loud'"]),
     ("[limits]\n", "manifest_bytes", &["0", "-1"]),
