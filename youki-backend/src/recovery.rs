@@ -34,6 +34,8 @@ use crate::trash::{SUPERVISOR_PATIENCE, Trash};
 pub(crate) const VERSION_FILE: &str = "berth-root.json";
 /// The layout that this code writes.
 const ROOT_FORMAT: u32 = 1;
+/// Time that an open gives to a supervisor to say what it does.
+const LOOK_PATIENCE: Duration = Duration::from_millis(500);
 /// Time that an open gives to volumes of a create that was cut off.
 const OPEN_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -206,8 +208,13 @@ impl Inner {
         match self.container(id) {
             Ok(container) if paths.created().exists() => {
                 drop(lock);
-                // A supervisor that is there sees to all that follows. It need not answer, which may take it long.
-                if self.exit_record(&container)?.is_none() && self.supervisor(&container).await?.is_some() {
+                // A supervisor sees to all that follows. One that does not answer would hold up all other containers.
+                if self.exit_record(&container)?.is_none()
+                    && !matches!(
+                        tokio::time::timeout(LOOK_PATIENCE, self.ask_supervisor(&container)).await,
+                        Ok(Ok(None | Some(Observed::Ended(_))) | Err(_))
+                    )
+                {
                     self.keep_watch(&container);
                     return Ok(());
                 }

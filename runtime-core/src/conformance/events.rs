@@ -48,7 +48,14 @@ async fn attempts(case: Case) -> Verdict {
     case.wait(&id).await?;
     case.runtime().start_container(&id).await.or_fail("start_container of an exited container")?;
     case.wait(&id).await?;
-    let mine = of(&case, &id).await?;
+    // An end is on record a moment before it is an event.
+    let mine = case
+        .until("there are no two events of its ends", || async {
+            let mine = of(&case, &id).await?;
+            let ends = mine.iter().filter(|event| event.kind == EventKind::Exit).count();
+            Ok((ends >= 2).then_some(mine))
+        })
+        .await?;
     for kind in [EventKind::Start, EventKind::Exit] {
         let numbers: Vec<_> = mine.iter().filter(|event| event.kind == kind).map(|event| event.attempt).collect();
         equal(&format!("the attempts of its events {kind:?}"), &numbers, &vec![Some(1), Some(2)])?;

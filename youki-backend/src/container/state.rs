@@ -107,7 +107,7 @@ impl Inner {
     }
 
     /// The supervisor's word, if there is one that answers.
-    async fn ask_supervisor(&self, container: &Container) -> Result<Option<Observed>> {
+    pub(crate) async fn ask_supervisor(&self, container: &Container) -> Result<Option<Observed>> {
         let Some(mut connection) = self.supervisor(container).await? else { return Ok(None) };
         match connection.ask(&Request::Status).await.map_err(Error::supervisor(&container.record.id))? {
             // It is writing the record, or tells it if the disk does not take it.

@@ -7,7 +7,6 @@ use crate::support::Case;
 use crate::support::berth::command;
 use crate::support::case::soon;
 use crate::support::image::{Image, LayerBuilder, digest_of};
-use crate::support::root::Root;
 
 crate::tests![
     a_wrong_password_is_said_to_be_one_and_is_not_shown,
