@@ -37,7 +37,7 @@ pub(crate) async fn publish(volume: &mut Volume) -> Result<()> {
         line = Line::Main;
     }
     if line == Line::Branch && is_past(volume, &remote).await? {
-        return if believed { Err(fenced(volume, None)) } else { Ok(()) };
+        return if believed || volume.state.went_back() { Err(fenced(volume, None)) } else { Ok(()) };
     }
     let mut uploaded = upload(volume, &remote).await?;
     for _ in 0..APPEND_ATTEMPTS {
