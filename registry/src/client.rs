@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::header::{
@@ -26,6 +27,8 @@ use crate::reference::Reference;
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait that a `Retry-After` can ask for before the request counts as failed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+/// After so long without an answer, or with a wait ahead, somebody is told: once for each registry that is spoken to.
+const NOTICE: Duration = Duration::from_secs(3);
 /// First wait before a request is repeated; doubled each time.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 
@@ -103,6 +106,8 @@ pub(crate) struct Endpoint<'a> {
     /// What the registry takes now: a Basic pair or a token, as a header value.
     authorization: tokio::sync::RwLock<Option<HeaderValue>>,
     scheme: &'static str,
+    /// Whether somebody was told that it is waited for.
+    told: AtomicBool,
 }
 
 impl<'a> Endpoint<'a> {
@@ -131,6 +136,7 @@ impl<'a> Endpoint<'a> {
             credentials,
             authorization: authorization.into(),
             scheme: if plain { "http" } else { "https" },
+            told: AtomicBool::new(false),
         }
     }
 
@@ -188,7 +194,7 @@ impl<'a> Endpoint<'a> {
 
     /// The next piece of a body; `None` at its end.
     pub(crate) async fn next_chunk(&self, response: &mut Response, what: &str) -> Result<Option<bytes::Bytes>> {
-        match tokio::time::timeout(self.limits.no_progress(), response.chunk()).await {
+        match self.or_tell(tokio::time::timeout(self.limits.no_progress(), response.chunk())).await {
             Ok(chunk) => chunk.map_err(|e| self.unreachable(e)),
             Err(_) => Err(Error::NoProgress {
                 registry: self.registry().to_owned(),
@@ -242,7 +248,7 @@ impl<'a> Endpoint<'a> {
                     attempt += 1;
                     let wait = retry_after(&response).unwrap_or(FIRST_BACKOFF * 2u32.pow(attempt));
                     tracing::debug!(%url, %status, attempt, ?wait, "request is repeated");
-                    tokio::time::sleep(wait).await;
+                    self.or_tell(tokio::time::sleep(wait)).await;
                 }
                 _ => return Err(self.refusal(&method, &path, response).await),
             }
@@ -302,7 +308,7 @@ impl<'a> Endpoint<'a> {
     }
 
     async fn in_time(&self, request: impl Future<Output = reqwest::Result<Response>>) -> Result<Response> {
-        match tokio::time::timeout(self.limits.no_progress(), request).await {
+        match self.or_tell(tokio::time::timeout(self.limits.no_progress(), request)).await {
             Ok(response) => response.map_err(|e| self.unreachable(e)),
             Err(_) => Err(Error::NoProgress {
                 registry: self.registry().to_owned(),
@@ -310,6 +316,19 @@ impl<'a> Endpoint<'a> {
                 seconds: self.limits.no_progress_seconds,
             }),
         }
+    }
+
+    /// Waits for `work`, and says that it does when it takes its time.
+    async fn or_tell<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(NOTICE) => {}
+        }
+        if !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("waiting for the registry {}", self.registry());
+        }
+        work.await
     }
 
     /// Answers a 401: sets what further requests carry.

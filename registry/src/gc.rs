@@ -97,7 +97,13 @@ pub(crate) fn sweep_owed(store: &Arc<Inner>, users: &Users) -> Result<()> {
 
 /// Removes all that is not in use; blocking.
 pub(crate) fn prune(store: &Arc<Inner>, users: &Users) -> Result<Removed> {
-    let _hold = StoreHold::exclusive(&store.paths.store_lock)?;
+    let _hold = match StoreHold::try_exclusive(&store.paths.store_lock)? {
+        Some(hold) => hold,
+        None => {
+            tracing::warn!("waiting for pulls and creates that are under way");
+            StoreHold::exclusive(&store.paths.store_lock)?
+        }
+    };
     let in_use = users().map_err(Error::UsersUnknown)?;
     let mut removed = Removed::default();
     Index::update(&store.paths, |index| {

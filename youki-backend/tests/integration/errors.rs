@@ -12,6 +12,7 @@ crate::tests![
     a_wrong_password_is_said_to_be_one_and_is_not_shown,
     an_unknown_image_or_tag_is_named,
     an_unreachable_registry_is_named,
+    a_registry_that_does_not_answer_is_waited_for_aloud,
     a_reference_that_is_none_is_refused,
     a_damaged_layer_is_named_and_not_kept,
     a_truncated_layer_is_an_error_and_a_later_pull_works,
@@ -67,6 +68,19 @@ async fn an_unreachable_registry_is_named(case: Case) {
     let error = soon("a refused connection", case.runtime.pull_image(&reference)).await.unwrap_err();
     assert!(matches!(error, AgentError::PullFailed { .. }), "{error:?}");
     assert!(error.to_string().contains(&format!("127.0.0.1:{port}")), "{error}");
+}
+
+async fn a_registry_that_does_not_answer_is_waited_for_aloud(case: Case) {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let mut berth = command(&case.suite.shared().await.root);
+    berth.args(["pull", &format!("{address}/x")]).stderr(std::process::Stdio::piped()).kill_on_drop(true);
+    let mut pull = berth.spawn().unwrap();
+    let mut said = String::new();
+    let mut lines = tokio::io::BufReader::new(pull.stderr.take().unwrap());
+    soon("a word", tokio::io::AsyncBufReadExt::read_line(&mut lines, &mut said)).await.unwrap();
+    assert_eq!(said, format!("berth: waiting for the registry {address}\n"));
+    pull.kill().await.unwrap();
 }
 
 async fn a_reference_that_is_none_is_refused(case: Case) {
