@@ -477,6 +477,8 @@ async fn events_tell_the_life_of_a_container_in_order(case: Case) {
     case.runtime.kill_container(&id, Some("TERM")).await.unwrap();
     case.finish(&id).await;
     case.runtime.start_container(&id).await.unwrap();
+    // Its trap is set by the time that its sleep is there.
+    crate::support::case::eventually("it idles", || async { case.host_pids(&id).await.len() >= 2 }).await;
     case.runtime.stop_container(&id, Duration::from_secs(5)).await.unwrap();
     case.runtime.remove_container(&id).await.unwrap();
     let expected = ["create", "start", "pause", "unpause", "update", "kill", "exit", "start", "exit", "stop", "remove"];

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use runtime_core::ContainerState;
+use runtime_core::{ContainerState, WaitReason};
 
 use crate::full_disk;
 use crate::support::Case;
@@ -16,6 +16,7 @@ crate::tests![
     a_second_root_on_one_run_directory_is_refused,
     a_copy_of_a_root_leaves_the_originals_containers_alone,
     on_a_disk_that_became_read_only_containers_are_stopped_and_their_logs_read,
+    after_a_reboot_containers_are_known_to_have_stopped_and_their_volumes_are_synced,
 ];
 
 async fn a_second_root_on_one_cgroup_parent_is_refused(case: Case) {
@@ -95,4 +96,47 @@ async fn on_a_disk_that_became_read_only_containers_are_stopped_and_their_logs_r
     for cgroup in root.cgroups_of(&id) {
         std::fs::remove_dir(cgroup).unwrap();
     }
+}
+
+/// What a reboot leaves: the data root, with another boot's id in the records, and nothing else.
+async fn after_a_reboot_containers_are_known_to_have_stopped_and_their_volumes_are_synced(case: Case) {
+    let root = case.root_with_s3("rebooted", "reboot").await;
+    // A keeper would see the supervisor end.
+    let runtime = Root { keeper: false, ..root.clone() }.open().await.unwrap();
+    let id = case.id_on(&runtime);
+    let mut spec = case.script(&format!("echo kept > /data/file; {IDLE}")).await;
+    spec.storage = vec![crate::volumes::named("reboot-data", "/data")];
+    start_on(&*runtime, &id, &spec).await.unwrap();
+    let written = ["test", "-s", "/data/file"].map(str::to_owned);
+    eventually("it has written", || async { runtime.exec(&id, &written).await.unwrap().0 == 0 }).await;
+    let supervisor = supervisor(&*runtime, &id).await;
+    drop(runtime);
+    kill(supervisor);
+    let cgroups = root.cgroups_of(&id);
+    eventually("all its processes are gone", || async {
+        gone(supervisor) && cgroups.iter().all(|dir| pids_beneath(dir).is_empty())
+    })
+    .await;
+    for cgroup in cgroups {
+        std::fs::remove_dir(cgroup).unwrap();
+    }
+    std::fs::remove_dir_all(&root.run_dir).unwrap();
+    let record = root.dir.join("containers").join(id.to_string()).join("container.json");
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let text = std::fs::read_to_string(&record).unwrap();
+    assert!(text.contains(boot_id.trim()));
+    std::fs::write(&record, text.replace(boot_id.trim(), "00000000-0000-0000-0000-000000000000")).unwrap();
+
+    let runtime = root.open().await.unwrap();
+    let state = runtime.container_state(&id).await.unwrap();
+    assert_eq!(state, ContainerState::Failed { reason: "lost: host rebooted".to_owned() });
+    let outcome = runtime.wait_outcome(&id).await.unwrap();
+    assert_eq!((outcome.exit_code, outcome.reason), (137, WaitReason::RuntimeError));
+    eventually("its volume is durable", || async {
+        runtime.volume_status("reboot-data").await.is_ok_and(|status| status.durable_at.is_some())
+    })
+    .await;
+    runtime.start_container(&id).await.unwrap();
+    assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
+    runtime.remove_container(&id).await.unwrap();
 }
