@@ -21,6 +21,17 @@ pub(crate) struct DirWatch {
     above: Option<(i32, CString)>,
 }
 
+/// What changed in a directory.
+#[derive(Debug)]
+pub(crate) enum Changed {
+    /// These came, went or are others.
+    Names(Vec<String>),
+    /// The kernel had more to tell than it keeps: any may have.
+    Any,
+    /// The directory is gone, and there will be no more.
+    Gone,
+}
+
 impl DirWatch {
     pub fn new(dir: &Path) -> Result<Self> {
         Self::with(dir, WatchFlags::empty())
@@ -46,6 +57,20 @@ impl DirWatch {
         // SAFETY: it owns the descriptor, which stays open and the same until it is dropped.
         let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
         Ok(Self { events: events.map_err(|e| failed()(e.into()))?, above })
+    }
+
+    /// Waits for a change, and tells of what. Cancel-safe.
+    pub async fn names(&self) -> Result<Changed> {
+        let (mut names, mut lost) = (Vec::new(), false);
+        let there = self.changed(|name| match name {
+            Some(name) => names.extend(name.to_str().ok().map(str::to_owned)),
+            None => lost = true,
+        });
+        Ok(match there.await? {
+            false => Changed::Gone,
+            true if lost => Changed::Any,
+            true => Changed::Names(names),
+        })
     }
 
     /// Waits for a change; false if the directory is gone and there will be none. `each` is given the name of what

@@ -91,6 +91,14 @@ async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch, watches: Arc<Watche
     }
 }
 
+/// Returns at `due`; without it never.
+async fn until(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Inner {
     /// Follows those containers that `wanted` picks, and checks their health.
     async fn follow(self: &Arc<Self>, watches: &Watches, wanted: impl Fn(&ContainerId) -> bool + Send + 'static) {

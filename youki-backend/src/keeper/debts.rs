@@ -7,7 +7,8 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
-use crate::dir_watch::DirWatch;
+use super::until;
+use crate::dir_watch::{Changed, DirWatch};
 use crate::error::Result;
 use crate::runtime::Inner;
 
@@ -69,14 +70,8 @@ pub(super) async fn pay(weak: Weak<Inner>) {
     };
     loop {
         let next = debts.next();
-        let due = async {
-            match next {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            () = due => try_due(&weak, &mut debts).await,
+            () = until(next) => try_due(&weak, &mut debts).await,
             rung = rings(&bell, &weak) => match rung {
                 Ok(names) => names.into_iter().for_each(|name| debts.hear_of(name, Instant::now())),
                 Err(error) => {
@@ -99,18 +94,14 @@ async fn begin(weak: &Weak<Inner>) -> Result<Option<(DirWatch, Debts)>> {
 
 /// The volumes that it rang for.
 async fn rings(bell: &DirWatch, weak: &Weak<Inner>) -> Result<Vec<String>> {
-    let (mut names, mut lost) = (Vec::new(), false);
-    let there = bell.changed(|name| match name {
-        Some(name) => names.extend(name.to_str().ok().map(str::to_owned)),
-        None => lost = true,
-    });
-    if !there.await? {
-        // The root is gone, and with it whatever was owed.
-        std::future::pending::<()>().await;
-    }
-    match weak.upgrade() {
-        Some(inner) if lost => Ok(inner.volumes.owing().await?),
-        _ => Ok(names),
+    match bell.names().await? {
+        Changed::Names(names) => Ok(names),
+        Changed::Any => match weak.upgrade() {
+            Some(inner) => Ok(inner.volumes.owing().await?),
+            None => Ok(Vec::new()),
+        },
+        // The root is, and with it whatever was owed.
+        Changed::Gone => std::future::pending().await,
     }
 }
 

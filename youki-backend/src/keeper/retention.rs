@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::dir_watch::DirWatch;
+use super::until;
+use crate::dir_watch::{Changed, DirWatch};
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
 
@@ -68,15 +69,8 @@ async fn follow(weak: &Weak<Inner>) -> Result<()> {
     all()?.into_iter().for_each(|name| histories.hear_of(name, Instant::now()));
     loop {
         let next = histories.next();
-        let due = async {
-            match next {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        let (mut names, mut lost) = (Vec::new(), false);
         tokio::select! {
-            () = due => {
+            () = until(next) => {
                 while let Some(name) = histories.take(Instant::now()) {
                     let Some(inner) = weak.upgrade() else { return Ok(()) };
                     if !inner.retain(&name).await {
@@ -84,17 +78,13 @@ async fn follow(weak: &Weak<Inner>) -> Result<()> {
                     }
                 }
             }
-            there = bell.changed(|name| match name {
-                Some(name) => names.extend(name.to_str().ok().map(str::to_owned)),
-                None => lost = true,
-            }) => {
-                if !there? {
-                    // The root is gone.
-                    return Ok(());
-                }
-                if lost {
-                    names = all()?;
-                }
+            changed = bell.names() => {
+                let names = match changed? {
+                    Changed::Names(names) => names,
+                    Changed::Any => all()?,
+                    // The root is.
+                    Changed::Gone => return Ok(()),
+                };
                 names.into_iter().for_each(|name| histories.hear_of(name, Instant::now()));
             }
         }

@@ -1,5 +1,6 @@
 //! A supervisor gets SIGKILL: it takes its container along, and the outcome is RuntimeError, never exit 0.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use runtime_core::{ContainerId, ContainerState, Runtime, WaitReason};
@@ -95,15 +96,21 @@ async fn a_created_container_of_a_dead_supervisor_is_failed(case: Case) {
     case.runtime.remove_container(&id).await.unwrap();
 }
 
+/// Two containers on `runtime`; the supervisor of the first is stopped, and comes along.
+async fn one_held_of_two(case: &Case, runtime: &Arc<dyn Runtime>) -> (ContainerId, ContainerId, u32) {
+    let (held, other) = (case.id_on(runtime), case.id_on(runtime));
+    for id in [&held, &other] {
+        start_on(&**runtime, id, &case.script(IDLE).await).await.unwrap();
+    }
+    let stopped = supervisor(&**runtime, &held).await;
+    signal(stopped, Signal::STOP);
+    (held, other, stopped)
+}
+
 async fn one_that_is_stopped_holds_up_no_other_container(case: Case) {
     let root = case.root("root");
     let runtime = root.open().await.unwrap();
-    let (held, other) = (case.id_on(&runtime), case.id_on(&runtime));
-    for id in [&held, &other] {
-        start_on(&*runtime, id, &case.script(IDLE).await).await.unwrap();
-    }
-    let stopped = supervisor(&*runtime, &held).await;
-    signal(stopped, Signal::STOP);
+    let (held, other, stopped) = one_held_of_two(&case, &runtime).await;
     let second = within("open", Root { keeper: false, ..root.clone() }.open()).await.unwrap();
     within("stop", second.stop_container(&other, Duration::ZERO)).await.unwrap();
     let error = within("state", second.container_state(&held)).await.unwrap_err();
@@ -117,12 +124,7 @@ async fn one_that_is_stopped_holds_up_no_other_container(case: Case) {
 async fn one_that_is_stopped_hides_no_other_and_a_shutdown_stops_the_rest(case: Case) {
     let root = Root { keeper: false, ..case.root("root") };
     let runtime = root.open().await.unwrap();
-    let (held, other) = (case.id_on(&runtime), case.id_on(&runtime));
-    for id in [&held, &other] {
-        start_on(&*runtime, id, &case.script(IDLE).await).await.unwrap();
-    }
-    let stopped = supervisor(&*runtime, &held).await;
-    signal(stopped, Signal::STOP);
+    let (held, other, stopped) = one_held_of_two(&case, &runtime).await;
     let (held, other) = (held.to_string(), other.to_string());
     let listed = within("ps", berth(&root, &["ps", "--format", "{{.id}}"])).await;
     assert_eq!((listed.code, listed.stdout.trim()), (0, other.as_str()), "{listed:?}");
