@@ -318,13 +318,15 @@ pub(crate) fn finalise_over(
     let mut root = tmp.path().join("root");
     let os = |root: &Path, source: Errno| Error::io("settling a layer in", root, source);
     let mut below = place::below(&store.paths, settled)?;
-    if finalise::depends_on(&unpacked, &below).map_err(|e| os(&root, e))? {
+    // What it took from there is in it, though nothing of it waits for that any more.
+    let depends = finalise::depends_on(&unpacked, &below).map_err(|e| os(&root, e))?;
+    if depends {
         root = tmp.path().join("over");
         unpacked = unpack_over(store, id, blob, tmp, &root, unpacked, below)?;
         below = place::below(&store.paths, settled)?;
     }
     let whiteouts = unpacked.whiteouts.len();
-    let self_contained = finalise::is_self_contained(&unpacked);
+    let self_contained = !depends && finalise::is_self_contained(&unpacked);
     let directory = dir::open_root(&root).map_err(|e| Error::io("opening", &root, e))?;
     let unpacked = finalise::finalise(directory, unpacked, &below).map_err(|e| os(&root, e))?;
     let fits_anywhere = self_contained && unpacked.whiteouts.len() == whiteouts;

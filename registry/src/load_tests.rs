@@ -88,6 +88,61 @@ async fn archives_and_layouts_give_the_same_image() {
     }
 }
 
+/// An archive of one image of these layers.
+fn archive_of(name: &str, layers: &[&[u8]]) -> Vec<u8> {
+    let diff_ids: Vec<String> = layers.iter().map(|layer| crate::image::digest_of(layer)).collect();
+    let architecture = crate::platform::Platform::host().architecture;
+    let config = format!(
+        r#"{{"architecture":"{architecture}","os":"linux","rootfs":{{"type":"layers","diff_ids":{diff_ids:?}}}}}"#
+    );
+    let files: Vec<String> = (0..layers.len()).map(|number| format!("{number}.tar")).collect();
+    let manifest = format!(r#"[{{"Config":"c.json","RepoTags":["{name}"],"Layers":{files:?}}}]"#);
+    let file = |name: &str, data: &[u8]| with_data(header(name.as_bytes(), b'0', data.len() as u64, |_| {}), data);
+    let members = files.iter().zip(layers).map(|(name, layer)| file(name, layer));
+    let rest = [file("c.json", config.as_bytes()), file("manifest.json", manifest.as_bytes()), vec![0; 1024]];
+    members.chain(rest).collect::<Vec<_>>().concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_takes_from_below_is_each_images_own() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let plain = |name: &[u8], data: &[u8]| with_data(header(name, b'0', data.len() as u64, |_| {}), data);
+    let link = |name: &[u8], kind: u8, target: &'static [u8]| {
+        header(name, kind, 0, |b| b[157..157 + target.len()].copy_from_slice(target))
+    };
+    // A hard link to a file further down; an entry beneath what is a link to a directory there.
+    let tops = [link(b"linked", b'1', b"file"), plain(b"lib/entry", b"x")];
+    let one =
+        [plain(b"file", b"from one"), header(b"usr/lib/", b'5', 0, |_| {}), link(b"lib", b'2', b"usr/lib")].concat();
+    let two = [plain(b"file", b"from two"), header(b"usr/lib/", b'5', 0, |_| {}), header(b"lib/", b'5', 0, |_| {})];
+    let two = two.concat();
+    for (number, top) in tops.iter().enumerate() {
+        for order in [["one", "two"], ["two", "one"]] {
+            let store = store(&base.path().join(format!("{number}{}", order[0])));
+            for name in order {
+                let below = if name == "one" { &one } else { &two };
+                let path = base.path().join("archive");
+                std::fs::write(&path, archive_of(&format!("example.org/{name}:1"), &[below, top])).unwrap();
+                let layers = store.load(&path).await.unwrap().remove(0).layers;
+                let has = |entry: &str| layers.iter().find_map(|layer| std::fs::read_to_string(layer.join(entry)).ok());
+                match number {
+                    0 => assert_eq!(has("linked"), Some(format!("from {name}")), "{order:?}"),
+                    _ if name == "one" => assert_eq!(has("usr/lib/entry").as_deref(), Some("x"), "{order:?}"),
+                    _ => assert_eq!(has("lib/entry").as_deref(), Some("x"), "{order:?}"),
+                }
+            }
+        }
+    }
+    // Where there is no such file the link leads nowhere, whatever another image made of that layer.
+    let store = store(&base.path().join("0one"));
+    let path = base.path().join("archive");
+    std::fs::write(&path, archive_of("example.org/none:1", &[&plain(b"other", b"x"), &tops[0]])).unwrap();
+    store.load(&path).await.unwrap_err();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_archives_are_typed_errors_and_enter_nothing() {
     if !is_root() {
@@ -104,9 +159,16 @@ async fn broken_archives_are_typed_errors_and_enter_nothing() {
     for (what, bytes, code) in [
         ("empty", Vec::new(), "image.invalid_manifest"),
         ("no tar", vec![b'x'; 2000], "image.invalid_manifest"),
+        ("by xz", b"\xfd7zXZ\0 and so on".to_vec(), "unsupported"),
         ("cut", good[..2000].to_vec(), "image.invalid_manifest"),
         ("another diff ID", damaged, "image.digest_mismatch"),
         ("links in a circle", loop_of_links, "image.invalid_manifest"),
+        ("no image", with_data(header(b"manifest.json", b'0', 2, |_| {}), b"[]"), "image.invalid_manifest"),
+        (
+            "an index of none",
+            with_data(header(b"index.json", b'0', 16, |_| {}), br#"{"manifests":[]}"#),
+            "image.invalid_manifest",
+        ),
     ] {
         let path = base.path().join("archive");
         std::fs::write(&path, bytes).unwrap();
