@@ -156,10 +156,12 @@ pub enum Error {
         source: Box<Error>,
     },
     /// A container uses it.
-    #[error("image {digest} is in use")]
+    #[error("image {digest} is used by {}", users.join(", "))]
     InUse {
         /// Digest of its manifest.
         digest: String,
+        /// The containers, as whoever told of them names them.
+        users: Vec<String>,
     },
     /// The caller could not tell what containers need.
     #[error("what containers use of the images cannot be told")]

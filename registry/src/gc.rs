@@ -24,6 +24,8 @@ const RETRY: Duration = Duration::from_millis(20);
 /// What a container needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InUse {
+    /// Its name.
+    pub user: String,
     /// The reference it was created from.
     pub reference: String,
     /// Digest of the manifest of its image.
@@ -54,11 +56,11 @@ pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users)
         let goes = |reference: &str, digest: &str| digest == entry.digest && (all || reference == entry.reference());
         let stays = index.entries().iter().any(|e| e.digest == entry.digest && !goes(e.reference(), &e.digest));
         // Also where other names stay: a container would be left with an image it does not know by its own name.
-        let used = in_use
-            .iter()
-            .any(|user| user.digest == entry.digest && (!stays || all || user.reference == entry.reference()));
-        if used && !force {
-            return Err(Error::InUse { digest: entry.digest });
+        let of_it =
+            |user: &&InUse| user.digest == entry.digest && (!stays || all || user.reference == entry.reference());
+        let users: Vec<String> = in_use.iter().filter(of_it).map(|user| user.user.clone()).collect();
+        if !users.is_empty() && !force {
+            return Err(Error::InUse { digest: entry.digest, users });
         }
         let mut deleted = Vec::new();
         index.retain(|e| {

@@ -49,10 +49,11 @@ async fn load_all(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
     let path = path.to_path_buf();
     let found = blocking(store, move |store| {
         let source = Source::open(store, &path)?;
-        match source.read("index.json", store.config.limits.manifest_bytes)? {
-            Some(index) => source.layout_images(store, &index),
-            None => source.docker_images(store),
-        }
+        let images = match source.read("index.json", store.config.limits.manifest_bytes)? {
+            Some(index) => source.layout_images(store, &index)?,
+            None => source.docker_images(store)?,
+        };
+        if images.is_empty() { Err(source.invalid("it holds no image".to_owned())) } else { Ok(images) }
     })
     .await?;
     let mut images = Vec::new();
@@ -161,6 +162,11 @@ impl Source {
     fn take_apart(&mut self, file: File, into: &Path, limit: u64) -> Result<()> {
         let mut input = BufReader::with_capacity(256 << 10, file);
         let magic = input.fill_buf().map_err(|e| Error::io("reading", &self.path, e))?;
+        for (begins, what) in [(&b"\xfd7zXZ\0"[..], "xz"), (b"BZh", "bzip2"), (b"PK\x03\x04", "zip")] {
+            if magic.starts_with(begins) {
+                return Err(Error::Unsupported(format!("{}: an archive compressed by {what}", self.path.display())));
+            }
+        }
         let input: Box<dyn BufRead> = match Compression::of_magic(magic) {
             Compression::None => Box::new(input),
             Compression::Gzip => Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(input))),

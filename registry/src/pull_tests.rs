@@ -319,14 +319,19 @@ async fn an_image_is_pulled_once_found_shared_and_removed_whole() {
     let used_by = |reference: &str| -> Arc<Users> {
         let (digest, layers, reference) = (image.digest.clone(), image.layers.clone(), reference.to_owned());
         Arc::new(move || {
-            Ok(vec![InUse { reference: reference.clone(), digest: digest.clone(), layers: layers.clone() }])
+            Ok(vec![InUse {
+                user: "c".into(),
+                reference: reference.clone(),
+                digest: digest.clone(),
+                layers: layers.clone(),
+            }])
         })
     };
     let refused = store.remove(&reference, false, used_by(&image.reference)).await;
     assert_eq!(refused.unwrap_err().code(), "image.in_use", "the name it was created from");
     store.remove(&reference, false, used_by("localhost/y:z")).await.unwrap();
     let refused = store.remove("localhost/y:z", false, used_by(&image.reference)).await;
-    assert!(matches!(refused, Err(Error::InUse { .. })), "the last name: {refused:?}");
+    assert!(matches!(&refused, Err(Error::InUse { users, .. }) if users == &["c"]), "the last name: {refused:?}");
     store.remove("localhost/y:z", true, used_by("localhost/y:z")).await.unwrap();
     assert!(image.layers.iter().all(|layer| layer.is_dir()), "layers of a running container were removed");
     let removed = store.prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();

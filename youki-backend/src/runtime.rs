@@ -478,7 +478,7 @@ impl Inner {
             match self.container(&id) {
                 Ok(container) => {
                     let ImageRecord { reference, digest, layers, .. } = container.record.image;
-                    used.push(InUse { reference, digest, layers });
+                    used.push(InUse { user: id.to_string(), reference, digest, layers });
                 }
                 Err(Error::NoSuchContainer { .. }) => {}
                 Err(error) => return Err(error),

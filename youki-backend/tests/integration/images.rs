@@ -338,7 +338,8 @@ async fn an_image_in_use_is_removed_only_by_force_and_its_container_lives(case: 
     let mut spec = case.script(crate::support::case::IDLE).await;
     spec.image.name = reference.clone();
     let id = case.start(&spec).await;
-    case.runtime.remove_image(&reference, false).await.unwrap_err();
+    let error = case.runtime.remove_image(&reference, false).await.unwrap_err();
+    assert!(error.code() == "image.in_use" && error.to_string().contains(&format!("used by {id}")), "{error}");
     case.runtime.remove_image(&reference, true).await.unwrap();
     assert_eq!(case.exec_ok(&id, "cat /text").await, "used");
     // It can even start again: its layers are its own until it is removed.
