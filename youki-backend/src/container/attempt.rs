@@ -18,6 +18,7 @@ use crate::record::{self, ContainerRecord, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
 use crate::supervisor::failure::Failure;
+use crate::supervisor::hang::Builder;
 use crate::supervisor::wire::{Reply, Request};
 use crate::supervisor::{CreatePlan, FillPlan, MAX_SUPERVISOR_LOG_BYTES, RemovalPlan, ResidentConfig};
 
@@ -68,8 +69,9 @@ impl Inner {
         drop(held);
 
         let mut attaching = None;
+        let mut builder = Builder::new(supervisor_pid);
         let outcome = loop {
-            match connection.receive().await.map_err(Error::supervisor(&id))? {
+            match builder.receive(&mut connection, &id).await? {
                 Some(Reply::NamespacesReady) => {
                     attaching = self.connect(container, supervisor_pid)?;
                 }

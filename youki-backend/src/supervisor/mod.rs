@@ -8,6 +8,7 @@
 
 pub(crate) mod client;
 pub(crate) mod failure;
+pub(crate) mod hang;
 mod init;
 pub(crate) mod launch;
 mod resident;

@@ -15,6 +15,7 @@ mod support;
 mod agent_killed;
 mod bad_flags;
 mod bad_specs;
+mod builds_that_hang;
 mod cgroup_v2;
 mod command_line;
 mod commands;
@@ -130,6 +131,7 @@ fn trials() -> Vec<Trial> {
         command_line::tests(),
         bad_flags::tests(),
         bad_specs::tests(),
+        builds_that_hang::tests(),
         docker_run_lines::tests(),
         full_disk::tests(),
         removal::tests(),
