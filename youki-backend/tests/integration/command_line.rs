@@ -77,15 +77,15 @@ async fn what_is_refused_is_refused_alone(case: Case) {
         assert!(!said.stderr.contains("warning"), "{args:?}: {said:?}");
     };
     for (args, named) in [
-        (&["run", "-v", "foo:/", &image][..], "storage[0].target"),
+        (&["run", "-v", "foo:/", &image][..], "--volume: the root itself"),
         (&["create", "-v", "a b:/data", &image], "\"a b\" is not a name"),
-        (&["run", "-d", "-v", "foo:/data", "-v", "bar:/data", &image], "storage[1].target"),
+        (&["run", "-d", "-v", "foo:/data", "-v", "bar:/data", &image], "--volume: /data is mounted twice"),
     ] {
         refused(args, named).await;
     }
     assert_eq!(case.berth_on(&root, &["images", "-q"]).await.succeeded(), "", "pulled before it was refused");
     refused(&["run", "-v", "foo:/data", "--network", "nosuch", &image], "nosuch").await;
-    refused(&["create", "-v", "foo:/data", "-m", "1k", &image], "resources.memory").await;
+    refused(&["create", "-v", "foo:/data", "-m", "1k", &image], "--memory: ").await;
 }
 
 /// Whether the command, the spec's parser or the volume store finds out.

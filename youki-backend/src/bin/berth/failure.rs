@@ -17,6 +17,11 @@ pub const OWN_STATUS: u8 = 125;
 /// Exit code when nobody reads the output any more, as a shell shows a death by SIGPIPE.
 const BROKEN_PIPE_STATUS: u8 = 141;
 
+/// Fields of a spec that are maps: which of their entries is meant is to be told.
+const KEYED_FIELDS: [&str; 3] = ["env.", "rlimits.", "sysctls."];
+
+const FLAGS_HINT: &str = "`berth COMMAND --help` says what its flags take";
+
 /// A message with its causes, and what to do.
 #[derive(Debug)]
 pub struct Failure {
@@ -41,7 +46,7 @@ impl Failure {
 
     /// A command line that cannot be understood.
     pub fn usage(message: impl Into<String>) -> Self {
-        let hint = Some("`berth COMMAND --help` says what its flags take".to_owned());
+        let hint = Some(FLAGS_HINT.to_owned());
         Self { code: "usage", message: message.into(), causes: Vec::new(), hint, status: Some(USAGE_STATUS) }
     }
 
@@ -80,12 +85,21 @@ impl Failure {
         self
     }
 
-    /// The same failure, which begins with the flag that it is about.
+    /// The same failure, which begins with the flag that it is about; the field of a spec that the flag makes is nothing to
+    /// who typed it.
     #[must_use]
     pub fn of_flag(mut self, flag: &str) -> Self {
-        if !self.message.contains(flag) {
-            self.message = format!("{flag}: {}", self.message);
+        if self.message.contains(flag) {
+            return self;
         }
+        self.message = match self.message.split_once(": ") {
+            Some((field, reason)) if self.code == "spec.invalid" => {
+                self.hint = Some(FLAGS_HINT.to_owned());
+                let key = KEYED_FIELDS.iter().find_map(|keyed| field.strip_prefix(keyed));
+                key.map_or_else(|| format!("{flag}: {reason}"), |key| format!("{flag} {key}: {reason}"))
+            }
+            _ => format!("{flag}: {}", self.message),
+        };
         self
     }
 
@@ -189,6 +203,17 @@ mod tests {
         assert_eq!(failure.text(), "writing /x: no");
         let repeated = Failure { causes: vec!["no".into(), "no".into()], ..failure };
         assert_eq!(repeated.text(), "writing /x: no");
+    }
+
+    #[test]
+    fn a_flag_takes_the_place_of_the_field_that_it_makes() {
+        for (field, flag, message) in [
+            ("storage[0].source", "--volume", "--volume: no such"),
+            ("env.PASSWORD", "--env", "--env PASSWORD: no such"),
+        ] {
+            let error = youki_backend::Error::InvalidSpec { field: field.into(), reason: "no such".into() };
+            assert_eq!(Failure::from(error).of_flag(flag).text(), message);
+        }
     }
 
     #[test]

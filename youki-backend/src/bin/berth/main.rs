@@ -216,6 +216,10 @@ fn report_usage(error: &clap::Error) -> i32 {
         }
         kind => {
             let (mut message, tip) = usage_message(&error.to_string());
+            // What Rust says of a number.
+            for said in ["invalid digit found in string", "cannot parse integer from empty string"] {
+                message = message.replace(said, "it is not a whole number");
+            }
             if kind == ErrorKind::MissingSubcommand {
                 "a command is needed".clone_into(&mut message);
             }
