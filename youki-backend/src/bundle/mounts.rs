@@ -95,7 +95,8 @@ pub(super) fn mounts(
         [(etc.hosts, "/etc/hosts"), (etc.hostname, "/etc/hostname"), (etc.resolv_conf, "/etc/resolv.conf")]
     {
         if !seen.contains(target) {
-            user.push((target.to_owned(), bind(source, target, false)));
+            // As docker has it: what the user mounts there is as he says, these follow the root.
+            user.push((target.to_owned(), bind(source, target, spec.read_only)));
         }
     }
     user.sort_by_key(|(target, _)| target.matches('/').count());
@@ -269,6 +270,9 @@ mod tests {
         assert!(is_read_only(&mounts, "/sys") && !is_read_only(&mounts, "/dev/shm"));
         assert_eq!(option(&mounts, "/dev/shm", "size"), Some("67108864"));
         assert!(is_read_only(&built(&spec(vec![]), &[], true).unwrap(), "/sys/fs/cgroup"));
+        assert!(!is_read_only(&mounts, "/etc/hosts"));
+        let of_read_only = built(&ServiceSpec { read_only: true, ..spec(vec![]) }, &[], false).unwrap();
+        assert!(is_read_only(&of_read_only, "/etc/hosts") && !is_read_only(&of_read_only, "/dev/shm"));
     }
 
     #[test]
