@@ -71,14 +71,15 @@ pub enum Error {
     },
     /// The claim was lost to another host: nothing more may be published from here.
     #[error(
-        "volume {name}: this host no longer owns it, host {owner} does{}",
+        "volume {name}: this host no longer owns it, {}{}",
+        owner.as_ref().map_or_else(|| "and no host does now".to_owned(), |owner| format!("host {owner} does")),
         branch.map_or_else(String::new, |number| format!("; what was here is kept as generation {number}, a branch"))
     )]
     Fenced {
         /// The volume.
         name: String,
-        /// Who holds the claim now; `nobody` when it was released.
-        owner: String,
+        /// Who holds the claim now; nobody when it was released.
+        owner: Option<String>,
         /// The generation beside the main line that holds what this host could not publish.
         branch: Option<u64>,
     },
@@ -341,23 +342,25 @@ impl Error {
             Self::InvalidName { .. } => {
                 "use letters, digits, `_`, `.` and `-`, at most 200, the first a letter or digit".into()
             }
-            Self::Configuration { .. } => {
+            Self::Configuration { what, .. } if what.starts_with("S3 bucket") || what.starts_with("S3 endpoint") => {
                 "name a bucket, and an endpoint as http://HOST[:PORT] or https://HOST[:PORT]".into()
             }
+            Self::Configuration { .. } => "the README's table lists the keys of the file, and what they take".into(),
             Self::NotFound { .. } => "`berth volume ls` lists the volumes of this host".into(),
             Self::GenerationNotFound { name, .. } => format!("`berth volume history {name}` lists them"),
             Self::InUse { .. } => "stop and remove those containers first".into(),
             Self::BeingFilled { .. } => "wait until that container is created".into(),
             Self::InUseElsewhere { name, host, .. } => {
                 format!(
-                    "stop its container on {host}; if that host is dead, take it over: `berth volume claim {name} --take-over`, \
-                     or `take_over` in the spec"
+                    "stop its container on {host}; if none is left there, run `berth keeper` there; if that host is dead, take \
+                     it over: `berth volume claim {name} --take-over`, or `take_over` in the spec"
                 )
             }
             Self::Fenced { name, branch: Some(branch), .. } => {
                 format!("`berth volume restore {name} --generation {branch} --to DIR` brings the branch back")
             }
-            Self::Fenced { .. } => "nothing was lost; use the volume on the host that owns it".into(),
+            Self::Fenced { owner: Some(_), .. } => "nothing was lost; use the volume on the host that owns it".into(),
+            Self::Fenced { .. } => "nothing was lost; its next use here claims it again".into(),
             Self::SyncTimedOut { name, .. } => {
                 format!("check the endpoint; the keeper tries again, and so does `berth volume sync {name}`")
             }
@@ -451,7 +454,7 @@ mod tests {
             Error::InUse { name: name(), operation: "removal", users: Vec::new() },
             Error::BeingFilled { name: name(), users: Vec::new() },
             Error::InUseElsewhere { name: name(), host: "h".into(), record: 1 },
-            Error::Fenced { name: name(), owner: "h".into(), branch: None },
+            Error::Fenced { name: name(), owner: Some("h".into()), branch: None },
             Error::SyncTimedOut { name: name(), patience: std::time::Duration::from_secs(1) },
             Error::Conflict { name: name(), local: None, remote: 1 },
             Error::Unsynced { name: name(), bytes: 1 },

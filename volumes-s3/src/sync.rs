@@ -105,7 +105,7 @@ fn fenced(volume: &mut Volume, branch: Option<u64>) -> Error {
     (volume.state.epoch, volume.state.held) = (None, false);
     volume.state.pending.claim = false;
     let head = volume.state.head.as_ref();
-    let owner = head.and_then(|head| head.owner.clone()).unwrap_or_else(|| "nobody".into());
+    let owner = head.and_then(|head| head.owner.clone());
     Error::Fenced { name: volume.name.clone(), owner, branch }
 }
 

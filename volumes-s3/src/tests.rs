@@ -372,7 +372,7 @@ async fn one_host_at_a_time_and_the_loser_keeps_a_branch() {
     let Err(Error::Fenced { owner, branch: Some(branch), .. }) = one.store.sync("v").await else {
         panic!("not fenced")
     };
-    assert_eq!(owner, "two");
+    assert_eq!(owner.as_deref(), Some("two"));
     let to = one._root.path().join("beside");
     let options = RestoreOptions { generation: Some(branch), to: Some(to.clone()), ..Default::default() };
     one.store.restore("v", options).await.unwrap();

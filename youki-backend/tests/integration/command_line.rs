@@ -79,7 +79,7 @@ async fn what_is_refused_is_refused_alone(case: Case) {
     for (args, named) in [
         (&["run", "-v", "foo:/", &image][..], "--volume: the root itself"),
         (&["create", "-v", "a b:/data", &image], "\"a b\" is not a name"),
-        (&["run", "-d", "-v", "foo:/data", "-v", "bar:/data", &image], "--volume: /data is mounted twice"),
+        (&["run", "-d", "-v", "foo:/data", "-v", "bar:/data", &image], "--volume: /data is the target of"),
     ] {
         refused(args, named).await;
     }
