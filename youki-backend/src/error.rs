@@ -365,7 +365,7 @@ impl Error {
             Self::ExecFailed { .. } => "check the command, and that the image has it".to_owned(),
             Self::WorkingDirectory { .. } => "name a directory that the container has".to_owned(),
             Self::Corrupt { .. } => {
-                "put the file back, or remove what it belongs to: a container by `berth rm --force`".to_owned()
+                "put the file back, or remove what it belongs to: `berth rm --force`, `berth network rm`".to_owned()
             }
             Self::UnknownUser { .. } => "name one that the image has, or give numbers: UID:GID".to_owned(),
             Self::Mount { .. } => {

@@ -225,6 +225,17 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         .map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })
 }
 
+/// The same for one among many: a damaged one hides no other, and is as one that is not there.
+pub(crate) fn read_intact<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match read(path) {
+        Err(error @ Error::Corrupt { .. }) => {
+            tracing::warn!(error = error.chain(), "passed over");
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
 /// Writes a record so that a reader sees the old or the new one, whole. It is not synced: a batched sync covers a power
 /// cut, and the death of any process loses nothing.
 pub(crate) fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {

@@ -91,7 +91,7 @@ fn make_pair(place: &Place, network: &Definition, lease: &Lease, namespace: &Fil
         let message = RouteNetlinkMessage::NewLink(pair(network, lease, namespace, bridge));
         match host.request([(message, CREATE)]) {
             Ok(()) => {
-                let hairpin = RouteNetlinkMessage::NewLink(hairpin(lease));
+                let hairpin = RouteNetlinkMessage::NewLink(hairpin(&lease.host_ifname));
                 let set = host.request([(hairpin, 0)]);
                 return set.map_err(|e| failed(network, &format!("setting {} up", lease.host_ifname), e));
             }
@@ -133,10 +133,10 @@ fn pair(network: &Definition, lease: &Lease, namespace: &File, bridge: u32) -> L
 
 /// Lets a bridge send back through the port it came from: where the host filters bridged packets too
 /// (`bridge-nf-call-iptables`, as docker's hosts do), what a container sends to its own published port goes this way.
-fn hairpin(lease: &Lease) -> LinkMessage {
+pub(super) fn hairpin(host_ifname: &str) -> LinkMessage {
     let mut port = LinkMessage::default();
     port.attributes = vec![
-        LinkAttribute::IfName(lease.host_ifname.clone()),
+        LinkAttribute::IfName(host_ifname.to_owned()),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),

@@ -18,16 +18,15 @@ use crate::layout::hex;
 
 const SYSCTLS: &str = "/proc/sys/net";
 
-/// Sees to it that bridge and forwarding are in place; the bridge's index. One made anew, because somebody deleted it,
-/// gets the containers of before.
+/// Sees to it that bridge and forwarding are in place; the bridge's index. One made anew, because somebody deleted it, or
+/// that somebody took its address from, gets the containers of before.
 pub(super) fn ensure(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<u32> {
     enable_forwarding(network)?;
     loop {
         match find(place, network, netlink)? {
             Found::Ready(index) => return Ok(index),
             Found::Unfinished(index) => {
-                finish(network, netlink, index)?;
-                adopt(place, network, netlink, index)?;
+                mend(place, network, netlink, index)?;
                 return Ok(index);
             }
             Found::Outdated(index) => {
@@ -48,8 +47,9 @@ pub(super) fn ensure(place: &Place, network: &Definition, netlink: &mut Netlink)
     }
 }
 
-/// Makes the host's ends of this network's containers its bridge's ports, where they are not.
-pub(super) fn adopt(place: &Place, network: &Definition, netlink: &mut Netlink, bridge: u32) -> Result<()> {
+/// Gives the bridge all that it needs, and makes the host's ends of this network's containers its ports again.
+pub(super) fn mend(place: &Place, network: &Definition, netlink: &mut Netlink, bridge: u32) -> Result<()> {
+    finish(network, netlink, bridge)?;
     let dir = place.leases(&network.name);
     if !dir.exists() {
         return Ok(());
@@ -58,14 +58,13 @@ pub(super) fn adopt(place: &Place, network: &Definition, netlink: &mut Netlink, 
         let name = lease::host_ifname(&place.table, &holder);
         let link = netlink.link(&name).map_err(|e| failed(network, &format!("looking for {name}"), e))?;
         let Some(link) = link else { continue };
-        if !link.attributes.contains(&LinkAttribute::Controller(bridge)) {
-            let mut port = up(link.header.index);
-            port.attributes.push(LinkAttribute::Controller(bridge));
-            match netlink.request([(RouteNetlinkMessage::SetLink(port), 0)]) {
-                // Its container has just ended.
-                Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}
-                other => other.map_err(|e| failed(network, &format!("taking {name} back"), e))?,
-            }
+        let mut port = up(link.header.index);
+        port.attributes.push(LinkAttribute::Controller(bridge));
+        let hairpin = RouteNetlinkMessage::NewLink(attach::hairpin(&name));
+        match netlink.request([(RouteNetlinkMessage::SetLink(port), 0), (hairpin, 0)]) {
+            // Its container has just ended.
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}
+            other => other.map_err(|e| failed(network, &format!("taking {name} back"), e))?,
         }
     }
     Ok(())
@@ -110,9 +109,9 @@ pub(super) fn remove(place: &Place, network: &Definition) -> Result<bool> {
 
 enum Found {
     No,
-    /// Up, so with its address, which comes before.
+    /// Up, with its address.
     Ready(u32),
-    /// Made, but not up: whoever made it died, or is about to.
+    /// Made, but not up: whoever made it died, or is about to. Or somebody has taken away what it had.
     Unfinished(u32),
     /// Of this root, with a subnet of former times.
     Outdated(u32),
@@ -134,10 +133,12 @@ fn find(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<Fo
         _ => None,
     });
     match marked {
-        Some(text) if text == alias(place, network) => match link.header.flags.contains(LinkFlags::Up) {
-            true => Ok(Found::Ready(index)),
-            false => Ok(Found::Unfinished(index)),
-        },
+        Some(text) if text == alias(place, network) => {
+            let is_whole = link.header.flags.contains(LinkFlags::Up)
+                && netlink.has_address(index, network.gateway).map_err(|e| failed(network, "listing addresses", e))?
+                && (network.internal || read_sysctl(&route_localnet(network))? == "1");
+            Ok(if is_whole { Found::Ready(index) } else { Found::Unfinished(index) })
+        }
         Some(text) if text.split(' ').next() == Some(&place.table) => Ok(Found::Outdated(index)),
         _ => Err(Error::Configuration {
             what: format!("bridge {}", network.bridge),
@@ -201,7 +202,7 @@ fn finish(network: &Definition, netlink: &mut Netlink, index: u32) -> Result<()>
     if !network.internal {
         // So that what the host sends from its loopback to a published port may go this way; the firewall's raw chain
         // keeps what comes from the bridge away from the loopback.
-        sysctl(&format!("ipv4/conf/{}/route_localnet", network.bridge), "1")?;
+        sysctl(&route_localnet(network), "1")?;
     }
     if network.subnet6.is_some() {
         sysctl(&format!("ipv6/conf/{}/disable_ipv6", network.bridge), "0")?;
@@ -219,6 +220,10 @@ fn finish(network: &Definition, netlink: &mut Netlink, index: u32) -> Result<()>
         }
     }
     netlink.request([(RouteNetlinkMessage::SetLink(up(index)), 0)]).map_err(|e| failed(network, "setting it up", e))
+}
+
+fn route_localnet(network: &Definition) -> String {
+    format!("ipv4/conf/{}/route_localnet", network.bridge)
 }
 
 fn delete(network: &Definition, netlink: &mut Netlink, index: u32) -> Result<()> {

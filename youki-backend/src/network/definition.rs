@@ -138,7 +138,7 @@ impl Place {
         names.sort();
         for name in names {
             // One that was removed in between is none.
-            all.extend(record::read(&self.file(&name))?);
+            all.extend(record::read_intact(&self.file(&name))?);
         }
         Ok(all)
     }
@@ -151,6 +151,13 @@ impl Place {
             _ if !is_name(name) => Err(missing()),
             _ => record::read(&self.file(name))?.ok_or_else(missing),
         }
+    }
+
+    /// What the bridge of a defined network is called: as long as an interface's name can be, less one; 48 bits tell
+    /// networks apart.
+    fn bridge_of(&self, name: &str) -> String {
+        let digest = Sha256::new().chain_update(&self.table).chain_update([0]).chain_update(name).finalize();
+        format!("bn{}", &hex(&digest)[..12])
     }
 
     fn lock(&self) -> Result<fs::File> {
@@ -177,11 +184,9 @@ pub(super) fn create(place: &Place, name: &str, options: &NetworkOptions) -> Res
     {
         return Err(wrong(name, format!("an MTU of {mtu} is not between {least} and {MAX_MTU}")));
     }
-    let digest = Sha256::new().chain_update(&place.table).chain_update([0]).chain_update(name).finalize();
     let definition = Definition {
         name: name.to_owned(),
-        // As long as an interface's name can be, less one; 48 bits tell networks apart.
-        bridge: format!("bn{}", &hex(&digest)[..12]),
+        bridge: place.bridge_of(name),
         subnet,
         gateway,
         subnet6,
@@ -196,7 +201,13 @@ pub(super) fn create(place: &Place, name: &str, options: &NetworkOptions) -> Res
 
 /// Forgets a network that no container has an address of; `take_down` removes what the host has of it.
 pub(super) fn remove(place: &Place, name: &str, take_down: impl FnOnce(&Definition) -> Result<()>) -> Result<()> {
-    let definition = place.find(name)?;
+    let definition = match place.find(name) {
+        // Its name is all that a removal needs.
+        Err(Error::Corrupt { .. }) => {
+            Definition { name: name.to_owned(), bridge: place.bridge_of(name), ..place.default.clone() }
+        }
+        found => found?,
+    };
     if definition.name == DEFAULT_NETWORK {
         return Err(Error::NetworkInUse { name: name.to_owned(), by: vec!["the root itself".to_owned()] });
     }

@@ -253,7 +253,7 @@ impl Networks {
                 let mut host = netlink::Netlink::open().map_err(|e| bridge::failed(&network, "opening netlink", e))?;
                 let _held = bridge::hold(place, &network)?;
                 let index = bridge::ensure(place, &network, &mut host)?;
-                bridge::adopt(place, &network, &mut host, index)?;
+                bridge::mend(place, &network, &mut host, index)?;
             }
             ports::reload(place)
         })

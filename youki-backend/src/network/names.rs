@@ -103,7 +103,7 @@ fn spread(place: &Place, network: &str, lock: &fs::File) -> Result<()> {
     let mut lines = Vec::with_capacity(members.len());
     for (path, holder, _) in members {
         // One that left a moment ago: the next to come here writes again.
-        if let Some(member) = record::read::<Member>(&path)? {
+        if let Some(member) = record::read_intact::<Member>(&path)? {
             lines.push((holder, line(&member)));
         }
     }

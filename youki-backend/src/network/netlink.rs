@@ -5,12 +5,14 @@
 //! for each request; of that crate the message types are used, and its socket.
 
 use std::io;
+use std::net::Ipv4Addr;
 
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
@@ -67,7 +69,11 @@ impl Netlink {
         let mut query = LinkMessage::default();
         query.attributes.push(LinkAttribute::IfName(name.to_owned()));
         let mut found = None;
-        match self.query(query, 0, |link| found = Some(link)) {
+        match self.query(RouteNetlinkMessage::GetLink(query), 0, |answer| {
+            if let RouteNetlinkMessage::NewLink(link) = answer {
+                found = Some(link);
+            }
+        }) {
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(e) => Err(e),
             Ok(()) => Ok(found),
@@ -79,18 +85,37 @@ impl Netlink {
         let mut query = LinkMessage::default();
         query.attributes.push(LinkAttribute::Controller(bridge));
         let mut found = false;
-        self.query(query, NLM_F_DUMP, |link| {
+        self.query(RouteNetlinkMessage::GetLink(query), NLM_F_DUMP, |answer| {
             // Older kernels ignore the filter.
-            found |= link.attributes.contains(&LinkAttribute::Controller(bridge));
+            found |= matches!(answer, RouteNetlinkMessage::NewLink(link)
+                if link.attributes.contains(&LinkAttribute::Controller(bridge)));
         })?;
         Ok(found)
     }
 
-    fn query(&mut self, query: LinkMessage, flags: u16, mut each: impl FnMut(LinkMessage)) -> io::Result<()> {
+    /// Whether the link has the IPv4 address. Hosts have few of them: the other ends of veth pairs have none.
+    pub fn has_address(&mut self, link: u32, ip: Ipv4Addr) -> io::Result<bool> {
+        let mut query = AddressMessage::default();
+        query.header.family = AddressFamily::Inet;
+        let local = AddressAttribute::Local(ip.into());
+        let mut found = false;
+        self.query(RouteNetlinkMessage::GetAddress(query), NLM_F_DUMP, |answer| {
+            found |= matches!(answer, RouteNetlinkMessage::NewAddress(address)
+                if address.header.index == link && address.attributes.contains(&local));
+        })?;
+        Ok(found)
+    }
+
+    fn query(
+        &mut self,
+        query: RouteNetlinkMessage,
+        flags: u16,
+        mut each: impl FnMut(RouteNetlinkMessage),
+    ) -> io::Result<()> {
         let mut bytes = Vec::new();
         // A dump ends by itself; one answer is ended by the acknowledgement.
         let ack = if flags & NLM_F_DUMP == 0 { NLM_F_ACK } else { 0 };
-        self.put(&mut bytes, RouteNetlinkMessage::GetLink(query), NLM_F_REQUEST | ack | flags);
+        self.put(&mut bytes, query, NLM_F_REQUEST | ack | flags);
         self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
         let (sequence, mut done) = (self.sequence, false);
         while !done {
@@ -99,7 +124,7 @@ impl Netlink {
                     return Ok(());
                 }
                 match payload {
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => each(link),
+                    NetlinkPayload::InnerMessage(answer) => each(answer),
                     NetlinkPayload::Done(_) => done = true,
                     NetlinkPayload::Error(answer) => {
                         done = true;

@@ -285,8 +285,7 @@ pub(super) fn open(place: &Place, id: &str) -> Result<()> {
         // A port leads elsewhere still, or a map is gone: loaded anew, all is as the files say.
         Err(error) => {
             tracing::debug!(container = id, %error, "loading the firewall anew");
-            let all = all(place)?.into_iter().map(|(_, reservation)| reservation).collect::<Vec<_>>();
-            firewall::reload(place, &all)
+            reload_locked(place)
         }
     }
 }
@@ -307,7 +306,7 @@ pub(super) fn reconcile(place: &Place, known: &dyn Fn(&str) -> bool) -> Result<(
     }
     let _lock = lock(place)?;
     record::remove_temporaries(&place.ports())?;
-    for (holder, _) in all(place)? {
+    for holder in holders(place)? {
         if !known(&holder) {
             close_locked(place, &holder)?;
         }
@@ -324,37 +323,54 @@ pub(super) fn refresh(place: &Place) -> Result<()> {
 /// Loads the firewall anew, with all ports.
 pub(super) fn reload(place: &Place) -> Result<()> {
     let _lock = lock(place)?;
-    let all = all(place)?.into_iter().map(|(_, reservation)| reservation).collect::<Vec<_>>();
-    firewall::reload(place, &all)
+    reload_locked(place)
 }
 
 fn close_locked(place: &Place, id: &str) -> Result<()> {
     let path = place.ports().join(id);
-    if let Some(reservation) = record::read::<Reservation>(&path)? {
-        firewall::unpublish(place, &reservation)?;
-    }
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path)(e)),
+    let remove = || match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", &path)(e)),
         _ => Ok(()),
+    };
+    match record::read::<Reservation>(&path) {
+        Ok(Some(reservation)) => {
+            firewall::unpublish(place, &reservation)?;
+            remove()
+        }
+        Ok(None) => remove(),
+        // Which ports it had nobody knows: loaded anew, the firewall has those of all others.
+        Err(Error::Corrupt { .. }) => {
+            remove()?;
+            reload_locked(place)
+        }
+        Err(error) => Err(error),
     }
+}
+
+fn reload_locked(place: &Place) -> Result<()> {
+    firewall::reload(place, &all(place)?.into_iter().map(|(_, reservation)| reservation).collect::<Vec<_>>())
 }
 
 pub(super) fn lock(place: &Place) -> Result<fs::File> {
     lease::lock(&place.ports(), LOCK, FlockOperation::LockExclusive)
 }
 
+/// What containers have. A file that cannot be read hides no other: it is passed over, and goes with its container.
 fn all(place: &Place) -> Result<Vec<(String, Reservation)>> {
-    let dir = place.ports();
     let mut found = Vec::new();
-    for entry in fs::read_dir(&dir).map_err(Error::io("listing", &dir))? {
-        let name = entry.map_err(Error::io("listing", &dir))?.file_name();
-        if let Some(name) = name.to_str().filter(|name| name.contains("-rep-") && !record::is_temporary(name))
-            && let Some(reservation) = record::read(&dir.join(name))?
-        {
-            found.push((name.to_owned(), reservation));
-        }
+    for holder in holders(place)? {
+        found.extend(record::read_intact(&place.ports().join(&holder))?.map(|reservation| (holder, reservation)));
     }
     Ok(found)
+}
+
+/// The containers that have a file here.
+fn holders(place: &Place) -> Result<Vec<String>> {
+    let dir = place.ports();
+    let entries = fs::read_dir(&dir).map_err(Error::io("listing", &dir))?;
+    let names = entries.map(|entry| Ok(entry.map_err(Error::io("listing", &dir))?.file_name().into_string().ok()));
+    let is_holder = |name: &String| name.contains("-rep-") && !record::is_temporary(name);
+    names.filter_map(|name| name.map(|name| name.filter(is_holder)).transpose()).collect()
 }
 
 /// Sockets at a port of all the addresses that are wanted.

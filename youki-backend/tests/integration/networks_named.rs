@@ -22,6 +22,7 @@ crate::tests![
     an_internal_network_lets_nothing_out_or_in,
     packets_are_as_large_as_the_network_says,
     a_network_in_use_is_kept_and_names_its_containers,
+    one_whose_definition_is_damaged_hides_no_other_and_can_be_removed,
     subnets_that_meet_others_are_refused_and_name_them,
     a_full_subnet_says_so_and_takes_the_next_once_somebody_goes,
     what_the_host_lost_is_put_back,
@@ -257,6 +258,33 @@ async fn packets_are_as_large_as_the_network_says(case: Case) {
     place.close(&["small"]).await;
 }
 
+async fn one_whose_definition_is_damaged_hides_no_other_and_can_be_removed(case: Case) {
+    let place = Place::new(&case).await;
+    for (name, quarter) in [("whole", 1), ("damaged", 2)] {
+        place.network(name, NetworkOptions { subnets: vec![place.subnet(quarter)], ..NetworkOptions::default() }).await;
+    }
+    let (member, other) = (place.idle("whole").await, place.idle("damaged").await);
+    place.runtime.stop(&other, Some(Duration::ZERO)).await.unwrap();
+    let bridge = place.bridge("damaged");
+    let file = place.root.dir.join("networks/damaged.json");
+    std::fs::write(&file, "").unwrap();
+    // Names of one container too.
+    let names = place.root.run_dir.join("names/whole").join(format!("{}@{member}", place.ipv4(&member).await));
+    std::fs::write(names, "{").unwrap();
+    drop(place.root.open().await.unwrap());
+    place.idle("whole").await;
+    let listed: Vec<String> = place.runtime.networks().unwrap().into_iter().map(|network| network.name).collect();
+    assert_eq!(listed, ["bridge", "whole"]);
+    let error = place.runtime.create_container(&case.id_in(&place.root), &place.spec("damaged", IDLE).await).await;
+    assert_eq!(error.unwrap_err().code(), "root.corrupt");
+    let error = place.runtime.remove_network("damaged").await.unwrap_err();
+    assert!(error.code() == "network.in_use" && error.to_string().contains(&other.to_string()), "{error}");
+    place.runtime.remove(&other, true).await.unwrap();
+    place.runtime.remove_network("damaged").await.unwrap();
+    assert!(!file.exists() && !std::path::Path::new("/sys/class/net").join(bridge).exists());
+    place.close(&["whole"]).await;
+}
+
 async fn a_network_in_use_is_kept_and_names_its_containers(case: Case) {
     let place = Place::new(&case).await;
     place.network("used", NetworkOptions { subnets: vec![place.subnet(1)], ..NetworkOptions::default() }).await;
@@ -367,6 +395,9 @@ async fn what_the_host_lost_is_put_back(case: Case) {
     let works = async || {
         assert_eq!(curl(&url).await, "mended");
         place.exec_ok(&client, &format!("ping -c 1 -W 5 {}", server.service)).await;
+        let brif = std::fs::read_dir(format!("/sys/class/net/{bridge}/brif")).unwrap().flatten();
+        let hairpins = brif.map(|port| std::fs::read_to_string(port.path().join("hairpin_mode")).unwrap());
+        assert!(hairpins.map(|mode| mode.trim() == "1").reduce(|one, other| one && other).unwrap(), "its own port");
     };
     works().await;
     let nft = |words: &[&str]| assert!(Command::new("nft").args(words).status().unwrap().success(), "{words:?}");
@@ -379,8 +410,18 @@ async fn what_the_host_lost_is_put_back(case: Case) {
             ip(&format!("link set {} nomaster", port.file_name().to_string_lossy()));
         }
     };
+    let lose_address = || ip(&format!("addr flush dev {bridge}"));
+    let lose_localnet = || std::fs::write(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), "0").unwrap();
+    let lose_ends = || {
+        for port in std::fs::read_dir(format!("/sys/class/net/{bridge}/brif")).unwrap().flatten() {
+            ip(&format!("link set {} down", port.file_name().to_string_lossy()));
+        }
+    };
     type Loss<'a> = &'a (dyn Fn() + Sync);
-    let losses: [(&str, &[Loss<'_>]); 5] = [
+    let losses: [(&str, &[Loss<'_>]); 8] = [
+        ("its address", &[&lose_address]),
+        ("what leads the loopback there", &[&lose_localnet]),
+        ("the hosts' ends", &[&lose_ends]),
         ("the table", &[&lose_table]),
         ("a map's elements", &[&lose_port]),
         ("the bridge", &[&lose_bridge]),
@@ -401,14 +442,16 @@ async fn a_container_created_after_the_host_lost_it_all_has_its_network(case: Ca
     place.network("lost", NetworkOptions { subnets: vec![place.subnet(1)], ..NetworkOptions::default() }).await;
     let earlier = place.idle("lost").await;
     let (table, bridge) = (leftovers::table(&place.root), place.bridge("lost"));
-    assert!(Command::new("nft").args(["delete", "table", "inet", &table]).status().unwrap().success());
-    ip(&format!("link delete {bridge}"));
-    let mut spec = place.spec("lost", &web("back")).await;
-    spec.port_mappings = vec![published(None, 80, None)];
-    let later = place.start(&spec).await;
-    place.exec_ok(&earlier, &format!("ping -c 1 -W 5 {}", later.service)).await;
-    let port = place.runtime.inspect(&later).await.unwrap().ports[0].host_port.unwrap();
-    assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "back");
+    for lost in [format!("link delete {bridge}"), format!("addr flush dev {bridge}")] {
+        assert!(Command::new("nft").args(["delete", "table", "inet", &table]).status().unwrap().success());
+        ip(&lost);
+        let mut spec = place.spec("lost", &web("back")).await;
+        spec.port_mappings = vec![published(None, 80, None)];
+        let later = place.start(&spec).await;
+        place.exec_ok(&earlier, &format!("ping -c 1 -W 5 {}", later.service)).await;
+        let port = place.runtime.inspect(&later).await.unwrap().ports[0].host_port.unwrap();
+        assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "back", "{lost}");
+    }
     place.close(&["lost"]).await;
 }
 

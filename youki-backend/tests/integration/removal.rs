@@ -13,6 +13,7 @@ crate::tests![
     it_answers_before_the_files_are_deleted,
     what_a_killed_agent_was_deleting_the_next_one_deletes,
     one_whose_record_is_damaged_hides_no_other_and_is_removed_whole,
+    one_whose_ports_are_damaged_holds_up_no_other_and_is_removed_whole,
     what_a_killed_create_left_in_the_run_directory_goes_at_the_next_open,
 ];
 
@@ -54,6 +55,35 @@ async fn what_a_killed_agent_was_deleting_the_next_one_deletes(case: Case) {
     let runtime = root.open().await.unwrap();
     assert!(matches!(runtime.container_state(&id).await, Err(AgentError::NotFound { .. })));
     eventually("all is deleted", || async { entries(&root.dir.join("trash")) == 0 }).await;
+}
+
+async fn one_whose_ports_are_damaged_holds_up_no_other_and_is_removed_whole(case: Case) {
+    let root = case.root("root");
+    let runtime = root.open().await.unwrap();
+    let (damaged, other) = (case.id_on(&runtime), case.id_on(&runtime));
+    let mut spec = case.spec(&["sleep", "1000"]).await;
+    spec.network.mode = runtime_core::spec::NetworkMode::Bridge;
+    spec.port_mappings = vec![crate::networks::published(None, 80, None)];
+    crate::support::case::start_on(&*runtime, &damaged, &spec).await.unwrap();
+    let file = root.run_dir.join("ports").join(damaged.to_string());
+    std::fs::write(&file, "x{").unwrap();
+    drop(root.open().await.unwrap());
+    crate::support::case::start_on(&*runtime, &other, &spec).await.unwrap();
+    runtime.remove_container(&damaged).await.unwrap();
+    assert!(!file.exists(), "it would be met by every open");
+    let port = runtime.inspect_detailed(&other).await.unwrap().ports[0].host_port.unwrap();
+    let rules = std::process::Command::new("nft")
+        .args(["list", "map", "inet", &crate::support::leftovers::table(&root), "tcp4"])
+        .output()
+        .unwrap();
+    let rules = String::from_utf8(rules.stdout).unwrap();
+    let led = rules.split_once("elements = {").unwrap().1;
+    assert!(led.matches(" : ").count() == 1 && led.contains(&format!(" {port} : ")), "{rules}");
+    // Nobody knows of a container that one is left of.
+    std::fs::write(root.run_dir.join("ports/gone-rep-0"), "x{").unwrap();
+    drop(root.open().await.unwrap());
+    assert!(!root.run_dir.join("ports/gone-rep-0").exists());
+    runtime.remove_container(&other).await.unwrap();
 }
 
 async fn one_whose_record_is_damaged_hides_no_other_and_is_removed_whole(case: Case) {
