@@ -143,21 +143,24 @@ impl Inner {
     }
 
     /// Gives volumes back that belong to containers which are no more: they were removed with their end, or whoever
-    /// removed or created them was killed.
+    /// removed or created them was killed. Another container may have the name by now.
     pub(crate) async fn give_back_volumes(&self) {
         for name in self.volumes.names().await.unwrap_or_default() {
             for user in self.volumes.users(&name).await.unwrap_or_default() {
                 let Ok(id) = user.parse::<ContainerId>() else { continue };
-                let paths = self.layout.container(&id);
                 // One that is being created has its lock, and maybe no record yet.
-                let Ok(Some(lock)) = ContainerLock::try_acquire(&paths.lock) else { continue };
-                if paths.record().exists() {
-                    continue;
-                }
+                let Ok(Some(lock)) = ContainerLock::try_acquire(&self.layout.container(&id).lock) else { continue };
+                let is_gone = match self.container(&id) {
+                    Ok(container) if !container.record.named_volumes().contains(&name.as_str()) => false,
+                    Err(Error::NoSuchContainer { .. }) => true,
+                    _ => continue,
+                };
                 if let Err(error) = self.volumes.release(&name, &user).await {
                     tracing::warn!(volume = name, %error, "cannot be given back");
                 }
-                lock.remove();
+                if is_gone {
+                    lock.remove();
+                }
             }
         }
     }

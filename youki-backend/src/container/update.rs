@@ -53,12 +53,22 @@ impl Inner {
         let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
         let is_supervised = matches!(self.observe(&container).await?, Observed::Supervised(_));
         // Between two attempts there is no cgroup; the next one gets what is on record.
-        if is_supervised && before != after && cgroup.exists() {
-            tokio::task::spawn_blocking(move || apply(&cgroup, &new, &old)).await.map_err(Error::ThreadLost)??;
-        }
+        let has_cgroup = is_supervised && before != after && cgroup.exists();
         spec.resources = after;
         let former = std::mem::replace(&mut container.record.spec, spec);
-        record::write(&container.paths.record(), &container.record)?;
+        let (path, updated) = (container.paths.record(), container.record.clone());
+        let set = move || {
+            if has_cgroup {
+                apply(&cgroup, &new, &old)?;
+            }
+            // A full disk may not take it.
+            record::write(&path, &updated).inspect_err(|_| {
+                if has_cgroup {
+                    put_back(&cgroup, &old);
+                }
+            })
+        };
+        tokio::task::spawn_blocking(set).await.map_err(Error::ThreadLost)??;
         if is_supervised
             && former.restart_policy != container.record.spec.restart_policy
             && let Err(error) = self.tell_restart_policy(&container).await
@@ -103,13 +113,13 @@ fn merged(before: &ResourcesSpec, changes: &ResourcesSpec) -> ResourcesSpec {
 
 /// Writes `new`; where the kernel refuses one, `old` again.
 fn apply(cgroup: &CgroupPaths, new: &CgroupLimits, old: &CgroupLimits) -> Result<()> {
-    let applied = write_all(cgroup, new);
-    if applied.is_err()
-        && let Err(error) = write_all(cgroup, old)
-    {
+    write_all(cgroup, new).inspect_err(|_| put_back(cgroup, old))
+}
+
+fn put_back(cgroup: &CgroupPaths, old: &CgroupLimits) {
+    if let Err(error) = write_all(cgroup, old) {
         tracing::warn!(error = error.chain(), "the former limits could not be set again");
     }
-    applied
 }
 
 /// Memory may never be above memory and swap together: which of the two must be written first depends on what there is.

@@ -23,6 +23,8 @@ pub struct Watched {
     /// To its supervisor, which was asked already.
     asked: Option<Connection>,
     ended: Option<ExitRecord>,
+    /// Whether its volumes were tried after its end. A try that takes too long goes on, and is not waited for again.
+    settled: bool,
 }
 
 impl Inner {
@@ -35,7 +37,7 @@ impl Inner {
         {
             asked = None;
         }
-        Ok(Watched { inner: self.clone(), container, asked, ended: None })
+        Ok(Watched { inner: self.clone(), container, asked, ended: None, settled: false })
     }
 
     /// Syncs the volumes of a container that has ended and may be gone, unless somebody uses them again by its name.
@@ -108,7 +110,8 @@ impl Watched {
     ///
     /// # Errors
     /// [`Error::Network`]; the volumes are settled all the same.
-    pub async fn settle(&self) -> Result<Vec<(String, volumes_s3::Error)>> {
+    pub async fn settle(&mut self) -> Result<Vec<(String, volumes_s3::Error)>> {
+        self.settled = true;
         let left = self.inner.leave_network_if_ended(&self.container).await;
         let settled = self.inner.settle_ended(&self.container, Settling::Joined).await;
         left.map(|()| settled)
@@ -137,7 +140,9 @@ impl Watched {
             })?,
             false => Vec::new(),
         };
-        owed.extend(self.inner.settle_ended(&self.container, Settling::Left).await);
+        if !self.settled {
+            owed.extend(self.inner.settle_ended(&self.container, Settling::Left).await);
+        }
         self.inner.trash.deleted().await;
         Ok(owed)
     }

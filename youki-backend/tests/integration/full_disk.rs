@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use runtime_core::spec::RestartKind;
+use runtime_core::spec::{ResourcesSpec, RestartKind};
 use runtime_core::{ContainerId, ContainerState, Runtime, ServiceSpec, WaitReason};
 
 use crate::support::Case;
@@ -24,6 +24,7 @@ crate::tests![
     the_supervisor_neither_dies_nor_spins,
     a_restart_waits_for_room_and_a_stop_does_not,
     a_pull_or_load_without_room_names_image_layer_and_root,
+    an_update_that_cannot_be_written_changes_nothing,
 ];
 
 /// A file system of its own at a root's place. It goes with this value.
@@ -263,4 +264,25 @@ async fn a_pull_or_load_without_room_names_image_layer_and_root(case: Case) {
             runtime.pull_image(&reference).await.unwrap();
         }
     }
+}
+
+async fn an_update_that_cannot_be_written_changes_nothing(case: Case) {
+    let (disk, root, runtime) = small(&case).await;
+    let id = the_container();
+    let mut spec = case.script(UNTIL_TERM).await;
+    spec.resources.pids = Some(100);
+    start_on(&*runtime, &id, &spec).await.unwrap();
+    let limit = || {
+        let files = root.cgroups_of(&id).into_iter().map(|dir| dir.join("pids.max"));
+        files.filter_map(|file| fs::read_to_string(file).ok()).next().unwrap().trim().to_owned()
+    };
+    let filler = disk.fill();
+    let changes = ResourcesSpec { pids: Some(7), ..ResourcesSpec::default() };
+    let error = runtime.update_resources(&id, &changes).await.unwrap_err();
+    assert!(error.to_string().contains("No space left"), "{error}");
+    assert_eq!(limit(), "100", "in force and nowhere on record");
+    fs::remove_file(filler).unwrap();
+    runtime.update_resources(&id, &changes).await.unwrap();
+    assert_eq!(limit(), "7");
+    runtime.remove_container(&id).await.unwrap();
 }

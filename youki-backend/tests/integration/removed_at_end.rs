@@ -26,6 +26,7 @@ crate::tests![
     its_volume_is_synced_by_a_keeper_that_runs_or_comes,
     run_detached_removes_it_and_run_tells_its_code,
     a_full_disk_does_not_keep_it,
+    its_volume_is_settled_though_another_container_has_its_name,
 ];
 
 /// What there is of `id` on disk, wherever it is named.
@@ -259,4 +260,23 @@ async fn a_full_disk_does_not_keep_it(case: Case) {
     assert_eq!(soon("wait", waiting).await.unwrap(), Ok(7));
     until_nothing_is_left(&root, &id).await;
     std::fs::remove_file(filler).unwrap();
+}
+
+async fn its_volume_is_settled_though_another_container_has_its_name(case: Case) {
+    let root = case.root_with_s3("root", "p").await;
+    let runtime = Root { keeper: false, ..root.clone() }.open().await.unwrap();
+    let id = case.id_on(&runtime);
+    let mut removed = spec(&case, "echo kept > /data/file").await;
+    removed.storage = vec![named("data", "/data")];
+    start_on(&*runtime, &id, &removed).await.unwrap();
+    until_nothing_is_left(&root, &id).await;
+    start_on(&*runtime, &id, &case.script(IDLE).await).await.unwrap();
+    let keeper = root.open().await.unwrap();
+    eventually("the volume is durable, and nobody's", || async {
+        let status = keeper.volume_status("data").await.unwrap();
+        status.generation.is_some() && status.bytes_at_risk == 0 && status.owner.is_none()
+    })
+    .await;
+    assert_eq!(keeper.container_state(&id).await, Ok(runtime_core::ContainerState::Running));
+    runtime.remove_container(&id).await.unwrap();
 }
