@@ -10,6 +10,7 @@ use runtime_core::spec::LogMode;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::container::MIN_LOG_BYTES;
 use crate::error::{Error, Result};
 
 /// Root of a configuration that names none.
@@ -261,11 +262,21 @@ impl Config {
             above_0(&format!("[limits] {name}"), limit)?;
         }
         for (host, registry) in &self.registries {
+            check_host(&format!("[registry.{host:?}]"), host)?;
+            for mirror in &registry.mirrors {
+                check_host(&format!("[registry.{host:?}] mirrors: {mirror:?}"), mirror)?;
+            }
             if let Some(number) = registry.max_connections {
                 above_0(&format!("[registry.{host:?}] max_connections"), number as u64)?;
             }
         }
-        above_0("[logs] max_size_bytes", self.logs.max_size_bytes)
+        if self.logs.max_size_bytes < MIN_LOG_BYTES {
+            return Err(Error::Configuration {
+                what: "[logs] max_size_bytes".to_owned(),
+                reason: format!("it must be at least {MIN_LOG_BYTES}"),
+            });
+        }
+        Ok(())
     }
 
     /// Overrides parts of the S3 configuration. A bucket turns it on; the rest without one is an error.
@@ -316,6 +327,18 @@ impl std::fmt::Debug for Config {
             .field("helper_dir", &self.helper_dir)
             .field("secrets", &self.secrets.is_some())
             .finish_non_exhaustive()
+    }
+}
+
+/// Refuses what is no `HOST[:PORT]`: a table of that name would be of no registry.
+fn check_host(what: &str, host: &str) -> Result<()> {
+    let is_host = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:[]".contains(c));
+    match is_host {
+        true => Ok(()),
+        false => Err(Error::Configuration {
+            what: what.to_owned(),
+            reason: "write a registry as HOST[:PORT], without a scheme or a path".to_owned(),
+        }),
     }
 }
 

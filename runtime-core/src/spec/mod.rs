@@ -418,7 +418,7 @@ pub struct LogsSpec {
     /// Where it is shipped to; for the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<String>,
-    /// All that a container keeps, in about ten files; the runtime's configured size if `None`.
+    /// All that a container keeps, in about ten files, so at least 40 KiB; the runtime's configured size if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_size_bytes: Option<u64>,
     /// How long it is kept; for the agent.

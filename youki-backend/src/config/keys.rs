@@ -16,7 +16,7 @@ const TABLES: [&str; 9] = [
 ];
 
 /// Keys that take all that can be written of their type, and why.
-const WITHOUT_BAD_VALUES: [(&str, &str); 10] = [
+const WITHOUT_BAD_VALUES: [(&str, &str); 9] = [
     ("root", "any path can be made"),
     ("run_dir", "any path can be made"),
     ("log_level", "the command judges it, as --log-level"),
@@ -25,12 +25,11 @@ const WITHOUT_BAD_VALUES: [(&str, &str); 10] = [
     ("allow_racy_put", "a switch"),
     ("plain_http", "a switch"),
     ("drop_blobs", "a switch"),
-    ("mirrors", "one that cannot be reached is passed over"),
     ("ca", "read when the registry is asked"),
 ];
 
 /// A key, and values of its type that cannot be.
-const BAD_VALUES: [(&str, &str, &[&str]); 29] = [
+const BAD_VALUES: [(&str, &str, &[&str]); 31] = [
     ("", "cgroup_parent", &["'a b'", "''", "'../x'"]),
     ("[network]\n", "bridge", &["'a/b'", "''", "'longer-than-15-letters'"]),
     ("[network]\n", "subnet", &["'10.0.0.0'", "'10.0.0.0/33'", "'nowhere'"]),
@@ -46,7 +45,7 @@ const BAD_VALUES: [(&str, &str, &[&str]); 29] = [
     ("[volumes.keep]\n", "hourly", &["0", "-1"]),
     ("[volumes.keep]\n", "daily", &["0", "-1"]),
     ("[volumes.keep]\n", "weekly", &["0", "-1"]),
-    ("[logs]\n", "max_size_bytes", &["0", "-1"]),
+    ("[logs]\n", "max_size_bytes", &["0", "-1", "40959"]),
     ("[logs]\n", "mode", &["'loud'"]),
     ("[limits]\n", "manifest_bytes", &["0", "-1"]),
     ("[limits]\n", "config_bytes", &["0", "-1"]),
@@ -59,6 +58,8 @@ const BAD_VALUES: [(&str, &str, &[&str]); 29] = [
     ("[limits]\n", "no_progress_seconds", &["0", "-1"]),
     ("[limits]\n", "concurrent_layers", &["0", "-1"]),
     ("[registry.'h:1']\n", "max_connections", &["0", "-1"]),
+    ("[registry.'h:1']\n", "mirrors", &["['ftp://x']", "['https://h:2']", "['']", "['h/path']"]),
+    ("", "registry", &["{ 'https://h' = { plain_http = true } }", "{ 'a b' = {} }"]),
     ("", "keeper", &["'perhaps'"]),
 ];
 

@@ -24,6 +24,8 @@ use crate::supervisor::{CreatePlan, FillPlan, MAX_SUPERVISOR_LOG_BYTES, RemovalP
 
 /// Files that a container's log is kept in.
 const LOG_FILES: u64 = 10;
+/// The least that a log may be given: a page for each of its files.
+pub(crate) const MIN_LOG_BYTES: u64 = LOG_FILES * 4096;
 
 /// A supervisor that is being executed, and its process id.
 #[derive(Debug)]
@@ -155,7 +157,7 @@ impl Inner {
                 stop_signal: record.stop_signal,
                 own_network: record.network.is_own(),
                 held_sockets: 0,
-                log_file_max_bytes: (max_log_bytes / LOG_FILES).max(4096),
+                log_file_max_bytes: max_log_bytes / LOG_FILES,
                 log_files: LOG_FILES as usize,
                 log_buffer_bytes: super::log_mode::buffer_bytes(&record.spec.logs, self.config.logs.mode),
                 removal: record.spec.remove_on_exit.then(|| self.removal(paths, record)),

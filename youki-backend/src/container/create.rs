@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use volumes_s3::AcquireOptions;
 
 use super::Container;
-use super::attempt::Launch;
+use super::attempt::{Launch, MIN_LOG_BYTES};
 use crate::bundle;
 use crate::error::{Error, Result};
 use crate::health;
@@ -241,8 +241,8 @@ fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
     check_restart(spec)?;
     health::check(spec)?;
     super::log_mode::check(&spec.logs, default_log_mode)?;
-    if spec.logs.max_size_bytes == Some(0) {
-        return Err(Error::invalid("logs.max_size_bytes", "it must be above 0"));
+    if spec.logs.max_size_bytes.is_some_and(|bytes| bytes < MIN_LOG_BYTES) {
+        return Err(Error::invalid("logs.max_size_bytes", format!("it must be at least {MIN_LOG_BYTES}")));
     }
     if spec.image.name.trim().is_empty() {
         return Err(Error::invalid("image.name", "it is empty"));

@@ -37,6 +37,7 @@ use crate::lock::ContainerLock;
 use crate::record::{self, ContainerRecord};
 use crate::runtime::Inner;
 
+pub(crate) use attempt::MIN_LOG_BYTES;
 pub use copy::CopyInOptions;
 pub use create::CreateOptions;
 pub use exec::{ExecRequest, RunningExec, TIMEOUT_EXIT_CODE};

@@ -66,7 +66,7 @@ fn rows() -> Vec<(Value, &'static str)> {
         (json!({"health": {"check": tcp}, "no_healthcheck": true}), "no_healthcheck"),
         (json!({"restart_policy": {"kind": "on_failure", "max_attempts": 0}}), "restart_policy.max_attempts"),
         (json!({"restart_policy": {"kind": "always"}, "remove_on_exit": true}), "restart_policy"),
-        (json!({"logs": {"max_size_bytes": 0}}), "logs.max_size_bytes"),
+        (json!({"logs": {"max_size_bytes": 40_959}}), "logs.max_size_bytes"),
         (json!({"user": "99999999999"}), "user"),
         (json!({"user": "stranger"}), "stranger"),
         (json!({"rlimits": {"nosuch": {"soft": 1, "hard": 1}}}), "rlimits.nosuch"),

@@ -54,10 +54,10 @@ struct Fields {
 impl Fields {
     fn read(text: &str) -> Result<Self> {
         let mut fields = Self::default();
-        for field in text.split(',') {
+        for field in split(text).ok_or_else(|| wrong(text, "a quotation mark does not end"))? {
             let (key, value) = match field.split_once('=') {
                 Some((key, value)) => (key, Some(value)),
-                None => (field, None),
+                None => (field.as_str(), None),
             };
             match (key, value) {
                 ("type", Some(value)) => fields.kind = Some(value.to_owned()),
@@ -89,6 +89,23 @@ fn wrong(text: &str, reason: &str) -> Failure {
     Failure::usage(format!("--mount {text:?}: {reason}"))
 }
 
+/// The fields of one CSV record (RFC 4180), as docker reads it: one that holds a comma is written in quotation marks.
+/// `None` if such a mark does not end.
+fn split(text: &str) -> Option<Vec<String>> {
+    let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' if quoted && letters.peek() == Some(&'"') => field.extend(letters.next()),
+            '"' if quoted || field.is_empty() => quoted = !quoted,
+            ',' if !quoted => fields.push(std::mem::take(&mut field)),
+            _ => field.push(letter),
+        }
+    }
+    fields.push(field);
+    (!quoted).then_some(fields)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +118,7 @@ mod tests {
         assert_eq!(of("type=bind,src=/a,dst=/t,readonly").unwrap(), bind("/a", true));
         assert_eq!(of("destination=/t,type=bind,src=./a,ro=true,consistency=cached").unwrap(), bind("/cwd/./a", true));
         assert_eq!(of("type=bind,src=/a,dst=/t,ro=false,bind-propagation=rprivate").unwrap(), bind("/a", false));
+        assert_eq!(of(r#"type=bind,"source=/a,""b",target=/t"#).unwrap(), bind("/a,\"b", false));
         let named = of("source=data,target=/t,readonly").unwrap();
         assert!(matches!(named, StorageSpec::Named { name, readonly: true, .. } if name == "data"));
         assert_eq!(of("type=volume,target=/t").unwrap(), StorageSpec::Anonymous { target: "/t".into() });
@@ -112,6 +130,7 @@ mod tests {
     fn what_cannot_be_mounted_is_refused() {
         for (text, code) in [
             ("", "usage"),
+            (r#"type=bind,"source=/a,target=/t"#, "usage"),
             ("type=bind,target=/t", "usage"),
             ("type=bind,source=/a", "usage"),
             ("type=bind,source=/a,target=t", "usage"),
