@@ -28,7 +28,7 @@ use std::sync::Arc;
 use runtime_core::{PruneResult, VolumeStatus};
 use tokio::sync::OnceCell;
 
-use crate::claim::{self, TakeOver};
+use crate::claim;
 use crate::config::{S3Config, VolumesConfig};
 use crate::damaged::status_without_state;
 use crate::error::{Error, Result};
@@ -186,21 +186,22 @@ impl VolumeStore {
     }
 
     /// Makes this host the owner without a user: a released volume, or with `take_over` one that another host holds, which
-    /// then may no longer publish. Only who knows that the other host is dead may say so. It is restored where this host
-    /// lacks it, and the claim is kept until somebody has used the volume, or it is removed here.
+    /// then may no longer publish. Only who knows that the other host is dead may say so. With `take_over_after` it waits for
+    /// a sign of life of that host, as [`VolumeStore::acquire`] does. It is restored where this host lacks it, and the claim
+    /// is kept until somebody has used the volume, or it is removed here.
     ///
     /// # Errors
     /// Those of [`VolumeStore::acquire`]; [`Error::NoBucket`]; [`Error::NotFound`] when neither S3 nor this host has it.
     pub async fn claim(&self, name: &str, take_over: bool, progress: Progress) -> Result<VolumeStatus> {
         self.remote(name, "a claim").await?;
+        let options = AcquireOptions { take_over, progress, ..AcquireOptions::default() };
+        let take_over = self.may_take_over(name, &options).await?;
         self.detached(name, move |store, name| async move {
             let mut volume = store.lock(&name).await?;
             store.contact(&mut volume).await?;
             if volume.state.head.is_none() && !volume.known {
                 return Err(Error::NotFound { name });
             }
-            let options = AcquireOptions { take_over, progress, ..AcquireOptions::default() };
-            let take_over = if take_over { TakeOver::ByName } else { TakeOver::No };
             if let Err(error) = store.make_usable(&mut volume, "", &options, take_over).await {
                 store.give_up(&mut volume).await;
                 return Err(error);
@@ -214,6 +215,7 @@ impl VolumeStore {
             volume.state.held = !volume.state.has_writer();
             volume.state.pending.release = false;
             volume.save().await?;
+            store.renew_while_open(&name);
             volume.status().await
         })
         .await

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{Host, Memory, code};
 use crate::log::Log;
 use crate::record::RecordKind;
-use crate::{AcquireOptions, Error, VolumeStore, VolumesConfig};
+use crate::{AcquireOptions, Error, Progress, VolumeStore, VolumesConfig};
 
 /// Short for a claim, and long for whatever is done in memory.
 const AFTER: Duration = Duration::from_millis(1500);
@@ -100,6 +100,36 @@ async fn a_sign_of_life_at_the_last_moment_counts() {
     memory.enter_by(&others);
     drop(bar);
     assert_eq!(code(taking.await.unwrap()), "volume.in_use_elsewhere");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_by_hand_waits_as_a_create_does_and_is_renewed_then() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (host("one", &memory).await, host("two", &memory).await);
+    one.acquire().await.unwrap();
+    one.write("first").await;
+    one.store.sync("v").await.unwrap();
+    let claim = async |host: &Host| host.store.claim("v", false, Progress::default()).await;
+    let begin = Instant::now();
+    assert_eq!(code(claim(&two).await), "volume.in_use_elsewhere");
+    assert!(begin.elapsed() < AFTER, "told after {:?}", begin.elapsed());
+    assert!(two.store.list().await.unwrap().is_empty(), "something is left of it");
+    let Host { store, _root } = one;
+    drop(store);
+    // Who has no such time does not wait.
+    let begin = Instant::now();
+    assert_eq!(code(claim(&Host::new("three", &memory).await).await), "volume.in_use_elsewhere");
+    assert!(begin.elapsed() < AFTER, "told after {:?}", begin.elapsed());
+    let begin = Instant::now();
+    assert_eq!(claim(&two).await.unwrap().owner.as_deref(), Some("two"));
+    assert!(begin.elapsed() >= AFTER, "taken over after {:?}", begin.elapsed());
+    assert_eq!(two.read().await, "first");
+    // It is kept by the process that made it, too.
+    let three = host("three", &memory).await;
+    assert_eq!(code(three.acquire().await), "volume.in_use_elsewhere");
+    drop(two);
+    assert!(three.acquire().await.unwrap().claimed);
+    super::check_log(&Log::new(memory.clone(), "p/v/".into()).all().await.unwrap());
 }
 
 /// A process of host `one` that keeps its claims, and has renewed one.

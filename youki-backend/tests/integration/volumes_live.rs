@@ -85,13 +85,17 @@ async fn a_claim_not_renewed_is_taken_over_and_a_renewed_one_is_not(case: Case) 
         let said = run(&case, &b, &on_b, "true").await;
         assert!(said.code == 125 && said.stderr.contains("in use on host"), "{said:?}");
         assert!(said.stderr.contains("for a sign of life"), "{said:?}");
+        let said = berth(&b, &["--config", &on_b, "volume", "claim", "data"]).await;
+        assert!(said.code == 1 && said.stderr.contains("for a sign of life"), "{said:?}");
+        assert!(said.stderr.contains("in use on host"), "{said:?}");
     }
     berth(&a, &["exec", "web", "sh", "-c", "echo unsynced > /data/other"]).await.succeeded();
     keeper.kill().await.unwrap();
     let begin = Instant::now();
-    run(&case, &b, &on_b, "echo from b >> /data/file; exec sleep 300").await.succeeded();
+    berth(&b, &["--config", &on_b, "volume", "claim", "data"]).await.succeeded();
     let took = begin.elapsed();
     assert!(took >= AFTER && took < patience(AFTER * 4), "taken over after {took:?}");
+    run(&case, &b, &on_b, "echo from b >> /data/file; exec sleep 300").await.succeeded();
     berth(&b, &["stop", "-t", "0", "web"]).await.succeeded();
     // Who was silent is fenced; what it had is kept beside.
     let said = berth(&a, &["--config", &on_a, "volume", "sync", "data"]).await;
