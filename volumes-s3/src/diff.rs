@@ -44,6 +44,13 @@ pub struct DiffEntry {
     pub new_size_bytes: Option<u64>,
 }
 
+impl DiffEntry {
+    /// Whether the newer tree has data here that the older has not.
+    pub(crate) fn has_other_data(&self) -> bool {
+        matches!(self.change, Change::Added | Change::Content)
+    }
+}
+
 impl VolumeStore {
     /// What changed from generation `old` to generation `new`, in the order of the tree.
     ///
@@ -56,14 +63,23 @@ impl VolumeStore {
             let missing = || Error::GenerationNotFound { name: name.to_owned(), generation };
             record.and_then(|record| record.tree).map(|tree| tree.root).ok_or_else(missing)
         };
-        let (old, new) = (root(old).await?, root(new).await?);
-        compare(&remote.packs, old, new).await
+        let roots = (root(old).await?, root(new).await?);
+        let mut found = Vec::new();
+        let compared = compare(&remote.packs, roots.0, roots.1, |entry| found.push(entry)).await;
+        let compared = remote.or_pruned(name, old, compared).await;
+        remote.or_pruned(name, new, compared).await.map(|()| found)
     }
 }
 
-async fn compare(packs: &Packs, old: ChunkRef, new: ChunkRef) -> Result<Vec<DiffEntry>> {
+/// Tells what changed from the tree with root `old` to that with root `new`, in the order of the tree.
+pub(crate) async fn compare(
+    packs: &Packs,
+    old: ChunkRef,
+    new: ChunkRef,
+    mut tell: impl FnMut(DiffEntry) + Send,
+) -> Result<()> {
     if old.digest == new.digest {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let (old, new) = (leaves(packs, old).await?, leaves(packs, new).await?);
     // A leaf that both have is the same in both.
@@ -74,10 +90,9 @@ async fn compare(packs: &Packs, old: ChunkRef, new: ChunkRef) -> Result<Vec<Diff
         Side { leaves: Box::pin(entries(packs.clone(), own)), ready: VecDeque::new() }
     };
     let (mut old, mut new) = (without(old, &of_new), without(new, &of_old));
-    let mut found = Vec::new();
     loop {
         let order = match (old.peek().await?, new.peek().await?) {
-            (None, None) => return Ok(found),
+            (None, None) => return Ok(()),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some(old), Some(new)) => tree_order(&old.path, &new.path),
@@ -90,7 +105,7 @@ async fn compare(packs: &Packs, old: ChunkRef, new: ChunkRef) -> Result<Vec<Diff
             _ => Some(Change::Added),
         };
         if let (Some(change), Some(entry)) = (change, newer.as_ref().or(older.as_ref())) {
-            found.push(DiffEntry {
+            tell(DiffEntry {
                 path: display(&entry.path).to_string_lossy().into_owned(),
                 change,
                 old_size_bytes: older.as_ref().and_then(size),

@@ -41,6 +41,14 @@ pub enum Error {
         /// The number asked for.
         generation: u64,
     },
+    /// The history had it, and has it no more: it went while it was read.
+    #[error("volume {name}: generation {generation} was pruned while it was read")]
+    GenerationPruned {
+        /// The volume.
+        name: String,
+        /// Its number.
+        generation: u64,
+    },
     /// Containers of this host use it.
     #[error("volume {name}: {operation} while in use by {}", users.join(", "))]
     InUse {
@@ -286,6 +294,7 @@ impl Error {
             Self::Configuration { .. } => "config.invalid",
             Self::NotFound { .. } => "volume.not_found",
             Self::GenerationNotFound { .. } => "volume.generation_not_found",
+            Self::GenerationPruned { .. } => "volume.generation_pruned",
             Self::InUse { .. } => "volume.in_use",
             Self::BeingFilled { .. } => "volume.being_filled",
             Self::InUseElsewhere { .. } => "volume.in_use_elsewhere",
@@ -319,6 +328,7 @@ impl Error {
         match self {
             Self::NotFound { name }
             | Self::GenerationNotFound { name, .. }
+            | Self::GenerationPruned { name, .. }
             | Self::InUse { name, .. }
             | Self::BeingFilled { name, .. }
             | Self::InUseElsewhere { name, .. }
@@ -348,6 +358,9 @@ impl Error {
             Self::Configuration { .. } => "the README's table lists the keys of the file, and what they take".into(),
             Self::NotFound { .. } => "`berth volume ls` lists the volumes of this host".into(),
             Self::GenerationNotFound { name, .. } => format!("`berth volume history {name}` lists them"),
+            Self::GenerationPruned { name, .. } => {
+                format!("try again with one that is kept: `berth volume history {name}` lists them")
+            }
             Self::InUse { .. } => "stop and remove those containers first".into(),
             Self::BeingFilled { .. } => "wait until that container is created".into(),
             Self::InUseElsewhere { name, host, .. } => {
@@ -451,6 +464,7 @@ mod tests {
         let named = [
             Error::NotFound { name: name() },
             Error::GenerationNotFound { name: name(), generation: 1 },
+            Error::GenerationPruned { name: name(), generation: 1 },
             Error::InUse { name: name(), operation: "removal", users: Vec::new() },
             Error::BeingFilled { name: name(), users: Vec::new() },
             Error::InUseElsewhere { name: name(), host: "h".into(), record: 1 },

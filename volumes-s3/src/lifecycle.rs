@@ -75,8 +75,7 @@ impl VolumeStore {
             claim::claim(volume, take_over).await?;
         }
         if let Some(generation) = restore {
-            let record = self.tree_record(volume, generation).await?;
-            self.restore_into_place(volume, &record, &options.progress).await?;
+            self.restore_newest(volume, generation, options).await?;
         } else if !here {
             volume.make_empty(options.fill).await?;
         }

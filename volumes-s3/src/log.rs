@@ -21,6 +21,8 @@ const LIST_PAGE: usize = 1000;
 const HINT_LIMIT: usize = 32;
 /// How often the outcome of a put is asked for after its answer was lost.
 const READ_BACK_ATTEMPTS: u32 = 3;
+/// How often the log is listed until its newest record is still there when it is read.
+const LISTINGS: u32 = 8;
 /// Records read at once for a history.
 const HISTORY_READS: usize = 16;
 
@@ -53,22 +55,31 @@ impl Log {
             let page = self.page(known.record.saturating_sub(1)).await?;
             // Not there any more: the history was deleted by hand, and what was known of it is worth nothing.
             if page.first() == Some(&known.record) {
-                return match self.last_listed(page).await? {
-                    Some(number) if number > known.record => self.forward(self.read(number).await?).await,
-                    _ => Ok(Some(known)),
-                };
+                match self.last_listed(page).await? {
+                    Some(number) if number > known.record => {
+                        if let Some(listed) = self.read(number).await? {
+                            return self.forward(Some(listed)).await;
+                        }
+                    }
+                    _ => return Ok(Some(known)),
+                }
             }
         }
-        let hint = self.hint().await?.saturating_sub(1);
-        let mut last = self.last_listed(self.page(hint).await?).await?;
-        if last.is_none() && hint > 0 {
-            last = self.last_listed(self.page(0).await?).await?;
+        let mut after = self.hint().await?.saturating_sub(1);
+        for _ in 0..LISTINGS {
+            let Some(last) = self.last_listed(self.page(after).await?).await? else {
+                if after > 0 {
+                    after = 0;
+                    continue;
+                }
+                break;
+            };
+            // One that is gone by now was cut off by a prune, which is newer.
+            if let Some(listed) = self.read(last).await? {
+                return self.forward(Some(listed)).await;
+            }
         }
-        let listed = match last {
-            Some(number) => self.read(number).await?,
-            None => None,
-        };
-        let head = self.forward(listed).await?;
+        let head = self.forward(None).await?;
         if head.is_none() {
             self.store.check_bucket().await?;
         }

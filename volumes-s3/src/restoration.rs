@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::diff::{DiffEntry, compare};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::pack::Digest;
@@ -10,36 +11,108 @@ use crate::record::{Record, RecordKind, TreeSummary, random_id};
 use crate::removal::{empty_trash, move_to_trash, refuse_in_use, remove_leftovers, remove_unfinished};
 use crate::restore::Job;
 use crate::state::{TreeMark, sync_parent};
-use crate::store::{RestoreOptions, RestoreReport, VolumeStore};
+use crate::store::{AcquireOptions, RestoreOptions, RestoreReport, VolumeStore};
 use crate::tree::spread;
-use crate::volume::{Remote, Volume, make_directories, set_aside_foreign};
+use crate::volume::{Volume, make_directories, set_aside_foreign};
 use crate::walk::open_root;
+
+/// How often the newest generation is asked for, when each was followed by another and pruned while it was restored.
+const NEWEST_ATTEMPTS: u32 = 4;
+
+/// What becomes of a tree that is put in a volume's place.
+#[derive(Debug, Clone, Copy)]
+enum Descent {
+    /// The volume goes on from it.
+    Itself,
+    /// It is a change made here: the next sync publishes it after `newest`, which lacks so many bytes of its files.
+    Newest { newest: Option<u64>, ahead_bytes: u64 },
+}
 
 impl VolumeStore {
     pub(crate) async fn restore_in_place(&self, name: &str, options: &RestoreOptions) -> Result<RestoreReport> {
         let mut volume = self.lock(name).await?;
         refuse_in_use(&volume, "a restore in place")?;
-        let head = volume.head().await?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
+        let mut attempts = 0;
+        loop {
+            match self.restore_this_in_place(&mut volume, options).await {
+                Err(error) if options.generation.is_none() && is_gone(&error) && attempts < NEWEST_ATTEMPTS => {
+                    attempts += 1;
+                }
+                restored => return restored,
+            }
+        }
+    }
+
+    async fn restore_this_in_place(&self, volume: &mut Volume, options: &RestoreOptions) -> Result<RestoreReport> {
+        let name = volume.name.clone();
+        let head = volume.head().await?.ok_or_else(|| Error::NotFound { name: name.clone() })?;
         let Some(generation) = options.generation.or(head.generation) else {
-            return Err(Error::NotFound { name: name.to_owned() });
+            return Err(Error::NotFound { name });
         };
-        let record = self.tree_record(&volume, generation).await?;
+        let record = self.tree_record(volume, generation).await?;
         if !options.discard_local && volume.is_here()? && volume.has_changes().await? {
             let bytes = volume.difference().await?.bytes;
-            return Err(Error::Unsynced { name: name.to_owned(), bytes });
+            return Err(Error::Unsynced { name, bytes });
         }
-        if let Err(error) = self.restore_into_place(&mut volume, &record, &options.progress).await {
-            self.give_up(&mut volume).await;
+        let descent = match head.generation == Some(generation) {
+            true => Descent::Itself,
+            false => {
+                let ahead_bytes = self.ahead_bytes(volume, &record, head.generation).await?;
+                Descent::Newest { newest: head.generation, ahead_bytes }
+            }
+        };
+        if let Err(error) = self.restore_into_place(volume, &record, &options.progress, descent).await {
+            self.give_up(volume).await;
             return Err(error);
         }
-        // Going back is a change like any other: the next sync publishes it after the newest generation.
-        volume.state.parent = head.generation;
-        if let Some(tree) = &mut volume.state.tree {
-            tree.branch = false;
-        }
-        (volume.state.pending.sync, volume.state.bytes_at_risk, volume.state.last_error) = (false, None, None);
-        volume.save().await?;
         report(&record, volume.paths.data())
+    }
+
+    /// Bytes of the files of `record` that generation `newest` lacks: all, if that cannot be read.
+    async fn ahead_bytes(&self, volume: &Volume, record: &Record, newest: Option<u64>) -> Result<u64> {
+        let tree = summary(record)?;
+        let (Some(remote), Some(newest)) = (&volume.remote, newest) else { return Ok(tree.size_bytes) };
+        let newest = match self.tree_record(volume, newest).await {
+            Ok(newest) => summary(&newest)?.root,
+            // One who goes back may do so because the newest is damaged.
+            Err(Error::Corrupt { .. } | Error::GenerationNotFound { .. }) => return Ok(tree.size_bytes),
+            Err(error) => return Err(error),
+        };
+        let mut ahead = 0;
+        let add = |entry: DiffEntry| {
+            if entry.has_other_data() {
+                ahead += entry.new_size_bytes.unwrap_or(0);
+            }
+        };
+        match compare(&remote.packs, newest, tree.root, add).await {
+            Ok(()) => Ok(ahead),
+            Err(Error::Corrupt { .. }) => Ok(tree.size_bytes),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Restores `generation`, the newest, in the place of a volume that is about to be used. Who has no claim may see another
+    /// follow it, and it pruned, meanwhile: it gets that one.
+    pub(crate) async fn restore_newest(
+        &self,
+        volume: &mut Volume,
+        mut generation: u64,
+        options: &AcquireOptions,
+    ) -> Result<()> {
+        let mut attempts = 0;
+        loop {
+            let restored = match self.tree_record(volume, generation).await {
+                Ok(record) => self.restore_into_place(volume, &record, &options.progress, Descent::Itself).await,
+                Err(error) => Err(error),
+            };
+            match restored {
+                Err(error) if options.readonly && is_gone(&error) && attempts < NEWEST_ATTEMPTS => {
+                    attempts += 1;
+                    generation = volume.head().await?.and_then(|head| head.generation).ok_or(error)?;
+                }
+                restored => return restored,
+            }
+        }
     }
 
     pub(crate) async fn restore_beside(
@@ -48,6 +121,19 @@ impl VolumeStore {
         to: PathBuf,
         options: &RestoreOptions,
     ) -> Result<RestoreReport> {
+        let to = std::path::absolute(&to).map_err(|error| Error::io("resolve", &to, error))?;
+        let mut attempts = 0;
+        loop {
+            match self.restore_this_beside(name, to.clone(), options).await {
+                Err(error) if options.generation.is_none() && is_gone(&error) && attempts < NEWEST_ATTEMPTS => {
+                    attempts += 1;
+                }
+                restored => return restored,
+            }
+        }
+    }
+
+    async fn restore_this_beside(&self, name: &str, to: PathBuf, options: &RestoreOptions) -> Result<RestoreReport> {
         let remote = self.remote(name, "a restore").await?;
         let head = remote.log.head(None).await?.ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
         let Some(generation) = options.generation.or(head.generation) else {
@@ -55,7 +141,6 @@ impl VolumeStore {
         };
         let missing = || Error::GenerationNotFound { name: name.to_owned(), generation };
         let record = remote.tree(generation).await?.ok_or_else(missing)?;
-        let to = std::path::absolute(&to).map_err(|error| Error::io("resolve", &to, error))?;
         let temporary = to.with_file_name(format!(".restore-{}", random_id()));
         let (target, directory) = (to.clone(), temporary.clone());
         blocking("create", move || {
@@ -77,7 +162,7 @@ impl VolumeStore {
             progress: options.progress.clone(),
         };
         let restored = job.run().await.map_err(|error| error.beneath(&to));
-        let done = or_gone(&remote, name, generation, restored).await;
+        let done = remote.or_pruned(name, generation, restored).await;
         let target = to.clone();
         blocking("put into place", move || {
             let moved = done.and_then(|()| {
@@ -93,11 +178,12 @@ impl VolumeStore {
     }
 
     /// Replaces the tree by that of `record`, whole or not at all.
-    pub(crate) async fn restore_into_place(
+    async fn restore_into_place(
         &self,
         volume: &mut Volume,
         record: &Record,
         progress: &Progress,
+        descent: Descent,
     ) -> Result<()> {
         let Some(remote) = volume.remote.clone() else { return Ok(()) };
         let summary = summary(record)?.clone();
@@ -112,7 +198,7 @@ impl VolumeStore {
             progress: progress.clone(),
         };
         let replaced = self.replace_tree(volume, job).await;
-        let replaced = or_gone(&remote, &volume.name, record.record, replaced).await;
+        let replaced = remote.or_pruned(&volume.name, record.record, replaced).await;
         if replaced.is_err() {
             let (directory, hold) = (volume.paths.directory.clone(), volume.hold());
             blocking("tidy up", move || {
@@ -124,7 +210,8 @@ impl VolumeStore {
             .await?;
         }
         replaced?;
-        take_for(volume, record, &summary);
+        take_for(volume, record, &summary, descent);
+        (volume.state.pending.sync, volume.state.bytes_at_risk, volume.state.last_error) = (false, None, None);
         let saved = volume.save().await;
         if saved.is_err() {
             // Without its state it would be taken for a change made here.
@@ -174,7 +261,7 @@ impl VolumeStore {
     pub(crate) async fn is_restored(&self, volume: &mut Volume, generation: u64) -> Result<bool> {
         let record = self.tree_record(volume, generation).await?;
         let before = volume.state.clone();
-        take_for(volume, &record, summary(&record)?);
+        take_for(volume, &record, summary(&record)?, Descent::Itself);
         let is_it = volume.scan_record()?.is_some() && !volume.has_changes().await?;
         if !is_it {
             volume.state = before;
@@ -189,25 +276,26 @@ impl VolumeStore {
     }
 }
 
-/// `restored`; a tree that went while it was read is not damaged but gone.
-async fn or_gone<T>(remote: &Remote, name: &str, generation: u64, restored: Result<T>) -> Result<T> {
-    match restored {
-        Err(Error::Corrupt { .. }) if remote.tree(generation).await.is_ok_and(|record| record.is_none()) => {
-            Err(Error::GenerationNotFound { name: name.to_owned(), generation })
-        }
-        restored => restored,
-    }
+/// Whether a generation is not there any more that was there before.
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::GenerationPruned { .. } | Error::GenerationNotFound { .. })
 }
 
 /// Notes that the tree here is that of `record`.
-fn take_for(volume: &mut Volume, record: &Record, summary: &TreeSummary) {
+fn take_for(volume: &mut Volume, record: &Record, summary: &TreeSummary, descent: Descent) {
+    let (parent, ahead_bytes) = match descent {
+        Descent::Itself => (Some(record.record), None),
+        Descent::Newest { newest, ahead_bytes } => (newest, Some(ahead_bytes)),
+    };
     volume.state.tree = Some(TreeMark {
         record: record.record,
         root: summary.root.digest.to_string(),
-        branch: record.kind == RecordKind::Branch,
+        // One that is to be the main line's is none any more.
+        branch: record.kind == RecordKind::Branch && ahead_bytes.is_none(),
         size_bytes: summary.size_bytes,
+        ahead_bytes,
     });
-    volume.state.parent = Some(record.record);
+    volume.state.parent = parent;
     volume.state.durable_at = Some(record.created_at);
 }
 

@@ -59,6 +59,9 @@ pub(crate) struct TreeMark {
     /// It is a branch, and was not restored to become the main line again.
     pub branch: bool,
     pub size_bytes: u64,
+    /// Of one that was restored over a newer generation: bytes of its files that the newest had not, or had otherwise.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ahead_bytes: Option<u64>,
 }
 
 /// A user of a volume.
@@ -129,6 +132,13 @@ impl State {
     /// Whether the tree is one that was restored over a newer generation: a change, though all of it is in S3.
     pub(crate) fn went_back(&self) -> bool {
         self.tree.as_ref().is_some_and(|tree| !tree.branch && Some(tree.record) != self.parent)
+    }
+
+    /// Bytes that the next sync would publish though nothing was changed since the tree was restored: it was restored over
+    /// a newer generation.
+    pub(crate) fn ahead_bytes(&self) -> u64 {
+        let ahead = self.tree.as_ref().filter(|_| self.went_back());
+        ahead.map_or(0, |tree| tree.ahead_bytes.unwrap_or(tree.size_bytes))
     }
 
     /// Whether something on this host may write to it.

@@ -392,7 +392,8 @@ impl VolumeStore {
     ///
     /// # Errors
     /// In place: [`Error::InUse`]; [`Error::Unsynced`] over changes that are nowhere else, without `discard_local`.
-    /// Beside: [`Error::TargetExists`]. Both: [`Error::NotFound`], [`Error::GenerationNotFound`], [`Error::Corrupt`].
+    /// Beside: [`Error::TargetExists`]. Both: [`Error::NotFound`], [`Error::GenerationNotFound`], [`Error::Corrupt`];
+    /// [`Error::GenerationPruned`] when it went meanwhile, but not where the newest was asked for: that begins again.
     pub async fn restore(&self, name: &str, options: RestoreOptions) -> Result<RestoreReport> {
         self.remote(name, "a restore").await?;
         self.detached(name, move |store, name| async move {

@@ -26,6 +26,7 @@ mod deep;
 mod foreign;
 mod going_back;
 mod histories;
+mod pruned_while_read;
 mod prunes;
 mod readers;
 mod refusals;
@@ -52,6 +53,8 @@ struct Memory {
     hang_at_packs: AtomicBool,
     /// After so many requests it is away; 0: never.
     away_after: AtomicUsize,
+    /// After so many requests the objects are these: what others did in that moment.
+    turn: std::sync::Mutex<Option<(usize, BTreeMap<String, Bytes>)>>,
     /// A put-if-absent of a record waits here before it happens, if somebody bars the way.
     before_record: tokio::sync::RwLock<()>,
     /// A get of a pack waits here.
@@ -71,6 +74,13 @@ impl Memory {
         if left == Ok(1) {
             self.away.store(true, Ordering::SeqCst);
         }
+        let mut turn = self.turn.lock().unwrap();
+        match turn.as_mut() {
+            Some((0, _)) => *self.objects.lock().unwrap() = turn.take().map(|(_, objects)| objects).unwrap_or_default(),
+            Some((left, _)) => *left -= 1,
+            None => {}
+        }
+        drop(turn);
         if self.away.load(Ordering::SeqCst) { Err(unreachable_error()) } else { Ok(()) }
     }
 

@@ -38,6 +38,14 @@ impl Remote {
         for _ in 1..ATTEMPTS {
             let Some(before) = head else { return Ok(None) };
             match self.tree_by(&before, generation).await {
+                // It may have gone from the log for a copy of it.
+                Ok(None) => {
+                    let newest = self.log.head(Some(before.clone())).await?;
+                    if newest.as_ref().and_then(|newest| newest.pruned) == before.pruned {
+                        return Ok(None);
+                    }
+                    head = newest;
+                }
                 Err(Error::Corrupt { .. }) => head = self.log.head(Some(before)).await?,
                 found => return found,
             }
@@ -68,6 +76,19 @@ impl Remote {
         Ok(self.newest_prune(head).await?.is_some_and(|prune| prune.kept.contains(&record)))
     }
 
+    /// What reading `generation` came to: one that went meanwhile is not damaged.
+    pub(crate) async fn or_pruned<T>(&self, name: &str, generation: u64, read: Result<T>) -> Result<T> {
+        match read {
+            Err(error @ Error::Corrupt { .. }) => match self.tree(generation).await {
+                Ok(None) => Err(Error::GenerationPruned { name: name.to_owned(), generation }),
+                // Nobody knows which it is.
+                Err(unknown) if unknown.is_transient() => Err(unknown),
+                _ => Err(error),
+            },
+            read => read,
+        }
+    }
+
     async fn kept(&self, number: u64) -> Result<Record> {
         let key = self.kept_key(number);
         let body = self.store.get(&key, None, RECORD_LIMIT).await?;
@@ -88,7 +109,7 @@ impl Remote {
         let copies = stream::iter(kept).map(|number| self.kept(number)).buffered(READS);
         let mut records: Vec<Record> = copies.try_collect().await?;
         let log = self.log.all().await?;
-        if log.last().and_then(|newest| newest.pruned) != head.pruned {
+        if log.last().is_none_or(|newest| newest.record < head.record || newest.pruned != head.pruned) {
             return Err(Error::corrupt(self.log.key(0), "was pruned while it was read"));
         }
         records.extend(log);

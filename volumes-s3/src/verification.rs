@@ -46,8 +46,8 @@ impl VolumeStore {
     /// read once.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::GenerationNotFound`], [`Error::NoBucket`], [`Error::S3Unreachable`]. Damage is no
-    /// error here: the report tells of it.
+    /// [`Error::NotFound`], [`Error::GenerationNotFound`], [`Error::GenerationPruned`], [`Error::NoBucket`],
+    /// [`Error::S3Unreachable`]. Damage is no error here: the report tells of it.
     pub async fn verify(&self, name: &str, generation: Option<u64>, progress: Progress) -> Result<VerifyReport> {
         let remote = self.remote(name, "a verification").await?;
         let records = match generation {
@@ -67,7 +67,7 @@ impl VolumeStore {
         }
         let total = trees.iter().filter_map(|record| record.tree.as_ref()).map(|tree| tree.new_bytes).sum();
         let mut check = Check {
-            packs: remote.packs,
+            packs: remote.packs.clone(),
             seen: HashSet::new(),
             bad: HashMap::new(),
             progress,
@@ -75,7 +75,16 @@ impl VolumeStore {
             report: VerifyReport::default(),
         };
         for record in &trees {
+            let before = check.report.damaged.len();
             check.generation(record).await?;
+            if check.report.damaged.len() > before && remote.tree(record.record).await?.is_none() {
+                // It went while it was read: that is no damage.
+                check.report.damaged.truncate(before);
+                if let Some(generation) = generation {
+                    return Err(Error::GenerationPruned { name: name.to_owned(), generation });
+                }
+                continue;
+            }
             check.report.generations += 1;
         }
         check.progress.report(total, total);

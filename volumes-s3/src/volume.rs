@@ -339,6 +339,7 @@ impl Volume {
                 root: tree.root.digest.to_string(),
                 branch,
                 size_bytes: tree.size_bytes,
+                ahead_bytes: None,
             });
             if !branch {
                 self.state.parent = Some(record.record);
@@ -430,11 +431,26 @@ fn scan_record(name: &str, paths: &Paths, state: &State) -> Result<Option<Record
         .filter(|record| record.subject.lineage == lineage && Some(record.subject.root.to_string().as_str()) == root))
 }
 
+/// Whether the scan record is of another tree of this history than the one that the state tells of.
+fn is_of_another_tree(paths: &Paths, state: &State) -> Result<bool> {
+    let Some(tree) = &state.tree else { return Ok(false) };
+    let record = match RecordReader::open(&paths.scan()) {
+        Err(Error::Corrupt { .. }) => None,
+        record => record?,
+    };
+    let other = |record: RecordReader| {
+        record.subject.lineage == state.lineage() && record.subject.root.to_string() != tree.root
+    };
+    Ok(record.is_some_and(other))
+}
+
 /// Counts what `status` tells of a tree and its state does not; true if there was something to count. `bucket`: it belongs
 /// to one, or would with its next use. Without, nothing is at risk: it was never to be anywhere else. Blocks.
 pub(crate) fn count(status: &mut VolumeStatus, paths: &Paths, state: &State, bucket: bool) -> Result<bool> {
     let uncounted = state.pending.sync && state.bytes_at_risk.is_none();
-    let at_risk = bucket && (uncounted || state.tree.is_none() || state.has_writer());
+    // A restore puts its tree in place before its state: who was killed in between has not said which it is.
+    let unknown = uncounted || state.tree.is_none() || is_of_another_tree(paths, state)?;
+    let at_risk = bucket && (unknown || state.has_writer());
     if !(at_risk || status.size_bytes.is_none()) || !is_own(&status.name, &paths.data()) {
         return Ok(false);
     }
@@ -443,7 +459,7 @@ pub(crate) fn count(status: &mut VolumeStatus, paths: &Paths, state: &State, buc
     // What a create still fills is no data yet.
     let unfilled = attributes::is_unfilled(open_root(&data)?);
     if at_risk && !unfilled.map_err(|error| Error::io("read the attributes of", &data, error))? {
-        status.bytes_at_risk = found.bytes;
+        status.bytes_at_risk = found.bytes.saturating_add(state.ahead_bytes()).min(found.size_bytes);
     }
     status.size_bytes = Some(found.size_bytes);
     Ok(true)
@@ -451,14 +467,18 @@ pub(crate) fn count(status: &mut VolumeStatus, paths: &Paths, state: &State, buc
 
 /// The status as a state tells it.
 pub(crate) fn status(name: &str, paths: &Paths, state: &State) -> VolumeStatus {
+    let generation = state.tree.as_ref().map(|tree| tree.record);
+    // What another host would get is the newest generation, and not this one.
+    let unpublished = generation.filter(|_| state.went_back());
+    let unpublished = unpublished.map(|generation| Error::Unpublished { name: name.to_owned(), generation });
     VolumeStatus {
         name: name.to_owned(),
         mountpoint: paths.data(),
-        generation: state.tree.as_ref().map(|tree| tree.record),
-        durable_at: state.durable_at,
-        bytes_at_risk: state.bytes_at_risk.unwrap_or(0),
+        generation,
+        durable_at: state.durable_at.filter(|_| unpublished.is_none()),
+        bytes_at_risk: state.bytes_at_risk.unwrap_or(0).saturating_add(state.ahead_bytes()),
         owner: state.head.as_ref().and_then(|head| head.owner.clone()),
-        last_error: state.last_error.clone(),
+        last_error: state.last_error.clone().or_else(|| unpublished.map(|error| error.to_string())),
         size_bytes: state.tree.as_ref().map(|tree| tree.size_bytes),
     }
 }

@@ -1,5 +1,6 @@
 //! An older generation restored in place is a change made here: published like any other, and as little lost.
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -58,6 +59,90 @@ async fn the_next_sync_publishes_it_and_sends_nothing_again() {
     go_back(&host, published).await;
     assert_eq!(host.store.sync("v").await.unwrap().generation, Some(published));
     assert_eq!(memory.puts.load(Ordering::SeqCst), records, "published for nothing");
+}
+
+#[tokio::test]
+async fn its_status_says_that_it_is_not_published_until_it_is() {
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    let data = host.acquire().await.unwrap().path;
+    fs::write(data.join("same"), "in both of them").unwrap();
+    host.write("older").await;
+    let old = host.store.sync("v").await.unwrap().generation.unwrap();
+    host.write("new").await;
+    host.store.release("v", "web").await.unwrap();
+    go_back(&host, old).await;
+    let asked = memory.asked.load(Ordering::SeqCst);
+    // What a new host would get lacks five bytes of what is here.
+    let told = |status: VolumeStatus, bytes| {
+        assert_eq!(
+            (status.generation, status.durable_at, status.bytes_at_risk),
+            (Some(old), None, bytes),
+            "{status:?}"
+        );
+        let said = status.last_error.as_deref().unwrap_or_default();
+        assert!(
+            said.contains(&format!("generation {old} was restored here")) || said.contains("unreachable"),
+            "{said}"
+        );
+    };
+    told(host.store.status("v").await.unwrap(), 5);
+    told(host.store.list().await.unwrap().remove(0), 5);
+    told(host.without_bucket("one").await.status("v").await.unwrap(), 5);
+    assert_eq!(memory.asked.load(Ordering::SeqCst), asked, "a status is no request");
+    // While it is used, and while S3 is away.
+    host.acquire().await.unwrap();
+    told(host.store.status("v").await.unwrap(), 5);
+    fs::write(data.join("more"), "of it").unwrap();
+    told(host.store.status("v").await.unwrap(), 10);
+    memory.away.store(true, Ordering::SeqCst);
+    assert_eq!(code(host.store.sync("v").await), "volume.s3_unreachable");
+    host.store.release("v", "web").await.unwrap();
+    let status = host.store.status("v").await.unwrap();
+    assert_eq!((status.durable_at, status.bytes_at_risk), (None, 10), "{status:?}");
+    memory.away.store(false, Ordering::SeqCst);
+    host.store.retry("v").await.unwrap();
+    let status = host.store.status("v").await.unwrap();
+    assert!(status.generation > Some(old) && status.durable_at.is_some() && status.last_error.is_none(), "{status:?}");
+    assert_eq!(status.bytes_at_risk, 0);
+    // The newest restored is as durable as it was.
+    go_back(&host, status.generation.unwrap()).await;
+    assert_eq!(host.store.status("v").await.unwrap(), status);
+}
+
+#[tokio::test]
+async fn killed_before_its_state_was_written_it_is_at_risk_and_not_undone() {
+    let memory = Arc::new(Memory::default());
+    let (host, generations) = with_history(&memory, &["old", "newer"]).await;
+    let state = host.store.inner_root().join("v/state.json");
+    let before = fs::read(&state).unwrap();
+    go_back(&host, generations[0]).await;
+    fs::write(&state, before).unwrap();
+    let status = host.store.status("v").await.unwrap();
+    assert_eq!(status.bytes_at_risk, 3, "{status:?}");
+    host.acquire().await.unwrap();
+    assert_eq!(host.read().await, "old");
+    assert!(host.store.release("v", "web").await.unwrap().is_none());
+    assert_eq!(host.store.status("v").await.unwrap().bytes_at_risk, 0);
+    let other = Host::new("two", &memory).await;
+    other.acquire().await.unwrap();
+    assert_eq!(other.read().await, "old");
+}
+
+#[tokio::test]
+async fn where_the_newest_is_damaged_all_of_it_is_at_risk() {
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    host.acquire().await.unwrap();
+    host.write("older").await;
+    let old = host.store.sync("v").await.unwrap().generation.unwrap();
+    let packs = memory.keys("/packs/");
+    host.write("new").await;
+    host.store.release("v", "web").await.unwrap();
+    memory.objects.lock().unwrap().retain(|key, _| !key.contains("/packs/") || packs.contains(key));
+    go_back(&host, old).await;
+    let status = host.store.status("v").await.unwrap();
+    assert_eq!((status.durable_at, status.bytes_at_risk), (None, 5), "{status:?}");
 }
 
 #[tokio::test]

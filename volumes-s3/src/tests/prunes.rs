@@ -14,7 +14,7 @@ fn noise(bytes: usize) -> Vec<u8> {
 }
 
 /// Uses the volume: what is left of it is one generation, of `text` and some noise.
-async fn generation(host: &Host, text: &str) -> u64 {
+pub(super) async fn generation(host: &Host, text: &str) -> u64 {
     host.acquire().await.unwrap();
     host.write(text).await;
     fs::write(host.data().await.join("noise"), noise(20_000)).unwrap();
@@ -23,17 +23,17 @@ async fn generation(host: &Host, text: &str) -> u64 {
     number
 }
 
-async fn listed(host: &Host) -> Vec<u64> {
+pub(super) async fn listed(host: &Host) -> Vec<u64> {
     host.store.history("v", false).await.unwrap().into_iter().map(|entry| entry.generation.unwrap()).collect()
 }
 
-async fn text_of(host: &Host, generation: u64) -> crate::Result<String> {
+pub(super) async fn text_of(host: &Host, generation: u64) -> crate::Result<String> {
     let to = host._root.path().join(format!("of-{generation}-{}", rand::random::<u32>()));
     let options = RestoreOptions { generation: Some(generation), to: Some(to.clone()), ..Default::default() };
     host.store.restore("v", options).await.map(|_| fs::read_to_string(to.join("file")).unwrap())
 }
 
-async fn is_whole(host: &Host) {
+pub(super) async fn is_whole(host: &Host) {
     let report = host.store.verify("v", None, Progress::default()).await.unwrap();
     assert_eq!(report.damaged, []);
 }
@@ -262,7 +262,7 @@ impl Memory {
     }
 }
 
-async fn keeping_on(host: &Host, memory: &Arc<Memory>) -> crate::VolumeStore {
+pub(super) async fn keeping_on(host: &Host, memory: &Arc<Memory>) -> crate::VolumeStore {
     let keep = Some(crate::Keep { last: 1, ..Default::default() });
     let config = crate::VolumesConfig { keep, ..super::config(host._root.path(), "two") };
     crate::VolumeStore::open_with(config, memory.clone()).await.unwrap()
@@ -325,36 +325,4 @@ async fn who_has_nothing_but_what_was_let_go_brings_none_of_it_back() {
     two.store.prune("v").await.unwrap();
     let Err(Error::Fenced { branch: None, .. }) = one.store.sync("v").await else { panic!("not fenced, or a branch") };
     assert_eq!(listed(&two).await.len(), 1);
-}
-
-#[tokio::test]
-async fn a_generation_that_goes_while_it_is_restored_is_no_damage() {
-    let memory = Arc::new(Memory::default());
-    let host = Host::keeping("two", &memory, 1).await;
-    let first = generation(&host, "first").await;
-    generation(&host, "second").await;
-    let bar = memory.before_pack.write().await;
-    let asked = memory.asked.load(Ordering::SeqCst);
-    let to = host._root.path().join("beside");
-    let restoring = tokio::spawn({
-        let (store, to) = (host.store.clone(), to.clone());
-        async move {
-            store.restore("v", RestoreOptions { generation: Some(first), to: Some(to), ..Default::default() }).await
-        }
-    });
-    // Newest record, that of the generation, and the pack with its manifest.
-    let waits = async || memory.before_pack.try_read().is_err() && memory.asked.load(Ordering::SeqCst) > asked;
-    while !(waits().await
-        && fs::read_dir(host._root.path())
-            .unwrap()
-            .any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with(".restore-")))
-    {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-    let others = memory.by_another_door();
-    keeping_on(&host, &others).await.prune("v").await.unwrap();
-    memory.enter_by(&others);
-    drop(bar);
-    assert_eq!(code(restoring.await.unwrap()), "volume.generation_not_found");
-    assert!(!to.exists());
 }

@@ -129,12 +129,20 @@ async fn an_older_generation_restored_in_place_is_published(case: Case) {
     let numbers = generations(&a).await;
     berth(&a, &["volume", "restore", "data", "--generation", &numbers[0]]).await.succeeded();
     let said = berth(&a, &["volume", "rm", "data"]).await;
-    assert!(
-        said.code == 1 && said.stderr.contains(&format!("generation {} was restored here", numbers[0])),
-        "{said:?}"
+    let unpublished = format!("generation {} was restored here", numbers[0]);
+    assert!(said.code == 1 && said.stderr.contains(&unpublished), "{said:?}");
+    let told = berth(&a, &["volume", "inspect", "data"]).await.json();
+    assert_eq!(
+        (told[0]["generation"].to_string(), &told[0]["bytes_at_risk"]),
+        (numbers[0].clone(), &4.into()),
+        "{told}"
     );
+    assert!(told[0]["durable_at"].is_null(), "{told}");
+    assert!(told[0]["last_error"].as_str().unwrap().contains(&unpublished), "{told}");
+    assert!(berth(&a, &["volume", "ls"]).await.succeeded().contains(&unpublished));
     let synced = berth(&a, &["volume", "sync", "data", "--json"]).await.json();
     let published = generations(&a).await;
+    assert!(synced[0]["durable_at"].is_string() && synced[0]["bytes_at_risk"] == 0, "{synced}");
     assert_eq!((published.len(), synced[0]["generation"].to_string()), (3, published[2].clone()), "{synced}");
     let history = berth(&a, &["volume", "history", "data", "--json"]).await.json();
     assert_eq!(history[2]["new_bytes"], 0, "{history}");
