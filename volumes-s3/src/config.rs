@@ -28,6 +28,8 @@ pub struct VolumesConfig {
     /// Who holds a claim renews it every third of this time, and says so in it; one that is not renewed for all of it is
     /// taken over by who wants it and has this set, too. `None`: claims last until they are given back.
     pub take_over_after: Option<Duration>,
+    /// For so long what [`crate::VolumeStore::retain`] has decided to delete stays in S3, for who reads it.
+    pub prune_grace: Duration,
 }
 
 impl VolumesConfig {

@@ -5,9 +5,12 @@
 //!
 //! Steps: copies of the records that stay, to `kept/`; the list of what goes, to `prunes/`; the record. Then what is before
 //! the record goes from the log, the oldest first, then copies and packs, and the list last: as long as it is there, the
-//! prune is not finished. The next one finishes it.
+//! prune is not finished. The next one finishes it, or who keeps, after a time for readers ([`crate::grace`]).
+//!
+//! Where no retention is configured but claims are renewed, a long log is cut off in the same way, and all trees stay.
 
 use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -37,6 +40,9 @@ const LIST_LIMIT: usize = 64 << 20;
 const REQUESTS: usize = 8;
 /// A log that has so many records is cut off though no generation goes: they are claims.
 pub(crate) const LONG_LOG: usize = 512;
+/// Most trees that a cut keeps where no retention is configured: its record names all of them, in about a mebibyte. A log
+/// with more of them stays as long as it is.
+pub(crate) const MOST_KEPT: usize = 100_000;
 
 /// What a prune did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +57,16 @@ pub struct HistoryPruned {
     pub packs: u64,
     /// Bytes of these.
     pub space_reclaimed: u64,
+}
+
+/// What a look by who keeps came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// What was decided.
+    pub pruned: HistoryPruned,
+    /// So long after now what was decided, now or before, may be deleted: by [`VolumeStore::finish_prune`]. `None`: all of
+    /// it is.
+    pub unfinished: Option<Duration>,
 }
 
 /// The list of what goes.
@@ -70,8 +86,9 @@ enum Look {
 }
 
 impl VolumeStore {
-    /// Applies the retention that is configured (`keep`) to the history in S3, and deletes packs that nothing reaches. The
-    /// newest generation always stays. Without a retention nothing goes.
+    /// Applies the retention that is configured (`keep`) to the history in S3, and deletes packs that nothing reaches, at
+    /// once. The newest generation always stays. Without a retention no tree goes; where claims are renewed, a long log of
+    /// them is cut off all the same.
     ///
     /// Only the owner may do so, or anybody while the volume is released. One that was cut off is finished first.
     ///
@@ -79,18 +96,35 @@ impl VolumeStore {
     /// [`Error::InUseElsewhere`], [`Error::NotFound`], [`Error::NoBucket`], [`Error::S3Unreachable`]; [`Error::Corrupt`] when
     /// a manifest cannot be read: then nothing goes.
     pub async fn prune(&self, name: &str) -> Result<HistoryPruned> {
-        self.prune_looking(name, Look::Everywhere).await
+        self.prune_looking(name, Look::Everywhere).await.map(|retained| retained.pruned)
     }
 
-    /// The same for who keeps: only if something is due, and without a look for packs of syncs that were cut off.
+    /// The same for who keeps: only if something is due, and without a look for packs of syncs that were cut off. What goes
+    /// is left to readers for `prune_grace`. While an earlier prune waits for that, nothing new is decided.
     ///
     /// # Errors
     /// Those of [`VolumeStore::prune`].
-    pub async fn retain(&self, name: &str) -> Result<HistoryPruned> {
+    pub async fn retain(&self, name: &str) -> Result<Retained> {
         self.prune_looking(name, Look::ForWhatIsDue).await
     }
 
-    async fn prune_looking(&self, name: &str, look: Look) -> Result<HistoryPruned> {
+    /// Deletes what the newest prune has decided to, if its time for readers is over; else tells how much of it is left.
+    /// Needs neither claim nor lock: what is decided may be done by anybody.
+    ///
+    /// # Errors
+    /// [`Error::NoBucket`], [`Error::S3Unreachable`].
+    pub async fn finish_prune(&self, name: &str) -> Result<Option<Duration>> {
+        let remote = self.remote(name, "a prune").await?;
+        self.detached(name, move |store, name| async move {
+            match remote.log.head(None).await? {
+                Some(head) => store.finish_newest(&name, &remote, &head, Look::ForWhatIsDue).await,
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
+    async fn prune_looking(&self, name: &str, look: Look) -> Result<Retained> {
         self.remote(name, "a prune").await?;
         self.detached(name, move |store, name| async move {
             let mut volume = store.lock(&name).await?;
@@ -99,8 +133,8 @@ impl VolumeStore {
                 claim::release(&mut volume).await?;
                 store.forget_blank(&mut volume).await?;
             }
-            // Nothing grows while the lock is held.
-            if pruned.is_ok() {
+            // Nothing grows while the lock is held. Who keeps next must know of what waits.
+            if pruned.as_ref().is_ok_and(|retained| retained.unfinished.is_none()) {
                 remove_file(&volume.paths.grown())?;
             }
             pruned
@@ -108,9 +142,10 @@ impl VolumeStore {
         .await
     }
 
-    async fn prune_locked(&self, volume: &mut Volume, look: Look) -> Result<HistoryPruned> {
+    async fn prune_locked(&self, volume: &mut Volume, look: Look) -> Result<Retained> {
         let name = volume.name.clone();
-        let Some(remote) = volume.remote.clone() else { return Ok(HistoryPruned { name, ..HistoryPruned::default() }) };
+        let nothing = HistoryPruned { name: name.clone(), ..HistoryPruned::default() };
+        let Some(remote) = volume.remote.clone() else { return Ok(Retained { pruned: nothing, unfinished: None }) };
         for _ in 0..ATTEMPTS {
             self.contact(volume).await?;
             let Some(head) = volume.state.head.clone() else { return Err(Error::NotFound { name }) };
@@ -124,20 +159,49 @@ impl VolumeStore {
                 }
                 Standing::Free | Standing::Ours => {}
             }
-            let keep = self.inner.config.keep;
-            if keep.is_some() {
-                finish_newest(&remote, &head).await?;
+            let (keep, folds) = (self.inner.config.keep, self.inner.config.take_over_after.is_some());
+            if (keep.is_some() || folds)
+                && let Some(left) = self.finish_newest(&name, &remote, &head, look).await?
+            {
+                return Ok(Retained { pruned: nothing, unfinished: Some(left) });
             }
-            let plan = Plan::make(volume, &remote, &head, keep.as_ref(), look).await?;
+            let plan = match keep {
+                Some(keep) => Plan::make(volume, &remote, &head, &keep, look).await?,
+                None => Plan::keep_all(&name, &remote, &head, folds, look).await?,
+            };
             if plan.is_empty() {
-                return Ok(plan.pruned);
+                return Ok(Retained { pruned: plan.pruned, unfinished: None });
             }
             if let Some(record) = plan.decide(volume, &remote).await? {
-                finish(&remote, &record, &plan.going()).await?;
-                return Ok(plan.pruned);
+                let unfinished = self.grace_left(&name, &record, look);
+                if unfinished.is_none() {
+                    finish(&remote, &record, &plan.going()).await?;
+                    self.inner.graces.over(&name);
+                }
+                return Ok(Retained { pruned: plan.pruned, unfinished });
             }
         }
         Err(Error::Interrupted { operation: "prune a history that others keep writing to" })
+    }
+
+    /// Finishes the newest prune, if it was cut off or left to readers, and tells how long it still is.
+    async fn finish_newest(&self, name: &str, remote: &Remote, head: &Record, look: Look) -> Result<Option<Duration>> {
+        let Some(number) = head.pruned else { return Ok(None) };
+        let Some(record) = remote.log.read(number).await? else { return Ok(None) };
+        let Some(going) = read_list(remote, &record).await? else { return Ok(None) };
+        if let Some(left) = self.grace_left(name, &record, look) {
+            return Ok(Some(left));
+        }
+        finish(remote, &record, &going).await?;
+        self.inner.graces.over(name);
+        Ok(None)
+    }
+
+    /// How long what `record` has decided to delete is left to readers. One by whom nothing goes that they read is not.
+    fn grace_left(&self, name: &str, record: &Record, look: Look) -> Option<Duration> {
+        let takes_away = record.prune.as_ref().is_some_and(|prune| prune.generations > 0 || prune.packs > 0);
+        let waits = look == Look::ForWhatIsDue && takes_away;
+        waits.then(|| self.inner.graces.left(name, record.record, self.inner.config.prune_grace)).flatten()
     }
 }
 
@@ -153,7 +217,8 @@ struct Plan {
 }
 
 impl Plan {
-    async fn make(volume: &Volume, remote: &Remote, head: &Record, keep: Option<&Keep>, look: Look) -> Result<Self> {
+    /// What `keep` asks for.
+    async fn make(volume: &Volume, remote: &Remote, head: &Record, keep: &Keep, look: Look) -> Result<Self> {
         let records = remote.records().await?;
         let tree = |record: &Record| Tree {
             record: record.record,
@@ -161,21 +226,18 @@ impl Plan {
             created_at: record.created_at,
         };
         let trees: Vec<Tree> = records.iter().filter(|record| record.tree.is_some()).map(tree).collect();
-        let mut kept = match keep {
-            Some(keep) => keep.choose(&trees, head.generation),
-            None => trees.iter().map(|tree| tree.record).collect(),
-        };
+        let mut kept = keep.choose(&trees, head.generation);
         // An older one that was restored here: the next generation will be made of its packs.
         let own = volume.state.tree.as_ref().filter(|_| volume.state.parent == head.generation);
         kept.extend(own.map(|tree| tree.record).filter(|own| has(&trees, *own)));
         let removed: Vec<u64> = trees.iter().map(|tree| tree.record).filter(|tree| !kept.contains(tree)).collect();
         let in_log = |record: &Record| head.pruned.is_none_or(|pruned| record.record > pruned);
         let mut plan = Self {
-            long: keep.is_some() && records.iter().filter(|record| in_log(record)).count() >= LONG_LOG,
+            long: records.iter().filter(|record| in_log(record)).count() >= LONG_LOG,
             pruned: HistoryPruned { name: volume.name.clone(), kept: Vec::from_iter(kept), ..HistoryPruned::default() },
             ..Self::default()
         };
-        if keep.is_none() || removed.is_empty() && look == Look::ForWhatIsDue && !plan.long {
+        if removed.is_empty() && look == Look::ForWhatIsDue && !plan.long {
             return Ok(plan);
         }
         let stays = |record: &&Record| plan.pruned.kept.binary_search(&record.record).is_ok();
@@ -196,6 +258,31 @@ impl Plan {
         plan.uncopied = records.iter().filter(stays).filter(|record| in_log(record)).cloned().collect();
         plan.pruned.removed = removed;
         plan.pruned.packs = plan.packs.len() as u64;
+        Ok(plan)
+    }
+
+    /// All trees stay. With `folds` the log is cut off if it is long, which its numbers tell: a short one is not read for
+    /// who only wants to know what is due.
+    async fn keep_all(name: &str, remote: &Remote, head: &Record, folds: bool, look: Look) -> Result<Self> {
+        let mut plan = Self::default();
+        plan.pruned.name = name.to_owned();
+        plan.long = folds && head.record - head.pruned.unwrap_or(0) >= LONG_LOG as u64;
+        if !plan.long && look == Look::ForWhatIsDue {
+            return Ok(plan);
+        }
+        let before = remote.newest_prune(head).await?.map(|prune| prune.kept).unwrap_or_default();
+        let log = remote.log.all().await?;
+        plan.uncopied = log.into_iter().filter(|record| record.tree.is_some()).collect();
+        plan.pruned.kept = before;
+        plan.pruned.kept.extend(plan.uncopied.iter().map(|record| record.record));
+        if plan.long && plan.pruned.kept.len() > MOST_KEPT {
+            tracing::warn!(
+                volume = name,
+                trees = plan.pruned.kept.len(),
+                "too many to cut its log off: configure `keep`"
+            );
+            plan.long = false;
+        }
         Ok(plan)
     }
 
@@ -278,16 +365,6 @@ pub(crate) async fn doomed(remote: &Remote, head: &Record, packs: &HashSet<PackI
     let Some(record) = remote.log.read(number).await? else { return Ok(true) };
     let going = read_list(remote, &record).await?.map(|going| going.packs).unwrap_or_default();
     Ok(going.iter().any(|pack| pack.parse().is_ok_and(|pack| packs.contains(&pack))))
-}
-
-/// Finishes the newest prune, if it was cut off.
-async fn finish_newest(remote: &Remote, head: &Record) -> Result<()> {
-    let Some(number) = head.pruned else { return Ok(()) };
-    let Some(record) = remote.log.read(number).await? else { return Ok(()) };
-    match read_list(remote, &record).await? {
-        Some(going) => finish(remote, &record, &going).await,
-        None => Ok(()),
-    }
 }
 
 /// Deletes what the prune `record` has decided to. Any number may be at it, and none of them has to come to an end.

@@ -8,8 +8,9 @@ use crate::pack::{ChunkRef, Digest};
 
 /// Version of the whole format, in each record. See `FORMAT.md`.
 pub(crate) const FORMAT: u32 = 1;
-/// Longest record read: a record is under 2 KiB, but for a prune that keeps many; the rest is room for fields to come.
-pub(crate) const RECORD_LIMIT: usize = 64 << 10;
+/// Longest record read: a record is under 2 KiB, but for a prune that keeps many ([`crate::prune`]); the rest is room for
+/// fields to come.
+pub(crate) const RECORD_LIMIT: usize = 2 << 20;
 
 /// What a record is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,6 +34,7 @@ use crate::damaged::status_without_state;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::foreign::{Foreign, refuse_foreign};
+use crate::grace::Graces;
 use crate::history::HistoryEntry;
 use crate::name;
 use crate::object_store::{self, ObjectStore};
@@ -119,6 +120,7 @@ pub(crate) struct Inner {
     store: OnceCell<Arc<dyn ObjectStore>>,
     place: Option<Arc<Place>>,
     pub(crate) renewals: Renewals,
+    pub(crate) graces: Graces,
 }
 
 impl VolumeStore {
@@ -140,7 +142,8 @@ impl VolumeStore {
         })
         .await?;
         let place = config.s3.as_ref().map(|s3| Arc::new(Place::new(&config.root, s3)));
-        Ok(Self { inner: Arc::new(Inner { config, store: OnceCell::new(), place, renewals: Renewals::default() }) })
+        let (store, renewals, graces) = (OnceCell::new(), Renewals::default(), Graces::default());
+        Ok(Self { inner: Arc::new(Inner { config, store, place, renewals, graces }) })
     }
 
     /// Makes the volume usable by `user` (a container's id): claims it if it is to be written, restores it where this

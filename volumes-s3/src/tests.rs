@@ -23,6 +23,7 @@ use crate::{AcquireOptions, RestoreOptions, S3Config, VolumeStore, VolumesConfig
 mod copies;
 mod damaged;
 mod deep;
+mod folds;
 mod foreign;
 mod going_back;
 mod histories;
@@ -244,6 +245,7 @@ fn config(root: &Path, name: &str) -> VolumesConfig {
         s3: Some(s3),
         keep: None,
         take_over_after: None,
+        prune_grace: std::time::Duration::ZERO,
     }
 }
 

@@ -23,6 +23,8 @@ pub const DEFAULT_FILE: &str = "/etc/berth/config.toml";
 pub const DEFAULT_LOG_MAX_BYTES: u64 = 100 << 20;
 /// Time that a stop gives to the sync of the container's volumes.
 pub const DEFAULT_SYNC_ON_STOP: Duration = Duration::from_secs(60);
+/// Time that restores have to read what the keeper has pruned: a volume of some 100 GiB comes over a gigabit line in it.
+pub const DEFAULT_PRUNE_GRACE: Duration = Duration::from_secs(30 * 60);
 
 /// Shortest interval between two syncs of a volume that is used: each walks the whole tree.
 pub const SHORTEST_LIVE_SYNC: Duration = Duration::from_secs(1);
@@ -92,11 +94,15 @@ pub struct VolumesConfig {
     /// A claim not renewed for so long may be taken over; `None`: never by time.
     #[serde(with = "runtime_core::spec::duration::option")]
     pub take_over_after: Option<Duration>,
+    /// For so long what the keeper prunes stays in S3, for restores that read it.
+    #[serde(with = "runtime_core::spec::duration")]
+    pub prune_grace: Duration,
 }
 
 impl Default for VolumesConfig {
     fn default() -> Self {
-        Self { sync_on_stop: DEFAULT_SYNC_ON_STOP, live_sync: None, keep: None, take_over_after: None }
+        let (sync_on_stop, prune_grace) = (DEFAULT_SYNC_ON_STOP, DEFAULT_PRUNE_GRACE);
+        Self { sync_on_stop, live_sync: None, keep: None, take_over_after: None, prune_grace }
     }
 }
 

@@ -94,6 +94,7 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
         s3: config.s3.clone(),
         keep: config.volumes.keep,
         take_over_after: config.volumes.take_over_after,
+        prune_grace: config.volumes.prune_grace,
     })
     .await?;
     spawner.start_reaping()?;

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::prunes::{generation, keeping_on};
+use super::prunes::{generation, is_whole, keeping_on, listed, text_of};
 use super::{Host, Memory, code, readonly};
-use crate::{Progress, RestoreOptions};
+use crate::{Keep, Progress, RestoreOptions, VolumeStore, VolumesConfig};
 
 #[tokio::test]
 async fn a_generation_that_goes_while_it_is_restored_is_no_damage() {
@@ -173,4 +174,65 @@ async fn with_s3_away_in_the_middle_nobody_is_told_that_it_was_pruned() {
         }
         assert_ne!(restored, "volume.corrupt", "after {requests} requests");
     }
+}
+
+/// Another process of `host`, which leaves what it prunes to readers for `grace`.
+async fn patient(host: &Host, memory: &Arc<Memory>, grace: Duration) -> VolumeStore {
+    let keep = Some(Keep { last: 1, ..Keep::default() });
+    let config = VolumesConfig { keep, prune_grace: grace, ..super::config(host._root.path(), "one") };
+    VolumeStore::open_with(config, memory.clone()).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_the_keeper_prunes_is_there_for_its_grace_for_who_reads_it() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    let first = generation(&one, "first").await;
+    generation(&one, "second").await;
+    let packs = memory.keys("/packs/");
+    // A restore elsewhere is in the middle of it.
+    let bar = memory.before_pack.write().await;
+    let reading = {
+        let (store, to) = (two.store.clone(), two._root.path().join("beside"));
+        let options = RestoreOptions { generation: Some(first), to: Some(to), ..Default::default() };
+        tokio::spawn(async move { store.restore("v", options).await })
+    };
+    let beside = || fs::read_dir(two._root.path()).unwrap().flatten();
+    while !beside().any(|entry| entry.file_name().to_string_lossy().starts_with(".restore-")) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (grace, others) = (Duration::from_millis(1500), memory.by_another_door());
+    let keeper = patient(&one, &others, grace).await;
+    let retained = keeper.retain("v").await.unwrap();
+    assert_eq!(retained.pruned.removed, [first]);
+    assert!(retained.unfinished.is_some_and(|left| left > grace / 2 && left <= grace), "{retained:?}");
+    assert_eq!(others.keys("/packs/"), packs);
+    memory.enter_by(&others);
+    drop(bar);
+    let restored = reading.await.unwrap().unwrap();
+    assert_eq!(fs::read_to_string(restored.path.join("file")).unwrap(), "first");
+    // It is decided all the same: nobody begins to read it any more, and who keeps next knows of what waits.
+    assert_eq!(code(text_of(&two, first).await), "volume.generation_not_found");
+    assert!(one.store.inner_root().join(".grown/v").exists());
+    // Whoever else looks waits, too, and decides nothing meanwhile.
+    generation(&one, "third").await;
+    let keeper = patient(&one, &memory, grace).await;
+    let again = keeper.retain("v").await.unwrap();
+    assert!(again.unfinished.is_some() && again.pruned.removed.is_empty(), "{again:?}");
+    let left = keeper.finish_prune("v").await.unwrap().expect("its time is not over");
+    assert!(packs.iter().all(|pack| memory.keys("/packs/").contains(pack)));
+    tokio::time::sleep(left).await;
+    assert_eq!(keeper.finish_prune("v").await.unwrap(), None);
+    assert!(!packs.iter().all(|pack| memory.keys("/packs/").contains(pack)));
+    assert!(memory.keys("/prunes/").is_empty());
+    is_whole(&two).await;
+    // By hand all of it goes at once.
+    let keeper = patient(&one, &memory, Duration::MAX).await;
+    assert!(keeper.retain("v").await.unwrap().unfinished.is_some());
+    assert!(!memory.keys("/prunes/").is_empty());
+    keeper.prune("v").await.unwrap();
+    assert!(memory.keys("/prunes/").is_empty());
+    assert_eq!(listed(&two).await.len(), 1);
+    is_whole(&two).await;
+    assert_eq!(keeper.finish_prune("v").await.unwrap(), None);
 }

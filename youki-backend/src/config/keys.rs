@@ -29,7 +29,7 @@ const WITHOUT_BAD_VALUES: [(&str, &str); 9] = [
 ];
 
 /// A key, and values of its type that cannot be.
-const BAD_VALUES: [(&str, &str, &[&str]); 31] = [
+const BAD_VALUES: [(&str, &str, &[&str]); 32] = [
     ("", "cgroup_parent", &["'a b'", "''", "'../x'"]),
     ("[network]\n", "bridge", &["'a/b'", "''", "'longer-than-15-letters'"]),
     ("[network]\n", "subnet", &["'10.0.0.0'", "'10.0.0.0/33'", "'nowhere'"]),
@@ -41,6 +41,7 @@ const BAD_VALUES: [(&str, &str, &[&str]); 31] = [
     ("[volumes]\n", "sync_on_stop", &["'soon'", "'-1s'"]),
     ("[volumes]\n", "take_over_after", &["'soon'"]),
     ("[volumes]\n", "live_sync", &["'soon'", "'1ms'"]),
+    ("[volumes]\n", "prune_grace", &["'soon'", "'-1s'"]),
     ("[volumes.keep]\n", "last", &["0", "-1", "4294967296"]),
     ("[volumes.keep]\n", "hourly", &["0", "-1"]),
     ("[volumes.keep]\n", "daily", &["0", "-1"]),

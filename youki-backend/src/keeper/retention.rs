@@ -1,4 +1,5 @@
-//! Retention: a history that has grown is pruned, at most once an hour for each volume.
+//! Retention: a history that has grown is pruned, at most once an hour for each volume. What that takes away goes later, when
+//! who reads it has had time to.
 
 use std::collections::HashMap;
 use std::sync::Weak;
@@ -20,6 +21,8 @@ struct Histories {
     due: HashMap<String, Instant>,
     /// When each was looked at last; none that is longer ago than a pause.
     looked_at: HashMap<String, Instant>,
+    /// When what a prune has decided to delete may go.
+    unfinished: HashMap<String, Instant>,
 }
 
 impl Histories {
@@ -29,9 +32,24 @@ impl Histories {
         self.due.entry(name).or_insert(at);
     }
 
-    /// When the next one is due.
+    /// When the next one is due, for a look or to be finished.
     fn next(&self) -> Option<Instant> {
-        self.due.values().min().copied()
+        self.due.values().chain(self.unfinished.values()).min().copied()
+    }
+
+    /// What was decided for `name` waits until `at`; `None`: nothing does.
+    fn leave_unfinished(&mut self, name: String, at: Option<Instant>) {
+        match at {
+            Some(at) => drop(self.unfinished.insert(name, at)),
+            None => drop(self.unfinished.remove(&name)),
+        }
+    }
+
+    /// One whose prune may be finished now.
+    fn take_unfinished(&mut self, now: Instant) -> Option<String> {
+        let name = self.unfinished.iter().find(|(_, at)| **at <= now)?.0.clone();
+        self.unfinished.remove(&name);
+        Some(name)
     }
 
     /// One that is due, which is being looked at now.
@@ -44,7 +62,7 @@ impl Histories {
     }
 }
 
-/// Prunes for as long as it is polled. Ends where there is nothing to do: no bucket, or no retention.
+/// Prunes for as long as it is polled. Ends where there is nothing to do: no bucket, or no retention and no renewals.
 pub(super) async fn apply(weak: Weak<Inner>) {
     if let Err(error) = follow(&weak).await {
         tracing::error!(error = error.chain(), "histories of volumes are not pruned");
@@ -53,7 +71,8 @@ pub(super) async fn apply(weak: Weak<Inner>) {
 
 async fn follow(weak: &Weak<Inner>) -> Result<()> {
     let Some(inner) = weak.upgrade() else { return Ok(()) };
-    if inner.config.s3.is_none() || inner.config.volumes.keep.is_none() {
+    let volumes = &inner.config.volumes;
+    if inner.config.s3.is_none() || volumes.keep.is_none() && volumes.take_over_after.is_none() {
         return Ok(());
     }
     let dir = inner.volumes.grown()?;
@@ -71,10 +90,16 @@ async fn follow(weak: &Weak<Inner>) -> Result<()> {
         let next = histories.next();
         tokio::select! {
             () = until(next) => {
+                while let Some(name) = histories.take_unfinished(Instant::now()) {
+                    let Some(inner) = weak.upgrade() else { return Ok(()) };
+                    let left = inner.finish_prune(&name).await;
+                    histories.leave_unfinished(name, left.map(|left| Instant::now() + left));
+                }
                 while let Some(name) = histories.take(Instant::now()) {
                     let Some(inner) = weak.upgrade() else { return Ok(()) };
-                    if !inner.retain(&name).await {
-                        histories.hear_of(name, Instant::now());
+                    match inner.retain(&name).await {
+                        Some(left) => histories.leave_unfinished(name, left.map(|left| Instant::now() + left)),
+                        None => histories.hear_of(name, Instant::now()),
                     }
                 }
             }
@@ -92,22 +117,31 @@ async fn follow(weak: &Weak<Inner>) -> Result<()> {
 }
 
 impl Inner {
-    /// Whether that is settled: what may pass is tried again.
-    async fn retain(&self, name: &str) -> bool {
+    /// How long what goes must wait, if something does. `None` if it could not be told: what may pass is tried again.
+    async fn retain(&self, name: &str) -> Option<Option<Duration>> {
         match self.volumes.retain(name).await {
-            Ok(pruned) => {
-                if !pruned.removed.is_empty() {
-                    self.tell_of_volume(name, &format!("pruned: {} generations", pruned.removed.len()));
+            Ok(retained) => {
+                let removed = retained.pruned.removed.len();
+                if removed > 0 {
+                    self.tell_of_volume(name, &format!("pruned: {removed} generations"));
                 }
-                true
+                Some(retained.unfinished)
             }
             // Somebody else's, or gone.
-            Err(volumes_s3::Error::InUseElsewhere { .. } | volumes_s3::Error::NotFound { .. }) => true,
+            Err(volumes_s3::Error::InUseElsewhere { .. } | volumes_s3::Error::NotFound { .. }) => Some(None),
             Err(error) => {
                 tracing::warn!(volume = name, %error, "its history is not pruned");
-                false
+                None
             }
         }
+    }
+
+    /// Deletes what a prune has decided to; how long that must still wait, or is put off.
+    async fn finish_prune(&self, name: &str) -> Option<Duration> {
+        self.volumes.finish_prune(name).await.unwrap_or_else(|error| {
+            tracing::warn!(volume = name, %error, "what its prune has decided to delete is still there");
+            Some(PAUSE)
+        })
     }
 }
 
@@ -135,5 +169,11 @@ mod tests {
         let later = begin + PAUSE * 3;
         histories.hear_of("a".into(), later);
         assert_eq!(histories.next(), Some(later));
+        // What waits for readers is no look.
+        histories.leave_unfinished("b".into(), Some(later - Duration::from_secs(1)));
+        assert_eq!(histories.next(), Some(later - Duration::from_secs(1)));
+        assert_eq!(histories.take(later - Duration::from_secs(1)), None);
+        assert_eq!(histories.take_unfinished(later).as_deref(), Some("b"));
+        assert_eq!((histories.take_unfinished(later), histories.next()), (None, Some(later)));
     }
 }

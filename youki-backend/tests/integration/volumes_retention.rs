@@ -1,7 +1,9 @@
 //! Retention: what of a history is kept, who prunes, and what is left when a prune is killed.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use aws_sdk_s3::primitives::ByteStream;
 use serde_json::json;
 
 use crate::support::Case;
@@ -15,6 +17,7 @@ crate::tests![
     a_prune_killed_in_the_middle_is_finished_by_the_next,
     who_does_not_own_it_prunes_nothing,
     the_keeper_prunes_what_has_grown,
+    the_keeper_cuts_a_log_of_renewals_off_and_keeps_every_tree,
 ];
 
 /// A config file for `berth` that keeps the newest `last`.
@@ -165,13 +168,23 @@ async fn who_does_not_own_it_prunes_nothing(case: Case) {
 
 async fn the_keeper_prunes_what_has_grown(case: Case) {
     let root = Root { keeper: false, ..case.root_with_s3("root", "p").await };
+    let mut first = None;
     for text in ["first", "second", "third"] {
-        generation(&case, &root, text).await;
+        let number = generation(&case, &root, text).await;
+        first.get_or_insert(number);
     }
     let mut config = Root { keeper: true, ..root.clone() }.config();
     config.volumes.keep = Some(volumes_s3::Keep { last: 1, ..volumes_s3::Keep::default() });
-    let keeper = youki_backend::YoukiRuntime::open(config).await.unwrap();
+    // Who reads has time; a keeper that dies meanwhile leaves that to the next.
+    config.volumes.prune_grace = Duration::from_secs(3600);
+    let keeper = youki_backend::YoukiRuntime::open(config.clone()).await.unwrap();
     eventually("it is pruned", || async { generations(&root).await.len() == 1 }).await;
+    let gone = text_of(&case, &root, first.unwrap()).await.unwrap_err();
+    assert!(gone.stderr.contains(&format!("no generation {}", first.unwrap())), "{gone:?}");
+    assert!(objects(&case, &root, "packs/").await.1 > 3_000_000, "it did not wait for readers");
+    drop(keeper);
+    config.volumes.prune_grace = Duration::from_secs(1);
+    let keeper = youki_backend::YoukiRuntime::open(config).await.unwrap();
     eventually("all of it is gone", || async { objects(&case, &root, "prunes/").await.0.is_empty() }).await;
     assert!(objects(&case, &root, "packs/").await.1 < 1_100_000);
     is_whole(&root).await;
@@ -180,4 +193,45 @@ async fn the_keeper_prunes_what_has_grown(case: Case) {
     generation(&case, &root, "fourth").await;
     drop(keeper);
     assert_eq!(generations(&root).await.len(), 2);
+}
+
+async fn the_keeper_cuts_a_log_of_renewals_off_and_keeps_every_tree(case: Case) {
+    let root = Root { keeper: false, ..case.root_with_s3("root", "p").await };
+    let mut numbers = Vec::new();
+    for text in ["first", "second"] {
+        numbers.push(generation(&case, &root, text).await);
+    }
+    berth(&root, &["volume", "claim", "data"]).await.succeeded();
+    // As it is after two days without a change, with `take_over_after` of 15 minutes.
+    let s3 = case.suite.s3().await;
+    let log = format!("{}/data/log/", root.s3.as_ref().unwrap().prefix);
+    let newest = objects(&case, &root, "log/").await.0.pop_last().unwrap();
+    let object = s3.client.get_object().bucket(S3_BUCKET).key(&newest).send().await.unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&object.body.collect().await.unwrap().to_vec()).unwrap();
+    assert_eq!(record["kind"], "claim", "{record}");
+    for renewal in 0..600 {
+        let number = record["record"].as_u64().unwrap() + 1;
+        record["previous"] = record["nonce"].clone();
+        record["nonce"] = format!("{renewal:032x}").into();
+        record["record"] = number.into();
+        let (key, body) = (format!("{log}{number:020}"), ByteStream::from(record.to_string().into_bytes()));
+        s3.client.put_object().bucket(S3_BUCKET).key(key).body(body).send().await.unwrap();
+    }
+    assert!(objects(&case, &root, "log/").await.0.len() > 600);
+    let mut config = Root { keeper: true, ..root.clone() }.config();
+    config.volumes.take_over_after = Some(Duration::from_secs(900));
+    let keeper = youki_backend::YoukiRuntime::open(config).await.unwrap();
+    eventually("it is cut off", || async { objects(&case, &root, "log/").await.0.len() < 10 }).await;
+    eventually("and done", || async { objects(&case, &root, "prunes/").await.0.is_empty() }).await;
+    assert_eq!(generations(&root).await, numbers);
+    assert_eq!(text_of(&case, &root, numbers[0]).await.unwrap(), "first\n");
+    is_whole(&root).await;
+    let owner = keeper.volumes().status("data").await.unwrap().owner;
+    assert_eq!(owner.as_deref(), record["owner"].as_str());
+    numbers.push(generation(&case, &root, "third").await);
+    assert_eq!(generations(&root).await, numbers);
+    let other = Root { keeper: false, ..case.root_with_s3("other", "p").await };
+    numbers.push(generation(&case, &other, "fourth").await);
+    assert_eq!(generations(&other).await, numbers);
+    is_whole(&other).await;
 }
