@@ -1,6 +1,7 @@
 //! Where volumes live, here and in S3.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,29 @@ pub struct VolumesConfig {
     pub take_over_after: Option<Duration>,
     /// For so long what [`crate::VolumeStore::retain`] has decided to delete stays in S3, for who reads it.
     pub prune_grace: Duration,
+    /// Whom to ask for the users of a volume whose own state cannot be read: it is not removed beneath them.
+    pub mounted_by: Option<MountedBy>,
+}
+
+/// Tells who has a volume mounted, by what is known of the containers themselves.
+#[derive(Clone)]
+pub struct MountedBy(Arc<dyn Fn(&str) -> Vec<String> + Send + Sync>);
+
+impl MountedBy {
+    /// `ask` gets the name of a volume; it may block, and runs on a thread that may.
+    pub fn new(ask: impl Fn(&str) -> Vec<String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    pub(crate) fn ask(&self, volume: &str) -> Vec<String> {
+        (self.0)(volume)
+    }
+}
+
+impl std::fmt::Debug for MountedBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MountedBy(..)")
+    }
 }
 
 impl VolumesConfig {

@@ -4,18 +4,22 @@ use std::path::Path;
 
 use runtime_core::VolumeStatus;
 
+use crate::config::MountedBy;
 use crate::error::{Error, Result};
 use crate::foreign::{Foreign, is_own};
 use crate::scan::changes;
-use crate::state::State;
+use crate::state::{State, User};
 use crate::volume::{Paths, status};
 
-/// The state at `path`; one that tells nothing if it is damaged.
-pub(crate) fn state_or_nothing(path: &Path) -> Result<Option<State>> {
+/// The state at `path`, of volume `name`; one that tells nothing but its users if it is damaged, as far as `mounted_by` knows
+/// them. Blocks.
+pub(crate) fn state_or_users(path: &Path, name: &str, mounted_by: Option<&MountedBy>) -> Result<Option<State>> {
     match State::load(path) {
         Err(error @ Error::Damaged { .. }) => {
             tracing::warn!(%error, "what it tells of users and claims is not heeded");
-            Ok(Some(State::default()))
+            let users = mounted_by.map(|mounted_by| mounted_by.ask(name)).unwrap_or_default();
+            let users = users.into_iter().map(|user| (user, User { readonly: false })).collect();
+            Ok(Some(State { users, ..State::default() }))
         }
         loaded => loaded,
     }

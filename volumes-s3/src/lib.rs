@@ -54,7 +54,7 @@ mod volume;
 mod walk;
 
 pub use attributes::{is_unfilled, mark_filled};
-pub use config::{S3Config, VolumesConfig};
+pub use config::{MountedBy, S3Config, VolumesConfig};
 pub use diff::{Change, DiffEntry};
 pub use error::{Error, Result};
 pub use history::HistoryEntry;

@@ -246,6 +246,7 @@ fn config(root: &Path, name: &str) -> VolumesConfig {
         keep: None,
         take_over_after: None,
         prune_grace: std::time::Duration::ZERO,
+        mounted_by: None,
     }
 }
 

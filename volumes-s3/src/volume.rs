@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::attributes;
 use crate::config::{S3Config, VolumesConfig};
-use crate::damaged::state_or_nothing;
+use crate::damaged::state_or_users;
 use crate::error::{Error, Result};
 use crate::fetch::{Packs, blocking};
 use crate::foreign::{ASIDE, Foreign, is_own};
@@ -130,20 +130,23 @@ impl Volume {
         Self::lock_reading(config, name, bucket, State::load).await
     }
 
-    /// The same for who removes it by force: a state that cannot be read is one that tells nothing.
+    /// The same for who removes it by force: a state that cannot be read is one that tells nothing, and its users are asked
+    /// for elsewhere.
     pub(crate) async fn lock_damaged(
         config: &VolumesConfig,
         name: &str,
         bucket: Option<(Arc<dyn ObjectStore>, Arc<Place>)>,
     ) -> Result<Self> {
-        Self::lock_reading(config, name, bucket, state_or_nothing).await
+        let (mounted_by, of) = (config.mounted_by.clone(), name.to_owned());
+        let load = move |path: &Path| state_or_users(path, &of, mounted_by.as_ref());
+        Self::lock_reading(config, name, bucket, load).await
     }
 
     async fn lock_reading(
         config: &VolumesConfig,
         name: &str,
         bucket: Option<(Arc<dyn ObjectStore>, Arc<Place>)>,
-        load: fn(&Path) -> Result<Option<State>>,
+        load: impl FnOnce(&Path) -> Result<Option<State>> + Send + 'static,
     ) -> Result<Self> {
         let (root, locked) = (config.root.clone(), name.to_owned());
         let mut locking = std::pin::pin!(blocking("wait for a lock", move || {

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use volumes_s3::VolumeStore;
 
 use crate::config::{self, Config};
-use crate::container::{CONCURRENT_LOOKS, Observed, remove_dir};
+use crate::container::{CONCURRENT_LOOKS, Observed, mounted_by, remove_dir};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::lock::ContainerLock;
@@ -95,6 +95,7 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
         keep: config.volumes.keep,
         take_over_after: config.volumes.take_over_after,
         prune_grace: config.volumes.prune_grace,
+        mounted_by: Some(mounted_by(&layout)),
     })
     .await?;
     spawner.start_reaping()?;

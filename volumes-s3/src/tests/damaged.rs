@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use super::{Host, Memory, code};
-use crate::AcquireOptions;
+use crate::{AcquireOptions, MountedBy, VolumeStore, VolumesConfig};
 
 #[tokio::test]
 async fn a_volume_whose_state_is_damaged_hides_no_other_and_can_be_removed() {
@@ -57,5 +57,30 @@ async fn a_damaged_journal_says_the_same() {
     let error = host.store.sync("v").await.unwrap_err();
     assert!(error.hint().unwrap().contains("`berth volume rm -f v`"), "{error}");
     host.store.remove("v", false, true).await.unwrap();
+    assert!(!host.store.inner_root().join("v").exists());
+}
+
+#[tokio::test]
+async fn beneath_who_has_it_mounted_it_is_not_removed_by_force() {
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    host.acquire().await.unwrap();
+    host.write("x").await;
+    fs::write(host.store.inner_root().join("v/state.json"), "{").unwrap();
+    let mounted = Arc::new(std::sync::Mutex::new(vec!["web-rep-0".to_owned()]));
+    let asked = mounted.clone();
+    let known = MountedBy::new(move |volume| match volume {
+        "v" => asked.lock().unwrap().clone(),
+        other => panic!("asked for {other}"),
+    });
+    let config = VolumesConfig { mounted_by: Some(known), ..super::config(host._root.path(), "one") };
+    let store = VolumeStore::open_with(config, memory.clone()).await.unwrap();
+    for remote in [false, true] {
+        let error = store.remove("v", remote, true).await.unwrap_err();
+        assert!(error.code() == "volume.in_use" && error.to_string().contains("web-rep-0"), "{error}");
+    }
+    assert_eq!(fs::read_to_string(host.store.inner_root().join("v/data/file")).unwrap(), "x");
+    mounted.lock().unwrap().clear();
+    store.remove("v", false, true).await.unwrap();
     assert!(!host.store.inner_root().join("v").exists());
 }

@@ -71,7 +71,13 @@ impl Inner {
     ) -> Result<Vec<(String, volumes_s3::Error)>> {
         let (mut owed, user) = (Vec::new(), id.to_string());
         for name in self.volumes.names().await? {
-            owed.extend(self.end_volume(&name, &user, undone, patience).await);
+            match self.volumes.users(&name).await {
+                Ok(users) if users.contains(&user) => {
+                    owed.extend(self.end_volume(&name, &user, undone, patience).await);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(volume = name, %error, "whether container {id} used it is not known"),
+            }
         }
         Ok(owed)
     }
@@ -84,8 +90,17 @@ impl Inner {
         undone: bool,
         patience: Duration,
     ) -> Option<(String, volumes_s3::Error)> {
-        if !self.volumes.users(name).await.is_ok_and(|users| users.iter().any(|other| other == user)) {
-            return None;
+        match self.volumes.users(name).await {
+            Ok(users) if users.iter().any(|other| other == user) => {}
+            Ok(_) => return None,
+            // Its create failed for the same reason, and said so.
+            Err(_) if undone => return None,
+            // Nobody can write down that the use is over.
+            Err(error) => {
+                tracing::warn!(volume = name, %error, "not durable");
+                self.tell_of_volume(name, &format!("not durable: {error}"));
+                return Some((name.to_owned(), error));
+            }
         }
         let (volumes, task_name, task_user) = (self.volumes.clone(), name.to_owned(), user.to_owned());
         // On its own: a time that runs out must not cut a sync off.

@@ -16,6 +16,7 @@ crate::tests![
     ls_counts_what_was_never_synced,
     a_backup_put_back_without_the_mark_is_told_and_kept,
     a_volume_with_a_damaged_state_is_listed_and_removed,
+    a_damaged_volume_is_not_removed_beneath_its_container_and_does_not_keep_that,
     prune_keeps_a_copy_of_what_the_bucket_has_lost,
 ];
 
@@ -161,6 +162,36 @@ async fn a_volume_with_a_damaged_state_is_listed_and_removed(case: Case) {
     berth(&root, &["volume", "rm", "-f", "data"]).await.succeeded();
     assert!(!directory.exists());
     assert_eq!(run(&case, &root, "data:/data", "cat /data/file").await.succeeded(), "x\n");
+}
+
+async fn a_damaged_volume_is_not_removed_beneath_its_container_and_does_not_keep_that(case: Case) {
+    let root = Root { keeper: false, ..case.root_with_s3("root", "p").await };
+    run(&case, &root, "data:/data", "echo synced > /data/file").await.succeeded();
+    let image = case.suite.busybox().await;
+    let idle = ["run", "-d", "--name", "web", "--network", "none", "-v", "data:/data", image, "sleep", "300"];
+    berth(&root, &idle).await.succeeded();
+    let directory = root.dir.join("volumes/data");
+    std::fs::write(directory.join("state.json"), "{").unwrap();
+    // Running or not.
+    for stopped in [false, true] {
+        if stopped {
+            let said = berth(&root, &["stop", "-t", "0", "web"]).await;
+            assert!(said.code == 0 && said.stderr.contains("state.json cannot be read"), "{said:?}");
+        }
+        for words in [&["volume", "rm", "-f", "data"][..], &["volume", "rm", "-f", "--remote", "data"]] {
+            let said = berth(&root, words).await;
+            assert!(said.code == 1 && said.stderr.contains("while in use by web-rep-0\nhint: "), "{said:?}");
+        }
+        assert_eq!(std::fs::read_to_string(directory.join("data/file")).unwrap(), "synced\n");
+    }
+    // It goes, and says that nobody knows what of its volume is elsewhere.
+    let said = berth(&root, &["rm", "-f", "web"]).await;
+    assert_eq!((said.code, said.stdout.as_str()), (0, "web\n"), "{said:?}");
+    let told =
+        said.stderr.contains("volume data: not durable yet: ") && said.stderr.contains("state.json cannot be read");
+    assert!(told && said.stderr.contains("`berth volume rm -f data`"), "{said:?}");
+    berth(&root, &["volume", "rm", "-f", "data"]).await.succeeded();
+    assert_eq!(run(&case, &root, "data:/data", "cat /data/file").await.succeeded(), "synced\n");
 }
 
 async fn prune_keeps_a_copy_of_what_the_bucket_has_lost(case: Case) {

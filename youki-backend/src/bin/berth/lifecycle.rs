@@ -174,13 +174,15 @@ pub fn container(name: &str) -> Result<ContainerId> {
 /// S3, but not in their main line.
 pub fn warn_of_volumes(owed: Vec<(String, volumes_s3::Error)>) {
     for (volume, error) in owed {
+        let hint = error.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
         if matches!(error, volumes_s3::Error::Fenced { .. }) {
-            let hint = error.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
             eprint_line(&format!("berth: warning: {error}{hint}"));
         } else {
+            // Trouble that passes is the keeper's.
+            let hint = if matches!(error, volumes_s3::Error::Damaged { .. }) { hint } else { String::new() };
             let why = Failure::from(error).text();
             let why = why.strip_prefix(&format!("volume {volume}: ")).unwrap_or(&why);
-            eprint_line(&format!("berth: warning: volume {volume}: not durable yet: {why}"));
+            eprint_line(&format!("berth: warning: volume {volume}: not durable yet: {why}{hint}"));
         }
     }
 }
