@@ -277,10 +277,10 @@ impl YoukiRuntime {
         self.0.open_terminal(id, size).await
     }
 
-    /// Copies the container's output, from now on, to two pipes or sockets, which are made non-blocking. A reader that
-    /// is slow holds the container back. Returns the write end of its standard input, where that is open and nobody
-    /// has it yet; dropping it is the input's end. Of a container with a `tty` it is the terminal's other end, which
-    /// everybody gets: for what is typed, and for its size ([`TerminalSize::set`]).
+    /// Copies the container's output, from now on, to two pipes or sockets, which are made non-blocking. A reader that is slow
+    /// holds the container back, or, where its log is non-blocking, misses lines and is told so on the second. Returns the write
+    /// end of its standard input, where that is open and nobody has it yet; dropping it is the input's end. Of a container with
+    /// a `tty` it is the terminal's other end, which everybody gets: for what is typed, and for its size ([`TerminalSize::set`]).
     ///
     /// # Errors
     /// [`Error::NoSuchContainer`], [`Error::NotRunning`].

@@ -10,7 +10,8 @@ use crate::supervisor::wire::{Reply, Request};
 
 impl Inner {
     /// Copies the output of `id`, from now on, to two descriptors, which must be pipes or sockets: they are made
-    /// non-blocking. A reader that is slow holds the container back. Returns the write end of its standard input where
+    /// non-blocking. A reader that is slow holds the container back, unless its log is non-blocking: then it misses whole
+    /// lines, and is told on the second how much. Returns the write end of its standard input where
     /// that is open and nobody has it yet; dropping it is the input's end. Of a container with a terminal it is the
     /// terminal's other end, which everybody gets: for what is typed, and for its size.
     pub(crate) async fn attach(&self, id: &ContainerId, stdout: OwnedFd, stderr: OwnedFd) -> Result<Option<OwnedFd>> {

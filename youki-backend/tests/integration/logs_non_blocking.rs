@@ -4,17 +4,19 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use runtime_core::spec::{LogMode, StorageSpec};
 use runtime_core::{ContainerId, LogRecord, LogsOptions, Runtime, ServiceSpec};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
 
 use crate::full_disk::{small, the_container};
 use crate::support::Case;
-use crate::support::berth::berth;
+use crate::support::berth::{berth, command};
 use crate::support::case::{eventually, soon, start_on, words};
-use crate::support::process::{gone, kill, supervisor};
+use crate::support::pace::patience;
+use crate::support::process::{gone, kill, signal, supervisor};
 use crate::support::root::Root;
 
 crate::tests![
@@ -24,12 +26,16 @@ crate::tests![
     a_restart_goes_on_in_the_log,
     the_writer_goes_with_its_supervisor_and_is_replaced_alone,
     the_mode_may_stand_in_the_file_or_a_flag,
+    an_end_waits_for_a_log_that_takes_nothing_no_longer_than_its_bound,
+    a_reader_that_does_not_read_holds_no_such_container_back,
 ];
 
 /// Lines that are written while the disk takes nothing: more than all buffers hold.
 const LINES: usize = 20_000;
 /// Of each of them.
 const PAD_BYTES: usize = 1_000;
+/// What an end waits for a log at most.
+const LOG_BOUND: Duration = Duration::from_secs(5);
 
 /// A file system to which nothing can be written: who tries sleeps in the kernel.
 struct Frozen(fs::File);
@@ -66,12 +72,7 @@ struct Writer {
 impl Writer {
     /// It writes [`LINES`] lines once there is a file `go`, and a last one once there is `end`.
     async fn start(case: &Case, runtime: &Arc<dyn Runtime>, mode: LogMode) -> Self {
-        let script = format!(
-            "pad=$(head -c {PAD_BYTES} /dev/zero | tr '\\0' x); until [ -e /p/go ]; do sleep 0.05; done; i=0; \
-             while [ $i -lt {LINES} ]; do i=$((i+1)); echo $i $pad; echo $i > /p/written; done; \
-             until [ -e /p/end ]; do sleep 0.05; done; echo last"
-        );
-        let mut spec = memory_at_p(case.script(&script).await);
+        let mut spec = memory_at_p(case.script(&writer_script()).await);
         spec.logs.mode = Some(mode);
         let id = the_container();
         start_on(&**runtime, &id, &spec).await.unwrap();
@@ -105,6 +106,16 @@ impl Writer {
         assert_eq!(soon("its end", self.runtime.wait_container(&self.id)).await, Ok(0));
         records(&*self.runtime, &self.id).await
     }
+}
+
+/// Greets once there is a file `greet`.
+fn writer_script() -> String {
+    format!(
+        "pad=$(head -c {PAD_BYTES} /dev/zero | tr '\\0' x); \
+         until [ -e /p/go ]; do [ -e /p/greet ] && rm /p/greet && echo hello; sleep 0.05; done; i=0; \
+         while [ $i -lt {LINES} ]; do i=$((i+1)); echo $i $pad; echo $i > /p/written; done; \
+         until [ -e /p/end ]; do sleep 0.05; done; echo last"
+    )
 }
 
 fn memory_at_p(mut spec: ServiceSpec) -> ServiceSpec {
@@ -256,4 +267,85 @@ async fn the_mode_may_stand_in_the_file_or_a_flag(case: Case) {
     fs::write(file, "[logs]\nmode = \"sometimes\"\n").unwrap();
     let told = berth(&root, &["--config", file, "ps"]).await;
     assert!(told.code != 0 && told.stderr.contains("sometimes") && told.stderr.contains("non_blocking"), "{told:?}");
+}
+
+async fn an_end_waits_for_a_log_that_takes_nothing_no_longer_than_its_bound(case: Case) {
+    let mut spec =
+        memory_at_p(case.script("echo up; until [ -e /p/go ]; do sleep 0.05; done; echo last; exit 3").await);
+    spec.logs.mode = Some(LogMode::NonBlocking);
+    let id = case.start(&spec).await;
+    case.until_logged(&id, "up").await;
+    let supervisor = supervisor(&*case.runtime, &id).await;
+    let writer = writer_of(supervisor).expect("a writer");
+    let init = case.runtime.get_container_pid(&id).await.unwrap().expect("it runs");
+    // As it is in the kernel when its disk never comes back, but for all else that would wait for that disk.
+    signal(writer, rustix::process::Signal::STOP);
+    fs::write(format!("/proc/{init}/root/p/go"), "").unwrap();
+    let begin = Instant::now();
+    assert_eq!(soon("its end", case.runtime.wait_container(&id)).await, Ok(3));
+    let took = begin.elapsed();
+    assert!(took > LOG_BOUND - Duration::from_millis(500), "after {took:?}: it was not waited for");
+    assert!(took < patience(LOG_BOUND + Duration::from_secs(3)), "after {took:?}");
+    eventually("both are gone", || async { gone(supervisor) && gone(writer) }).await;
+    let said: Vec<_> = case.runtime.get_logs(&id).await.unwrap().into_iter().map(|entry| entry.message).collect();
+    assert_eq!(said, ["up"]);
+    let root = case.suite.shared().await.root.clone();
+    let own_log = fs::read_to_string(root.dir.join(format!("containers/{id}/supervisor.log"))).unwrap();
+    assert!(own_log.contains("the log lacks the container's last 5 bytes"), "{own_log}");
+}
+
+async fn a_reader_that_does_not_read_holds_no_such_container_back(case: Case) {
+    let mut spec = memory_at_p(case.script(&writer_script()).await);
+    spec.logs.mode = Some(LogMode::NonBlocking);
+    let id = case.start(&spec).await;
+    let init = case.runtime.get_container_pid(&id).await.unwrap().expect("it runs");
+    let root = case.suite.shared().await.root.clone();
+    let piped = std::process::Stdio::piped;
+    let mut reader = command(&root)
+        .args(["attach", &id.service])
+        .stdout(piped())
+        .stderr(piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let writer = Writer { runtime: case.runtime.clone(), id: id.clone(), dir: format!("/proc/{init}/root/p").into() };
+    let mut stdout = tokio::io::BufReader::new(reader.stdout.take().unwrap()).lines();
+    // It gets what is written once it is attached.
+    let attached = async {
+        loop {
+            writer.may("greet");
+            if let Ok(line) = tokio::time::timeout(Duration::from_millis(300), stdout.next_line()).await {
+                return line.unwrap();
+            }
+        }
+    };
+    assert_eq!(soon("it is attached", attached).await.as_deref(), Some("hello"));
+    writer.may("go");
+    writer.until_all_is_written().await;
+    // It reads again: whole lines, up to the last one, and how much it lacks.
+    let mut told = String::new();
+    let mut stderr = reader.stderr.take().unwrap();
+    let (lines, _, ended) = tokio::join!(
+        async {
+            let mut lines = Vec::new();
+            while let Some(line) = stdout.next_line().await.unwrap() {
+                lines.push(line);
+            }
+            lines
+        },
+        stderr.read_to_string(&mut told),
+        async {
+            writer.may("end");
+            soon("its end", case.runtime.wait_container(&id)).await
+        },
+    );
+    assert_eq!(ended, Ok(0));
+    let lines: Vec<String> = lines.into_iter().filter(|line| line != "hello").collect();
+    let is_whole = |line: &String| line == "last" || line.len() > PAD_BYTES && line.ends_with(&"x".repeat(PAD_BYTES));
+    assert!(lines.len() > 100 && lines.len() < LINES && lines.iter().all(is_whole), "{} lines", lines.len());
+    let gaps = told.lines().filter_map(|line| line.strip_prefix("berth: ")?.split_once(" bytes of output are missing"));
+    let missing: usize = gaps.map(|(count, _)| count.parse::<usize>().unwrap()).sum();
+    let had = lines.iter().map(|line| line.len() + 1).sum::<usize>();
+    let all = (1..=LINES).map(|number| number.to_string().len() + 1 + PAD_BYTES + 1).sum::<usize>() + "last\n".len();
+    assert_eq!(had + missing, all, "{told}");
 }

@@ -63,7 +63,7 @@ impl Attempt {
         for stream in 0..2 {
             self.drain_output(stream);
         }
-        self.log.settle();
+        self.log_gave_up = !self.log.settle();
         self.log.may_wait(None);
         let oom_kills = self.cgroup.oom_kill_count().unwrap_or(0);
         // Its interfaces are there as long as somebody is in its namespace, and we are.
@@ -142,7 +142,9 @@ impl Attempt {
     pub(super) fn finish(mut self: Box<Self>) -> i32 {
         self.phase = Phase::Exited;
         self.held.clear();
-        self.log.close(Instant::now() + LAST_WRITES);
+        // What its disk did not take in the time that the end had for it is lost.
+        let patience = if self.log_gave_up { Duration::ZERO } else { LAST_WRITES };
+        self.log.close(Instant::now() + patience);
         let removal = self.config.removal.clone();
         // A restart was called off.
         if removal.is_none()

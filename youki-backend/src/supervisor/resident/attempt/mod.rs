@@ -4,6 +4,7 @@ mod building;
 mod clients;
 mod ending;
 mod execs;
+mod reader;
 mod removal;
 mod restart;
 mod schedule;
@@ -80,6 +81,8 @@ pub(super) struct Attempt {
     outputs: [Output; 2],
     scratch: Scratch,
     log: Log,
+    /// The disk did not take all of the log in the time that the end of an attempt has for it.
+    log_gave_up: bool,
     hot_until: Option<Instant>,
     attachments: Vec<Option<Attachment>>,
     stdin: Option<OwnedFd>,
@@ -147,6 +150,7 @@ impl Attempt {
             container_inode: inode(&config.container_dir),
             host_network,
             log,
+            log_gave_up: false,
             helper_pid: Some(config.helper_pid),
             restarts: Restarts::new(&config.restart, again),
             config,

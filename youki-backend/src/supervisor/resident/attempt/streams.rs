@@ -4,16 +4,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::super::connection::receive_descriptor;
-use super::super::events::Source;
+use super::super::events::{Events, Source};
 use super::super::output::ReadResult;
 use super::Attempt;
+use super::reader::Backlog;
 use crate::supervisor::wire::Reply;
 
 /// Buffers are given back after so long without output.
 const IDLE: Duration = Duration::from_millis(200);
 /// Reads of what an ended container left in its pipe: more than a pipe of the largest size takes.
 const MAX_LAST_READS: usize = 1024;
-/// Attached clients, each of which can hold the container's output back.
+/// Attached clients, each of which can hold the output of a container back that waits for its log.
 const MAX_ATTACHMENTS: usize = 64;
 
 /// A client that output is copied to.
@@ -21,8 +22,31 @@ const MAX_ATTACHMENTS: usize = 64;
 pub(super) struct Attachment {
     /// By stream; `None` once the client closed it.
     pub targets: [Option<OwnedFd>; 2],
-    /// What a target did not take yet. While there is some, its stream is not read.
-    pub pending: [Vec<u8>; 2],
+    /// What a target did not take yet. While there is some, the stream of a container that waits for its log is not read.
+    pub pending: [Backlog; 2],
+}
+
+impl Attachment {
+    /// Hands on what is pending. False if some of it has to wait: then it is told when there is room.
+    fn send(&mut self, events: &Events, index: usize, stream: usize) -> bool {
+        let Some(target) = &self.targets[stream] else { return true };
+        let sent = write_pending(target, &mut self.pending[stream].pending);
+        if !sent {
+            // Told already, perhaps.
+            let _ = events.add_for_writing(target, Source::Attachment(index * 2 + stream));
+        }
+        sent
+    }
+
+    /// Tells the reader, as an error, that it lacks so much of a stream.
+    fn tell_missing(&mut self, events: &Events, index: usize, missing: Option<u64>) {
+        if let Some(missing) = missing
+            && self.targets[1].is_some()
+        {
+            self.pending[1].tell(missing);
+            self.send(events, index, 1);
+        }
+    }
 }
 
 impl Attempt {
@@ -30,23 +54,27 @@ impl Attempt {
         if stream == 0 && self.config.terminal && self.terminal.is_none() {
             return self.receive_terminal();
         }
-        if self.attachments.iter().flatten().any(|client| !client.pending[stream].is_empty()) && self.ended.is_none() {
+        if self.is_held_back(stream) && self.ended.is_none() {
             return;
         }
         self.hot_until = Some(Instant::now() + IDLE);
+        let waits = self.waits_for_its_log();
         let output = &mut self.outputs[stream];
         match output.read() {
             Ok(ReadResult::Bytes(count)) => {
                 for (index, client) in self.attachments.iter_mut().enumerate() {
                     let Some(client) = client else { continue };
-                    let Some(target) = &client.targets[stream] else { continue };
-                    client.pending[stream].extend_from_slice(output.taken(count));
-                    if !write_pending(target, &mut client.pending[stream]) {
-                        let _ = self.events.add_for_writing(target, Source::Attachment(index * 2 + stream));
-                        if let Some(pipe) = &output.pipe {
-                            self.events.remove(pipe);
-                        }
+                    if client.targets[stream].is_none() {
+                        continue;
                     }
+                    let missing = client.pending[stream].offer(output.taken(count));
+                    if !client.send(&self.events, index, stream)
+                        && waits
+                        && let Some(pipe) = &output.pipe
+                    {
+                        self.events.remove(pipe);
+                    }
+                    client.tell_missing(&self.events, index, missing);
                 }
                 output.log(count, &mut self.log, &mut self.scratch);
             }
@@ -56,13 +84,7 @@ impl Attempt {
                 if let Some(pipe) = output.pipe.take() {
                     self.events.remove(&pipe);
                 }
-                for client in self.attachments.iter_mut().flatten() {
-                    if client.pending[stream].is_empty()
-                        && let Some(target) = client.targets[stream].take()
-                    {
-                        self.events.remove(&target);
-                    }
-                }
+                self.end_attached(stream);
             }
         }
     }
@@ -83,17 +105,43 @@ impl Attempt {
     pub(super) fn flush_attachment(&mut self, index: usize, stream: usize) {
         let Some(client) = self.attachments.get_mut(index).and_then(Option::as_mut) else { return };
         let Some(target) = &client.targets[stream] else { return };
-        if !write_pending(target, &mut client.pending[stream]) {
+        if !write_pending(target, &mut client.pending[stream].pending) {
             return;
         }
         self.events.remove(target);
-        if self.outputs[stream].pipe.is_none() {
+        let waits = self.config.log_buffer_bytes.is_none();
+        if self.outputs[stream].pipe.is_none() && (waits || stream == 0) {
             client.targets[stream] = None;
         }
-        let held = self.attachments.iter().flatten().any(|client| !client.pending[stream].is_empty());
-        if let (Some(pipe), false) = (&self.outputs[stream].pipe, held) {
+        if waits && let (Some(pipe), false) = (&self.outputs[stream].pipe, self.is_held_back(stream)) {
             let _ = self.events.add(pipe, Source::Output(stream));
         }
+    }
+
+    /// No more will come on `stream`: its readers see the end once they have taken what there is. Of a container that does
+    /// not wait the second one stays open for what is to be told, up to the end of all.
+    fn end_attached(&mut self, stream: usize) {
+        let closes = stream == 0 || self.waits_for_its_log();
+        for (index, client) in self.attachments.iter_mut().enumerate() {
+            let Some(client) = client else { continue };
+            let missing = client.pending[stream].end();
+            client.tell_missing(&self.events, index, missing);
+            if closes
+                && client.pending[stream].is_empty()
+                && let Some(target) = client.targets[stream].take()
+            {
+                self.events.remove(&target);
+            }
+        }
+    }
+
+    fn waits_for_its_log(&self) -> bool {
+        self.config.log_buffer_bytes.is_none()
+    }
+
+    /// Whether a stream is not to be read before a reader has taken what came before.
+    fn is_held_back(&self, stream: usize) -> bool {
+        self.waits_for_its_log() && self.attachments.iter().flatten().any(|client| !client.pending[stream].is_empty())
     }
 
     pub(super) fn attach(&mut self, slot: usize) {
@@ -111,7 +159,8 @@ impl Attempt {
         for fd in [&stdout, &stderr] {
             let _ = rustix::io::ioctl_fionbio(fd, true);
         }
-        self.attachments.push(Some(Attachment { targets: [Some(stdout), Some(stderr)], pending: Default::default() }));
+        let pending = [(); 2].map(|()| Backlog::new(self.waits_for_its_log()));
+        self.attachments.push(Some(Attachment { targets: [Some(stdout), Some(stderr)], pending }));
         if let (Some(terminal), Some(connection)) = (&self.terminal, &mut self.connections[slot]) {
             // For what is typed, and for its size. Everybody may have one.
             return connection.send_with(&Reply::Ok, terminal);
@@ -143,6 +192,7 @@ impl Attempt {
         if let Some(pipe) = output.pipe.take() {
             self.events.remove(&pipe);
         }
+        self.end_attached(stream);
     }
 }
 

@@ -75,10 +75,11 @@ impl Log {
         }
     }
 
-    /// Waits until everything is in the files, as long as [`Log::may_wait`] allows.
-    pub fn settle(&mut self) {
-        if let Self::NonBlocking(buffered) = self {
-            buffered.settle();
+    /// Waits until everything is in the files, as long as [`Log::may_wait`] allows. False if some of it is not.
+    pub fn settle(&mut self) -> bool {
+        match self {
+            Self::Blocking(_) => true,
+            Self::NonBlocking(buffered) => buffered.settle(),
         }
     }
 

@@ -52,6 +52,11 @@ impl Queue {
         fits
     }
 
+    /// Bytes that were dropped, and not spoken of yet.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
     /// Whether there is nothing in it, and nothing to be said.
     pub fn is_settled(&self) -> bool {
         self.dropped == 0 && self.ring.len() == 0

@@ -112,15 +112,16 @@ impl Buffered {
         self.patient_until = until;
     }
 
-    pub fn settle(&mut self) {
+    pub fn settle(&mut self) -> bool {
         let until = self.patient_until.unwrap_or_else(Instant::now);
         while !self.queue.is_settled() {
             self.have_writer();
             self.attend();
             if !self.wait_for_room(until) {
-                return;
+                return self.queue.is_settled();
             }
         }
+        true
     }
 
     pub fn close(&mut self, until: Instant) {
@@ -134,8 +135,10 @@ impl Buffered {
         // SAFETY: asks of a child of ours, by a number that it has until this reaps it; no status is asked for.
         while unsafe { libc::waitpid(self.writer, std::ptr::null_mut(), libc::WNOHANG) } == 0 {
             if Instant::now() >= until {
-                let left = payload_bytes(self.queue.ring.contents());
-                say!("the log lacks the container's last {left} bytes: its disk took none of them in time");
+                let left = payload_bytes(self.queue.ring.contents()) + self.queue.dropped();
+                if left > 0 {
+                    say!("the log lacks the container's last {left} bytes: its disk took none of them in time");
+                }
                 return;
             }
             std::thread::sleep(pause);
