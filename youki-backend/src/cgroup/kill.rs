@@ -93,10 +93,7 @@ fn freeze_and_signal(cgroup: &CgroupPaths) -> Result<()> {
     });
     if frozen {
         // SIGKILL is acted on only once thawed.
-        match thaw(cgroup) {
-            Err(Error::Io { source, .. }) if gone(&source) => {}
-            other => other?,
-        }
+        thaw(cgroup)?;
     }
     signalled
 }
@@ -145,7 +142,11 @@ pub(super) fn freeze(cgroup: &CgroupPaths, patience: Duration) -> Result<()> {
 }
 
 pub(super) fn thaw(cgroup: &CgroupPaths) -> Result<()> {
-    set_frozen(cgroup, false, Duration::from_secs(1))
+    match set_frozen(cgroup, false, Duration::from_secs(1)) {
+        // Who was killed while frozen dies as soon as it is let go, and the cgroup may go with it, before its state is read.
+        Err(Error::Io { source, .. }) if gone(&source) => Ok(()),
+        other => other,
+    }
 }
 
 fn set_frozen(cgroup: &CgroupPaths, frozen: bool, patience: Duration) -> Result<()> {

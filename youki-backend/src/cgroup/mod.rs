@@ -168,7 +168,7 @@ impl CgroupPaths {
         }
     }
 
-    /// Lets them go on.
+    /// Lets them go on. A cgroup that does not exist holds nobody.
     ///
     /// # Errors
     /// As [`freeze`](Self::freeze).
@@ -281,7 +281,8 @@ fn remove_tree(dir: &Path, deadline: Instant, depth: usize) -> io::Result<()> {
     }
 }
 
-fn gone(error: &io::Error) -> bool {
+/// Whether a file of a cgroup could not be had because the cgroup is no more.
+pub(crate) fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 

@@ -161,11 +161,12 @@ fn a_device_that_no_rule_allows_is_refused() {
 }
 
 #[test]
-fn what_does_not_exist_is_empty_dead_and_removed() {
+fn what_does_not_exist_is_empty_dead_thawed_and_removed() {
     let cgroup = Hierarchy::detect().unwrap().container_dirs("/berth-test-none/never");
     assert_eq!(cgroup.pids().unwrap(), Vec::<u32>::new());
     cgroup.kill_all(Duration::ZERO).unwrap();
     cgroup.remove().unwrap();
+    cgroup.thaw().unwrap();
     assert_eq!(cgroup.oom_kill_count(), None);
     assert!(!cgroup.exists());
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use runtime_core::{ContainerId, Event, EventKind};
 
 use super::{Container, Observed};
+use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
 use crate::supervisor::wire::Phase;
@@ -24,15 +25,20 @@ impl Inner {
     }
 
     async fn set_paused(&self, id: &ContainerId, paused: bool) -> Result<()> {
-        let container = self.container(id)?;
-        let observed = self.observe(&container).await?;
-        if !matches!(&observed, Observed::Supervised(status) if status.phase == Phase::Running) {
-            return Err(Error::NotRunning { id: id.to_string(), state: observed.state().word() });
+        loop {
+            let container = self.container(id)?;
+            let observed = self.observe(&container).await?;
+            if !matches!(&observed, Observed::Supervised(status) if status.phase == Phase::Running) {
+                return Err(Error::NotRunning { id: id.to_string(), state: observed.state().word() });
+            }
+            let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
+            let set = move || if paused { cgroup.freeze(FREEZE_PATIENCE) } else { cgroup.thaw() };
+            match tokio::task::spawn_blocking(set).await.map_err(Error::ThreadLost)? {
+                // It ended since it was looked at: the next look tells how.
+                Err(Error::Io { source, .. }) if cgroup::gone(&source) => {}
+                other => break other?,
+            }
         }
-        let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
-        tokio::task::spawn_blocking(move || if paused { cgroup.freeze(FREEZE_PATIENCE) } else { cgroup.thaw() })
-            .await
-            .map_err(Error::ThreadLost)??;
         self.tell(Event::now(if paused { EventKind::Pause } else { EventKind::Unpause }).of(id));
         Ok(())
     }
