@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runtime_core::{ContainerId, Event, EventKind};
 
@@ -17,6 +17,9 @@ use crate::record::{ExitRecord, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::wire::{Reply, Request};
 use crate::trash::{Discarded, Trash};
+
+/// How long a directory is emptied anew that somebody writes to: a keeper writes once for a check.
+const WRITERS_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Inner {
     /// Kills `id` if it runs, and frees all of it. Goes on to its end when the future is dropped.
@@ -217,7 +220,35 @@ pub(super) fn take_files(paths: &ContainerPaths, trash: &Trash) -> (Result<()>, 
     (run, dir)
 }
 
-/// Removes a tree of any depth; one that is not there is removed.
+/// Removes a tree of any depth; one that is not there is removed. The keeper may be about to write there what a health check
+/// came to: after that write it is emptied once more.
 pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
-    volumes_s3::remove_tree(dir).map_err(Error::io("removing", dir))
+    let deadline = Instant::now() + WRITERS_PATIENCE;
+    loop {
+        match volumes_s3::remove_tree(dir) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < deadline => {}
+            other => return other.map_err(Error::io("removing", dir)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record;
+
+    #[test]
+    fn a_directory_that_is_written_to_meanwhile_is_removed() {
+        let base = tempfile::tempdir().unwrap();
+        for round in 0..100 {
+            let dir = base.path().join(round.to_string());
+            fs::create_dir(&dir).unwrap();
+            let file = dir.join("health.json");
+            record::write(&file, &0).unwrap();
+            let writing = std::thread::spawn(move || while record::write(&file, &0).is_ok() {});
+            remove_dir(&dir).unwrap();
+            assert!(!dir.exists(), "{round}");
+            writing.join().unwrap();
+        }
+    }
 }

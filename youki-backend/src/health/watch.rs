@@ -132,9 +132,20 @@ impl Inner {
                 continue;
             }
             let tried = self.probe(container, init, plan).await;
+            if !tried.passed && self.is_paused(container) {
+                // It was paused in the middle.
+                state.checked_at = Some(Utc::now());
+                continue;
+            }
             let changed = state.take(tried, plan, since(started_at), Utc::now());
-            if let Err(error) = record::write(&path, &state) {
-                tracing::warn!(container = %container.record.id, error = error.chain(), "its health is not on record");
+            match record::write(&path, &state) {
+                Ok(()) => {}
+                // It is being removed, or started anew.
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let container = container.record.id.to_string();
+                    tracing::warn!(container, error = error.chain(), "its health is not on record");
+                }
             }
             if changed {
                 let event = Event { attempt: Some(started.attempt), ..Event::now(EventKind::Health) };
