@@ -91,8 +91,8 @@ fn make_pair(place: &Place, network: &Definition, lease: &Lease, namespace: &Fil
         let message = RouteNetlinkMessage::NewLink(pair(network, lease, namespace, bridge));
         match host.request([(message, CREATE)]) {
             Ok(()) => {
-                let hairpin = RouteNetlinkMessage::NewLink(hairpin(&lease.host_ifname));
-                let set = host.request([(hairpin, 0)]);
+                let port = RouteNetlinkMessage::NewLink(as_port(place, &lease.host_ifname));
+                let set = host.request([(port, 0)]);
                 return set.map_err(|e| failed(network, &format!("setting {} up", lease.host_ifname), e));
             }
             // Left by an attempt whose namespace is still held by somebody. The lease is ours, so the name is.
@@ -131,12 +131,14 @@ fn pair(network: &Definition, lease: &Lease, namespace: &File, bridge: u32) -> L
     outer
 }
 
-/// Lets a bridge send back through the port it came from: where the host filters bridged packets too
-/// (`bridge-nf-call-iptables`, as docker's hosts do), what a container sends to its own published port goes this way.
-pub(super) fn hairpin(host_ifname: &str) -> LinkMessage {
+/// What the kernel takes only once the pair is made. The alias says whose it is. And a bridge sends back through the port it
+/// came from: where the host filters bridged packets too (`bridge-nf-call-iptables`, as docker's hosts do), what a container
+/// sends to its own published port goes this way.
+pub(super) fn as_port(place: &Place, host_ifname: &str) -> LinkMessage {
     let mut port = LinkMessage::default();
     port.attributes = vec![
         LinkAttribute::IfName(host_ifname.to_owned()),
+        LinkAttribute::IfAlias(place.table.clone()),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),

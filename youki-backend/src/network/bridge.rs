@@ -60,8 +60,8 @@ pub(super) fn mend(place: &Place, network: &Definition, netlink: &mut Netlink, b
         let Some(link) = link else { continue };
         let mut port = up(link.header.index);
         port.attributes.push(LinkAttribute::Controller(bridge));
-        let hairpin = RouteNetlinkMessage::NewLink(attach::hairpin(&name));
-        match netlink.request([(RouteNetlinkMessage::SetLink(port), 0), (hairpin, 0)]) {
+        let settings = RouteNetlinkMessage::NewLink(attach::as_port(place, &name));
+        match netlink.request([(RouteNetlinkMessage::SetLink(port), 0), (settings, 0)]) {
             // Its container has just ended.
             Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}
             other => other.map_err(|e| failed(network, &format!("taking {name} back"), e))?,

@@ -6,7 +6,7 @@
 //!   10.97.0.1, the gateway
 //!   nft table `inet berth_<12 hex of the root>`: masquerade, forwarding, published ports
 //! ```
-//! Everything of a root carries its tag: table and veths by their names, bridges by their alias. A bridge of that name
+//! Everything of a root carries its tag: the table by its name, bridges and veths by their alias. A bridge of that name
 //! without that alias is somebody else's and is refused. A veth vanishes with the container's network namespace; its
 //! address is leased in a file until the container is removed; ports and names are its own while it runs.
 //!

@@ -9,7 +9,7 @@ use runtime_core::spec::ResourcesSpec;
 use rustix::fs::inotify;
 
 use crate::support::Case;
-use crate::support::case::{IDLE, eventually, soon, words};
+use crate::support::case::{IDLE, eventually, pids_beneath, soon, words};
 
 crate::tests![
     a_stop_kills_by_cgroup_kill,
@@ -86,10 +86,7 @@ async fn a_dropped_exec_is_killed_by_cgroup_kill(case: Case) {
     let id = case.idle().await;
     let events = case.runtime.exec_stream(&id, &words(&["sh", "-c", "sleep 3600 & sleep 3600 & wait"])).await.unwrap();
     let exec_dir = dir(&case, &id).join("exec-1");
-    eventually("all of it is in a cgroup of its own", || async {
-        read(&exec_dir, "cgroup.procs").lines().count() == 3
-    })
-    .await;
+    eventually("all of it is in a cgroup of its own", || async { pids_beneath(&exec_dir).len() == 3 }).await;
     let writes = Writes::watch(&exec_dir, &["cgroup.kill"]);
     drop(events);
     eventually("all of it is dead", || async {

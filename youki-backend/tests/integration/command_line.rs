@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 
 use crate::support::Case;
 use crate::support::berth::command;
@@ -241,9 +241,8 @@ async fn an_exec_on_a_terminal_is_one_to_both_sides(case: Case) {
     terminal.type_in("echo interr''upted; stty size\n");
     terminal.until("interrupted").await;
     terminal.resize(20, 50);
-    // The size is passed on by a signal.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    terminal.type_in("stty size; exit 7\n");
+    // The size is passed on by a signal. What is typed is shown, too.
+    terminal.type_in("until [ \"$(stty size)\" = 20' '50 ]; do sleep 0.1; done; stty size; exit 7\n");
     terminal.until("20 50").await;
     assert_eq!(crate::support::case::soon("the exec's end", child.wait()).await.unwrap().code(), Some(7));
     assert_eq!(terminal.mode(), before, "the terminal is left raw");
@@ -274,8 +273,7 @@ async fn a_container_on_a_terminal_is_typed_into_left_and_attached_to_again(case
     let terminal = Terminal::open(22, 66);
     let mut child = terminal.command(&root, &["attach", &id.to_string()]);
     terminal.resize(22, 67);
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    terminal.type_in("stty size\n");
+    terminal.type_in("until [ \"$(stty size)\" = 22' '67 ]; do sleep 0.1; done; stty size\n");
     terminal.until("22 67").await;
     terminal.type_in("seq 1 20000; echo all; exit 5\n");
     assert_eq!(crate::support::case::soon("the end", child.wait()).await.unwrap().code(), Some(5));
@@ -288,7 +286,7 @@ async fn a_container_on_a_terminal_is_typed_into_left_and_attached_to_again(case
 }
 
 async fn attach_passes_streams_signals_and_the_exit_code(case: Case) {
-    let script = "trap 'echo told; exit 9' USR1; echo begin >&2; while :; do sleep 0.1; done";
+    let script = "trap 'echo told; exit 9' USR1; echo begin >&2; while :; do echo tick; sleep 0.1; done";
     let id = case.start(&case.script(script).await).await;
     case.until_logged(&id, "begin").await;
     let root = case.suite.shared().await.root.clone();
@@ -299,20 +297,22 @@ async fn attach_passes_streams_signals_and_the_exit_code(case: Case) {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    // It is attached once it has the signals of its own.
-    crate::support::case::eventually("berth attach listens", || async {
+    let mut stdout = tokio::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    crate::support::case::soon("it is attached", stdout.read_line(&mut line)).await.unwrap();
+    assert_eq!(line, "tick\n");
+    crate::support::case::eventually("berth attach has the signals of its own", || async {
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap_or(0))).unwrap_or_default();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap_or("0");
         u64::from_str_radix(caught, 16).unwrap_or(0) & (1 << (nix::libc::SIGUSR1 - 1)) != 0
     })
     .await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().unwrap() as i32), nix::sys::signal::SIGUSR1).unwrap();
     assert_eq!(crate::support::case::soon("the end", child.wait()).await.unwrap().code(), Some(9));
     let mut text = String::new();
     stdout.read_to_string(&mut text).await.unwrap();
-    assert_eq!(text, "told\n");
+    assert_eq!(text.lines().find(|line| *line != "tick"), Some("told"));
+    assert!(text.ends_with("told\n"), "{text}");
     let said = case.berth(&["attach", &id.to_string()]).await;
     assert!(said.code == 1 && said.stderr.contains("not running"), "{said:?}");
 }
@@ -427,9 +427,10 @@ async fn shutdown_takes_down_what_a_root_has_on_the_host(case: Case) {
 }
 
 async fn a_kill_of_a_paused_container_ends_it(case: Case) {
-    let spec = case.script("trap 'exit 3' TERM; while :; do sleep 0.1; done").await;
+    let spec = case.script("trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done").await;
     for (signal, code) in [("KILL", 137), ("TERM", 3)] {
         let id = case.start(&spec).await;
+        case.until_logged(&id, "up").await;
         case.runtime.pause(&id).await.unwrap();
         case.berth(&["kill", "-s", signal, &id.to_string()]).await.succeeded();
         assert_eq!(case.finish(&id).await.outcome.exit_code, code);
@@ -464,6 +465,7 @@ async fn events_tell_the_life_of_a_container_in_order(case: Case) {
     spec.storage = vec![crate::volumes::named("told", "/data")];
     let id = case.start(&spec).await;
     let name = id.to_string();
+    case.until_it_idles(&id).await;
     let root = case.suite.shared().await.root.clone();
     let mut follower = crate::support::berth::command(&root)
         .args(["--json", "events", "-f", "--filter", &format!("container={}", id.service)])
@@ -477,8 +479,7 @@ async fn events_tell_the_life_of_a_container_in_order(case: Case) {
     case.runtime.kill_container(&id, Some("TERM")).await.unwrap();
     case.finish(&id).await;
     case.runtime.start_container(&id).await.unwrap();
-    // Its trap is set by the time that its sleep is there.
-    crate::support::case::eventually("it idles", || async { case.host_pids(&id).await.len() >= 2 }).await;
+    case.until_it_idles(&id).await;
     case.runtime.stop_container(&id, Duration::from_secs(5)).await.unwrap();
     case.runtime.remove_container(&id).await.unwrap();
     let expected = ["create", "start", "pause", "unpause", "update", "kill", "exit", "start", "exit", "stop", "remove"];

@@ -140,7 +140,8 @@ async fn lines_that_end_by_themselves_say_what_dockers_would(case: Case) {
 async fn lines_that_run_in_the_background(case: Case) {
     let image = case.suite.busybox().await.to_owned();
     let volume = format!("docker-lines-web-{}", std::process::id());
-    let (web, other, port, second) = (case.id(), case.id(), 21_171, 21_172);
+    let (web, other) = (case.id(), case.id());
+    let (port, second) = (case.suite.share.port(), case.suite.share.port());
     let (name, other_name) = (web.service.clone(), other.service.clone());
     let serve = "sh -c 'echo served > /var/index.html; exec httpd -f -p 80 -h /var'";
     let line =

@@ -62,8 +62,8 @@ async fn an_unknown_image_or_tag_is_named(case: Case) {
 }
 
 async fn an_unreachable_registry_is_named(case: Case) {
-    // Bound and closed again: nothing listens there.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // Nothing listens there.
+    let port = case.suite.share.port();
     let reference = format!("127.0.0.1:{port}/a/b:latest");
     let error = soon("a refused connection", case.runtime.pull_image(&reference)).await.unwrap_err();
     assert!(matches!(error, AgentError::PullFailed { .. }), "{error:?}");

@@ -68,7 +68,7 @@ async fn until(runtime: &dyn Runtime, id: &ContainerId, status: &str) {
 }
 
 async fn a_command_makes_it_healthy_or_not_and_everybody_tells(case: Case) {
-    let check = often(script("echo looking; [ -e /well ]"));
+    let check = often(script("until [ ! -e /hold ]; do sleep 0.05; done; echo looking; [ -e /well ]"));
     let (id, spec) = (case.id(), checked(&case, IDLE, check).await);
     case.runtime.pull_image(&spec.image.name).await.unwrap();
     case.runtime.create_container(&id, &spec).await.unwrap();
@@ -99,10 +99,13 @@ async fn a_command_makes_it_healthy_or_not_and_everybody_tells(case: Case) {
     // Told once it is on record.
     eventually("the last change is told", || async { changes().await.len() >= 3 }).await;
     assert_eq!(changes().await, ["unhealthy", "healthy", "unhealthy"]);
+    // No check of the next attempt is done before it was looked at.
+    case.exec_ok(&id, "touch /hold").await;
     case.runtime.stop_container(&id, Duration::ZERO).await.unwrap();
     assert_eq!(health(&*case.runtime, &id).await.status, "unhealthy", "as it was last seen");
     case.runtime.start_container(&id).await.unwrap();
     assert_eq!(health(&*case.runtime, &id).await.status, "starting");
+    case.exec_ok(&id, "rm /hold").await;
     until(&*case.runtime, &id, "unhealthy").await;
 }
 
@@ -142,13 +145,8 @@ async fn what_a_check_says_is_bounded(case: Case) {
     assert!((4_000..=4_096).contains(&said.len()), "{} bytes", said.len());
 }
 
-/// A port of the host that nobody has now.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 async fn a_port_is_tried_in_every_network(case: Case) {
-    let port = free_port();
+    let port = case.suite.share.port();
     let serve = format!("while [ ! -e /serve ]; do sleep 0.05; done; exec httpd -f -p {port} -h /");
     for mode in [NetworkMode::Bridge, NetworkMode::None, NetworkMode::Host] {
         let mut spec = checked(&case, &serve, often(HealthCheck::Tcp { port })).await;
@@ -238,11 +236,14 @@ async fn an_attempt_that_follows_begins_as_starting(case: Case) {
 }
 
 async fn a_paused_container_is_not_checked(case: Case) {
-    let check = HealthSpec { timeout: Duration::from_millis(200), ..often(script("exit 0")) };
+    // Once too long, a check would make it unhealthy: one that was under way, too.
+    let timeout = patience(Duration::from_secs(4));
+    let check = HealthSpec { timeout, retries: 1, ..often(script("touch /begun; sleep 0.5; rm /begun")) };
     let id = case.start(&checked(&case, IDLE, check).await).await;
     until(&*case.runtime, &id, "healthy").await;
+    case.exec_ok(&id, "until [ -e /begun ]; do sleep 0.01; done").await;
     case.runtime.pause(&id).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(timeout * 3 / 2).await;
     assert_eq!(health(&*case.runtime, &id).await.status, "healthy");
     case.runtime.unpause(&id).await.unwrap();
     assert_eq!(health(&*case.runtime, &id).await.failing_streak, Some(0));
@@ -286,7 +287,7 @@ async fn nothing_wakes_while_no_check_is_due(case: Case) {
     // What it heard of the start it looks at, and threads that did so end after ten seconds.
     let (begin, mut since, mut before) = (Instant::now(), Instant::now(), seen());
     while since.elapsed() < Duration::from_secs(11) {
-        assert!(begin.elapsed() < Duration::from_secs(60), "it wakes with nothing to do");
+        assert!(begin.elapsed() < patience(PATIENCE), "it wakes with nothing to do");
         tokio::time::sleep(Duration::from_millis(500)).await;
         let now = seen();
         if now != before {

@@ -9,6 +9,7 @@ use crate::support::case::words;
 use crate::support::image::{INDEX, Image, LayerBuilder, MANIFEST, descriptor, digest_of};
 use crate::support::pace::patience;
 use crate::support::servers::{REGISTRY_PASSWORD, REGISTRY_USER};
+use crate::support::switch::Switch;
 use crate::support::{Case, right_credentials};
 
 crate::tests![
@@ -414,7 +415,12 @@ async fn a_pull_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole(case
     let image = Image::busybox().layer(LayerBuilder::new().dir("big", 0o755).file("big/f", 0o644, &data).finish());
     let reference = case.push("latest", &image).await;
     let root = case.root("killed");
-    let (store, pull) = (root.dir.join("layers"), Request::Pull { image: reference.clone(), auth: None });
+    // So slow that it is caught in the middle.
+    let (host, name) = reference.split_once('/').unwrap();
+    let mut switch = Switch::before(host).await;
+    switch.slow(4 << 20);
+    let image_there = format!("{}/{name}", switch.endpoint().trim_start_matches("http://"));
+    let (store, pull) = (root.dir.join("layers"), Request::Pull { image: image_there, auth: None });
     let in_the_making = || -> Vec<std::path::PathBuf> {
         let entries = std::fs::read_dir(&store).into_iter().flatten().flatten().map(|entry| entry.path());
         entries.filter(|path| path.file_name().unwrap().as_encoded_bytes().starts_with(b"tmp-")).collect()
@@ -423,7 +429,7 @@ async fn a_pull_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole(case
         let size = |path: &std::path::PathBuf| std::fs::metadata(path.join("blob")).map_or(0, |blob| blob.len());
         in_the_making().iter().map(size).max().unwrap_or(0)
     };
-    for least in [1 << 20, 20 << 20] {
+    for least in [1 << 20, 10 << 20] {
         let mut agent = Agent::start(&root, &[]).await;
         assert_eq!(in_the_making(), Vec::<std::path::PathBuf>::new(), "an open leaves what a dead pull began");
         agent.send(&pull).await;
@@ -436,6 +442,7 @@ async fn a_pull_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole(case
         assert!(arrived() >= least, "it was over before the kill");
     }
     // Two processes at once, over what is left.
+    switch.turn_on().await;
     let (mut agent, mut other) = (Agent::start(&root, &[]).await, Agent::start(&root, &[]).await);
     let (one, two) = tokio::join!(agent.ask(&pull), other.ask(&pull));
     one.and(two).unwrap();

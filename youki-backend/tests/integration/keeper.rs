@@ -2,7 +2,7 @@
 
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
-use crate::support::case::{eventually, soon};
+use crate::support::case::{eventually, seen_root, soon};
 use crate::support::root::Root;
 use crate::volumes::spec;
 
@@ -16,10 +16,13 @@ async fn what_another_process_started_is_synced_when_that_process_is_dead(case: 
     let generation = async || keeper.volume_status("data").await.ok().and_then(|status| status.generation);
 
     let mut agent = Agent::start(&other, &[]).await;
-    let spec = Box::new(spec(&case, "sleep 1; echo by itself >> /data/file").await);
+    let script = "until [ -e /end ]; do sleep 0.05; done; rm /end; echo by itself >> /data/file";
+    let spec = Box::new(spec(&case, script).await);
     agent.ask(&Request::Run { id: id.clone(), spec }).await.unwrap();
     let before = generation().await;
     agent.kill().await;
+    let end = async || std::fs::write(seen_root(&*keeper, &id).await.join("end"), "").unwrap();
+    end().await;
     assert_eq!(soon("it ends", keeper.wait_container(&id)).await, Ok(0));
     eventually("the keeper synced it", || async {
         let status = keeper.volume_status("data").await.unwrap();
@@ -32,6 +35,7 @@ async fn what_another_process_started_is_synced_when_that_process_is_dead(case: 
     let before = generation().await;
     agent.ask(&Request::Start { id: id.clone() }).await.unwrap();
     agent.kill().await;
+    end().await;
     assert_eq!(soon("it ends again", keeper.wait_container(&id)).await, Ok(0));
     eventually("the keeper synced that as well", || async { generation().await > before }).await;
     keeper.remove_container(&id).await.unwrap();

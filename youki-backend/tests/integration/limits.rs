@@ -1,11 +1,12 @@
 //! Limits that hold, and stats that tell the truth about them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runtime_core::ContainerStats;
 
 use crate::support::Case;
 use crate::support::case::{eventually, words};
+use crate::support::pace::patience;
 
 crate::tests![
     a_memory_limit_is_in_the_stats_and_in_the_kernel,
@@ -82,14 +83,21 @@ async fn half_a_cpu_is_half_a_cpu(case: Case) {
     let id = case.start(&spec).await;
     // Past its first period, in which a burst may be left over.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let first = case.runtime.get_container_stats(&id).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let second = case.runtime.get_container_stats(&id).await.unwrap();
-    let percent = ContainerStats::calculate_cpu_percent(&first, &second);
-    // It may get less where other tests want the CPUs too, never more.
-    assert!(percent > 5.0 && percent < 56.0, "{percent} %");
-    let throttled = case.runtime.stats_detailed(&id).await.unwrap().cpu.throttled_usec;
-    assert!(percent < 40.0 || throttled > Some(0), "{throttled:?}");
+    let begin = Instant::now();
+    loop {
+        let first = case.runtime.get_container_stats(&id).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let second = case.runtime.get_container_stats(&id).await.unwrap();
+        let percent = ContainerStats::calculate_cpu_percent(&first, &second);
+        // It may get less where others want the CPUs too, never more.
+        assert!(percent < 56.0, "{percent} %");
+        let throttled = case.runtime.stats_detailed(&id).await.unwrap().cpu.throttled_usec;
+        assert!(percent < 40.0 || throttled > Some(0), "{throttled:?}");
+        if percent > 5.0 {
+            break;
+        }
+        assert!(begin.elapsed() < patience(Duration::from_secs(60)), "it gets {percent} %");
+    }
     assert_eq!(
         case.cgroup_file(&id, "cpu", &["cpu.cfs_quota_us", "cpu.max"]).split(' ').next().unwrap().trim(),
         "50000"

@@ -7,6 +7,7 @@ use crate::support::Case;
 use crate::support::case::eventually;
 use crate::support::image::Image;
 use crate::support::root::Root;
+use crate::support::share::Share;
 
 crate::tests![
     networks_are_created_listed_inspected_and_removed,
@@ -22,8 +23,7 @@ fn elsewhere(case: &Case) -> Root {
 }
 
 fn subnet(root: &Root) -> String {
-    let octets: Vec<u8> = root.subnet.split(['.', '/']).filter_map(|part| part.parse().ok()).collect();
-    format!("172.{}.{}.0/26", 20 + octets[1] % 12, octets[2])
+    Share::further_subnet(&root.subnet, 0)
 }
 
 async fn networks_are_created_listed_inspected_and_removed(case: Case) {
@@ -81,30 +81,20 @@ async fn a_published_port_is_shown_by_ps_port_and_inspect(case: Case) {
     let id = case.id();
     let image = case.suite.busybox().await.to_owned();
     let script = web("shown");
-    let args = [
-        "run",
-        "-d",
-        "--name",
-        &id.service,
-        "-p",
-        "127.0.0.1::80",
-        "-p",
-        "21120-21121:90-91/udp",
-        &image,
-        "sh",
-        "-c",
-        &script,
-    ];
+    let first = case.suite.share.ports(2);
+    let last = first + 1;
+    let range = format!("{first}-{last}:90-91/udp");
+    let args = ["run", "-d", "--name", &id.service, "-p", "127.0.0.1::80", "-p", &range, &image, "sh", "-c", &script];
     case.berth(&args).await.succeeded();
     let inspected = case.berth(&["inspect", &id.service]).await.json();
     let ports = inspected[0]["ports"].as_array().unwrap();
     let port = ports[0]["host_port"].as_u64().unwrap();
     assert_eq!(ports[0], json!({"container_port": 80, "host_port": port, "host_ip": "127.0.0.1", "protocol": "tcp"}));
-    assert_eq!(ports[2], json!({"container_port": 91, "host_port": 21_121, "host_ip": null, "protocol": "udp"}));
+    assert_eq!(ports[2], json!({"container_port": 91, "host_port": last, "host_ip": null, "protocol": "udp"}));
     assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "shown");
 
     let listed = case.berth(&["port", &id.service]).await.succeeded();
-    assert_eq!(listed, format!("80/tcp -> 127.0.0.1:{port}\n90/udp -> 0.0.0.0:21120\n91/udp -> 0.0.0.0:21121\n"));
+    assert_eq!(listed, format!("80/tcp -> 127.0.0.1:{port}\n90/udp -> 0.0.0.0:{first}\n91/udp -> 0.0.0.0:{last}\n"));
     assert_eq!(case.berth(&["port", &id.service, "80"]).await.succeeded(), format!("127.0.0.1:{port}\n"));
     assert_eq!(case.berth(&["port", &id.service, "91/udp", "--json"]).await.json()[0], ports[2]);
     let (code, message) = case.berth(&["--json", "port", &id.service, "91"]).await.refused(1);
@@ -113,7 +103,7 @@ async fn a_published_port_is_shown_by_ps_port_and_inspect(case: Case) {
     let filter = format!("name={}", id.service);
     let format = ["ps", "--filter", &filter, "--format", "{{.Ports}}"];
     let row = case.berth(&format).await.succeeded();
-    assert_eq!(row, format!("127.0.0.1:{port}->80/tcp, 0.0.0.0:21120-21121->90-91/udp\n"));
+    assert_eq!(row, format!("127.0.0.1:{port}->80/tcp, 0.0.0.0:{first}-{last}->90-91/udp\n"));
     let dockers = ["inspect", "-f", "{{json .NetworkSettings.Ports}}", &id.service];
     let dockers = case.berth(&dockers).await.json();
     assert_eq!(dockers["80/tcp"], json!([{"HostIp": "127.0.0.1", "HostPort": port.to_string()}]));
@@ -125,7 +115,9 @@ async fn a_published_port_is_shown_by_ps_port_and_inspect(case: Case) {
 async fn mistakes_about_networks_are_told_with_code_hint_and_exit_code(case: Case) {
     let image = case.suite.busybox().await.to_owned();
     let holder = case.id();
-    let args = ["run", "-d", "--name", &holder.service, "-p", "127.0.0.1:21130:80", &image, "sleep", "1000"];
+    let (held, free) = (case.suite.share.port(), case.suite.share.port());
+    let on_loopback = format!("127.0.0.1:{held}:80");
+    let args = ["run", "-d", "--name", &holder.service, "-p", &on_loopback, &image, "sleep", "1000"];
     case.berth(&args).await.succeeded();
     let run = |flags: &[&str]| {
         let words = ["run", "--rm"].iter().chain(flags).copied().chain([image.as_str(), "true"]);
@@ -135,11 +127,11 @@ async fn mistakes_about_networks_are_told_with_code_hint_and_exit_code(case: Cas
     for (args, status, code) in [
         (run(&["-p", "nonsense"]), 125, "usage"),
         (run(&["-p", "80/sctp"]), 125, "unsupported"),
-        (run(&["-p", "10.254.254.254:21131:80"]), 125, "spec.invalid"),
-        (run(&["-p", "[fd00::9]:21131:80"]), 125, "spec.invalid"),
-        (run(&["-p", "[::1]:21131:80"]), 125, "unsupported.here"),
-        (run(&["-p", "21130:80"]), 125, "port.taken"),
-        (run(&["-p", "21131:80", "-p", "21131:81"]), 125, "spec.invalid"),
+        (run(&["-p", &format!("10.254.254.254:{free}:80")]), 125, "spec.invalid"),
+        (run(&["-p", &format!("[fd00::9]:{free}:80")]), 125, "spec.invalid"),
+        (run(&["-p", &format!("[::1]:{free}:80")]), 125, "unsupported.here"),
+        (run(&["-p", &format!("{held}:80")]), 125, "port.taken"),
+        (run(&["-p", &format!("{free}:80"), "-p", &format!("{free}:81")]), 125, "spec.invalid"),
         (run(&["--network", "nosuch"]), 125, "network.not_found"),
         (run(&["--network", "container:x"]), 125, "container.not_found"),
         (run(&["--network", "container:"]), 125, "usage"),
@@ -164,7 +156,7 @@ async fn mistakes_about_networks_are_told_with_code_hint_and_exit_code(case: Cas
     }
     let said = case.berth(&["network", "rm", "bridge"]).await;
     assert!(said.stderr.contains("default network") && said.stderr.contains("--dismantle"), "{said:?}");
-    let said = case.berth(&["run", "--rm", "-p", "21130:80", &image, "true"]).await;
+    let said = case.berth(&["run", "--rm", "-p", &format!("{held}:80"), &image, "true"]).await;
     assert!(said.stderr.contains(&holder.to_string()), "its owner is named: {}", said.stderr);
     assert!(said.stderr.contains("\nhint: "), "{}", said.stderr);
 }
@@ -183,12 +175,15 @@ async fn what_the_image_exposes_is_published_by_a_flag(case: Case) {
 async fn a_reload_mends_the_firewall(case: Case) {
     let root = elsewhere(&case);
     let image = case.suite.busybox().await.to_owned();
-    let args = ["run", "-d", "--name", "web", "-p", "127.0.0.1:21140:80", &image, "sh", "-c", &web("again")];
+    let address = format!("127.0.0.1:{}", case.suite.share.port());
+    let mapping = format!("{address}:80");
+    let args = ["run", "-d", "--name", "web", "-p", &mapping, &image, "sh", "-c", &web("again")];
     case.berth_on(&root, &args).await.succeeded();
-    assert_eq!(curl("http://127.0.0.1:21140/").await, "again");
+    let url = format!("http://{address}/");
+    assert_eq!(curl(&url).await, "again");
     let table = crate::support::leftovers::table(&root);
     assert!(std::process::Command::new("nft").args(["delete", "table", "inet", &table]).status().unwrap().success());
     assert_eq!(case.berth_on(&root, &["network", "reload"]).await.succeeded(), "");
-    assert_eq!(curl("http://127.0.0.1:21140/").await, "again");
+    assert_eq!(curl(&url).await, "again");
     case.berth_on(&root, &["rm", "-f", "web"]).await.succeeded();
 }

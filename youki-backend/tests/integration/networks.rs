@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use runtime_core::spec::{NetworkMode, PortProtocol};
 use runtime_core::{AgentError, ContainerId, PortMapping};
 
 use crate::support::Case;
-use crate::support::case::IDLE;
+use crate::support::case::{IDLE, asked, shortly};
 use crate::support::pace::repetitions;
 
 crate::tests![
@@ -43,9 +44,7 @@ async fn two_containers_reach_each_other(case: Case) {
     let server = on_bridge(&case, "while :; do echo hello from the server | nc -l -p 7000; done").await;
     let client = on_bridge(&case, IDLE).await;
     let ip = address(&case, &server).await;
-    let script =
-        format!("for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 2 {ip} 7000 < /dev/null && exit 0; sleep 0.2; done; exit 1");
-    assert_eq!(case.exec_ok(&client, &script).await, "hello from the server\n");
+    assert_eq!(case.exec_ok(&client, &asked(&ip.to_string(), 7000)).await, "hello from the server\n");
     let back = address(&case, &client).await;
     case.exec_ok(&server, &format!("ping -c 1 -W 5 {back}")).await;
 }
@@ -99,6 +98,10 @@ async fn the_default_route_leads_to_the_bridge(case: Case) {
     case.exec_ok(&id, &format!("ping -c 1 -W 5 {gateway}")).await;
 }
 
+/// What the name of each [`Outside`], and of its link, begins with; both end in the process id of the run that made them.
+pub const OUTSIDE_PREFIX: &str = "berth-out-";
+pub const OUTSIDE_LINK_PREFIX: &str = "bo";
+
 /// A network namespace joined to the host by a veth pair; it has no route back to any container.
 pub struct Outside {
     pub name: String,
@@ -109,14 +112,13 @@ pub struct Outside {
 
 impl Outside {
     /// One of a word of its own, and of the /30 that begins at `from`.
-    pub fn new(word: &str, from: u8) -> Self {
+    pub fn new(case: &Case, word: &str, from: u8) -> Self {
         let pid = std::process::id();
-        // TEST-NET-2 (RFC 5737)
         let outside = Self {
-            name: format!("berth-out-{word}-{pid}"),
-            link: format!("bo{word}{pid}"),
-            host: format!("198.51.100.{}", from + 1),
-            far: format!("198.51.100.{}", from + 2),
+            name: format!("{OUTSIDE_PREFIX}{word}-{pid}"),
+            link: format!("{OUTSIDE_LINK_PREFIX}{word}{pid}"),
+            host: case.suite.share.outside(from + 1).to_string(),
+            far: case.suite.share.outside(from + 2).to_string(),
         };
         let (name, link) = (&outside.name, &outside.link);
         ip(&format!("netns add {name}"));
@@ -142,7 +144,7 @@ pub fn ip(words: &str) {
 }
 
 async fn the_world_outside_sees_the_hosts_address(case: Case) {
-    let outside = Outside::new("out", 0);
+    let outside = Outside::new(&case, "out", 0);
     let id = on_bridge(&case, IDLE).await;
     // Tells each caller the address it sees.
     let mut server = tokio::process::Command::new("ip")
@@ -151,11 +153,7 @@ async fn the_world_outside_sees_the_hosts_address(case: Case) {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let script = format!(
-        "for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 3 {} 7001 < /dev/null && exit 0; sleep 0.3; done; exit 1",
-        outside.far
-    );
-    let seen = case.exec_ok(&id, &script).await;
+    let seen = case.exec_ok(&id, &asked(&outside.far, 7001)).await;
     server.kill().await.unwrap();
     assert!(seen.contains(&format!("{}:", outside.host)), "the other end sees {seen:?}");
     let own = address(&case, &id).await.to_string();
@@ -238,17 +236,30 @@ pub fn published(host_port: Option<u16>, container_port: u16, host_ip: Option<&s
     PortMapping { host_port, host_port_end: None, container_port, protocol: PortProtocol::Tcp, host_ip }
 }
 
-/// What curl gets, asking again while the server is coming up.
+/// What curl gets, asking again while the server is coming up, or is between two connections.
 pub async fn curl(url: &str) -> String {
-    for _ in 0..20 {
-        let output = tokio::process::Command::new("curl").args(["-s", "-m", "3", "--noproxy", "*", url]).output();
-        let output = output.await.expect("curl (Debian: curl)");
+    curl_by(&["curl"], url).await
+}
+
+impl Outside {
+    /// What curl gets in this namespace.
+    pub async fn curl(&self, url: &str) -> String {
+        curl_by(&["ip", "netns", "exec", &self.name, "curl"], url).await
+    }
+}
+
+async fn curl_by(words: &[&str], url: &str) -> String {
+    let begin = Instant::now();
+    loop {
+        let mut command = tokio::process::Command::new(words[0]);
+        command.args(&words[1..]).args(["-s", "-g", "-m", "5", "--noproxy", "*", url]);
+        let output = command.output().await.expect("curl (Debian: curl)");
         if output.status.success() {
             return String::from_utf8_lossy(&output.stdout).into_owned();
         }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert!(begin.elapsed() < shortly(), "no answer from {url}: {}", output.status);
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    panic!("no answer from {url}")
 }
 
 async fn others_are_found_by_name_while_they_run(case: Case) {

@@ -6,7 +6,7 @@ use runtime_core::spec::{NetworkMode, RestartKind, RestartPolicy};
 use runtime_core::{ContainerId, ContainerState, PortMapping, ServiceSpec};
 
 use crate::support::Case;
-use crate::support::case::{IDLE, eventually};
+use crate::support::case::{IDLE, asked, eventually};
 
 crate::tests![
     it_has_the_others_addresses_names_and_loopback,
@@ -58,9 +58,7 @@ async fn it_has_the_others_addresses_names_and_loopback(case: Case) {
     ] {
         assert_eq!(case.exec_ok(&id, script).await, case.exec_ok(&other, script).await, "{script}");
     }
-    let reach =
-        "for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 2 127.0.0.1 7000 < /dev/null && exit 0; sleep 0.2; done; exit 1";
-    assert_eq!(case.exec_ok(&id, reach).await, "served\n");
+    assert_eq!(case.exec_ok(&id, &asked("127.0.0.1", 7000)).await, "served\n");
     // Who comes later is known by its name to both.
     let third = case.on(NetworkMode::Bridge, IDLE).await;
     let known = format!("grep -c -w {} /etc/hosts || :", third.service);

@@ -12,9 +12,10 @@ use youki_backend::{NetworkOptions, YoukiRuntime};
 use crate::networks::{Outside, curl, ip, published, web};
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
-use crate::support::case::{IDLE, eventually, soon, words};
+use crate::support::case::{IDLE, asked, eventually, soon, words};
 use crate::support::leftovers;
 use crate::support::root::Root;
+use crate::support::share::Share;
 
 crate::tests![
     a_named_network_has_its_addresses_gateway_and_names_and_is_a_world_of_its_own,
@@ -47,8 +48,7 @@ impl Place {
 
     /// A /26 that no other root of this suite has.
     fn subnet(&self, quarter: u8) -> String {
-        let octets: Vec<u8> = self.root.subnet.split(['.', '/']).filter_map(|part| part.parse().ok()).collect();
-        format!("172.{}.{}.{}/26", 20 + octets[1] % 12, octets[2], quarter * 64)
+        Share::further_subnet(&self.root.subnet, quarter)
     }
 
     async fn network(&self, name: &str, options: NetworkOptions) {
@@ -155,25 +155,27 @@ async fn a_named_network_has_its_addresses_gateway_and_names_and_is_a_world_of_i
 
 async fn an_ipv6_network_reaches_its_own_the_world_and_is_reached(case: Case) {
     let place = Place::new(&case).await;
-    let outside = Outside::new("six", 8);
+    let outside = Outside::new(&case, "six", 8);
     // Documentation (RFC 3849)
-    let (host, far) = ("2001:db8:be::1", "2001:db8:be::2");
+    let group = case.suite.share.group();
+    let (host, far) = (format!("2001:db8:{group}::1"), format!("2001:db8:{group}::2"));
+    let prefix = format!("fd42:{group}:7::");
     ip(&format!("addr add {host}/64 dev {} nodad", outside.link));
     ip(&format!("-n {} addr add {far}/64 dev far0 nodad", outside.name));
     let options =
-        NetworkOptions { subnets: vec![place.subnet(1), "fd42:be:7::/64".into()], ..NetworkOptions::default() };
+        NetworkOptions { subnets: vec![place.subnet(1), format!("{prefix}/64")], ..NetworkOptions::default() };
     place.network("six", options).await;
     let mut spec = place.spec("six", &web("six")).await;
     spec.port_mappings = vec![published(None, 80, None)];
     let server = place.start(&spec).await;
     let client = place.idle("six").await;
     let (one, two) = (place.ipv6(&server).await, place.ipv6(&client).await);
-    assert!(one.starts_with("fd42:be:7::") && one != two, "{one} {two}");
+    assert!(one.starts_with(&prefix) && one != two, "{one} {two}");
     assert!(place.exec_ok(&server, "ip -6 addr show dev eth0").await.contains(&format!("{one}/64")));
-    assert!(place.exec_ok(&client, "ip -6 route").await.contains("default via fd42:be:7::1 "));
+    assert!(place.exec_ok(&client, "ip -6 route").await.contains(&format!("default via {prefix}1 ")));
     place.exec_ok(&client, &format!("ping -6 -c 1 -W 5 {one}")).await;
     place.exec_ok(&client, &format!("ping -6 -c 1 -W 5 {}", server.service)).await;
-    place.exec_ok(&client, "ping -6 -c 1 -W 5 fd42:be:7::1").await;
+    place.exec_ok(&client, &format!("ping -6 -c 1 -W 5 {prefix}1")).await;
 
     // Outbound: the world sees the host's address.
     let mut seen = tokio::process::Command::new("ip")
@@ -182,11 +184,9 @@ async fn an_ipv6_network_reaches_its_own_the_world_and_is_reached(case: Case) {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let script =
-        format!("for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 3 {far} 7006 < /dev/null && exit 0; sleep 0.3; done; exit 1");
-    let text = place.exec_ok(&client, &script).await;
+    let text = place.exec_ok(&client, &asked(&far, 7006)).await;
     seen.kill().await.unwrap();
-    assert!(text.contains(host) && !text.contains(&two), "the other end sees {text:?}");
+    assert!(text.contains(&host) && !text.contains(&two), "the other end sees {text:?}");
 
     // Inbound: the published port, on addresses of either family, and nothing that is not published.
     let port = place.runtime.inspect(&server).await.unwrap().ports[0].host_port.unwrap();
@@ -195,24 +195,21 @@ async fn an_ipv6_network_reaches_its_own_the_world_and_is_reached(case: Case) {
     let refused =
         std::net::TcpStream::connect_timeout(&port_of("[::1]"), std::time::Duration::from_secs(5)).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-    for address in ["127.0.0.1".to_owned(), format!("[{host}]"), "[fd42:be:7::1]".to_owned()] {
+    for address in ["127.0.0.1".to_owned(), format!("[{host}]"), format!("[{prefix}1]")] {
         assert_eq!(curl(&format!("http://{address}:{port}/")).await, "six", "{address}");
     }
-    let far_curl = |url: String| {
-        let args = ["netns", "exec", outside.name.as_str(), "curl", "-s", "-g", "-m", "3", url.as_str()];
-        Command::new("ip").args(args).output().unwrap()
-    };
-    let got = far_curl(format!("http://[{host}]:{port}/"));
-    assert_eq!(String::from_utf8_lossy(&got.stdout), "six", "from outside: {}", got.status);
-    ip(&format!("-n {} route add fd42:be:7::/64 via {host}", outside.name));
-    assert!(!far_curl(format!("http://[{one}]/")).status.success(), "what nobody published is not reached");
+    assert_eq!(outside.curl(&format!("http://[{host}]:{port}/")).await, "six", "from outside");
+    ip(&format!("-n {} route add {prefix}/64 via {host}", outside.name));
+    let unpublished = format!("http://[{one}]/");
+    let args = ["netns", "exec", outside.name.as_str(), "curl", "-s", "-g", "-m", "3", unpublished.as_str()];
+    assert!(!Command::new("ip").args(args).status().unwrap().success(), "what nobody published is not reached");
     drop(outside);
     place.close(&["six"]).await;
 }
 
 async fn an_internal_network_lets_nothing_out_or_in(case: Case) {
     let place = Place::new(&case).await;
-    let outside = Outside::new("int", 12);
+    let outside = Outside::new(&case, "int", 12);
     let subnet = place.subnet(1);
     place
         .network("inner", NetworkOptions { subnets: vec![subnet.clone()], internal: true, ..NetworkOptions::default() })
@@ -312,20 +309,23 @@ async fn a_network_in_use_is_kept_and_names_its_containers(case: Case) {
 
 async fn subnets_that_meet_others_are_refused_and_name_them(case: Case) {
     let place = Place::new(&case).await;
-    let outside = Outside::new("ovl", 16);
+    let outside = Outside::new(&case, "ovl", 16);
+    let (group, unjoined) = (case.suite.share.group(), case.suite.share.unjoined());
+    let (v6, within_v6) = (format!("fd42:{group}:9::/64"), format!("fd42:{group}:9::/80"));
+    let around_outside = format!("{}/28", case.suite.share.outside(16));
     let with = |subnets: &[&str]| NetworkOptions {
         subnets: subnets.iter().map(|subnet| (*subnet).to_owned()).collect(),
         ..NetworkOptions::default()
     };
     let subnet = place.subnet(1);
-    place.network("first", with(&[&subnet, "fd42:be:9::/64"])).await;
+    place.network("first", with(&[&subnet, &v6])).await;
     let around = subnet.replace(".64/26", ".0/24");
     for (subnets, other) in [
         (&[subnet.as_str()][..], "first"),
         (&[around.as_str()], "first"),
-        (&[&place.subnet(2), "fd42:be:9::/80"], "first"),
+        (&[&place.subnet(2), &within_v6], "first"),
         (&[place.root.subnet.as_str()], "bridge"),
-        (&["198.51.100.16/28"], outside.link.as_str()),
+        (&[&around_outside], outside.link.as_str()),
     ] {
         let error = place.runtime.create_network("second", &with(subnets)).await.unwrap_err();
         assert_eq!(error.code(), "network.overlap", "{subnets:?}: {error}");
@@ -353,8 +353,8 @@ async fn subnets_that_meet_others_are_refused_and_name_them(case: Case) {
     }
     assert_eq!(place.runtime.networks().unwrap().len(), 2, "nothing half-made stays");
     // One that the host joins later is met when the bridge is made.
-    place.network("late", with(&["198.51.99.0/24"])).await;
-    ip(&format!("addr add 198.51.99.7/25 dev {}", outside.link));
+    place.network("late", with(&[&format!("{unjoined}.0/24")])).await;
+    ip(&format!("addr add {unjoined}.7/25 dev {}", outside.link));
     let spec = place.spec("late", IDLE).await;
     place.runtime.pull_image(&spec.image.name).await.unwrap();
     let error = place.runtime.create_container(&case.id_in(&place.root), &spec).await.unwrap_err();

@@ -8,7 +8,7 @@ use runtime_core::{AgentError, ContainerId, PortMapping};
 
 use crate::networks::{Outside, address, curl, on_bridge, published, web};
 use crate::support::Case;
-use crate::support::case::IDLE;
+use crate::support::case::{IDLE, asked, eventually, seen_root};
 
 crate::tests![
     a_published_port_answers_on_every_address_of_the_host,
@@ -38,17 +38,12 @@ async fn host_port(case: &Case, id: &ContainerId) -> u16 {
 }
 
 async fn a_published_port_answers_on_every_address_of_the_host(case: Case) {
-    let outside = Outside::new("pub", 4);
+    let outside = Outside::new(&case, "pub", 4);
     let id = serving(&case, "hello", published(None, 80, None)).await;
     let port = host_port(&case, &id).await;
     assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "hello", "the loopback");
     assert_eq!(curl(&format!("http://{}:{port}/", outside.host)).await, "hello", "another address of the host");
-    let far = tokio::process::Command::new("ip")
-        .args(["netns", "exec", &outside.name, "curl", "-s", "-m", "5", &format!("http://{}:{port}/", outside.host)])
-        .output()
-        .await
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&far.stdout), "hello", "from outside: {}", far.status);
+    assert_eq!(outside.curl(&format!("http://{}:{port}/", outside.host)).await, "hello", "from outside");
     let local = serving(&case, "local", published(None, 80, Some("127.0.0.1"))).await;
     let port = host_port(&case, &local).await;
     assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "local");
@@ -87,7 +82,7 @@ async fn a_port_that_is_taken_is_an_error_that_names_its_owner(case: Case) {
     let error = case.runtime.create_container(&id, &spec).await.unwrap_err().to_string();
     assert!(error.contains(&first.to_string()) && error.contains("[port.taken]"), "{error}");
     assert!(matches!(case.runtime.container_state(&id).await, Err(AgentError::NotFound { .. })));
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = std::net::TcpListener::bind(("127.0.0.1", case.suite.share.port())).unwrap();
     spec.port_mappings = vec![published(Some(listener.local_addr().unwrap().port()), 80, None)];
     let error = case.runtime.create_container(&case.id(), &spec).await.unwrap_err().to_string();
     assert!(error.contains(&format!("process {} (", std::process::id())), "{error}");
@@ -112,10 +107,7 @@ async fn a_container_reaches_its_own_published_port(case: Case) {
     let port = host_port(&case, &id).await;
     let subnet = &case.suite.shared().await.root.subnet;
     let gateway = format!("{}.1", subnet.split('/').next().unwrap().rsplit_once('.').unwrap().0);
-    let script = format!(
-        "for i in 1 2 3 4 5 6 7 8 9 10; do nc -w 3 {gateway} {port} < /dev/null && exit 0; sleep 0.2; done; exit 1"
-    );
-    assert!(case.exec_ok(&id, &script).await.ends_with("myself"));
+    assert!(case.exec_ok(&id, &asked(&gateway, port)).await.ends_with("myself\n"));
 }
 
 async fn the_loopback_of_ipv6_is_refused_by_its_name(case: Case) {
@@ -131,8 +123,9 @@ async fn the_loopback_of_ipv6_is_refused_by_its_name(case: Case) {
 }
 
 async fn no_process_of_the_host_takes_a_published_port(case: Case) {
-    let id = serving(&case, "held", published(None, 80, None)).await;
-    let port = host_port(&case, &id).await;
+    // None that a connection of another process could be given once it is free.
+    let port = case.suite.share.port();
+    let id = serving(&case, "held", published(Some(port), 80, None)).await;
     let bind = |ip: &str| std::net::TcpListener::bind((ip, port)).map_err(|error| error.kind());
     for ip in ["0.0.0.0", "127.0.0.1"] {
         assert_eq!(bind(ip).unwrap_err(), std::io::ErrorKind::AddrInUse, "{ip}");
@@ -160,10 +153,11 @@ async fn a_container_keeps_its_port_and_name_from_one_restart_to_the_next(case: 
     let once = "printf 'HTTP/1.0 200 OK\\r\\n\\r\\nonce' | nc -l -p 80";
     let mut spec = case.script(once).await;
     spec.network.mode = NetworkMode::Bridge;
-    spec.port_mappings = vec![published(None, 80, None)];
+    let port = case.suite.share.port();
+    spec.port_mappings = vec![published(Some(port), 80, None)];
     spec.restart_policy.kind = runtime_core::spec::RestartKind::Always;
     let id = case.start(&spec).await;
-    let (port, ip) = (host_port(&case, &id).await, address(&case, &id).await.to_string());
+    let ip = address(&case, &id).await.to_string();
     for _ in 0..3 {
         assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "once");
         assert!(std::net::TcpListener::bind(("127.0.0.1", port)).is_err(), "also in the pause");
@@ -179,19 +173,17 @@ async fn what_ends_by_itself_gives_its_port_and_name_back(case: Case) {
     let other = on_bridge(&case, IDLE).await;
     let mut spec = case.script("while [ ! -e /end ]; do sleep 0.1; done").await;
     spec.network.mode = NetworkMode::Bridge;
-    spec.port_mappings = vec![published(None, 80, None)];
+    let port = case.suite.share.port();
+    spec.port_mappings = vec![published(Some(port), 80, None)];
     let id = case.start(&spec).await;
-    let (port, ip) = (host_port(&case, &id).await, address(&case, &id).await.to_string());
+    let ip = address(&case, &id).await.to_string();
     let known = || case.exec_ok(&other, "cat /etc/hosts");
     assert_eq!(traces(&root, port, &ip).await, (true, true));
     assert!(known().await.contains(&id.service));
-    case.exec_ok(&id, "touch /end").await;
+    std::fs::write(seen_root(&*case.runtime, &id).await.join("end"), "").unwrap();
     case.runtime.wait_container(&id).await.unwrap();
-    crate::support::case::eventually("the keeper sees it", || async {
-        traces(&root, port, &ip).await == (false, false)
-    })
-    .await;
-    assert!(!known().await.contains(&id.service));
+    eventually("the keeper sees it", || async { traces(&root, port, &ip).await == (false, false) }).await;
+    eventually("its name is gone", || async { !known().await.contains(&id.service) }).await;
     std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
     assert_eq!(address(&case, &id).await.to_string(), ip, "its address stays its own");
 }
@@ -219,20 +211,23 @@ async fn what_ended_unseen_gives_its_port_and_name_back_at_the_next_open(case: C
 }
 
 async fn a_port_out_of_a_range_is_the_first_that_is_free(case: Case) {
-    // Beyond what the kernel gives out by itself, so that no other test's is in the way.
-    let taken = std::net::TcpListener::bind("127.0.0.1:21100").expect("a free port");
-    let range = PortMapping { host_port_end: Some(21_102), ..published(Some(21_100), 80, Some("127.0.0.1")) };
+    let lowest = case.suite.share.ports(3);
+    let taken = std::net::TcpListener::bind(("127.0.0.1", lowest)).expect("a free port");
+    let range = PortMapping { host_port_end: Some(lowest + 2), ..published(Some(lowest), 80, Some("127.0.0.1")) };
     let first = serving(&case, "first", range.clone()).await;
     let second = serving(&case, "second", range.clone()).await;
-    assert_eq!((host_port(&case, &first).await, host_port(&case, &second).await), (21_101, 21_102));
+    assert_eq!((host_port(&case, &first).await, host_port(&case, &second).await), (lowest + 1, lowest + 2));
     let mut spec = case.script(IDLE).await;
     spec.port_mappings = vec![range];
     spec.network.mode = NetworkMode::Bridge;
     let error = case.runtime.create_container(&case.id(), &spec).await.unwrap_err();
-    assert!(error.code() == "port.taken" && error.to_string().contains("127.0.0.1:21100-21102/tcp"), "{error}");
+    assert!(
+        error.code() == "port.taken" && error.to_string().contains(&format!("127.0.0.1:{lowest}-{}/tcp", lowest + 2)),
+        "{error}"
+    );
     drop(taken);
     let third = serving(&case, "third", spec.port_mappings.remove(0)).await;
-    assert_eq!(host_port(&case, &third).await, 21_100);
+    assert_eq!(host_port(&case, &third).await, lowest);
 }
 
 async fn what_an_image_exposes_is_published_where_asked(case: Case) {
@@ -272,11 +267,11 @@ async fn datagrams_in(case: &Case, id: &ContainerId, port: u16) -> tokio::net::U
 async fn datagrams_reach_the_container_that_has_the_port_now(case: Case) {
     let mut spec = case.script(IDLE).await;
     spec.network.mode = NetworkMode::Bridge;
-    spec.port_mappings = vec![PortMapping { protocol: PortProtocol::Udp, ..published(None, 9, None) }];
+    let port = case.suite.share.port();
+    spec.port_mappings = vec![PortMapping { protocol: PortProtocol::Udp, ..published(Some(port), 9, None) }];
     // A client that never closes its socket: the kernel remembers where its datagrams went.
     let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let first = case.start(&spec).await;
-    let port = host_port(&case, &first).await;
     client.connect(("127.0.0.1", port)).await.unwrap();
     let mut bytes = [0; 16];
     let server = datagrams_in(&case, &first, 9).await;
@@ -289,7 +284,6 @@ async fn datagrams_reach_the_container_that_has_the_port_now(case: Case) {
     case.runtime.stop_container(&first, std::time::Duration::ZERO).await.unwrap();
     // While nobody has the port, it is remembered that it leads nowhere.
     let _refused = client.send(b"nobody").await;
-    spec.port_mappings[0].host_port = Some(port);
     let second = case.start(&spec).await;
     let server = datagrams_in(&case, &second, 9).await;
     while client.send(b"two").await.is_err() {}

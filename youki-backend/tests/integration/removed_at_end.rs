@@ -9,7 +9,7 @@ use runtime_core::{AgentError, ContainerId, PortMapping, Runtime, ServiceSpec, W
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
 use crate::support::berth::command;
-use crate::support::case::{IDLE, eventually, soon, start_on};
+use crate::support::case::{IDLE, eventually, seen_root, soon, start_on};
 use crate::support::process::{gone, kill, supervisor};
 use crate::support::root::Root;
 use crate::volumes::named;
@@ -93,10 +93,13 @@ async fn who_waits_is_told_and_nothing_is_left(case: Case) {
 async fn it_goes_while_no_agent_runs(case: Case) {
     let root = case.root("root");
     let mut agent = Agent::start(&root, &[]).await;
-    let (id, spec) = (case.id_in(&root), with_much(&case, "sleep 1", None).await);
+    let (id, spec) = (case.id_in(&root), with_much(&case, "until [ -e /end ]; do sleep 0.05; done", None).await);
     agent.ask(&Request::Run { id: id.clone(), spec: Box::new(spec) }).await.unwrap();
+    let looking = Root { keeper: false, ..root.clone() }.open().await.unwrap();
+    let end = seen_root(&*looking, &id).await.join("end");
+    drop(looking);
     agent.kill().await;
-    assert!(root.dir.join("containers").join(id.to_string()).exists(), "it ended too early");
+    std::fs::write(end, "").unwrap();
     until_nothing_is_left(&root, &id).await;
     let runtime = root.open().await.unwrap();
     assert!(is_gone(&*runtime, &id).await);
@@ -107,7 +110,7 @@ async fn its_name_address_and_port_are_the_next_ones_at_once(case: Case) {
     // Two addresses beside the bridge's, so that each is soon had again.
     let root = Root { subnet: root.subnet.replace(".0/24", ".0/30"), ..root };
     let runtime = root.open().await.unwrap();
-    let port = std::net::TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+    let port = case.suite.share.port();
     let (id, spec) = (case.id_on(&runtime), with_much(&case, "sleep 0.2; exit 5", Some(port)).await);
     for _ in 0..4 {
         start_on(&*runtime, &id, &spec).await.unwrap();
@@ -248,8 +251,9 @@ async fn run_detached_removes_it_and_run_tells_its_code(case: Case) {
 async fn a_full_disk_does_not_keep_it(case: Case) {
     let (disk, root, runtime) = crate::full_disk::small(&case).await;
     let id = case.id_in(&root);
-    let spec = spec(&case, "trap 'exit 7' TERM; while :; do sleep 0.1; done").await;
+    let spec = spec(&case, "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done").await;
     start_on(&*runtime, &id, &spec).await.unwrap();
+    eventually("it is up", || async { !runtime.get_logs(&id).await.unwrap().is_empty() }).await;
     let filler = disk.fill();
     let waiting = {
         let (runtime, id) = (runtime.clone(), id.clone());

@@ -8,8 +8,9 @@ use runtime_core::{ContainerState, WaitReason};
 use crate::restarts::policy;
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
-use crate::support::case::{eventually, finish_on, soon};
+use crate::support::case::{eventually, finish_on, seen_root, soon};
 use crate::support::process::{gone, kill, resident};
+use crate::support::root::Root;
 
 crate::tests![
     policies_are_carried_out_while_no_agent_runs,
@@ -42,10 +43,15 @@ async fn a_policy_that_was_set_later_is_carried_out_while_no_agent_runs(case: Ca
     let root = case.root("root");
     let mut agent = Agent::start(&root, &[]).await;
     let id = case.id_in(&root);
-    let spec = case.script("echo x >> /n; n=$(wc -l < /n); echo $n; sleep 0.5; [ $n = 3 ]").await;
+    let script = "echo x >> /n; n=$(wc -l < /n); echo $n; until [ -e /go ]; do sleep 0.05; done; [ $n = 3 ]";
+    let spec = case.script(script).await;
     agent.ask(&Request::Run { id: id.clone(), spec: Box::new(spec) }).await.unwrap();
     case.berth_on(&root, &["update", "--restart", "on-failure", &id.to_string()]).await.succeeded();
+    let looking = Root { keeper: false, ..root.clone() }.open().await.unwrap();
+    let go = seen_root(&*looking, &id).await.join("go");
+    drop(looking);
     agent.kill().await;
+    std::fs::write(go, "").unwrap();
 
     let runtime = root.open().await.unwrap();
     eventually("it has succeeded", || async {

@@ -1,5 +1,6 @@
 //! What a root owns on its host, and what becomes of it where that is another's, or the disk has failed.
 
+use std::path::Path;
 use std::process::Command;
 
 use runtime_core::{ContainerState, WaitReason};
@@ -94,9 +95,17 @@ async fn on_a_disk_that_became_read_only_containers_are_stopped_and_their_logs_r
     eventually("the supervisor is gone", || async { gone(supervisor) }).await;
     drop(disk);
     std::fs::remove_dir_all(&root.run_dir).unwrap();
-    for cgroup in root.cgroups_of(&id) {
-        std::fs::remove_dir(cgroup).unwrap();
+    root.cgroups_of(&id).iter().for_each(|dir| remove_cgroup(dir));
+}
+
+/// With what a killed supervisor left of an exec beneath it.
+fn remove_cgroup(dir: &Path) {
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
     }
+    std::fs::remove_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
 }
 
 /// What a reboot leaves: the data root, with another boot's id in the records, and nothing else.
@@ -118,9 +127,7 @@ async fn after_a_reboot_containers_are_known_to_have_stopped_and_their_volumes_a
         gone(supervisor) && cgroups.iter().all(|dir| pids_beneath(dir).is_empty())
     })
     .await;
-    for cgroup in cgroups {
-        std::fs::remove_dir(cgroup).unwrap();
-    }
+    cgroups.iter().for_each(|dir| remove_cgroup(dir));
     std::fs::remove_dir_all(&root.run_dir).unwrap();
     let record = root.dir.join("containers").join(id.to_string()).join("container.json");
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();

@@ -10,7 +10,7 @@ use crate::support::Case;
 use crate::support::berth::berth;
 use crate::support::case::{IDLE, eventually, soon, start_on};
 use crate::support::pace::patience;
-use crate::support::process::{gone, kill, signal, status_line, supervisor};
+use crate::support::process::{gone, kill, signal, status_line, status_line_if_there, supervisor};
 use crate::support::root::Root;
 
 crate::tests![
@@ -88,7 +88,8 @@ async fn a_created_container_of_a_dead_supervisor_is_failed(case: Case) {
     case.runtime.create_container(&id, &spec).await.unwrap();
     let processes = case.cgroup_pids(&id);
     // The one that is number 1 in a PID namespace of its own waits to be started.
-    let init = processes.iter().find(|pid| status_line(**pid, "NSpid:").split_whitespace().nth(1) == Some("1"));
+    let number_within = |pid: u32| status_line_if_there(pid, "NSpid:")?.split_whitespace().nth(1).map(str::to_owned);
+    let init = processes.iter().find(|pid| number_within(**pid).as_deref() == Some("1"));
     kill(status_line(*init.expect("an init waits"), "PPid:").parse().unwrap());
     eventually("all of it is gone", || async { processes.iter().all(|pid| gone(*pid)) }).await;
     let state = case.runtime.container_state(&id).await.unwrap();

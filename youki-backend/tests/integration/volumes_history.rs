@@ -91,7 +91,7 @@ async fn claim_takes_over_by_hand(case: Case) {
     let idle = "echo from a > /data/file; sleep 300";
     let words = ["run", "-d", "--name", "web", "--network", "none", "-v", "data:/data", image, "sh", "-c", idle];
     berth(&a, &words).await.succeeded();
-    while berth(&a, &["exec", "web", "cat", "/data/file"]).await.code != 0 {}
+    while berth(&a, &["exec", "web", "test", "-s", "/data/file"]).await.code != 0 {}
     berth(&a, &["volume", "sync", "data"]).await.succeeded();
     let said = berth(&b, &["volume", "claim", "data"]).await;
     assert!(said.code == 1 && said.stderr.contains("in use on host"), "{said:?}");

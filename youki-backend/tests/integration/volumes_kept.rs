@@ -51,7 +51,7 @@ async fn a_read_only_volume_is_restored_where_the_host_lacks_it(case: Case) {
     let idle = "echo first > /data/file; sleep 300";
     let words = ["run", "-d", "--name", "web", "--network", "none", "-v", "data:/data", image, "sh", "-c", idle];
     berth(&owner, &words).await.succeeded();
-    while berth(&owner, &["exec", "web", "cat", "/data/file"]).await.code != 0 {}
+    while berth(&owner, &["exec", "web", "test", "-s", "/data/file"]).await.code != 0 {}
     berth(&owner, &["volume", "sync", "data"]).await.succeeded();
     // Another host has claimed it: that is no matter of who reads.
     let read = async || {

@@ -146,7 +146,9 @@ async fn a_run_with_s3_down_asks_once_and_says_it_once(case: Case) {
     let image = case.suite.busybox().await.to_owned();
     let words = ["run", "--rm", "--network", "none", "-v", "data:/data", image.as_str(), "sh", "-c"];
     let run = |script: &'static str| words.into_iter().chain([script]).collect::<Vec<_>>();
+    let begin = Instant::now();
     let said = berth(&root, &run("echo one > /data/file")).await;
+    let usual = begin.elapsed();
     assert_eq!((said.code, said.stderr.contains("not durable")), (0, false), "{said:?}");
     switch.turn_off().await;
     let begin = Instant::now();
@@ -155,7 +157,7 @@ async fn a_run_with_s3_down_asks_once_and_says_it_once(case: Case) {
     assert_eq!(said.code, 0, "{said:?}");
     assert_eq!(said.stderr.matches("not durable").count(), 1, "{said:?}");
     // One try to claim and one to sync: who is refused a connection does not ask twice.
-    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(took < usual + patience(Duration::from_secs(4)), "{took:?} and {usual:?}");
     let kept = berth(&root, &["volume", "inspect", "data"]).await.json();
     assert!(kept[0]["bytes_at_risk"].as_u64() > Some(0) && kept[0]["last_error"].is_string(), "{kept}");
     switch.turn_on().await;
@@ -287,6 +289,7 @@ async fn begin_use(case: &Case, root: &Root) {
     let script = "echo 2 > /data/file; sleep 300";
     let words = ["run", "-d", "--name", "mm", "--network", "none", "-v", "m:/data", image, "sh", "-c", script];
     berth(root, &words).await.succeeded();
+    while berth(root, &["exec", "mm", "grep", "-q", "2", "/data/file"]).await.code != 0 {}
 }
 
 /// Ends that use, and uses it once more, all of it without S3.

@@ -14,7 +14,7 @@ use crate::support::berth::berth;
 use crate::support::case::{IDLE, eventually, start_on};
 use crate::support::image::{Image, LayerBuilder};
 use crate::support::pace::patience;
-use crate::support::process::{gone, kill};
+use crate::support::process::{eldest, gone, kill};
 use crate::support::root::Root;
 use crate::volumes::{exec_ok, named, spec, with_volume};
 
@@ -60,23 +60,13 @@ pub async fn half_filled(root: &Root) -> std::path::PathBuf {
 
 /// The supervisor of a container that is being created, and its helper.
 fn supervisor_and_helper(root: &Root) -> (u32, u32) {
-    let find = |wanted: &dyn Fn(u32) -> bool| {
-        let entries = std::fs::read_dir("/proc").unwrap().flatten();
-        let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        pids.find(|pid| wanted(*pid))
-    };
     let dir = root.dir.to_str().unwrap().to_owned();
     let begin = Instant::now();
     loop {
-        let supervisor = find(&|pid| {
-            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&command);
-            command.starts_with("berth-supervisor") && command.contains(&dir)
-        });
-        if let Some(supervisor) = supervisor {
-            let parent = format!("PPid:\t{supervisor}");
-            let status = |pid| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            if let Some(helper) = find(&|pid| status(pid).lines().any(|line| line == parent)) {
+        if let Some(supervisor) = eldest(|command| command.starts_with("berth-supervisor") && command.contains(&dir)) {
+            let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"));
+            let first = children.unwrap_or_default().split_whitespace().next().and_then(|pid| pid.parse().ok());
+            if let Some(helper) = first {
                 return (supervisor, helper);
             }
         }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::support::Case;
 use crate::support::berth::{berth, command_but_for, said};
+use crate::support::case::eventually;
 use crate::support::root::Root;
 use table::{ROWS, Value};
 
@@ -64,6 +65,10 @@ async fn each_flag_refuses_what_it_cannot_mean_by_its_name(case: Case) {
     berth(&root, &["rm", "held"]).await.succeeded();
     let idle = ["run", "-d", "--network", "none", "--name", "held", &image, "sleep", "1000"];
     berth(&root, &idle).await.succeeded();
+    eventually("what was removed is deleted", || async {
+        std::fs::read_dir(root.dir.join("trash")).unwrap().count() == 0
+    })
+    .await;
     let before = held(&root).await;
     let commands = |command: &'static str| if command == "run" { vec!["run", "create"] } else { vec![command] };
     let mut wrong = Vec::new();

@@ -95,10 +95,9 @@ fn kept(target: &str) -> StorageSpec {
 }
 
 fn of_limits() -> Faults {
-    vec![
+    let mut faults: Faults = vec![
         (&["limits.cpu"], spec(|spec| spec.resources.cpu = None)),
         (&["limits.cpu_shares"], spec(|spec| spec.resources.cpu_shares = None)),
-        (&["limits.cpuset"], spec(|spec| spec.resources.cpuset = None)),
         (
             &["limits.memory", "stats.limit", "stats_detailed.oom_kills", "outcome.oom"],
             spec(|spec| spec.resources.memory = None),
@@ -171,7 +170,12 @@ fn of_limits() -> Faults {
                 ..Spoils::default()
             },
         ),
-    ]
+    ];
+    // Of one CPU nobody can be kept off the others.
+    if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
+        faults.push((&["limits.cpuset"], spec(|spec| spec.resources.cpuset = None)));
+    }
+    faults
 }
 
 fn each_storage(spec: &mut ServiceSpec, instead: fn(&StorageSpec) -> Option<StorageSpec>) {

@@ -173,7 +173,15 @@ impl Case {
 
     /// A running container that does nothing until it is told to stop, and then does.
     pub async fn idle(&self) -> ContainerId {
-        self.start(&self.script(IDLE).await).await
+        let id = self.start(&self.script(IDLE).await).await;
+        self.until_it_idles(&id).await;
+        id
+    }
+
+    /// Returns once the shell of [`IDLE`] heeds TERM, which the first process of a container ignores until then.
+    pub async fn until_it_idles(&self, id: &ContainerId) {
+        let shared = &self.suite.shared_if_opened().expect("the shared root is open").root;
+        until_it_idles_on(shared, id).await;
     }
 
     /// exec of a shell script: exit code, stdout, stderr.
@@ -253,6 +261,28 @@ impl Case {
         }
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
     }
+}
+
+/// The same on any root.
+pub async fn until_it_idles_on(root: &Root, id: &ContainerId) {
+    // Its trap is set by the time that its sleep is there.
+    eventually(&format!("{id} idles"), || async { root.cgroups_of(id).iter().any(|dir| pids_beneath(dir).len() >= 2) })
+        .await;
+}
+
+/// Where `id`'s root filesystem is seen from here, while its first process runs: what is written there needs no exec, which
+/// might be killed with the container whose end it brings about.
+pub async fn seen_root(runtime: &dyn Runtime, id: &ContainerId) -> PathBuf {
+    let init = runtime.get_container_pid(id).await.unwrap_or_else(|error| panic!("pid of {id}: {error}"));
+    format!("/proc/{}/root", init.expect("it runs")).into()
+}
+
+/// A script that asks whoever serves at `address` and `port` until it is answered, and prints the answer.
+pub fn asked(address: &str, port: u16) -> String {
+    format!(
+        "i=0; until said=$(nc -w 5 {address} {port} < /dev/null) && [ \"$said\" ]; do i=$((i+1)); \
+         [ $i -lt 100 ] || exit 1; sleep 0.2; done; echo \"$said\""
+    )
 }
 
 /// The processes in a cgroup and in those beneath it: on v2 an exec has one of its own there.

@@ -17,13 +17,15 @@ use super::pace::patience;
 use super::process::gone;
 use super::root::Root;
 use super::{Shared, Suite};
+use crate::networks::{OUTSIDE_LINK_PREFIX, OUTSIDE_PREFIX};
 
 /// A supervisor ends by itself a moment after its container was removed.
 const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// The kernel takes its time to remove a bridge, and none of the CPU's.
 const DISMANTLED_AT_ONCE: usize = 8;
 
-/// Veth pairs and named network namespaces that were there before the first test.
+/// Veth pairs and named network namespaces that were there before the first test. Those of other runs of this suite, of
+/// which any number may come and go meanwhile, are told from ours by their names and their alias.
 #[derive(Debug)]
 pub struct Before {
     veths: BTreeSet<String>,
@@ -47,7 +49,7 @@ pub fn check(suite: &Suite) -> Result<(), String> {
     let roots = suite.roots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     let begin = Instant::now();
     loop {
-        let found: Vec<String> = roots.iter().flat_map(left_of).chain(left_on_host(&suite.before)).collect();
+        let found: Vec<String> = roots.iter().flat_map(left_of).chain(left_on_host(&suite.before, &roots)).collect();
         if found.is_empty() {
             break;
         }
@@ -125,12 +127,34 @@ fn left_of(root: &Root) -> Vec<String> {
     left
 }
 
-/// What any container may have left and no root's directory tells.
-fn left_on_host(before: &Before) -> Vec<String> {
+/// What any container may have left and no root's directory tells: all that is new and not known to be somebody else's.
+fn left_on_host(before: &Before, roots: &[Root]) -> Vec<String> {
     let new = |now: BTreeSet<String>, then: &BTreeSet<String>| now.difference(then).cloned().collect::<Vec<_>>();
-    let links = new(free_veths(), &before.veths).into_iter().map(|name| format!("link {name}"));
-    let netns = new(names_in(Path::new("/run/netns")), &before.netns).into_iter().map(|name| format!("netns {name}"));
-    links.chain(netns).collect()
+    let tables: Vec<String> = roots.iter().map(table).collect();
+    let links = new(free_veths(), &before.veths).into_iter().filter(|name| !is_anothers_link(name, &tables));
+    let netns = new(names_in(Path::new("/run/netns")), &before.netns);
+    let netns = netns.into_iter().filter(|name| !is_anothers_namespace(name));
+    links.map(|name| format!("link {name}")).chain(netns.map(|name| format!("netns {name}"))).collect()
+}
+
+/// Whether another root's table stands in its alias, or another run's process id in its name. A pair that is just being
+/// made has no alias yet: one that stays so is told.
+fn is_anothers_link(name: &str, tables: &[String]) -> bool {
+    let alias = fs::read_to_string(Path::new("/sys/class/net").join(name).join("ifalias")).unwrap_or_default();
+    let of_another_root = alias.starts_with("berth_") && !tables.iter().any(|table| table == alias.trim_end());
+    let pid = name.trim_start_matches(|c: char| !c.is_ascii_digit());
+    of_another_root || (name.starts_with(OUTSIDE_LINK_PREFIX) && pid != std::process::id().to_string())
+}
+
+/// Whether another run of this suite made it, or a podman, whose names are `netns-` and a UUID. Berth itself names none.
+fn is_anothers_namespace(name: &str) -> bool {
+    let of_another_run = name.starts_with(OUTSIDE_PREFIX) && !name.ends_with(&format!("-{}", std::process::id()));
+    of_another_run || name.starts_with("podman-proof-") || name.strip_prefix("netns-").is_some_and(is_uuid)
+}
+
+fn is_uuid(text: &str) -> bool {
+    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
+    lengths == [8, 4, 4, 4, 12] && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
 }
 
 /// Dismantles the root and looks whether that was true. What the host is left with is named, not mended.

@@ -11,6 +11,7 @@ pub mod pace;
 pub mod process;
 pub mod root;
 pub mod servers;
+pub mod share;
 pub mod switch;
 pub mod terminal;
 
@@ -25,6 +26,7 @@ use self::image::Image;
 use self::leftovers::Before;
 use self::root::Root;
 use self::servers::{REGISTRY_PASSWORD, REGISTRY_USER, Registry, S3, Servers};
+use self::share::Share;
 
 pub use self::case::Case;
 
@@ -35,6 +37,7 @@ pub struct Suite {
     pub dir: TempDir,
     /// Holds every run directory; on a tmpfs, as in earnest.
     pub run: TempDir,
+    pub share: Share,
     /// What the machine had before.
     pub before: Before,
     /// Every root that was opened, for the last check.
@@ -83,13 +86,15 @@ impl Suite {
         }
         let dir = tempfile::Builder::new().prefix("berth-integration-").tempdir().context("making a directory")?;
         let run = tempfile::Builder::new().prefix("berth-it-").tempdir_in("/run").context("making a directory")?;
+        let share = Share::take()?;
         let before = Before::look();
-        let servers = Servers::start(dir.path())?;
+        let servers = Servers::start(dir.path(), &share)?;
         let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let suite = Self {
             tokio,
             dir,
             run,
+            share,
             before,
             roots: Mutex::new(Vec::new()),
             servers,

@@ -29,22 +29,15 @@ impl Root {
     pub fn new(suite: &Suite, name: &str, s3: Option<S3Location>) -> Self {
         static COUNT: AtomicU16 = AtomicU16::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        assert!(number < 384, "more roots than subnets");
+        // Two runs of this suite at once must not meet: what is named host-wide is derived from the process id.
         let pid = std::process::id();
-        // Two runs of this suite at once should not meet: what is named host-wide is derived from the process id.
-        let net = 128 + pid % 100;
         let root = Self {
             name: name.to_owned(),
             dir: suite.dir.path().join(name),
             run_dir: suite.run.path().join(name),
             cgroup_parent: format!("berth-it-{pid}-{number}"),
             bridge: format!("bt{number}x{pid}"),
-            subnet: match number {
-                // 1,000 containers at once have an address each.
-                0 => format!("10.{net}.0.0/17"),
-                1..128 => format!("10.{net}.{}.0/24", 128 + number),
-                _ => format!("10.{}.{}.0/24", 228 + pid % 28, number - 128),
-            },
+            subnet: suite.share.subnet(number),
             s3,
             keeper: true,
         };

@@ -1,6 +1,6 @@
-//! CNCF Distribution, twice, and SeaweedFS, each on free ports of 127.0.0.1 and with data beneath the suite's directory.
+//! CNCF Distribution, twice, and SeaweedFS, each on ports of 127.0.0.1 that are this run's, with data beneath the suite's
+//! directory.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -13,6 +13,7 @@ use tokio::sync::OnceCell;
 
 use super::image::{Image, push, push_manifest};
 use super::pace::patience;
+use super::share::Share;
 
 pub const REGISTRY_USER: &str = "berth";
 pub const REGISTRY_PASSWORD: &str = "s3cret";
@@ -64,8 +65,8 @@ pub struct S3Location {
 
 impl Servers {
     /// Spawns them. To be called by the main thread: they die with the thread that spawned them.
-    pub fn start(dir: &Path) -> Result<Self> {
-        let ports = free_ports(11)?;
+    pub fn start(dir: &Path, share: &Share) -> Result<Self> {
+        let ports: Vec<u16> = (0..11).map(|_| share.port()).collect();
         let servers = Self {
             children: Mutex::new(Vec::new()),
             dir: dir.join("servers"),
@@ -293,11 +294,4 @@ fn program(variable: &str, name: &str, install: &str) -> Result<PathBuf> {
         Some(path) => Ok(path),
         None => bail!("{name} is not in PATH: `cargo xtask test` provides it, or set {variable} ({install})"),
     }
-}
-
-/// Different ports that nothing listens on. All are held until all are chosen.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let held: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>().context("finding free ports")?;
-    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }

@@ -1,7 +1,7 @@
-//! An S3 endpoint that can be put out of order: switched off, frozen, hanging, slow.
+//! A server that can be put out of order: switched off, hanging, slow, or deaf to requests of a kind.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,16 +13,20 @@ use super::root::Root;
 
 /// As fast as it goes.
 const FULL_SPEED: u64 = u64::MAX;
+/// All of them.
+const NO_LIMIT: usize = usize::MAX;
 /// What a slow line takes at once.
 const PIECE_BYTES: usize = 8 << 10;
 /// As little as the kernel allows to stand between a sender and a slow line.
 const SOCKET_BUFFER_BYTES: u32 = 16 << 10;
 
-/// A way to the suite's S3 server, with an address of its own.
+/// A way to one of the suite's servers, with an address of its own.
 pub struct Switch {
     port: u16,
     upstream: String,
     bytes_per_second: Arc<AtomicU64>,
+    /// Requests to delete that are still passed on.
+    deletions: Arc<AtomicUsize>,
     task: Option<JoinHandle<()>>,
     /// Keeps the port from being given to somebody's connection while nothing listens.
     _bound: TcpSocket,
@@ -34,19 +38,27 @@ impl Case {
         let mut root = self.root_with_s3(word, prefix).await;
         root.keeper = false;
         let location = root.s3.as_mut().expect("a root with S3");
-        let mut switch = Switch::off(&location.endpoint);
+        let switch = Switch::before(&location.endpoint).await;
         location.endpoint = switch.endpoint();
-        switch.turn_on().await;
         (root, switch)
     }
 }
 
 impl Switch {
+    /// One that is on.
+    pub async fn before(endpoint: &str) -> Self {
+        let mut switch = Self::off(endpoint);
+        switch.turn_on().await;
+        switch
+    }
+
     fn off(upstream: &str) -> Self {
         let bound = bound(0);
         let port = bound.local_addr().unwrap().port();
         let upstream = upstream.trim_start_matches("http://").to_owned();
-        Self { port, upstream, bytes_per_second: Arc::new(AtomicU64::new(FULL_SPEED)), task: None, _bound: bound }
+        let (bytes_per_second, deletions) =
+            (Arc::new(AtomicU64::new(FULL_SPEED)), Arc::new(AtomicUsize::new(NO_LIMIT)));
+        Self { port, upstream, bytes_per_second, deletions, task: None, _bound: bound }
     }
 
     pub fn endpoint(&self) -> String {
@@ -56,15 +68,17 @@ impl Switch {
     pub async fn turn_on(&mut self) {
         self.turn_off().await;
         self.bytes_per_second.store(FULL_SPEED, Ordering::Relaxed);
+        self.deletions.store(NO_LIMIT, Ordering::Relaxed);
         let (listener, upstream, rate) = (self.listen(), self.upstream.clone(), self.bytes_per_second.clone());
+        let deletions = self.deletions.clone();
         self.task = Some(tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
-                let (upstream, rate) = (upstream.clone(), rate.clone());
+                let (upstream, rate, deletions) = (upstream.clone(), rate.clone(), deletions.clone());
                 connections.spawn(async move {
                     if let Ok(far) = TcpStream::connect(upstream).await {
                         let (near, far) = (near.into_split(), far.into_split());
-                        tokio::join!(pass(near.0, far.1, &rate), pass(far.0, near.1, &rate));
+                        tokio::join!(pass(near.0, far.1, &rate, Some(&deletions)), pass(far.0, near.1, &rate, None));
                     }
                 });
             }
@@ -74,6 +88,11 @@ impl Switch {
     /// From now on each connection passes this much, in each direction.
     pub fn slow(&self, bytes_per_second: u64) {
         self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// After so many more requests to delete it has no ear for any.
+    pub fn let_delete(&self, requests: usize) {
+        self.deletions.store(requests, Ordering::Relaxed);
     }
 
     /// Takes connections, and answers nothing.
@@ -118,10 +137,22 @@ fn bound(port: u16) -> TcpSocket {
     socket
 }
 
-/// Passes on what comes, until either end closes.
-async fn pass(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, rate: &AtomicU64) {
+/// Passes on what comes, until either end closes. Of requests, `deletions` to delete.
+async fn pass(
+    mut from: impl AsyncReadExt + Unpin,
+    mut to: impl AsyncWriteExt + Unpin,
+    rate: &AtomicU64,
+    deletions: Option<&AtomicUsize>,
+) {
     let mut piece = vec![0; PIECE_BYTES];
     while let Ok(length @ 1..) = from.read(&mut piece).await {
+        // A request begins a piece: the next one is written when the one before it was answered.
+        if let Some(deletions) = deletions.filter(|_| piece[..length].starts_with(b"DELETE "))
+            && deletions.load(Ordering::Relaxed) != NO_LIMIT
+            && deletions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err()
+        {
+            return std::future::pending().await;
+        }
         let rate = rate.load(Ordering::Relaxed);
         if rate != FULL_SPEED {
             tokio::time::sleep(Duration::from_secs_f64(length as f64 / rate as f64)).await;
