@@ -34,15 +34,17 @@ impl Podman {
         Self { directory: host.directory().to_owned(), failed_starts: Mutex::default() }
     }
 
+    /// A command that ends with its caller.
     pub fn command(&self, args: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::from(podman(&self.directory));
         command.args(args).kill_on_drop(true);
         command
     }
 
-    /// Runs podman: its output, or its message.
+    /// Runs podman: its output, or its message. It goes on without a caller: killed in the middle of a start, it would
+    /// know nothing of the network namespace that it has made.
     async fn podman(&self, args: &[&str]) -> std::result::Result<Vec<u8>, String> {
-        let output = self.command(args).output().await.map_err(|error| error.to_string())?;
+        let output = self.command(args).kill_on_drop(false).output().await.map_err(|error| error.to_string())?;
         if output.status.success() {
             return Ok(output.stdout);
         }

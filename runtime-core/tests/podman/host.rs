@@ -1,10 +1,11 @@
-//! A podman of the test's own: storage, configuration and images in a directory, bridge and rules in a network namespace;
-//! both are removed at the end.
+//! A podman of the test's own: storage, configuration and images in a directory, bridge and rules in a network namespace,
+//! and what it mounts in a mount namespace. All of it is removed at the end.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 pub const IMAGE: &str = "localhost/conformance:1";
 /// Name, uid and gid of a user of the image.
@@ -36,16 +37,21 @@ runtime = "runc"
 network_backend = "netavark"
 "#;
 
+/// Where podman gives each container's network namespace a name.
+const NAMED_NAMESPACES: &str = "/run/netns";
+
 #[derive(Debug)]
 pub struct Host {
     directory: PathBuf,
+    /// Holds the mount namespace, whose [`NAMED_NAMESPACES`] are this podman's alone.
+    mounts: Child,
 }
 
 impl Host {
     pub fn new() -> Self {
         let directory = std::env::temp_dir().join(format!("podman-proof-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
-        let host = Self { directory };
+        let host = Self { mounts: hold_mounts(&directory), directory };
         let at = |name: &str| host.directory.join(name);
         let networks = format!("{CONTAINERS_CONF}network_config_dir = {:?}\n", at("networks"));
         fs::write(at("containers.conf"), networks).unwrap();
@@ -79,6 +85,13 @@ impl Host {
 
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The network namespaces that podman has given a name and not taken it back.
+    pub fn named_namespaces(&self) -> Vec<String> {
+        let listed = within(&self.directory).arg("ls").arg(NAMED_NAMESPACES).output().unwrap();
+        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        String::from_utf8_lossy(&listed.stdout).lines().map(str::to_owned).collect()
     }
 
     /// A root filesystem that holds busybox under all its names.
@@ -115,9 +128,38 @@ impl Host {
 }
 
 pub fn podman(directory: &Path) -> Command {
-    let mut command = Command::new("nsenter");
-    command.arg(format!("--net=/run/netns/{}", namespace(directory))).arg("podman");
+    let mut command = within(directory);
+    // Entering leads to the root directory.
+    command.args(["env", "--chdir"]).arg(directory).arg("podman");
     configured(command, directory)
+}
+
+/// Begins a command in both namespaces.
+fn within(directory: &Path) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={NAMED_NAMESPACES}/{}", namespace(directory)));
+    command.arg(format!("--mount={}", mounts(directory).display()));
+    command
+}
+
+/// Leads to the mount namespace.
+fn mounts(directory: &Path) -> PathBuf {
+    directory.join("mounts")
+}
+
+/// Makes the mount namespace, which lasts as long as the process that is returned, and that no longer than this one.
+fn hold_mounts(directory: &Path) -> Child {
+    let script = format!("mount -t tmpfs none {NAMED_NAMESPACES} && echo made && exec sleep infinity");
+    fs::create_dir_all(NAMED_NAMESPACES).unwrap();
+    let mut holder = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "sh", "-c", &script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut made = [0; 5];
+    holder.stdout.as_mut().unwrap().read_exact(&mut made).expect("a mount namespace");
+    symlink(format!("/proc/{}/ns/mnt", holder.id()), mounts(directory)).unwrap();
+    holder
 }
 
 /// The same where the suite's registry is to be reached.
@@ -153,5 +195,7 @@ impl Drop for Host {
             eprintln!("{}: {error}", self.directory.display());
         }
         let _ = Command::new("ip").args(["netns", "delete", &namespace]).status();
+        // It has done nothing but hold what is gone now.
+        let _ = self.mounts.kill().and_then(|()| self.mounts.wait());
     }
 }
