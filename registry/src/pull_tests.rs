@@ -510,7 +510,7 @@ async fn layers_beyond_the_limits_are_refused_and_leave_nothing() {
         assert_eq!(error.code(), "image.too_large", "{what}: {error}");
         let fresh = Root(fresh);
         // The threads of another layer of the dropped pull may still be ending.
-        for _ in 0..500 {
+        for _ in 0..3_000 {
             if !fresh.left().iter().any(|path| path.contains("tmp-")) {
                 break;
             }

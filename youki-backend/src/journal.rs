@@ -299,13 +299,16 @@ mod tests {
         let journal = Journal { dir: dir.path().join("events"), max_file_bytes: 2000 };
         let stream = journal.stream(&EventsOptions { follow: true, ..EventsOptions::default() });
         let writer = journal.clone();
+        let (told, mut read) = tokio::sync::watch::channel(0);
         let writing = tokio::spawn(async move {
             for n in 0..60 {
                 writer.put(Event::now(EventKind::Exit).saying(n.to_string()));
-                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                // Who is behind by more than a file misses what was in it.
+                read.wait_for(|read| *read + 5 >= n).await.unwrap();
             }
         });
-        let seen: Vec<Event> = stream.take(60).map(|event| event.unwrap()).collect().await;
+        let seen = stream.take(60).map(|event| event.unwrap()).inspect(|_| told.send_modify(|read| *read += 1));
+        let seen: Vec<Event> = seen.collect().await;
         writing.await.unwrap();
         assert_eq!(seen.iter().map(|event| event.number).collect::<Vec<_>>(), (1..=60).collect::<Vec<_>>());
     }

@@ -75,7 +75,8 @@ async fn tty(case: Case) -> Verdict {
 
 async fn timeout(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::idle()).await?;
-    let options = ExecOptions { timeout: Some(Duration::from_millis(500)), ..ExecOptions::default() };
+    // Time to begin, also on a busy machine.
+    let options = ExecOptions { timeout: Some(Duration::from_secs(3)), ..ExecOptions::default() };
     // A child that ignores TERM: nothing but a kill of the whole tree ends it.
     let script = "trap '' TERM HUP; sleep 86400 & echo $$ $!; wait; exit 0";
     let (pids, _, last) = run(&case, &id, script, &options, None).await?;

@@ -99,14 +99,13 @@ async fn dropped(case: Case) -> Verdict {
 
 async fn stopping(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
-    let stop = async { case.runtime().stop_container(&id, Duration::from_secs(2)).await.or_fail("stop_container") };
-    let look = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        case.runtime().container_state(&id).await.or_fail("container_state")
-    };
-    let (stopped, state) = tokio::join!(stop, look);
-    stopped?;
-    equal("the state while it is being stopped", &state?, &ContainerState::Stopping)
+    let stop = async { case.runtime().stop_container(&id, Duration::from_secs(3)).await.or_fail("stop_container") };
+    let look = case.until("the state is never Stopping", || async {
+        let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
+        Ok((state == ContainerState::Stopping).then_some(()))
+    });
+    let (stopped, seen) = tokio::join!(stop, look);
+    stopped.and(seen)
 }
 
 async fn signal(case: Case) -> Verdict {

@@ -10,8 +10,8 @@ use crate::log::Log;
 use crate::record::RecordKind;
 use crate::{AcquireOptions, Error, Progress, VolumeStore, VolumesConfig};
 
-/// Short for a claim, and long for whatever is done in memory.
-const AFTER: Duration = Duration::from_millis(1500);
+/// Short for a claim, and long for whatever is done in memory, also on a machine that is busy with other things.
+const AFTER: Duration = Duration::from_secs(6);
 
 async fn lasting(root: &Path, name: &str, memory: &Arc<Memory>) -> VolumeStore {
     let config = VolumesConfig { take_over_after: Some(AFTER), ..super::config(root, name) };

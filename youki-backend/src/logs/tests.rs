@@ -190,7 +190,8 @@ async fn following_sees_each_line_once_across_rotation_and_ends_after_the_writer
     let log = Log::new();
     log.append(0, &line(0, "stdout F", "0"));
     let (over, done) = tokio::sync::oneshot::channel::<()>();
-    let dir = log.0.path().to_owned();
+    let read = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let (dir, read_so_far) = (log.0.path().to_owned(), read.clone());
     let writer = std::thread::spawn(move || {
         let mut file = fs::OpenOptions::new().append(true).open(files::path(&dir, 0)).unwrap();
         for n in 1..LINES {
@@ -198,8 +199,12 @@ async fn following_sees_each_line_once_across_rotation_and_ends_after_the_writer
                 file = fs::File::create(files::path(&dir, n / 1000)).unwrap();
             }
             if n % 5000 == 0 {
-                std::thread::sleep(Duration::from_millis(50));
-                fs::remove_file(files::path(&dir, n / 1000 - 5)).unwrap();
+                // What is removed was read: who reads too late is told so, which is another test.
+                let old = n / 1000 - 5;
+                while read_so_far.load(std::sync::atomic::Ordering::Relaxed) < (old + 1) * 1000 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                fs::remove_file(files::path(&dir, old)).unwrap();
             }
             let text = line(n as i64, "stdout F", &n.to_string());
             // In two writes now and then: a reader sees a torn line for a moment.
@@ -213,6 +218,9 @@ async fn following_sees_each_line_once_across_rotation_and_ends_after_the_writer
     let records: Vec<String> = log
         .stream(options, async { done.await.unwrap() })
         .map(|record| String::from_utf8(record.unwrap().bytes).unwrap())
+        .inspect(|_| {
+            read.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        })
         .collect()
         .await;
     writer.join().unwrap();

@@ -133,9 +133,15 @@ mod tests {
         }
     }
 
+    /// At a port that the kernel gives to nobody by itself: let go, it stays free.
+    fn listener() -> std::net::TcpListener {
+        let first = 30_000 + (std::process::id() % 2_000) as u16;
+        (first..32_768).find_map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).ok()).expect("a free port")
+    }
+
     #[test]
     fn a_listener_keeps_its_port_and_is_named() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = listener();
         let SocketAddr::V4(at) = listener.local_addr().unwrap() else { unreachable!() };
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let error = hold(PortProtocol::Tcp, any, at.port()).unwrap_err();
@@ -149,7 +155,7 @@ mod tests {
     #[test]
     fn a_held_port_is_nobody_elses_and_answers_nothing() {
         let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let port = free_port(PortProtocol::Tcp, local).unwrap();
+        let port = listener().local_addr().unwrap().port();
         let held = hold(PortProtocol::Tcp, local, port).unwrap();
         // std's listeners say that they share their port.
         for ip in ["127.0.0.1", "0.0.0.0"] {
@@ -161,16 +167,18 @@ mod tests {
         drop(held);
         std::net::TcpListener::bind((local, port)).unwrap();
 
-        let port = free_port(PortProtocol::Udp, local).unwrap();
         let held = hold(PortProtocol::Udp, local, port).unwrap();
         assert!(std::net::UdpSocket::bind((local, port)).is_err());
         drop(held);
         std::net::UdpSocket::bind((local, port)).unwrap();
+        for protocol in [PortProtocol::Tcp, PortProtocol::Udp] {
+            assert_ne!(free_port(protocol, local).unwrap(), 0);
+        }
     }
 
     #[test]
     fn connections_that_are_ending_keep_no_port() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = listener();
         let at = listener.local_addr().unwrap();
         let client = std::net::TcpStream::connect(at).unwrap();
         // The side that closes first is the one that waits.

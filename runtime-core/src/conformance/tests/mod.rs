@@ -227,7 +227,9 @@ async fn each_broken_promise_is_found_by_its_check() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_or_a_hang_fails_its_own_check_and_no_other() {
-    let report = judge(Fault::PanicsInExec, "").await;
+    let runtime: Arc<dyn Runtime> = Arc::new(Faulty::new(in_memory(), Fault::PanicsInExec));
+    let options = Options { concurrency: 16, ..Options::default() };
+    let report = run(Arc::new(InMemory { runtime, reopened: None }), &options).await;
     assert!(report.failed().count() > 5, "{report}");
     for check in report.failed() {
         assert!(check.name.starts_with("exec") || check.name == "ids.unknown", "{check}");
@@ -236,12 +238,12 @@ async fn a_panic_or_a_hang_fails_its_own_check_and_no_other() {
 
     let begun = std::time::Instant::now();
     let runtime: Arc<dyn Runtime> = Arc::new(Faulty::new(in_memory(), Fault::HangsInLogs));
-    let options = Options { check_timeout: Duration::from_secs(1), concurrency: 16, ..Options::default() };
+    let options = Options { check_timeout: Duration::from_secs(5), concurrency: 16, ..Options::default() };
     let backend = Arc::new(InMemory { runtime, reopened: None });
     let report = run(backend, &Options { only: Some("wait.".into()), ..options }).await;
     let (failed, passed) = (failed(&report), report.passed().count());
     assert!(failed.contains("wait.blocks") && passed >= 3, "{report}");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{report}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
