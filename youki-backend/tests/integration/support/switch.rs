@@ -28,6 +28,8 @@ pub struct Switch {
     /// Requests to delete that are still passed on.
     deletions: Arc<AtomicUsize>,
     task: Option<JoinHandle<()>>,
+    /// While it is on, or hangs.
+    listening: Option<std::net::TcpListener>,
     /// Keeps the port from being given to somebody's connection while nothing listens.
     _bound: TcpSocket,
 }
@@ -58,7 +60,7 @@ impl Switch {
         let upstream = upstream.trim_start_matches("http://").to_owned();
         let (bytes_per_second, deletions) =
             (Arc::new(AtomicU64::new(FULL_SPEED)), Arc::new(AtomicUsize::new(NO_LIMIT)));
-        Self { port, upstream, bytes_per_second, deletions, task: None, _bound: bound }
+        Self { port, upstream, bytes_per_second, deletions, task: None, listening: None, _bound: bound }
     }
 
     pub fn endpoint(&self) -> String {
@@ -109,16 +111,22 @@ impl Switch {
 
     /// Cuts every connection and refuses new ones.
     pub async fn turn_off(&mut self) {
+        if let Some(listening) = self.listening.take() {
+            // Closed, it would listen on for as long as some process that was just forked has it, too.
+            rustix::net::shutdown(&listening, rustix::net::Shutdown::Both).unwrap();
+        }
         if let Some(task) = self.task.take() {
             task.abort();
             let _aborted = task.await;
         }
     }
 
-    fn listen(&self) -> TcpListener {
+    fn listen(&mut self) -> TcpListener {
         let socket = bound(self.port);
         socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES).unwrap();
-        socket.listen(128).unwrap()
+        let listening = socket.listen(128).unwrap().into_std().unwrap();
+        self.listening = Some(listening.try_clone().unwrap());
+        TcpListener::from_std(listening).unwrap()
     }
 }
 
