@@ -91,7 +91,7 @@ async fn a_save_fetches_them_again_or_says_that_it_cannot() {
     assert!(matches!(&error, Error::Dropped { image: of, .. } if *of == image.digest), "{error}");
     assert_eq!((error.code(), error.hint().is_some()), ("image.layer_dropped", true));
     assert_eq!(layers(&store, &image.digest), (0, 2));
-    assert!(!root.left().iter().any(|path| path.contains("tmp-")), "{:?}", root.left());
+    root.settled().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

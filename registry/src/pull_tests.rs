@@ -262,6 +262,15 @@ impl Root {
         ImageStore::open(StoreConfig::new(self.0.path().into())).unwrap()
     }
 
+    /// Waits for the threads of other layers of a pull that failed, which may still be ending.
+    pub(crate) async fn settled(&self) {
+        let begun = std::time::Instant::now();
+        while self.left().iter().any(|path| path.contains("tmp-")) {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", self.left());
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
     /// Everything in the store but its fixed directories and locks.
     pub(crate) fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
@@ -353,6 +362,7 @@ async fn a_cut_transfer_goes_on_where_it_stopped() {
             assert!(registry.count("range: bytes=") >= 3, "{result:?}");
             result.unwrap();
         }
+        root.settled().await;
         root.store().prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();
         assert_eq!(root.left(), Vec::<String>::new());
     }
@@ -509,13 +519,7 @@ async fn layers_beyond_the_limits_are_refused_and_leave_nothing() {
         let error = store.pull(&reference, PullOptions::default()).await.unwrap_err();
         assert_eq!(error.code(), "image.too_large", "{what}: {error}");
         let fresh = Root(fresh);
-        // The threads of another layer of the dropped pull may still be ending.
-        for _ in 0..3_000 {
-            if !fresh.left().iter().any(|path| path.contains("tmp-")) {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
+        fresh.settled().await;
         store.prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();
         assert_eq!(fresh.left(), Vec::<String>::new(), "{what}");
     }
