@@ -7,9 +7,10 @@ use runtime_core::VolumeStatus;
 use crate::config::MountedBy;
 use crate::error::{Error, Result};
 use crate::foreign::{Foreign, is_own};
+use crate::paths::Paths;
 use crate::scan::changes;
 use crate::state::{State, User};
-use crate::volume::{Paths, status};
+use crate::status::status;
 
 /// The state at `path`, of volume `name`; one that tells nothing but its users if it is damaged, as far as `mounted_by` knows
 /// them. Blocks.

@@ -9,8 +9,9 @@ use runtime_core::VolumeStatus;
 use crate::attributes;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::paths::Paths;
 use crate::scan::changes;
-use crate::volume::{Paths, Volume};
+use crate::volume::Volume;
 use crate::walk::open_root;
 
 /// Begins the name of a tree that was moved aside.

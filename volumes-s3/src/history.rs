@@ -3,7 +3,9 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
 use crate::record::{Record, RecordKind};
+use crate::store::VolumeStore;
 
 /// A record of a volume's history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,5 +45,21 @@ impl From<Record> for HistoryEntry {
             new_bytes: tree.map(|tree| tree.new_bytes),
             host: record.host,
         }
+    }
+}
+
+impl VolumeStore {
+    /// The records that hold a tree, oldest first; with `all` also claims, releases and prunes.
+    ///
+    /// # Errors
+    /// [`Error::NoBucket`]; [`Error::NotFound`] when neither S3 nor this host has the volume.
+    pub async fn history(&self, name: &str, all: bool) -> Result<Vec<HistoryEntry>> {
+        let remote = self.remote(name, "a history").await?;
+        let records = remote.records().await?;
+        if records.is_empty() {
+            remote.store.check_bucket().await?;
+            self.status(name).await?;
+        }
+        Ok(records.into_iter().filter(|record| all || record.tree.is_some()).map(HistoryEntry::from).collect())
     }
 }

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use crate::error::Result;
 use crate::fetch::blocking;
+use crate::paths::{DEBTS, GROWN, Paths, make_directories};
 use crate::state::{State, remove_file};
 use crate::store::VolumeStore;
-use crate::volume::{DEBTS, GROWN, Paths, make_directories};
 
 impl VolumeStore {
     /// The names of volumes that somebody on this host may write to, and that this host owns or is to claim.

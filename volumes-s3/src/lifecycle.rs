@@ -1,15 +1,202 @@
 //! What a use of a volume does: begin it, sync it, end it.
 
+use std::path::PathBuf;
+
+use runtime_core::VolumeStatus;
+
 use crate::claim::{self, Standing, TakeOver};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::progress::Progress;
 use crate::removal::{holds_anything, remove_unfinished};
-use crate::state::Pending;
-use crate::store::{AcquireOptions, Acquired, VolumeStore};
+use crate::state::{Pending, User};
+use crate::store::VolumeStore;
 use crate::sync::publish;
 use crate::volume::Volume;
 
+/// How a container wants a volume.
+#[derive(Debug, Clone, Default)]
+pub struct AcquireOptions {
+    /// It will not write: no claim is needed.
+    pub readonly: bool,
+    /// Take the claim from another host. Only who knows that the other host is dead may say so.
+    pub take_over: bool,
+    /// The caller fills a new volume and then says so ([`crate::mark_filled`]). Until then it is no data: nobody else
+    /// gets it, nothing of it is published, and when the use ends before, or its process dies, it is taken back.
+    pub fill: bool,
+    /// A limit in bytes. Not built yet: `Error::Unsupported`.
+    pub size: Option<u64>,
+    /// Text that is kept and shown.
+    pub tier: Option<String>,
+    /// Is told how a restore goes on.
+    pub progress: Progress,
+}
+
+/// A volume that can be mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acquired {
+    /// Its tree.
+    pub path: PathBuf,
+    /// It was made now, and is empty: the caller may fill it.
+    pub is_new: bool,
+    /// This host owns it. False for read-only use, without a bucket, and while S3 is away.
+    pub claimed: bool,
+}
+
 impl VolumeStore {
+    /// Makes the volume usable by `user` (a container's id): claims it if it is to be written, restores it where this
+    /// host lacks it, and keeps the user on disk. Idempotent for the same user.
+    ///
+    /// With `take_over_after`, one that another host holds is observed for that long, unless that host gives a sign of life
+    /// before, and then taken over.
+    ///
+    /// A volume that S3 holds or may hold is never begun empty: if it is not here and S3 is away, that is an error. If
+    /// it is here and S3 is away, it is usable, unclaimed, and claimed at the first contact.
+    ///
+    /// # Errors
+    /// [`Error::InUseElsewhere`]; [`Error::Conflict`] when the tree here and the newest generation both changed;
+    /// [`Error::S3Unreachable`]; [`Error::BucketMissing`]; [`Error::RacyServer`]; [`Error::Unsupported`] for a size.
+    pub async fn acquire(&self, name: &str, user: &str, options: AcquireOptions) -> Result<Acquired> {
+        if options.size.is_some() {
+            return Err(Error::Unsupported { what: "a size limit of a volume".into() });
+        }
+        let user = user.to_owned();
+        let take_over = self.may_take_over(name, &options).await?;
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            let acquired = store.make_usable(&mut volume, &user, &options, take_over).await;
+            if let Err(error) = acquired {
+                store.give_up(&mut volume).await;
+                return Err(error);
+            }
+            let made = options.fill && acquired.as_ref().is_ok_and(|acquired| acquired.is_new);
+            volume.state.made_by = made.then(|| user.clone());
+            volume.state.users.insert(user, User { readonly: options.readonly });
+            volume.state.pending.release = false;
+            volume.state.held &= options.readonly;
+            if options.tier.is_some() {
+                volume.state.tier = options.tier;
+            }
+            volume.save().await?;
+            if volume.state.epoch.is_some() {
+                store.renew_while_open(&name);
+            }
+            acquired
+        })
+        .await
+    }
+
+    /// Makes this host the owner without a user: a released volume, or with `take_over` one that another host holds, which
+    /// then may no longer publish. Only who knows that the other host is dead may say so. With `take_over_after` it waits for
+    /// a sign of life of that host, as [`VolumeStore::acquire`] does. It is restored where this host lacks it, and the claim
+    /// is kept until somebody has used the volume, or it is removed here.
+    ///
+    /// # Errors
+    /// Those of [`VolumeStore::acquire`]; [`Error::NoBucket`]; [`Error::NotFound`] when neither S3 nor this host has it.
+    pub async fn claim(&self, name: &str, take_over: bool, progress: Progress) -> Result<VolumeStatus> {
+        self.remote(name, "a claim").await?;
+        let options = AcquireOptions { take_over, progress, ..AcquireOptions::default() };
+        let take_over = self.may_take_over(name, &options).await?;
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            store.contact(&mut volume).await?;
+            if volume.state.head.is_none() && !volume.known {
+                return Err(Error::NotFound { name });
+            }
+            if let Err(error) = store.make_usable(&mut volume, "", &options, take_over).await {
+                store.give_up(&mut volume).await;
+                return Err(error);
+            }
+            if volume.state.epoch.is_none() {
+                // S3 went away in between: it would be used without one.
+                volume.state.pending.claim = volume.state.has_writer();
+                volume.save().await?;
+                return Err(Error::Interrupted { operation: "a claim" });
+            }
+            volume.state.held = !volume.state.has_writer();
+            volume.state.pending.release = false;
+            volume.save().await?;
+            store.renew_while_open(&name);
+            volume.status().await
+        })
+        .await
+    }
+
+    /// Ends the use by `user`: the tree is synced if it could write, and when no writer is left the claim is given back.
+    /// No data is deleted; a new volume that was not filled is taken back. Nothing happens if `user` does not use it.
+    ///
+    /// That the use has ended, and what is owed for it, is on disk before S3 is asked. `Some` error tells what is still
+    /// owed, and why: it is journaled, and done by [`VolumeStore::retry`] or [`VolumeStore::sync`].
+    ///
+    /// # Errors
+    /// Only those of the disk.
+    pub async fn release(&self, name: &str, user: &str) -> Result<Option<Error>> {
+        let user = user.to_owned();
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            store.end_use(&mut volume, &user, false).await
+        })
+        .await
+    }
+
+    /// The same for a `user` whose create failed: it has never run, and a volume made for it goes, filled or not, unless
+    /// somebody else has used it since.
+    ///
+    /// # Errors
+    /// Only those of the disk.
+    pub async fn undo(&self, name: &str, user: &str) -> Result<Option<Error>> {
+        let user = user.to_owned();
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            store.end_use(&mut volume, &user, true).await
+        })
+        .await
+    }
+
+    /// Ends the use by `user`, who was to fill a new volume and died before. Nothing happens if the volume is full, or
+    /// `user` does not use it.
+    ///
+    /// # Errors
+    /// Only those of the disk.
+    pub async fn give_up_filling(&self, name: &str, user: &str) -> Result<()> {
+        let user = user.to_owned();
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            if volume.is_unfilled()? {
+                store.end_use(&mut volume, &user, true).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Brings the volume to S3: durable there when this is Ok. Without a bucket: Ok, and no effect. Of one that nobody uses
+    /// no claim is kept, unless it was taken by hand.
+    ///
+    /// # Errors
+    /// [`Error::S3Unreachable`], with the volume journaled as pending and its bytes at risk counted; [`Error::Fenced`]
+    /// when another host took it over, with what is here uploaded as a branch; [`Error::NotFound`].
+    pub async fn sync(&self, name: &str) -> Result<VolumeStatus> {
+        self.detached(name, |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            if !volume.known {
+                return Err(Error::NotFound { name });
+            }
+            if volume.remote.is_none() {
+                drop(volume);
+                return store.status(&name).await;
+            }
+            store.sync_locked(&mut volume).await?;
+            // One made to publish what was changed while nobody used it.
+            volume.state.pending.release |= volume.state.claims_for_nobody();
+            if let Err(error) = store.give_back(&mut volume).await {
+                tracing::warn!(volume = name, %error, "not released yet");
+            }
+            volume.status().await
+        })
+        .await
+    }
+
     pub(crate) async fn make_usable(
         &self,
         volume: &mut Volume,

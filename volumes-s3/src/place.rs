@@ -15,9 +15,9 @@ use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::object_store::ObjectStore;
 use crate::pack::Digest;
+use crate::paths::make_directories;
 use crate::record::random_id;
 use crate::state::{read_json, write_json_unlocked};
-use crate::volume::make_directories;
 
 /// The key, after the prefix. No volume can have this name.
 const KEY: &str = ".berth-place";

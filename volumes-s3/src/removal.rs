@@ -2,21 +2,102 @@
 
 use std::path::Path;
 
+use runtime_core::PruneResult;
 use rustix::fs::FlockOperation;
 
 use crate::claim::{self, Standing};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
-use crate::foreign::ASIDE;
+use crate::foreign::{ASIDE, refuse_foreign};
+use crate::paths::{RESTORED_SCAN, make_directories};
 use crate::record::random_id;
 use crate::state::{TEMPORARY, remove_file, sync_parent};
 use crate::store::VolumeStore;
-use crate::volume::{RESTORED_SCAN, Volume, make_directories, open_lock};
+use crate::volume::{Volume, open_lock};
 
 /// What a restore has beside its tree.
 const LEFTOVER_FILES: [&str; 2] = [RESTORED_SCAN, "scan.entries"];
 
 impl VolumeStore {
+    /// Removes the local copy; with `remote` the history in S3 too. With `force` also one whose state cannot be read: a claim
+    /// that only the state tells of stays.
+    ///
+    /// # Errors
+    /// [`Error::InUse`]; without `force` [`Error::Unsynced`] when data would be lost, [`Error::Unpublished`] when a step back, [`Error::Foreign`] when a tree that is
+    /// not known to be the volume's would be, [`Error::Owing`] when a debt to another bucket would be, and [`Error::InUseElsewhere`] when the history is another host's; [`Error::NotFound`].
+    pub async fn remove(&self, name: &str, remote: bool, force: bool) -> Result<()> {
+        self.detached(name, move |store, name| async move {
+            let mut volume = if force { store.lock_damaged(&name).await? } else { store.lock(&name).await? };
+            refuse_in_use(&volume, "removal")?;
+            if !volume.known && !remote {
+                return Err(Error::NotFound { name });
+            }
+            let elsewhere = match volume.belongs_elsewhere().await {
+                Err(_) if force => true,
+                told => told?,
+            };
+            if !force {
+                refuse_foreign(&volume).await?;
+            }
+            if !force && (elsewhere || !remote) {
+                refuse_loss(&mut volume, elsewhere).await?;
+            }
+            if remote {
+                store.remove_history(&mut volume, force).await?;
+            } else if volume.state.epoch.is_some()
+                && !elsewhere
+                && let Err(error) = claim::release(&mut volume).await
+                && !force
+            {
+                return Err(error);
+            }
+            store.remove_local(&volume).await.map(drop)
+        })
+        .await
+    }
+
+    /// Removes local copies that nobody uses and S3 holds as they are, if it has every pack of the newest generation.
+    ///
+    /// # Errors
+    /// Those of the disk. A volume whose state cannot be told is kept, and so is one beside which another tree lies.
+    pub async fn prune_local(&self) -> Result<PruneResult> {
+        let mut result = PruneResult::default();
+        for name in self.names().await? {
+            let pruned = self.detached(&name, |store, name| async move {
+                let mut volume = store.lock(&name).await?;
+                let idle =
+                    volume.known && volume.state.users.is_empty() && volume.state.tree.is_some() && !volume.state.held;
+                if volume.remote.is_none() || !idle {
+                    return Ok(None);
+                }
+                refuse_foreign(&volume).await?;
+                if !volume.is_here()? {
+                    return Ok(None);
+                }
+                volume.head().await?;
+                // In another bucket than the one it belongs to, it was never published.
+                if volume.state.tree.is_none()
+                    || volume.state.owes()
+                    || volume.state.went_back()
+                    || volume.has_changes().await?
+                {
+                    return Ok(None);
+                }
+                store.refuse_lost_packs(&volume).await?;
+                store.remove_local(&volume).await.map(Some)
+            });
+            match pruned.await {
+                Ok(Some(bytes)) => {
+                    result.deleted.push(name);
+                    result.space_reclaimed += bytes;
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(volume = name, %error, "not pruned"),
+            }
+        }
+        Ok(result)
+    }
+
     pub(crate) async fn remove_history(&self, volume: &mut Volume, force: bool) -> Result<()> {
         let Some(remote) = volume.remote.clone() else {
             return Err(Error::NoBucket { name: volume.name.clone(), operation: "removal of a history" });

@@ -15,12 +15,13 @@ use tokio::time::{Instant, sleep};
 use crate::claim::TakeOver;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::lifecycle::AcquireOptions;
 use crate::log::Append;
+use crate::paths::{Paths, ring};
 use crate::prune::LONG_LOG;
 use crate::record::{Record, RecordKind};
 use crate::state::State;
-use crate::store::{AcquireOptions, Inner, VolumeStore};
-use crate::volume::{Paths, ring};
+use crate::store::{Inner, VolumeStore};
 
 /// Shortest `take_over_after`: its owner's requests to S3 must be answered within a part of it.
 pub const SHORTEST_TAKE_OVER: Duration = Duration::from_secs(1);

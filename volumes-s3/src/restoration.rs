@@ -5,16 +5,44 @@ use std::path::PathBuf;
 use crate::diff::{DiffEntry, compare};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
+use crate::lifecycle::AcquireOptions;
 use crate::pack::Digest;
+use crate::paths::make_directories;
 use crate::progress::Progress;
 use crate::record::{Record, RecordKind, TreeSummary, random_id};
 use crate::removal::{empty_trash, move_to_trash, refuse_in_use, remove_leftovers, remove_unfinished};
 use crate::restore::Job;
 use crate::state::{TreeMark, sync_parent};
-use crate::store::{AcquireOptions, RestoreOptions, RestoreReport, VolumeStore};
+use crate::store::VolumeStore;
 use crate::tree::spread;
-use crate::volume::{Volume, make_directories, set_aside_foreign};
+use crate::volume::{Volume, set_aside_foreign};
 use crate::walk::open_root;
+
+/// What to restore, and where.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreOptions {
+    /// The generation; the newest if not given.
+    pub generation: Option<u64>,
+    /// Beside the volume, into this directory, which must not exist or be empty.
+    pub to: Option<PathBuf>,
+    /// In place, over changes that are nowhere else.
+    pub discard_local: bool,
+    /// Is told how it goes on.
+    pub progress: Progress,
+}
+
+/// What was restored.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RestoreReport {
+    /// The generation.
+    pub generation: u64,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Regular files.
+    pub files: u64,
+    /// Bytes of them.
+    pub size_bytes: u64,
+}
 
 /// How often the newest generation is asked for, when each was followed by another and pruned while it was restored.
 const NEWEST_ATTEMPTS: u32 = 4;
@@ -29,6 +57,24 @@ enum Descent {
 }
 
 impl VolumeStore {
+    /// Restores a generation in place, or beside. In place, an older one is a change made here: the next sync publishes it as
+    /// the newest, and sends nothing again.
+    ///
+    /// # Errors
+    /// In place: [`Error::InUse`]; [`Error::Unsynced`] over changes that are nowhere else, without `discard_local`.
+    /// Beside: [`Error::TargetExists`]. Both: [`Error::NotFound`], [`Error::GenerationNotFound`], [`Error::Corrupt`];
+    /// [`Error::GenerationPruned`] when it went meanwhile, but not where the newest was asked for: that begins again.
+    pub async fn restore(&self, name: &str, options: RestoreOptions) -> Result<RestoreReport> {
+        self.remote(name, "a restore").await?;
+        self.detached(name, move |store, name| async move {
+            match options.to.clone() {
+                Some(to) => store.restore_beside(&name, to, &options).await,
+                None => store.restore_in_place(&name, &options).await,
+            }
+        })
+        .await
+    }
+
     pub(crate) async fn restore_in_place(&self, name: &str, options: &RestoreOptions) -> Result<RestoreReport> {
         let mut volume = self.lock(name).await?;
         refuse_in_use(&volume, "a restore in place")?;

@@ -1,5 +1,6 @@
 //! Whether a server's put-if-absent crowns one winner. Without that two hosts cannot be kept apart.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,8 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::S3Config;
 use crate::error::{Error, Result};
+use crate::fetch::blocking;
 use crate::object_store::{ObjectStore, Put};
+use crate::pack::Digest;
+use crate::paths::make_directories;
 use crate::record::random_id;
+use crate::state::{read_json, write_json_unlocked};
+use crate::store::VolumeStore;
 
 /// Writers that race for one key.
 const WRITERS: u32 = 16;
@@ -67,4 +73,41 @@ pub(crate) async fn race(store: &Arc<dyn ObjectStore>, config: &S3Config) -> Res
         winners: u32::try_from(winners).unwrap_or(WRITERS),
         checked_at: Utc::now(),
     })
+}
+
+impl VolumeStore {
+    /// Races 16 writers for one key and keeps the result. The first use of a bucket does so by itself.
+    ///
+    /// # Errors
+    /// [`Error::NoBucket`], [`Error::S3Unreachable`], [`Error::BucketMissing`]. A server that crowns several is no error
+    /// here: the result says so.
+    pub async fn check_server(&self) -> Result<ServerCheck> {
+        let Some(config) = &self.inner.config.s3 else {
+            return Err(Error::NoBucket { name: "any".into(), operation: "a check of the server" });
+        };
+        let check = race(&self.client(config).await?, config).await?;
+        let (path, kept) = (self.server_file(config), check.clone());
+        blocking("keep the check", move || {
+            path.parent().map_or(Ok(()), make_directories)?;
+            write_json_unlocked(&path, &kept)
+        })
+        .await?;
+        Ok(check)
+    }
+
+    /// Refuses a server that lets several writers win; races for it if that was never done.
+    pub(crate) async fn trust_server(&self) -> Result<()> {
+        let Some(config) = &self.inner.config.s3 else { return Ok(()) };
+        let path = self.server_file(config);
+        let known = blocking("read the check", move || Ok(read_json::<ServerCheck>(&path).ok().flatten())).await?;
+        match known {
+            Some(check) => check.verdict(config),
+            None => self.check_server().await?.verdict(config),
+        }
+    }
+
+    fn server_file(&self, config: &S3Config) -> PathBuf {
+        let digest = Digest::of(config.location().as_bytes()).to_string();
+        self.inner.config.root.join(".servers").join(format!("{}.json", &digest[..32]))
+    }
 }

@@ -1,12 +1,10 @@
 //! One volume of this host, locked: its files, its state, and its log in the bucket.
 
 use std::fs::File;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime_core::VolumeStatus;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -15,75 +13,21 @@ use crate::config::{S3Config, VolumesConfig};
 use crate::damaged::state_or_users;
 use crate::error::{Error, Result};
 use crate::fetch::{Packs, blocking};
-use crate::foreign::{ASIDE, Foreign, is_own};
+use crate::foreign::ASIDE;
 use crate::log::{Append, Log};
 use crate::object_store::ObjectStore;
 use crate::pack::Packer;
+use crate::paths::{Paths, make_directories, ring};
 use crate::place::Place;
 use crate::record::{Record, RecordKind, random_id};
 use crate::removal::{empty_trash, move_to_trash, remove_unfinished};
-use crate::scan::{Difference, changes, difference, scan};
+use crate::scan::{Difference, difference, scan};
 use crate::scan_record::RecordReader;
 use crate::state::{Commit, State, TreeMark, read_own, remove_file, sync_parent, write_json};
 use crate::walk::open_root;
 
-/// The directory of [`Paths::debt`], in that of the volumes.
-pub(crate) const DEBTS: &str = ".owed";
-/// The directory of [`Paths::grown`], in that of the volumes.
-pub(crate) const GROWN: &str = ".grown";
-/// The file of [`Paths::restored_scan`]. Its list of entries lies beside it, with another ending.
-pub(crate) const RESTORED_SCAN: &str = "scan.restored";
 /// After this long somebody is told that a lock is waited for.
 const LOCK_NOTICE: Duration = Duration::from_secs(3);
-
-/// Where the files of a volume are.
-#[derive(Debug, Clone)]
-pub(crate) struct Paths {
-    pub directory: PathBuf,
-}
-
-impl Paths {
-    pub(crate) fn new(root: &Path, name: &str) -> Self {
-        Self { directory: root.join(name) }
-    }
-    /// The tree.
-    pub(crate) fn data(&self) -> PathBuf {
-        self.directory.join("data")
-    }
-    pub(crate) fn state(&self) -> PathBuf {
-        self.directory.join("state.json")
-    }
-    /// The scan record of the tree as it was last published or restored.
-    pub(crate) fn scan(&self) -> PathBuf {
-        self.directory.join("scan")
-    }
-    /// The scan record of a sync under way, and of the commit in `commit.json`.
-    pub(crate) fn new_scan(&self) -> PathBuf {
-        self.directory.join("scan.new")
-    }
-    /// The scan record of a tree that is being restored.
-    pub(crate) fn restored_scan(&self) -> PathBuf {
-        self.directory.join(RESTORED_SCAN)
-    }
-    pub(crate) fn commit(&self) -> PathBuf {
-        self.directory.join("commit.json")
-    }
-    pub(crate) fn uploads(&self) -> PathBuf {
-        self.directory.join("uploads")
-    }
-    /// There, and written again, while S3 is owed something.
-    pub(crate) fn debt(&self) -> PathBuf {
-        self.bell(DEBTS)
-    }
-    /// Written when a tree is published, and there until retention was applied.
-    pub(crate) fn grown(&self) -> PathBuf {
-        self.bell(GROWN)
-    }
-    fn bell(&self, directory: &str) -> PathBuf {
-        let name = self.directory.file_name().unwrap_or_default();
-        self.directory.with_file_name(directory).join(name)
-    }
-}
 
 /// A bucket as one volume sees it.
 #[derive(Debug, Clone)]
@@ -407,20 +351,10 @@ impl Volume {
         })
         .await
     }
-
-    /// The status as the state tells it, and what lies here besides.
-    pub(crate) async fn status(&self) -> Result<VolumeStatus> {
-        let (mut status, paths, hold) = (status(&self.name, &self.paths, &self.state), self.paths.clone(), self.hold());
-        blocking("look for trees that are not the volume's", move || {
-            Foreign::tell(&mut status, &paths);
-            drop(hold);
-            Ok(status)
-        })
-        .await
-    }
 }
 
-fn scan_record(name: &str, paths: &Paths, state: &State) -> Result<Option<RecordReader>> {
+/// The scan record among `paths`, if it is of the tree that `state` tells of.
+pub(crate) fn scan_record(name: &str, paths: &Paths, state: &State) -> Result<Option<RecordReader>> {
     let lineage = state.lineage();
     let root = state.tree.as_ref().map(|tree| tree.root.as_str());
     let record = match RecordReader::open(&paths.scan()) {
@@ -432,67 +366,6 @@ fn scan_record(name: &str, paths: &Paths, state: &State) -> Result<Option<Record
     };
     Ok(record
         .filter(|record| record.subject.lineage == lineage && Some(record.subject.root.to_string().as_str()) == root))
-}
-
-/// Whether the scan record is of another tree of this history than the one that the state tells of.
-fn is_of_another_tree(paths: &Paths, state: &State) -> Result<bool> {
-    let Some(tree) = &state.tree else { return Ok(false) };
-    let record = match RecordReader::open(&paths.scan()) {
-        Err(Error::Corrupt { .. }) => None,
-        record => record?,
-    };
-    let other = |record: RecordReader| {
-        record.subject.lineage == state.lineage() && record.subject.root.to_string() != tree.root
-    };
-    Ok(record.is_some_and(other))
-}
-
-/// Counts what `status` tells of a tree and its state does not; true if there was something to count. `bucket`: it belongs
-/// to one, or would with its next use. Without, nothing is at risk: it was never to be anywhere else. Blocks.
-pub(crate) fn count(status: &mut VolumeStatus, paths: &Paths, state: &State, bucket: bool) -> Result<bool> {
-    let uncounted = state.pending.sync && state.bytes_at_risk.is_none();
-    // A restore puts its tree in place before its state: who was killed in between has not said which it is.
-    let unknown = uncounted || state.tree.is_none() || is_of_another_tree(paths, state)?;
-    let at_risk = bucket && (unknown || state.has_writer());
-    if !(at_risk || status.size_bytes.is_none()) || !is_own(&status.name, &paths.data()) {
-        return Ok(false);
-    }
-    let data = paths.data();
-    let found = changes(&data, scan_record(&status.name, paths, state)?)?;
-    // What a create still fills is no data yet.
-    let unfilled = attributes::is_unfilled(open_root(&data)?);
-    if at_risk && !unfilled.map_err(|error| Error::io("read the attributes of", &data, error))? {
-        status.bytes_at_risk = found.bytes.saturating_add(state.ahead_bytes()).min(found.size_bytes);
-    }
-    status.size_bytes = Some(found.size_bytes);
-    Ok(true)
-}
-
-/// The status as a state tells it.
-pub(crate) fn status(name: &str, paths: &Paths, state: &State) -> VolumeStatus {
-    let generation = state.tree.as_ref().map(|tree| tree.record);
-    // What another host would get is the newest generation, and not this one.
-    let unpublished = generation.filter(|_| state.went_back());
-    let unpublished = unpublished.map(|generation| Error::Unpublished { name: name.to_owned(), generation });
-    VolumeStatus {
-        name: name.to_owned(),
-        mountpoint: paths.data(),
-        generation,
-        durable_at: state.durable_at.filter(|_| unpublished.is_none()),
-        bytes_at_risk: state.bytes_at_risk.unwrap_or(0).saturating_add(state.ahead_bytes()),
-        owner: state.head.as_ref().and_then(|head| head.owner.clone()),
-        last_error: state.last_error.clone().or_else(|| unpublished.map(|error| error.to_string())),
-        size_bytes: state.tree.as_ref().map(|tree| tree.size_bytes),
-    }
-}
-
-/// Tells who keeps. Where that is not possible (a full disk), the next keeper looks for itself.
-pub(crate) fn ring(bell: &Path) {
-    let made = bell.parent().map_or(Ok(()), make_directories);
-    if let Err(error) = made.and_then(|()| std::fs::write(bell, "\n").map_err(|error| Error::io("write", bell, error)))
-    {
-        tracing::debug!(%error, "the keeper is not told");
-    }
 }
 
 /// Takes the lock of a volume, as `operation` says.
@@ -522,10 +395,4 @@ pub(crate) fn set_aside_foreign(data: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io("move aside", data, error)),
     }
-}
-
-/// Makes a directory and its parents, for root only.
-pub(crate) fn make_directories(path: &Path) -> Result<()> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| Error::io("create", path, error))
 }

@@ -76,7 +76,7 @@ async fn a_long_log_of_renewals_is_cut_off_and_every_tree_stays() {
         assert_eq!(text_of(&two, *generation).await.unwrap(), text);
     }
     is_whole(&two).await;
-    super::check_log(&Log::new(memory.clone(), "p/v/".into()).all().await.unwrap());
+    super::model::check_log(&Log::new(memory.clone(), "p/v/".into()).all().await.unwrap());
 }
 
 async fn renewing_on(host: &Host, memory: &Arc<Memory>) -> VolumeStore {

@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Host, Memory, code, fill};
+use super::whole_trees::fill;
+use super::{Host, Memory, code};
 use crate::diff::Change;
 use crate::record::RecordKind;
 use crate::{Error, Progress};

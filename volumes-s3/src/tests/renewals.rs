@@ -60,7 +60,7 @@ async fn who_renews_keeps_its_claim_and_who_is_silent_loses_it() {
     // Back again, it is fenced, and loses nothing.
     let one = Host { store: super::open(_root.path(), "one", &memory, |s3| s3).await, _root };
     let Err(Error::Fenced { branch: Some(_), .. }) = one.store.sync("v").await else { panic!("not fenced") };
-    super::check_log(&Log::new(memory.clone(), "p/v/".into()).all().await.unwrap());
+    super::model::check_log(&Log::new(memory.clone(), "p/v/".into()).all().await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,7 +129,7 @@ async fn a_claim_by_hand_waits_as_a_create_does_and_is_renewed_then() {
     assert_eq!(code(three.acquire().await), "volume.in_use_elsewhere");
     drop(two);
     assert!(three.acquire().await.unwrap().claimed);
-    super::check_log(&Log::new(memory.clone(), "p/v/".into()).all().await.unwrap());
+    super::model::check_log(&Log::new(memory.clone(), "p/v/".into()).all().await.unwrap());
 }
 
 /// A process of host `one` that keeps its claims, and has renewed one.
