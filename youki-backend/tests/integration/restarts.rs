@@ -330,7 +330,7 @@ async fn a_policy_that_is_set_later_holds_for_the_next_end(case: Case) {
     removed.remove_on_exit = true;
     let id = case.start(&removed).await;
     let said = case.berth(&["update", "--restart", "always", &id.to_string()]).await;
-    assert!(said.code == 2 && said.stderr.contains("restart_policy"), "{said:?}");
+    assert!(said.code == 2 && said.stderr.contains("--restart: it is to be removed on exit"), "{said:?}");
 }
 
 async fn in_the_pause_another_policy_may_end_it(case: Case) {

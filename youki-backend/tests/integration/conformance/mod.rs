@@ -14,7 +14,7 @@ use youki_backend::YoukiRuntime;
 
 use broken::{Broken, Spoils};
 
-use crate::support::case::Case;
+use crate::support::case::{Case, shortly};
 use crate::support::image::{Image, LayerBuilder};
 use crate::support::pace::{patience, repetitions};
 use crate::support::root::Root;
@@ -126,7 +126,8 @@ async fn echo_images(case: &Case) -> Vec<EchoImage> {
 async fn berth_keeps_the_contract(case: Case) {
     let backend = Arc::new(Berth::new(&case).await);
     let usual = Options::default();
-    let options = Options { check_timeout: patience(usual.check_timeout), patience: patience(usual.patience), ..usual };
+    // Beside all other tests.
+    let options = Options { check_timeout: patience(2 * usual.check_timeout), patience: shortly(), ..usual };
     let report = conformance::run(backend.clone(), &options).await;
     println!("{report}");
     assert!(report.is_ok(), "{report}");
