@@ -98,7 +98,13 @@ async fn follow(weak: &Weak<Inner>) -> Result<()> {
                 while let Some(name) = histories.take(Instant::now()) {
                     let Some(inner) = weak.upgrade() else { return Ok(()) };
                     match inner.retain(&name).await {
-                        Some(left) => histories.leave_unfinished(name, left.map(|left| Instant::now() + left)),
+                        Some(left) => {
+                            if left.is_some() {
+                                // Nothing more is decided until then.
+                                histories.hear_of(name.clone(), Instant::now());
+                            }
+                            histories.leave_unfinished(name, left.map(|left| Instant::now() + left));
+                        }
                         None => histories.hear_of(name, Instant::now()),
                     }
                 }
