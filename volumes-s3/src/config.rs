@@ -35,9 +35,12 @@ pub struct VolumesConfig {
     pub mounted_by: Option<MountedBy>,
 }
 
+/// From the name of a volume to its users.
+type Ask = dyn Fn(&str) -> Vec<String> + Send + Sync;
+
 /// Tells who has a volume mounted, by what is known of the containers themselves.
 #[derive(Clone)]
-pub struct MountedBy(Arc<dyn Fn(&str) -> Vec<String> + Send + Sync>);
+pub struct MountedBy(Arc<Ask>);
 
 impl MountedBy {
     /// `ask` gets the name of a volume; it may block, and runs on a thread that may.
