@@ -56,7 +56,20 @@ pub(crate) fn standing(volume: &Volume) -> Standing {
 }
 
 /// Makes this host the owner, by the newest record that `volume` has seen. Nothing is put if it is already.
+///
+/// The epoch is journaled before the record is put: a claim of which nobody here knew would never be given back.
 pub(crate) async fn claim(volume: &mut Volume, take_over: TakeOver) -> Result<()> {
+    let former = volume.state.epoch;
+    let claimed = contend(volume, take_over).await;
+    // Whether a record was made that S3 did not answer for, who reads the log next will see.
+    if claimed.as_ref().is_err_and(|error| !error.is_transient()) && volume.state.epoch != former {
+        volume.state.epoch = former;
+        volume.save().await?;
+    }
+    claimed
+}
+
+async fn contend(volume: &mut Volume, take_over: TakeOver) -> Result<()> {
     let Some(remote) = volume.remote.clone() else { return Ok(()) };
     for _ in 0..CLAIM_ATTEMPTS {
         match standing(volume) {
@@ -71,9 +84,10 @@ pub(crate) async fn claim(volume: &mut Volume, take_over: TakeOver) -> Result<()
         record.epoch += 1;
         record.owner = Some(volume.host.clone());
         record.lasts_ms = volume.lasts_ms;
+        volume.state.epoch = Some(record.epoch);
+        volume.save().await?;
         match remote.log.append(&record).await? {
             Append::Won => {
-                volume.state.epoch = Some(record.epoch);
                 volume.state.pending.claim = false;
                 volume.state.head = Some(record);
                 return volume.save().await;

@@ -79,14 +79,14 @@ pub enum Error {
     },
     /// The claim was lost to another host: nothing more may be published from here.
     #[error(
-        "volume {name}: this host no longer owns it, {}{}",
-        owner.as_ref().map_or_else(|| "and no host does now".to_owned(), |owner| format!("host {owner} does")),
+        "volume {name}: this host no longer owns it{}{}",
+        owner.as_ref().map_or_else(|| " as it was".to_owned(), |owner| format!(", host {owner} does")),
         branch.map_or_else(String::new, |number| format!("; what was here is kept as generation {number}, a branch"))
     )]
     Fenced {
         /// The volume.
         name: String,
-        /// Who holds the claim now; nobody when it was released.
+        /// Who else holds the claim now; nobody when it was released since.
         owner: Option<String>,
         /// The generation beside the main line that holds what this host could not publish.
         branch: Option<u64>,

@@ -299,10 +299,7 @@ impl VolumeStore {
             let users = volume.state.users.keys().cloned().collect();
             return Err(Error::BeingFilled { name: volume.name.clone(), users });
         }
-        let published = match self.trust_server().await {
-            Ok(()) => publish(volume).await,
-            Err(error) => Err(error),
-        };
+        let published = self.publish(volume).await;
         match &published {
             Ok(()) => {
                 volume.state.pending.sync = false;
@@ -313,7 +310,8 @@ impl VolumeStore {
                 // What is in a branch, or was not changed, is not at risk.
                 let fenced = matches!(error, Error::Fenced { .. });
                 if fenced {
-                    volume.state.pending = Pending::default();
+                    let release = volume.state.pending.release && volume.owns();
+                    volume.state.pending = Pending { release, ..Pending::default() };
                 } else {
                     volume.state.pending.sync = true;
                 }
@@ -325,6 +323,32 @@ impl VolumeStore {
         }
         volume.save().await?;
         published
+    }
+
+    async fn publish(&self, volume: &mut Volume) -> Result<()> {
+        self.contact(volume).await?;
+        match self.has_nothing_new(volume).await? {
+            true => Ok(()),
+            false => publish(volume).await,
+        }
+    }
+
+    /// Whether a use that was killed after its claim has left the tree as it was about to have it, the newest, or as it
+    /// was before, an older one that is in S3.
+    async fn has_nothing_new(&self, volume: &mut Volume) -> Result<bool> {
+        let newest = volume.state.head.as_ref().and_then(|head| head.generation);
+        if !volume.owns() || newest == volume.state.parent || volume.state.has_writer() {
+            return Ok(false);
+        }
+        let Some(newest) = newest else { return Ok(false) };
+        if self.is_restored(volume, newest).await? {
+            return Ok(true);
+        }
+        let is_kept = match (&volume.remote, &volume.state.head, &volume.state.tree) {
+            (Some(remote), Some(head), Some(tree)) => remote.still_has(head, tree.record).await?,
+            _ => false,
+        };
+        Ok(is_kept && !volume.state.went_back() && !volume.has_changes().await?)
     }
 
     /// Writes down that `user` is gone and what is owed for it, then tries once to do that.
@@ -388,13 +412,16 @@ impl VolumeStore {
 
     /// Does what is owed to S3.
     pub(crate) async fn settle(&self, volume: &mut Volume) -> Result<()> {
-        if volume.is_here()? {
-            self.sync_locked(volume).await?;
-        } else {
+        let settled = match volume.is_here()? {
+            true => self.sync_locked(volume).await,
             // Claimed, and never restored: there is nothing to sync.
-            volume.head().await?;
+            false => volume.head().await.map(drop),
+        };
+        // What is kept as a branch keeps no claim.
+        if matches!(settled, Ok(()) | Err(Error::Fenced { .. })) {
+            self.give_back(volume).await?;
         }
-        self.give_back(volume).await
+        settled
     }
 
     /// Gives the claim back if that is due.

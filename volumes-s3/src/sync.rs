@@ -22,10 +22,9 @@ const UPLOADS: usize = 3;
 /// How often a number is lost to another writer's record before a sync gives up; each loss is somebody's progress.
 const APPEND_ATTEMPTS: u32 = 64;
 
-/// Brings the tree to S3. Ok: it is a generation of the main line, or unchanged since one.
+/// Brings the tree to S3, by the newest record that `volume` has seen. Ok: it is a generation of the main line, or unchanged since one.
 pub(crate) async fn publish(volume: &mut Volume) -> Result<()> {
     let Some(remote) = volume.remote.clone() else { return Ok(()) };
-    volume.head().await?;
     let believed = volume.state.epoch.is_some();
     let mut line = line(volume);
     if line == Line::Unclaimed {
@@ -103,10 +102,13 @@ fn line(volume: &Volume) -> Line {
 }
 
 fn fenced(volume: &mut Volume, branch: Option<u64>) -> Error {
-    (volume.state.epoch, volume.state.held) = (None, false);
+    // The claim may be one that this host has made since, for a newer tree which it does not have.
+    if !volume.owns() {
+        (volume.state.epoch, volume.state.held) = (None, false);
+    }
     volume.state.pending.claim = false;
     let head = volume.state.head.as_ref();
-    let owner = head.and_then(|head| head.owner.clone());
+    let owner = head.and_then(|head| head.owner.clone()).filter(|owner| *owner != volume.host);
     Error::Fenced { name: volume.name.clone(), owner, branch }
 }
 

@@ -209,6 +209,10 @@ impl Volume {
             self.state.forget_history();
         }
         self.state.head.clone_from(&head);
+        // Whoever journaled a claim of that epoch was killed before it was made.
+        if self.state.epoch > head.as_ref().map(|head| head.epoch) {
+            self.state.epoch = None;
+        }
         Ok(head)
     }
 

@@ -139,3 +139,82 @@ async fn several_first_users_of_a_server_do_not_get_in_each_others_way() {
         assert_eq!(check.unwrap().unwrap().winners, 1);
     }
 }
+
+/// What a process leaves that is killed when `memory` has been asked `requests` times by its use of the volume, the tree
+/// that it had by then among it.
+async fn killed_after(host: &Host, memory: &Arc<Memory>, requests: usize) -> bool {
+    // All that it does from then on fails, and what it then writes down is undone.
+    memory.away_after.store(requests, Ordering::SeqCst);
+    let acquired = host.acquire().await;
+    memory.away_after.store(0, Ordering::SeqCst);
+    memory.away.store(false, Ordering::SeqCst);
+    acquired.is_err()
+}
+
+#[tokio::test]
+async fn a_use_that_is_cut_off_anywhere_leaves_no_claim_and_no_branch() {
+    for requests in 1..40 {
+        let memory = Arc::new(Memory::default());
+        let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+        for (host, text) in [(&one, "first"), (&two, "second")] {
+            host.acquire().await.unwrap();
+            host.write(text).await;
+            host.store.release("v", "web").await.unwrap();
+        }
+        let is_cut = killed_after(&one, &memory, requests).await;
+        if is_cut {
+            for name in one.store.owing().await.unwrap() {
+                one.store.retry(&name).await.unwrap_or_else(|error| panic!("after {requests} requests: {error}"));
+            }
+        } else {
+            one.store.release("v", "web").await.unwrap();
+        }
+        let log = crate::log::Log::new(memory.clone(), "p/v/".into()).all().await.unwrap();
+        assert_eq!(log.last().unwrap().owner, None, "after {requests} requests");
+        assert!(!log.iter().any(|record| record.kind == RecordKind::Branch), "after {requests} requests");
+        two.acquire().await.unwrap();
+        if !is_cut && requests > 20 {
+            return;
+        }
+    }
+    panic!("it was always cut off");
+}
+
+#[tokio::test]
+async fn a_claim_is_journaled_before_it_is_made() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    for host in [&one, &two] {
+        host.acquire().await.unwrap();
+        host.write("text").await;
+        host.store.release("v", "web").await.unwrap();
+    }
+    // The process that makes it is killed before it hears of that: what it writes to disk afterwards is taken back.
+    let state = one._root.path().join("volumes/v/state.json");
+    let bar = memory.before_record.write().await;
+    let (store, claiming) = (one.store.clone(), Arc::new(tokio::sync::Notify::new()));
+    let done = claiming.clone();
+    let acquiring = tokio::spawn(async move {
+        drop(store.acquire("v", "web", crate::AcquireOptions::default()).await);
+        done.notify_one();
+    });
+    let mut journaled = String::new();
+    for _ in 0..500 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        journaled = fs::read_to_string(&state).unwrap();
+        if !journaled.contains("\"epoch\": null") {
+            break;
+        }
+    }
+    drop(bar);
+    claiming.notified().await;
+    acquiring.await.unwrap();
+    fs::write(&state, journaled).unwrap();
+    let again = one.again("one", &memory, |s3| s3).await;
+    assert_eq!(again.owing().await.unwrap(), ["v"], "nobody knows of the claim");
+    assert_eq!(code(two.acquire().await), "volume.in_use_elsewhere");
+    again.retry("v").await.unwrap();
+    two.acquire().await.unwrap();
+    let log = crate::log::Log::new(memory.clone(), "p/v/".into()).all().await.unwrap();
+    assert!(!log.iter().any(|record| record.kind == RecordKind::Branch), "a branch of a tree that is in the log");
+}
