@@ -52,7 +52,7 @@ impl VolumeStore {
     /// The records that hold a tree, oldest first; with `all` also claims, releases and prunes.
     ///
     /// # Errors
-    /// [`Error::NoBucket`]; [`Error::NotFound`] when neither S3 nor this host has the volume.
+    /// [`Error::NoBucket`](crate::Error::NoBucket); [`Error::NotFound`](crate::Error::NotFound) when neither S3 nor this host has the volume.
     pub async fn history(&self, name: &str, all: bool) -> Result<Vec<HistoryEntry>> {
         let remote = self.remote(name, "a history").await?;
         let records = remote.records().await?;
