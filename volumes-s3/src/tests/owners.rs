@@ -140,10 +140,8 @@ async fn several_first_users_of_a_server_do_not_get_in_each_others_way() {
     }
 }
 
-/// What a process leaves that is killed when `memory` has been asked `requests` times by its use of the volume, the tree
-/// that it had by then among it.
-async fn killed_after(host: &Host, memory: &Arc<Memory>, requests: usize) -> bool {
-    // All that it does from then on fails, and what it then writes down is undone.
+/// Begins a use for which `memory` is away after so many `requests`; whether that ended it.
+async fn cut_off_after(host: &Host, memory: &Arc<Memory>, requests: usize) -> bool {
     memory.away_after.store(requests, Ordering::SeqCst);
     let acquired = host.acquire().await;
     memory.away_after.store(0, Ordering::SeqCst);
@@ -161,7 +159,7 @@ async fn a_use_that_is_cut_off_anywhere_leaves_no_claim_and_no_branch() {
             host.write(text).await;
             host.store.release("v", "web").await.unwrap();
         }
-        let is_cut = killed_after(&one, &memory, requests).await;
+        let is_cut = cut_off_after(&one, &memory, requests).await;
         if is_cut {
             for name in one.store.owing().await.unwrap() {
                 one.store.retry(&name).await.unwrap_or_else(|error| panic!("after {requests} requests: {error}"));
