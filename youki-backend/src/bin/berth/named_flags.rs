@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use crate::run_flags::RunArgs;
 
 /// Fields of a spec, or of an exec's options, and the flags that make them.
-const FLAGS: [(&str, &str); 29] = [
+const FLAGS: [(&str, &str); 28] = [
     ("capabilities", "--cap-add"),
     ("command.workdir", "--workdir"),
     ("devices", "--device"),
@@ -15,7 +15,6 @@ const FLAGS: [(&str, &str); 29] = [
     ("extra_hosts", "--add-host"),
     ("health", "--health-cmd"),
     ("hostname", "--hostname"),
-    ("logs", "--log-opt"),
     ("network", "--network"),
     ("network.aliases", "--network-alias"),
     ("port_mappings", "--publish"),
