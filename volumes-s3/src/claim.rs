@@ -61,8 +61,10 @@ pub(crate) fn standing(volume: &Volume) -> Standing {
 pub(crate) async fn claim(volume: &mut Volume, take_over: TakeOver) -> Result<()> {
     let former = volume.state.epoch;
     let claimed = contend(volume, take_over).await;
-    // Whether a record was made that S3 did not answer for, who reads the log next will see.
-    if claimed.as_ref().is_err_and(|error| !error.is_transient()) && volume.state.epoch != former {
+    // Whether a record was made that S3 did not answer for, who reads the log next will see. One that was made, and could
+    // not be written down again, is known by its epoch.
+    let not_made = claimed.as_ref().is_err_and(|error| !error.is_transient()) && !volume.owns();
+    if not_made && volume.state.epoch != former {
         volume.state.epoch = former;
         volume.save().await?;
     }
@@ -123,6 +125,7 @@ pub(crate) async fn release(volume: &mut Volume) -> Result<()> {
         }
     }
     volume.state.epoch = None;
-    volume.state.pending.release = false;
+    // Nor is one owed: no writer is left.
+    (volume.state.pending.release, volume.state.pending.claim) = (false, false);
     volume.save().await
 }

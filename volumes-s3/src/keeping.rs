@@ -94,6 +94,10 @@ impl VolumeStore {
                 return blocking("settle a debt", move || remove_file(&debt)).await;
             }
             volume.state.pending.release |= volume.state.claims_for_nobody();
+            // Whoever was to fill it was killed before its use was written down.
+            if volume.state.users.is_empty() && volume.is_unfilled()? {
+                volume.discard_tree().await?;
+            }
             store.settle(&mut volume).await?;
             store.forget_blank(&mut volume).await
         })

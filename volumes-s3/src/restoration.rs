@@ -308,11 +308,14 @@ impl VolumeStore {
         let record = self.tree_record(volume, generation).await?;
         let before = volume.state.clone();
         take_for(volume, &record, summary(&record)?, Descent::Itself);
-        let is_it = volume.scan_record()?.is_some() && !volume.has_changes().await?;
-        if !is_it {
+        let is_it = match volume.scan_record() {
+            Ok(Some(_)) => volume.has_changes().await.map(|changed| !changed),
+            other => other.map(|_| false),
+        };
+        if !matches!(is_it, Ok(true)) {
             volume.state = before;
         }
-        Ok(is_it)
+        is_it
     }
 
     pub(crate) async fn tree_record(&self, volume: &Volume, generation: u64) -> Result<Record> {

@@ -213,6 +213,8 @@ impl Volume {
         if self.state.epoch > head.as_ref().map(|head| head.epoch) {
             self.state.epoch = None;
         }
+        // Or it was made, and is known only now.
+        self.state.pending.claim &= !self.owns();
         Ok(head)
     }
 

@@ -216,3 +216,36 @@ async fn a_claim_is_journaled_before_it_is_made() {
     let log = crate::log::Log::new(memory.clone(), "p/v/".into()).all().await.unwrap();
     assert!(!log.iter().any(|record| record.kind == RecordKind::Branch), "a branch of a tree that is in the log");
 }
+
+#[tokio::test]
+async fn a_claim_that_was_owed_and_is_not_needed_any_more_is_owed_no_longer() {
+    let memory = Arc::new(Memory::default());
+    let one = Host::new("one", &memory).await;
+    one.acquire().await.unwrap();
+    one.write("text").await;
+    one.store.release("v", "web").await.unwrap();
+    memory.away.store(true, Ordering::SeqCst);
+    assert!(!one.acquire().await.unwrap().claimed);
+    one.store.release("v", "web").await.unwrap();
+    memory.away.store(false, Ordering::SeqCst);
+    assert_eq!(one.store.owing().await.unwrap(), ["v"]);
+    one.store.retry("v").await.unwrap();
+    assert!(one.store.owing().await.unwrap().is_empty(), "it would be tried for ever");
+}
+
+#[tokio::test]
+async fn a_claim_of_who_was_killed_before_it_could_fill_is_given_back() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    let options = crate::AcquireOptions { fill: true, ..crate::AcquireOptions::default() };
+    one.store.acquire("v", "web", options).await.unwrap();
+    // As it was before the user was written down.
+    let path = one._root.path().join("volumes/v/state.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    state["users"] = serde_json::json!({});
+    fs::write(&path, state.to_string()).unwrap();
+    let again = one.again("one", &memory, |s3| s3).await;
+    assert_eq!(again.owing().await.unwrap(), ["v"]);
+    again.retry("v").await.unwrap();
+    two.acquire().await.unwrap();
+}

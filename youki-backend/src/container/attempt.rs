@@ -157,7 +157,7 @@ impl Inner {
                 stop_signal: record.stop_signal,
                 own_network: record.network.is_own(),
                 held_sockets: 0,
-                log_file_max_bytes: max_log_bytes / LOG_FILES,
+                log_file_max_bytes: max_log_bytes.max(MIN_LOG_BYTES) / LOG_FILES,
                 log_files: LOG_FILES as usize,
                 log_buffer_bytes: super::log_mode::buffer_bytes(&record.spec.logs, self.config.logs.mode),
                 removal: record.spec.remove_on_exit.then(|| self.removal(paths, record)),
