@@ -52,7 +52,10 @@ async fn ask(program: &str, registry: &str, optional: bool, deadline: Duration) 
     let mut child = match spawned {
         Ok(child) => Group(child),
         Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => {
-            tracing::debug!(program, "a credential helper is configured but not installed");
+            tracing::warn!(
+                program,
+                "a credential helper is configured but not installed; its registries are asked without a user name"
+            );
             return Ok(None);
         }
         Err(error) => return Err(format!("{program} cannot be run: {error}")),

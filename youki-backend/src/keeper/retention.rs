@@ -97,16 +97,7 @@ async fn follow(weak: &Weak<Inner>) -> Result<()> {
                 }
                 while let Some(name) = histories.take(Instant::now()) {
                     let Some(inner) = weak.upgrade() else { return Ok(()) };
-                    match inner.retain(&name).await {
-                        Some(left) => {
-                            if left.is_some() {
-                                // Nothing more is decided until then.
-                                histories.hear_of(name.clone(), Instant::now());
-                            }
-                            histories.leave_unfinished(name, left.map(|left| Instant::now() + left));
-                        }
-                        None => histories.hear_of(name, Instant::now()),
-                    }
+                    inner.retain(name, &mut histories).await;
                 }
             }
             changed = bell.names() => {
@@ -123,21 +114,26 @@ async fn follow(weak: &Weak<Inner>) -> Result<()> {
 }
 
 impl Inner {
-    /// How long what goes must wait, if something does. `None` if it could not be told: what may pass is tried again.
-    async fn retain(&self, name: &str) -> Option<Option<Duration>> {
-        match self.volumes.retain(name).await {
+    /// Looks at the history of `name`, and notes when to do so again.
+    async fn retain(&self, name: String, histories: &mut Histories) {
+        match self.volumes.retain(&name).await {
             Ok(retained) => {
                 let removed = retained.pruned.removed.len();
                 if removed > 0 {
-                    self.tell_of_volume(name, &format!("pruned: {removed} generations"));
+                    self.tell_of_volume(&name, &format!("pruned: {removed} generations"));
                 }
-                Some(retained.unfinished)
+                if retained.unfinished.is_some() {
+                    // Nothing more is decided until then.
+                    histories.hear_of(name.clone(), Instant::now());
+                }
+                histories.leave_unfinished(name, retained.unfinished.map(|left| Instant::now() + left));
             }
-            // Somebody else's, or gone.
-            Err(volumes_s3::Error::InUseElsewhere { .. } | volumes_s3::Error::NotFound { .. }) => Some(None),
+            // Somebody else's now. What was decided before that can still be deleted.
+            Err(volumes_s3::Error::InUseElsewhere { .. }) => {}
+            Err(volumes_s3::Error::NotFound { .. }) => histories.leave_unfinished(name, None),
             Err(error) => {
                 tracing::warn!(volume = name, %error, "its history is not pruned");
-                None
+                histories.hear_of(name, Instant::now());
             }
         }
     }
