@@ -1,5 +1,6 @@
 //! The command line: every command and flag, as clap reads it.
 
+mod flags;
 mod images;
 mod networks;
 mod volumes;
@@ -11,6 +12,7 @@ use runtime_core::PullPolicy;
 
 use crate::docker_habits::switch_with_value;
 use crate::run_flags::RunArgs;
+use flags::{Flags, NoArgs, with_any_value, with_subnet};
 pub use images::*;
 pub use networks::*;
 pub use volumes::*;
@@ -40,8 +42,8 @@ pub struct GlobalArgs {
     /// Bridge of the default network [env: BERTH_BRIDGE] [default: berth0]
     #[arg(long, global = true, value_name = "NAME", display_order = 900)]
     pub bridge: Option<String>,
-    /// Addresses of the default network [env: BERTH_SUBNET] [default: 10.97.0.0/16]
-    #[arg(id = "default_subnet", long = "subnet", value_name = "CIDR", display_order = 900)]
+    /// Of the flag that [`flags::with_subnet`] adds.
+    #[arg(skip)]
     pub subnet: Option<String>,
     /// Bucket that named volumes are synced to [env: BERTH_S3_BUCKET]
     #[arg(long, global = true, value_name = "BUCKET", display_order = 900)]
@@ -67,65 +69,66 @@ pub struct GlobalArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Fetch an image from its registry
-    Pull(PullArgs),
+    Pull(Flags<PullArgs>),
     /// Create and start a container
     #[command(disable_help_flag = true)]
-    Run(Box<RunArgs>),
+    Run(Box<Flags<RunArgs>>),
     /// Create a container without starting it
     #[command(disable_help_flag = true)]
-    Create(Box<RunArgs>),
+    Create(Box<Flags<RunArgs>>),
     /// Create and start a container from a ServiceSpec in YAML or JSON
-    Apply(ApplyArgs),
+    Apply(Flags<ApplyArgs>),
     /// Start created or ended containers
-    Start(NamesArgs),
+    Start(Flags<NamesArgs>),
     /// Stop containers
-    Stop(StopArgs),
+    Stop(Flags<StopArgs>),
     /// Send a signal to containers
-    Kill(KillArgs),
+    Kill(Flags<KillArgs>),
     /// Freeze containers
-    Pause(NamesArgs),
+    Pause(Flags<NamesArgs>),
     /// Let frozen containers go on
-    Unpause(NamesArgs),
+    Unpause(Flags<NamesArgs>),
     /// Change the limits of containers
-    Update(UpdateArgs),
+    Update(Flags<UpdateArgs>),
     /// Remove containers
-    Rm(RmArgs),
+    Rm(Flags<RmArgs>),
     /// Wait until containers end, and print their exit codes
-    Wait(NamesArgs),
+    Wait(Flags<NamesArgs>),
     /// List containers
-    Ps(PsArgs),
+    Ps(Flags<PsArgs>),
     /// Show everything known of containers
-    Inspect(InspectArgs),
+    Inspect(Flags<InspectArgs>),
     /// Show the processes of a container
-    Top(TopArgs),
+    Top(Flags<TopArgs>),
     /// Show what containers use
-    Stats(StatsArgs),
+    Stats(Flags<StatsArgs>),
     /// Show what a container wrote
-    Logs(LogsArgs),
+    Logs(Flags<LogsArgs>),
     /// Run a command in a running container
-    Exec(ExecArgs),
+    Exec(Flags<ExecArgs>),
     /// Connect to a running container's streams
-    Attach(AttachArgs),
+    Attach(Flags<AttachArgs>),
     /// Copy files between a container and the host
-    Cp(CpArgs),
+    Cp(Flags<CpArgs>),
     /// Write a container's root filesystem as a tar
-    Export(ExportArgs),
+    Export(Flags<ExportArgs>),
     /// Bring an image to its registry
-    Push(PushArgs),
+    Push(Flags<PushArgs>),
     /// List images
-    Images(ImagesArgs),
+    Images(Flags<ImagesArgs>),
     /// Write images to an archive
-    Save(SaveArgs),
+    Save(Flags<SaveArgs>),
     /// Take images from an OCI layout or an archive
-    Load(LoadArgs),
+    Load(Flags<LoadArgs>),
     /// Give an image another name
-    Tag(TagArgs),
+    Tag(Flags<TagArgs>),
     /// Remove images
-    Rmi(RmiArgs),
+    Rmi(Flags<RmiArgs>),
     /// Remove images that no container uses, and what is left over of others
-    Prune(PruneArgs),
+    Prune(Flags<PruneArgs>),
     /// Show an image
     #[command(subcommand)]
     Image(ImageCommand),
@@ -136,30 +139,30 @@ pub enum Command {
     #[command(subcommand)]
     Network(NetworkCommand),
     /// List the published ports of a container
-    Port(PortArgs),
+    Port(Flags<PortArgs>),
     /// Check whether this host can run containers
-    Doctor,
+    Doctor(Flags<NoArgs>),
     /// Show what happened to containers, images and volumes
-    Events(EventsArgs),
+    Events(Flags<EventsArgs>),
     /// Show how this root is set up
-    Info,
+    Info(Flags<NoArgs>),
     /// Stop all containers and sync their volumes, for the host's own shutdown
-    Shutdown(ShutdownArgs),
+    Shutdown(Flags<ShutdownArgs>),
     /// Print a script that completes commands and flags in a shell
-    Completion(CompletionArgs),
+    Completion(Flags<CompletionArgs>),
     /// Keep this root's volumes synced until a signal comes, for a host without an agent
-    Keeper,
+    Keeper(Flags<NoArgs>),
 }
 
 impl Cli {
-    /// The definition of all commands.
+    /// The definition of all commands; each command's flags are defined when it is called.
     pub fn definition() -> clap::Command {
-        let command = with_any_value(Self::command());
-        let subnet = command.get_arguments().find(|arg| arg.get_id() == DEFAULT_SUBNET).cloned();
-        match subnet {
-            Some(subnet) => with_everywhere(command, &subnet),
-            None => command,
-        }
+        // Those that only lead to others have no flags of their own.
+        ["image", "volume", "network"]
+            .into_iter()
+            .fold(with_subnet(with_any_value(Self::command())), |command, name| {
+                command.mut_subcommand(name, with_subnet)
+            })
     }
 
     /// Reads a command line.
@@ -192,26 +195,8 @@ impl Cli {
     }
 }
 
-/// Flag of the default network's addresses. It is global but for where it means another network's, which clap's own
-/// global flags cannot be.
+/// Id of the flag of the default network's addresses.
 const DEFAULT_SUBNET: &str = "default_subnet";
-
-/// What follows a flag that has a value is its value, whatever it looks like, as docker has it: `-m -5` is a bad size and
-/// not an unknown flag.
-fn with_any_value(command: clap::Command) -> clap::Command {
-    let any = |arg: clap::Arg| {
-        let has_value = !arg.is_positional() && arg.get_action().takes_values();
-        if has_value { arg.allow_hyphen_values(true) } else { arg }
-    };
-    command.mut_args(any).mut_subcommands(with_any_value)
-}
-
-fn with_everywhere(command: clap::Command, flag: &clap::Arg) -> clap::Command {
-    command.mut_subcommands(|command| {
-        let has = command.get_arguments().any(|arg| arg.get_long() == flag.get_long());
-        with_everywhere(if has { command } else { command.arg(flag) }, flag)
-    })
-}
 
 #[derive(Debug, Args)]
 pub struct ApplyArgs {

@@ -117,8 +117,8 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
     let json = global.json;
     // These need no root, or open it in their own way.
     let command = match command {
-        Command::Doctor => return doctor::doctor(config, json).await,
-        Command::Keeper => return root::keeper(config).await,
+        Command::Doctor(_) => return doctor::doctor(config, json).await,
+        Command::Keeper(_) => return root::keeper(config).await,
         Command::Run(args) => return run::run(config, json, &args).await,
         Command::Create(args) => return run::create(config, json, &args).await,
         Command::Exec(args) => return exec::exec(config, json, &args).await,
@@ -169,13 +169,13 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Network(NetworkCommand::Rm(args)) => networks::rm(&session, args).await,
         Command::Network(NetworkCommand::Inspect(args)) => networks::inspect(&session, args).await,
         Command::Network(NetworkCommand::Prune(args)) => networks::prune(&session, args).await,
-        Command::Network(NetworkCommand::Reload) => networks::reload(&session).await,
+        Command::Network(NetworkCommand::Reload(_)) => networks::reload(&session).await,
         Command::Port(args) => networks::port(&session, args).await,
         Command::Shutdown(args) => lifecycle::shutdown(&session, args).await,
         Command::Events(args) => events::events(&session, args).await,
-        Command::Info => root::info(&session).await,
-        Command::Doctor
-        | Command::Keeper
+        Command::Info(_) => root::info(&session).await,
+        Command::Doctor(_)
+        | Command::Keeper(_)
         | Command::Run(_)
         | Command::Create(_)
         | Command::Exec(_)

@@ -355,7 +355,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
 
-    fn args(line: &str) -> RunArgs {
+    fn args(line: &str) -> impl std::ops::Deref<Target = RunArgs> {
         let words =
             ["berth", "run"].into_iter().chain(line.split(' ').map(|word| if word == "''" { "" } else { word }));
         match Cli::read(words).unwrap_or_else(|error| panic!("{line}: {error}")).command {

@@ -7,6 +7,13 @@ use super::Cli;
 #[path = "../../../../tests/integration/bad_flags/table.rs"]
 mod table;
 
+/// The definition, with that of all commands' flags.
+fn whole() -> clap::Command {
+    let mut definition = Cli::definition().disable_help_subcommand(true);
+    definition.build();
+    definition
+}
+
 /// Each command that does something, by its words.
 fn leaves(command: &clap::Command, words: &str) -> Vec<(String, clap::Command)> {
     let below: Vec<_> = command
@@ -16,9 +23,12 @@ fn leaves(command: &clap::Command, words: &str) -> Vec<(String, clap::Command)> 
     if below.is_empty() { vec![(words.to_owned(), command.clone())] } else { below }
 }
 
-/// Flags of a command's own: which take a value, and which do not.
+/// Flags of a command's own, or those of all commands for `berth` itself: which take a value, and which do not.
 fn flags(command: &clap::Command, takes_values: bool) -> impl Iterator<Item = String> {
-    let own = |arg: &&clap::Arg| !arg.is_positional() && arg.get_id() != super::DEFAULT_SUBNET;
+    let of_one = command.get_name() != "berth";
+    let own = move |arg: &&clap::Arg| {
+        !(arg.is_positional() || arg.is_global_set() && of_one || arg.get_id() == super::DEFAULT_SUBNET)
+    };
     let kind = move |arg: &&clap::Arg| arg.get_action().takes_values() == takes_values;
     let names = command.get_arguments().filter(own).filter(kind).filter_map(clap::Arg::get_long);
     names.map(|name| format!("--{name}")).collect::<Vec<_>>().into_iter()
@@ -26,7 +36,7 @@ fn flags(command: &clap::Command, takes_values: bool) -> impl Iterator<Item = St
 
 #[test]
 fn each_flag_that_takes_a_value_has_a_row_and_no_other() {
-    let definition = Cli::definition();
+    let definition = whole();
     let mut there: BTreeSet<(String, String)> =
         flags(&definition, true).chain(["--subnet".into()]).map(|flag| (String::new(), flag)).collect();
     for (words, command) in leaves(&definition, "").into_iter().filter(|(words, _)| words != "create") {
@@ -49,14 +59,14 @@ fn each_flag_that_takes_a_value_has_a_row_and_no_other() {
 
 #[test]
 fn create_has_the_flags_of_run() {
-    let definition = Cli::definition();
+    let definition = whole();
     let of = |name| definition.find_subcommand(name).map(|command| flags(command, true).collect::<Vec<_>>());
     assert_eq!(of("create"), of("run"));
 }
 
 #[test]
 fn each_switch_refuses_what_is_neither_true_nor_false_by_its_name() {
-    let definition = Cli::definition();
+    let definition = whole();
     let mut tried = 0;
     let global: Vec<String> = flags(&definition, false).collect();
     for (words, command) in leaves(&definition, "") {

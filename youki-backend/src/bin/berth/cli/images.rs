@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::flags::Flags;
+
 #[derive(Debug, Args)]
 pub struct ImagesArgs {
     /// Only those of this repository
@@ -77,13 +79,14 @@ pub struct PruneArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum ImageCommand {
     /// Show images
-    Inspect(ImageNamesArgs),
+    Inspect(Flags<ImageNamesArgs>),
     /// Show how an image was built
-    History(ImageHistoryArgs),
+    History(Flags<ImageHistoryArgs>),
     /// Hash all that is stored of images again, and name what is damaged
-    Verify(ImageNamesArgs),
+    Verify(Flags<ImageNamesArgs>),
 }
 
 #[derive(Debug, Args)]

@@ -2,20 +2,23 @@
 
 use clap::{ArgAction, Args, Subcommand};
 
+use super::flags::{Flags, NoArgs};
+
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum NetworkCommand {
     /// List the networks of this root
-    Ls(NetworkLsArgs),
+    Ls(Flags<NetworkLsArgs>),
     /// Define a network; its bridge is made with its first container
-    Create(NetworkCreateArgs),
+    Create(Flags<NetworkCreateArgs>),
     /// Remove networks that no container is in
-    Rm(NetworkRmArgs),
+    Rm(Flags<NetworkRmArgs>),
     /// Show networks, and who is in them
-    Inspect(NetworkNamesArgs),
+    Inspect(Flags<NetworkNamesArgs>),
     /// Put back what somebody took away: bridges, places at them, firewall rules
-    Reload,
+    Reload(Flags<NoArgs>),
     /// Remove all networks that no container is in
-    Prune(NetworkPruneArgs),
+    Prune(Flags<NetworkPruneArgs>),
 }
 
 #[derive(Debug, Args)]

@@ -4,28 +4,31 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::flags::Flags;
+
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum VolumeCommand {
     /// List the volumes of this host
-    Ls(VolumeLsArgs),
+    Ls(Flags<VolumeLsArgs>),
     /// Show volumes
-    Inspect(VolumeNamesArgs),
+    Inspect(Flags<VolumeNamesArgs>),
     /// Bring volumes to S3
-    Sync(VolumeNamesArgs),
+    Sync(Flags<VolumeNamesArgs>),
     /// List the generations of a volume
-    History(VolumeHistoryArgs),
+    History(Flags<VolumeHistoryArgs>),
     /// Bring a generation back, in place or into another directory
-    Restore(VolumeRestoreArgs),
+    Restore(Flags<VolumeRestoreArgs>),
     /// Remove the local copies of volumes
-    Rm(VolumeRmArgs),
+    Rm(Flags<VolumeRmArgs>),
     /// Remove local copies that nobody uses and S3 holds as they are, or of one volume old generations
-    Prune(VolumePruneArgs),
+    Prune(Flags<VolumePruneArgs>),
     /// Make this host the owner of volumes
-    Claim(VolumeClaimArgs),
+    Claim(Flags<VolumeClaimArgs>),
     /// Show what changed from one generation of a volume to another
-    Diff(VolumeDiffArgs),
+    Diff(Flags<VolumeDiffArgs>),
     /// Read a volume's history in S3 again and compare every digest
-    Verify(VolumeVerifyArgs),
+    Verify(Flags<VolumeVerifyArgs>),
 }
 
 #[derive(Debug, Args)]
