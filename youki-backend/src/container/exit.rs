@@ -190,7 +190,7 @@ impl Inner {
     /// Waits for the end of the container, then syncs its volumes unless it was started again by then.
     pub(crate) async fn settle_at_end(self: &Arc<Self>, container: &Container) {
         // Between attempts that its policy makes it needs them still. Its supervisor may have removed it.
-        match self.wait_for_last_end(container).await {
+        match self.wait_for_last_end(container, None).await {
             Ok(_) | Err(Error::NoSuchContainer { .. }) => drop(self.settle_ended(container, Settling::Left).await),
             Err(error) => {
                 tracing::debug!(container = %container.record.id, error = error.chain(), "no longer followed");

@@ -34,7 +34,7 @@ impl Inner {
             true => {
                 let (inner, container) = (self.clone(), container.clone());
                 // Whatever ends the wait, nothing more is written.
-                async move { drop(inner.wait_for_last_end(&container).await) }.boxed().right_future()
+                async move { drop(inner.wait_for_last_end(&container, None).await) }.boxed().right_future()
             }
         };
         Ok(logs::stream(&container.paths.logs(), options, over))

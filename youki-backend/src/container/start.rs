@@ -11,6 +11,7 @@ use super::remove::remove_dir;
 use super::{Container, Observed};
 use crate::attempts::Attempts;
 use crate::error::{Error, Result};
+use crate::lock::ContainerLock;
 use crate::record::{self, ExitRecord, MountKind, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
@@ -33,12 +34,12 @@ impl Inner {
                     // One that waits to be restarted need not wait any longer.
                     Some(Reply::Status(status)) if matches!(status.phase, Phase::Created | Phase::Restarting) => {
                         self.connect_if_cut_off(&container, status.supervisor_pid).await?;
-                        return self.tell_to_start(&container, connection).await;
+                        return self.tell_to_start(&container, &lock, connection).await;
                     }
                     // It is stopping: the next attempt begins after this one's end.
                     _ => {
                         drop(connection);
-                        Some(self.wait_for_last_end(&container).await?)
+                        Some(self.wait_for_last_end(&container, Some(&lock)).await?)
                     }
                 },
                 None => Some(self.declare_lost(&container, &lock).await?),
@@ -59,7 +60,7 @@ impl Inner {
         }
         let connection = self.begin_attempt(&mut container, ended.as_ref()).await?;
         self.keep_watch(&container);
-        self.tell_to_start(&container, connection).await
+        self.tell_to_start(&container, &lock, connection).await
     }
 
     /// Builds the container anew for one more attempt: same root, address and logs.
@@ -91,13 +92,18 @@ impl Inner {
         self.launch(container, Launch { fill: Vec::new(), held, supervisor }).await
     }
 
-    async fn tell_to_start(&self, container: &Container, mut connection: Connection) -> Result<()> {
+    async fn tell_to_start(
+        &self,
+        container: &Container,
+        lock: &ContainerLock,
+        mut connection: Connection,
+    ) -> Result<()> {
         let id = container.record.id.to_string();
         match connection.ask(&Request::Start).await.map_err(Error::supervisor(&id))? {
             Some(Reply::Ok) => Ok(()),
             Some(Reply::ExecFailed { errno, .. }) => {
                 // Its end is on record before anybody is told why.
-                self.wait_for_last_end(container).await?;
+                self.wait_for_last_end(container, Some(lock)).await?;
                 self.settle_volumes(container, Settling::Left).await;
                 Err(Error::ExecFailed {
                     program: container.record.args.first().cloned().unwrap_or_default(),

@@ -20,6 +20,9 @@ use crate::supervisor::wire::{Exit, LAST_ATTEMPT, Phase, Reply, Request, Status}
 /// Time for a supervisor to write down the end of its container before that counts as stopping.
 const RECORD_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Time for a supervisor that has closed a connection to be gone.
+const ENDING_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What is known of a container now.
 #[derive(Debug)]
 pub(crate) enum Observed {
@@ -125,7 +128,13 @@ impl Inner {
                 }
             }
             Some(Reply::Status(status)) => Ok(Some(Observed::Supervised(status))),
-            _ => Ok(None),
+            // It is ending, or has no room for another connection: that it is gone is told by its process alone.
+            None if connection.peer_has_ended(ENDING_PATIENCE).await => Ok(None),
+            other => Err(Error::Supervisor {
+                id: container.record.id.to_string(),
+                what: format!("lives, and does not say what it does: {other:?}"),
+                source: None,
+            }),
         }
     }
 

@@ -5,6 +5,7 @@ use runtime_core::{ContainerId, WaitOutcome};
 use super::{Container, Observed};
 use crate::attempts::Attempts;
 use crate::error::{Error, Result};
+use crate::lock::ContainerLock;
 use crate::record::ExitRecord;
 use crate::runtime::Inner;
 use crate::supervisor::wire::{LAST_ATTEMPT, Reply, Request};
@@ -40,7 +41,7 @@ impl Inner {
             match self.observe(container).await? {
                 Observed::Ended(record) if record.attempt == attempt => return Ok(*record),
                 // Whoever creates it holds its lock until its supervisor can be asked.
-                Observed::Pending => drop(crate::lock::ContainerLock::acquire(container.paths.lock.clone()).await?),
+                Observed::Pending => drop(ContainerLock::acquire(container.paths.lock.clone()).await?),
                 Observed::Ended(record) if record.attempt < attempt => {
                     return Err(Error::NoSuchContainer { id: container.record.id.to_string() });
                 }
@@ -58,13 +59,20 @@ impl Inner {
         }
     }
 
-    /// The exit record of the last attempt, the one that no other follows, once there is one.
-    pub(crate) async fn wait_for_last_end(&self, container: &Container) -> Result<ExitRecord> {
+    /// The exit record of the last attempt, the one that no other follows, once there is one. `lock`: the container's, if
+    /// the caller has it.
+    pub(crate) async fn wait_for_last_end(
+        &self,
+        container: &Container,
+        lock: Option<&ContainerLock>,
+    ) -> Result<ExitRecord> {
         loop {
-            match self.observe(container).await? {
-                Observed::Ended(record) => return Ok(*record),
-                Observed::Pending => drop(crate::lock::ContainerLock::acquire(container.paths.lock.clone()).await?),
-                Observed::Supervised(_) => {
+            match (self.observe(container).await?, lock) {
+                (Observed::Ended(record), _) => return Ok(*record),
+                // Nobody else creates or starts it.
+                (Observed::Pending, Some(lock)) => return self.declare_lost(container, lock).await,
+                (Observed::Pending, None) => drop(ContainerLock::acquire(container.paths.lock.clone()).await?),
+                (Observed::Supervised(_), _) => {
                     if let Some(mut connection) = self.supervisor(container).await? {
                         // The next look tells.
                         connection

@@ -142,6 +142,13 @@ impl Connection {
         }
     }
 
+    /// Whether the supervisor is dead, or is within `patience`.
+    pub async fn peer_has_ended(&self, patience: Duration) -> bool {
+        let pid = self.stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let Some(supervisor) = pid.and_then(ProcessName::of) else { return true };
+        tokio::task::spawn_blocking(move || supervisor.wait_for_end(patience)).await.unwrap_or(false)
+    }
+
     /// Kills the supervisor, for one that answers nothing: its container dies with it. Returns when it is dead.
     pub async fn kill_peer(&self) -> io::Result<()> {
         let Some(supervisor) = self.stream.peer_cred()?.pid().and_then(ProcessName::of) else { return Ok(()) };

@@ -20,6 +20,7 @@ mod cgroup_v2;
 mod command_line;
 mod commands;
 mod conformance;
+mod connections;
 mod copying;
 mod docker_run_lines;
 mod error_codes;
@@ -141,6 +142,7 @@ fn trials() -> Vec<Trial> {
         roots::tests(),
         keeper::tests(),
         health::tests(),
+        connections::tests(),
         copying::tests(),
         tiny_init::tests(),
         cgroup_v2::only_there(cgroup_v2::tests()),

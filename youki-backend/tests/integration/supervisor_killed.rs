@@ -17,6 +17,7 @@ crate::tests![
     the_container_dies_too_and_the_outcome_is_a_runtime_error,
     a_waiter_is_told,
     it_can_be_started_again,
+    a_start_that_waits_for_its_end_goes_on,
     while_no_agent_runs_the_next_one_knows,
     a_created_container_of_a_dead_supervisor_is_failed,
     one_that_is_stopped_holds_up_no_other_container,
@@ -63,6 +64,29 @@ async fn it_can_be_started_again(case: Case) {
     assert_lost(&*case.runtime, &id).await;
     case.runtime.start_container(&id).await.unwrap();
     assert_eq!(case.finish(&id).await.outcome.exit_code, 5, "the same root");
+}
+
+async fn a_start_that_waits_for_its_end_goes_on(case: Case) {
+    let script =
+        "[ -e /second ] && exec sleep 3600; touch /second; trap '' TERM; echo ready; while :; do sleep 1; done";
+    let id = case.start(&case.script(script).await).await;
+    case.until_logged(&id, "ready").await;
+    let killed = supervisor(&*case.runtime, &id).await;
+    let (runtime, stopped) = (case.runtime.clone(), id.clone());
+    let stop = tokio::spawn(async move { runtime.stop_container(&stopped, Duration::from_secs(600)).await });
+    eventually("it is stopping", || async {
+        case.runtime.container_state(&id).await.unwrap() == ContainerState::Stopping
+    })
+    .await;
+    stop.abort();
+    let (runtime, started) = (case.runtime.clone(), id.clone());
+    let start = tokio::spawn(async move { runtime.start_container(&started).await });
+    let lock = std::fs::File::open(case.suite.shared().await.root.run_dir.join("locks").join(id.to_string())).unwrap();
+    eventually("the start has the lock", || async { lock.try_lock_shared().is_err() || lock.unlock().is_err() }).await;
+    kill(killed);
+    soon("it is started", start).await.unwrap().unwrap();
+    assert_eq!(case.runtime.container_state(&id).await, Ok(ContainerState::Running));
+    soon("it is removed", case.runtime.remove_container(&id)).await.unwrap();
 }
 
 async fn while_no_agent_runs_the_next_one_knows(case: Case) {

@@ -10,16 +10,28 @@ use super::super::{exec, heap, stack};
 use super::{Attempt, Stopping, place};
 use crate::supervisor::wire::{CURRENT_ATTEMPT, LAST_ATTEMPT, Phase, Reply, Request, Status};
 
-/// Connections at a time: more than all agents and commands of a host, fewer than would exhaust descriptors.
+/// Connections at a time: more than all agents and commands of a host. Who comes then waits in the listener's queue.
 const MAX_CONNECTIONS: usize = 1024;
+/// Pause before those who wait for a connection are looked at again, where no other one has ended.
+const DEAF: Duration = Duration::from_secs(1);
 
 impl Attempt {
     pub(super) fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
-        while let Ok(socket) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        loop {
+            // One that was accepted and closed would look like a supervisor that is gone.
+            if self.connections.iter().flatten().count() >= MAX_CONNECTIONS {
+                return self.stop_listening();
+            }
+            let socket = match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => socket,
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => continue,
+                // No descriptors, or no memory.
+                Err(_) => return self.stop_listening(),
+            };
             // The directory is root's alone; this holds even if somebody opens it up.
-            let trusted = rustix::net::sockopt::socket_peercred(&socket).is_ok_and(|peer| peer.uid.is_root());
-            if !trusted || self.connections.iter().flatten().count() >= MAX_CONNECTIONS {
+            if !rustix::net::sockopt::socket_peercred(&socket).is_ok_and(|peer| peer.uid.is_root()) {
                 continue;
             }
             let slot = place(&mut self.connections, Connection::new(socket));
@@ -29,6 +41,23 @@ impl Attempt {
             if !added {
                 self.connections[slot] = None;
             }
+        }
+    }
+
+    /// Lets who connects wait. The listener would stay readable, and each turn be for nothing.
+    fn stop_listening(&mut self) {
+        if let Some(listener) = &self.listener {
+            self.events.remove(listener);
+            self.deaf_until = Some(Instant::now() + DEAF);
+        }
+    }
+
+    /// Looks at those who wait for a connection, if any do.
+    pub(super) fn listen_again(&mut self) {
+        if self.deaf_until.take().is_some()
+            && let Some(listener) = &self.listener
+        {
+            let _ = self.events.add(listener, Source::Listener);
         }
     }
 
@@ -65,6 +94,7 @@ impl Attempt {
         self.events.remove(&connection.socket);
         let much = connection.holds_much();
         drop(connection);
+        self.listen_again();
         if much {
             heap::give_back();
         }

@@ -52,6 +52,8 @@ pub(super) struct Attempt {
     events: Events,
     children: OwnedFd,
     listener: Option<OwnedFd>,
+    /// Until when nobody new is accepted: as many are connected as can be.
+    deaf_until: Option<Instant>,
     /// Which file our socket is: at its path may be a later supervisor's.
     socket_inode: u64,
     /// Which directory is our container's: at its path may be a later one's.
@@ -157,6 +159,7 @@ impl Attempt {
             events,
             children,
             listener: Some(listener),
+            deaf_until: None,
             connections: vec![Some(Connection::new(control))],
             phase: Phase::Creating,
             init_pid: 0,
@@ -231,7 +234,7 @@ impl Attempt {
     fn next_deadline(&self) -> Option<Instant> {
         let stop =
             self.stopping.as_ref().map(|stop| stop.killed_at.map_or(stop.kill_at, |killed| killed + KILL_PATIENCE));
-        [self.build_by, stop, self.hot_until].into_iter().flatten().min()
+        [self.build_by, stop, self.hot_until, self.deaf_until].into_iter().flatten().min()
     }
 
     fn pass_deadlines(&mut self) {
@@ -241,6 +244,9 @@ impl Attempt {
             self.outputs.iter_mut().for_each(Output::release);
             self.scratch.release();
             self.log.release();
+        }
+        if self.deaf_until.is_some_and(|until| until <= now) {
+            self.listen_again();
         }
         if self.build_by.is_some_and(|by| by <= now) {
             self.build_by = None;

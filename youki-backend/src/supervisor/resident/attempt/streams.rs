@@ -3,11 +3,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::super::connection::receive_descriptor;
 use super::super::events::{Events, Source};
 use super::super::output::ReadResult;
-use super::Attempt;
 use super::reader::Backlog;
+use super::{Attempt, place};
 use crate::supervisor::wire::Reply;
 
 /// Buffers are given back after so long without output.
@@ -30,12 +32,41 @@ impl Attachment {
     /// Hands on what is pending. False if some of it has to wait: then it is told when there is room.
     fn send(&mut self, events: &Events, index: usize, stream: usize) -> bool {
         let Some(target) = &self.targets[stream] else { return true };
-        let sent = write_pending(target, &mut self.pending[stream].pending);
-        if !sent {
-            // Told already, perhaps.
-            let _ = events.add_for_writing(target, Source::Attachment(index * 2 + stream));
+        match write_pending(target, &mut self.pending[stream].pending) {
+            Written::All => true,
+            Written::Gone => {
+                self.close(events, stream);
+                true
+            }
+            Written::Waits => {
+                // Told already, perhaps.
+                let _ = events.add_for_writing(target, Source::Attachment(index * 2 + stream));
+                false
+            }
         }
-        sent
+    }
+
+    /// Nothing more is written to a target.
+    fn close(&mut self, events: &Events, stream: usize) {
+        if let Some(target) = self.targets[stream].take() {
+            events.remove(target);
+        }
+    }
+
+    /// Closes what nobody reads any more. False if that is all of it. Where something is pending, the next try tells.
+    fn has_reader(&mut self, events: &Events) -> bool {
+        for stream in 0..2 {
+            let idle = self.targets[stream].as_ref().filter(|_| self.pending[stream].is_empty());
+            let gone = idle.is_some_and(|target| {
+                let mut target = [PollFd::new(target, PollFlags::empty())];
+                // Not waiting cannot fail but for want of memory: then it stays.
+                poll(&mut target, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+            });
+            if gone {
+                self.close(events, stream);
+            }
+        }
+        self.targets.iter().any(Option::is_some)
     }
 
     /// Tells the reader, as an error, that it lacks so much of a stream.
@@ -105,12 +136,13 @@ impl Attempt {
     pub(super) fn flush_attachment(&mut self, index: usize, stream: usize) {
         let Some(client) = self.attachments.get_mut(index).and_then(Option::as_mut) else { return };
         let Some(target) = &client.targets[stream] else { return };
-        if !write_pending(target, &mut client.pending[stream].pending) {
+        let written = write_pending(target, &mut client.pending[stream].pending);
+        if written == Written::Waits {
             return;
         }
         self.events.remove(target);
         let waits = self.config.log_buffer_bytes.is_none();
-        if self.outputs[stream].pipe.is_none() && (waits || stream == 0) {
+        if written == Written::Gone || self.outputs[stream].pipe.is_none() && (waits || stream == 0) {
             client.targets[stream] = None;
         }
         if waits && let (Some(pipe), false) = (&self.outputs[stream].pipe, self.is_held_back(stream)) {
@@ -126,11 +158,8 @@ impl Attempt {
             let Some(client) = client else { continue };
             let missing = client.pending[stream].end();
             client.tell_missing(&self.events, index, missing);
-            if closes
-                && client.pending[stream].is_empty()
-                && let Some(target) = client.targets[stream].take()
-            {
-                self.events.remove(&target);
+            if closes && client.pending[stream].is_empty() {
+                client.close(&self.events, stream);
             }
         }
     }
@@ -153,6 +182,10 @@ impl Attempt {
         if self.ended.is_some() {
             return self.reply(slot, &Reply::Error("it has ended".to_owned()));
         }
+        // Who left a container that writes nothing is noticed here.
+        for client in &mut self.attachments {
+            client.take_if(|client| !client.has_reader(&self.events));
+        }
         if self.attachments.iter().flatten().count() >= MAX_ATTACHMENTS {
             return self.reply(slot, &Reply::Error("too many clients are attached".to_owned()));
         }
@@ -160,7 +193,7 @@ impl Attempt {
             let _ = rustix::io::ioctl_fionbio(fd, true);
         }
         let pending = [(); 2].map(|()| Backlog::new(self.waits_for_its_log()));
-        self.attachments.push(Some(Attachment { targets: [Some(stdout), Some(stderr)], pending }));
+        place(&mut self.attachments, Attachment { targets: [Some(stdout), Some(stderr)], pending });
         if let (Some(terminal), Some(connection)) = (&self.terminal, &mut self.connections[slot]) {
             // For what is typed, and for its size. Everybody may have one.
             return connection.send_with(&Reply::Ok, terminal);
@@ -196,16 +229,29 @@ impl Attempt {
     }
 }
 
-/// Whether everything is written, or nobody reads any more.
-fn write_pending(target: impl AsFd, pending: &mut Vec<u8>) -> bool {
+/// What became of output for a client.
+#[derive(Debug, PartialEq, Eq)]
+enum Written {
+    All,
+    /// Some has to wait until it is read.
+    Waits,
+    /// Nobody reads any more.
+    Gone,
+}
+
+fn write_pending(target: impl AsFd, pending: &mut Vec<u8>) -> Written {
+    let mut written = Written::All;
     while !pending.is_empty() {
         match rustix::io::write(&target, pending) {
             Ok(count) => drop(pending.drain(..count)),
             Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::AGAIN) => return false,
-            Err(_) => pending.clear(),
+            Err(rustix::io::Errno::AGAIN) => return Written::Waits,
+            Err(_) => {
+                pending.clear();
+                written = Written::Gone;
+            }
         }
     }
     *pending = Vec::new();
-    true
+    written
 }
