@@ -1,5 +1,6 @@
 //! Starting: the first attempt, or one more.
 
+use std::fs;
 use std::io;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use super::remove::remove_dir;
 use super::{Container, Observed};
 use crate::attempts::Attempts;
 use crate::error::{Error, Result};
+use crate::layout::ContainerPaths;
 use crate::lock::ContainerLock;
 use crate::record::{self, ExitRecord, MountKind, NetworkRecord};
 use crate::runtime::Inner;
@@ -27,7 +29,7 @@ impl Inner {
     async fn start_to_the_end(&self, id: &ContainerId) -> Result<()> {
         let (lock, mut container) = self.lock(&self.container(id)?).await?;
         let ended = match self.exit_record(&container)? {
-            Some(record) => Some(record),
+            Some(record) => record,
             None => match self.supervisor(&container).await? {
                 Some(mut connection) => match connection.ask(&Request::Status).await.map_err(Error::supervisor(id))? {
                     Some(Reply::Status(status)) if status.phase == Phase::Running => return Ok(()),
@@ -39,33 +41,40 @@ impl Inner {
                     // It is stopping: the next attempt begins after this one's end.
                     _ => {
                         drop(connection);
-                        Some(self.wait_for_last_end(&container, Some(&lock)).await?)
+                        self.wait_for_last_end(&container, Some(&lock)).await?
                     }
                 },
-                None => Some(self.declare_lost(&container, &lock).await?),
+                None => self.declare_lost(&container, &lock).await?,
             },
         };
-        if ended.is_some() && container.record.spec.remove_on_exit {
+        if container.record.spec.remove_on_exit {
             drop(lock);
             // As good as gone: whoever looks at it removes it, if its supervisor does not.
             self.observe(&container).await?;
             return Err(Error::NoSuchContainer { id: id.to_string() });
         }
-        if let Some(ended) = &ended {
-            if self.exit_record(&container)?.is_none() {
-                // Its supervisor lives on to write that. Where there is no room for it, there is none for an attempt.
-                record::write(&container.paths.record(), &container.record)?;
-            }
-            self.wait_for_supervisor(&container, ended).await?;
+        if self.exit_record(&container)?.is_none() {
+            // Its supervisor lives on to write that. Where there is no room for it, there is none for an attempt.
+            record::write(&container.paths.record(), &container.record)?;
         }
-        let connection = self.begin_attempt(&mut container, ended.as_ref()).await?;
+        self.wait_for_supervisor(&container, &ended).await?;
+        let connection = match self.begin_attempt(&mut container, &ended).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                self.undo_attempt(&container, &lock, &ended, &error).await;
+                return Err(error);
+            }
+        };
         self.keep_watch(&container);
         self.tell_to_start(&container, &lock, connection).await
     }
 
     /// Builds the container anew for one more attempt: same root, address and logs.
-    async fn begin_attempt(&self, container: &mut Container, ended: Option<&ExitRecord>) -> Result<Connection> {
+    async fn begin_attempt(&self, container: &mut Container, ended: &ExitRecord) -> Result<Connection> {
         let supervisor = self.start_supervisor(&container.paths)?;
+        if !container.record.named_volumes().is_empty() {
+            ring_keeper(&container.paths)?;
+        }
         for index in 0..container.record.mounts.len() {
             let mount = &container.record.mounts[index];
             if let (MountKind::Named, Some(name)) = (mount.kind, mount.name.clone()) {
@@ -81,15 +90,28 @@ impl Inner {
             container.record.network = NetworkRecord::Container(self.join_network(&container.record.id, name).await?);
         }
         let held = self.reserve_ports(&mut container.record)?;
+        // From here on the earlier exit record is out of date.
+        Attempts::begin(&container.paths.attempts(), container.record.attempt + 1, 0, ended)?;
         container.record.attempt += 1;
         container.record.boot_id.clone_from(&self.boot_id);
-        // From here on the earlier exit record is out of date.
         record::write(&container.paths.record(), &container.record)?;
-        if let Some(ended) = ended {
-            Attempts::begin(&container.paths.attempts(), container.record.attempt, 0, ended)?;
-        }
         remove_dir(&container.paths.run)?;
         self.launch(container, Launch { fill: Vec::new(), held, supervisor }).await
+    }
+
+    /// Gives back what an attempt was to have that could not be begun, and puts that on record if it counts already.
+    async fn undo_attempt(&self, container: &Container, lock: &ContainerLock, ended: &ExitRecord, why: &Error) {
+        let undone = match container.record.attempt == ended.attempt {
+            true => {
+                let _ = fs::remove_file(&container.paths.socket);
+                self.leave_network(container).await
+            }
+            false => self.put_lost_on_record(container, lock, why.chain()).await.map(drop),
+        };
+        if let Err(error) = undone {
+            tracing::warn!(container = %container.record.id, error = error.chain(), "an attempt is not undone");
+        }
+        self.settle_volumes(container, Settling::Left).await;
     }
 
     async fn tell_to_start(
@@ -119,4 +141,12 @@ impl Inner {
             },
         }
     }
+}
+
+/// A file where the supervisor's socket will be: the keeper looks at who gets one, and waits for its lock. If this process
+/// is killed, it gives back what the container was to have.
+fn ring_keeper(paths: &ContainerPaths) -> Result<()> {
+    // What an earlier supervisor has left cannot be written to.
+    let _ = fs::remove_file(&paths.socket);
+    fs::write(&paths.socket, b"").map_err(Error::io("writing", &paths.socket))
 }

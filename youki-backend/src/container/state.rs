@@ -105,7 +105,10 @@ impl Inner {
 
     /// The same, also while another attempt is to follow.
     pub(crate) fn last_exit(&self, container: &Container) -> Result<Option<ExitRecord>> {
-        let record: Option<ExitRecord> = record::read(&container.paths.exit_record())?;
+        let path = container.paths.exit_record();
+        // A power cut may have damaged what was written shortly before it.
+        let rebooted = container.record.boot_id != self.boot_id;
+        let record: Option<ExitRecord> = if rebooted { record::read_intact(&path) } else { record::read(&path) }?;
         Ok(record.filter(|record| record.attempt == container.record.attempt))
     }
 
@@ -189,18 +192,28 @@ impl Inner {
 
     /// Kills what is left of an attempt whose supervisor is gone, and puts its end on record. A full disk may not take
     /// that: then each later look finds and says the same.
-    pub(crate) async fn declare_lost(&self, container: &Container, _lock: &ContainerLock) -> Result<ExitRecord> {
+    pub(crate) async fn declare_lost(&self, container: &Container, lock: &ContainerLock) -> Result<ExitRecord> {
         let rebooted = container.record.boot_id != self.boot_id;
         let why = if rebooted { "lost: host rebooted" } else { "lost: its supervisor is gone" };
         tracing::warn!(container = %container.record.id, "{why}");
-        if !rebooted {
+        self.put_lost_on_record(container, lock, why.to_owned()).await
+    }
+
+    /// The same of one that is lost for another reason.
+    pub(super) async fn put_lost_on_record(
+        &self,
+        container: &Container,
+        _lock: &ContainerLock,
+        why: String,
+    ) -> Result<ExitRecord> {
+        if container.record.boot_id == self.boot_id {
             self.end_supervisor(&container.paths).await?;
             self.clear_cgroup(container).await?;
         }
         let record = match self.last_exit(container)? {
             // It waited to be restarted: how the attempt before that ended is known.
-            Some(ended) => ExitRecord { restarting: false, failure: Some(why.to_owned()), ..ended },
-            None => ExitRecord::lost(container.record.attempt, why.to_owned()),
+            Some(ended) if ended.restarting => ExitRecord { restarting: false, failure: Some(why), ..ended },
+            _ => ExitRecord::lost(container.record.attempt, why),
         };
         if let Err(error) = record::write(&container.paths.exit_record(), &record) {
             tracing::error!(container = %container.record.id, error = error.chain(), "its end is not on record");

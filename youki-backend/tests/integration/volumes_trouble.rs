@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use runtime_core::spec::StorageSpec;
-use runtime_core::{AgentError, ServiceSpec};
+use runtime_core::spec::{NetworkMode, StorageSpec};
+use runtime_core::{AgentError, ContainerState, ServiceSpec};
 
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
@@ -25,6 +25,8 @@ crate::tests![
     who_fills_a_volume_dies_with_its_supervisor,
     creates_at_once_all_get_a_new_volume_whole,
     a_fenced_stop_says_where_the_data_is,
+    a_start_that_fails_gives_its_volume_back_and_says_why,
+    a_start_that_is_killed_gives_its_volume_back_while_a_keeper_runs,
     mounted_read_only_and_writable_it_is_claimed,
 ];
 
@@ -242,4 +244,55 @@ async fn mounted_read_only_and_writable_it_is_claimed(case: Case) {
     // By the stop; by the keeper, if the server was busy.
     let durable = || async { runtime.volume_status("data").await.unwrap().durable_at.is_some() };
     eventually("it is durable", durable).await;
+}
+
+async fn a_start_that_fails_gives_its_volume_back_and_says_why(case: Case) {
+    let (first, second) = (case.root_with_s3("a", "p").await, case.root_with_s3("b", "p").await);
+    let (here, there) = (first.open().await.unwrap(), second.open().await.unwrap());
+    let source = case.suite.dir.path().join("bound-and-gone");
+    std::fs::create_dir(&source).unwrap();
+    let mut spec = spec(&case, "echo kept > /data/file").await;
+    let bound = StorageSpec::Bind { source: source.display().to_string(), target: "/bound".into(), readonly: false };
+    spec.storage.push(bound);
+    let id = case.id_on(&here);
+    start_on(&*here, &id, &spec).await.unwrap();
+    assert_eq!(here.wait_container(&id).await, Ok(0));
+    here.stop_container(&id, STOP).await.unwrap();
+    std::fs::remove_dir(&source).unwrap();
+    let error = here.start_container(&id).await.unwrap_err();
+    let named = source.display().to_string();
+    assert!(error.to_string().contains(&named), "{error}");
+    let state = here.container_state(&id).await.unwrap();
+    assert!(matches!(&state, ContainerState::Failed { reason } if reason.contains(&named)), "{state:?}");
+    let other = with_volume(&case, &there).await;
+    assert_eq!(exec_ok(&there, &other, "cat /data/file").await, "kept\n");
+    let told = berth(&first, &["inspect", &id.to_string()]).await.json();
+    assert_eq!(told[0]["earlier_attempts"][0]["outcome"]["exit_code"], 0, "{told}");
+}
+
+async fn a_start_that_is_killed_gives_its_volume_back_while_a_keeper_runs(case: Case) {
+    let (first, second) = (case.root_with_s3("a", "p").await, case.root_with_s3("b", "p").await);
+    let (here, there) = (first.open().await.unwrap(), second.open().await.unwrap());
+    let id = case.id_on(&here);
+    let mut spec = spec(&case, "echo kept > /data/file").await;
+    spec.network.mode = NetworkMode::Bridge;
+    start_on(&*here, &id, &spec).await.unwrap();
+    assert_eq!(here.wait_container(&id).await, Ok(0));
+    here.stop_container(&id, STOP).await.unwrap();
+    // Once it has its volume it takes the network's addresses.
+    let leases = std::fs::File::create(first.run_dir.join("leases/bridge/lock")).unwrap();
+    leases.lock().unwrap();
+    let mut start = crate::support::berth::command(&first).args(["start", &id.to_string()]).spawn().unwrap();
+    let claimed = || async {
+        let told = berth(&second, &["volume", "history", "data", "--all", "--json"]).await;
+        told.stdout.matches("\"claim\"").count() >= 2
+    };
+    eventually("it has claimed its volume", claimed).await;
+    start.kill().await.unwrap();
+    drop(leases);
+    eventually("the claim is given back", || async {
+        let id = case.id_on(&there);
+        start_on(&*there, &id, &spec).await.is_ok()
+    })
+    .await;
 }
