@@ -174,6 +174,38 @@ pub(crate) fn reset_signals() {
     }
 }
 
+/// Sets what the scheduler has of this process to what a process of the host has: a container is not to depend on who made
+/// it. What is not permitted stays as it is.
+pub(crate) fn reset_scheduling() {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: takes integers, and structs that outlive the calls; all bits set is a valid set of CPUs.
+    unsafe {
+        let all = [u8::MAX; size_of::<libc::cpu_set_t>()];
+        libc::sched_setaffinity(0, all.len(), all.as_ptr().cast());
+        let normal: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const normal);
+        libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        // 0: none of its own, so that it follows from the nice value.
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, 0);
+        libc::personality(0);
+    }
+}
+
+/// Takes those limits off this process that would end it, or its container, in the middle of their work: whoever creates a
+/// container may have some. As far as that is permitted.
+pub(crate) fn lift_limits() {
+    for resource in [libc::RLIMIT_FSIZE, libc::RLIMIT_CPU, libc::RLIMIT_AS, libc::RLIMIT_DATA] {
+        let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the struct outlives the calls.
+        unsafe {
+            if libc::setrlimit(resource, &raw const limit) != 0 && libc::getrlimit(resource, &raw mut limit) == 0 {
+                limit.rlim_cur = limit.rlim_max;
+                libc::setrlimit(resource, &raw const limit);
+            }
+        }
+    }
+}
+
 /// `struct __user_cap_header_struct`.
 #[repr(C)]
 struct CapabilityHeader {

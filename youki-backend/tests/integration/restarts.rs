@@ -28,6 +28,9 @@ crate::tests![
     a_policy_that_is_set_later_holds_for_the_next_end,
     in_the_pause_another_policy_may_end_it,
     a_container_with_a_terminal_gets_a_new_one,
+    a_terminal_that_nobody_has_open_for_a_while_is_read_on,
+    what_was_not_started_takes_no_signal_but_kill_and_keeps_its_policy,
+    a_tiny_init_comes_again_once_its_executable_was_replaced,
     its_volumes_stay_its_own_and_are_synced_at_the_last_end,
     hundreds_of_restarts_leave_nothing_behind,
     a_policy_that_cannot_be_is_refused,
@@ -359,6 +362,54 @@ async fn a_container_with_a_terminal_gets_a_new_one(case: Case) {
     assert_eq!(lines.iter().filter(|line| line.contains("/dev/")).count(), 3, "{lines:?}");
 }
 
+async fn a_terminal_that_nobody_has_open_for_a_while_is_read_on(case: Case) {
+    let mut spec =
+        case.script("exec </dev/null >/dev/null 2>&1; sleep 1; exec >/dev/console; echo back; exec sleep 3600").await;
+    spec.tty = true;
+    let id = case.start(&spec).await;
+    case.until_logged(&id, "back\r").await;
+}
+
+async fn what_was_not_started_takes_no_signal_but_kill_and_keeps_its_policy(case: Case) {
+    let spec = counted(&case, "[ $n = 3 ] && exec sleep 3600; exit 9", policy(RestartKind::Always, None, 1)).await;
+    case.runtime.pull_image(&spec.image.name).await.unwrap();
+    let id = case.id();
+    case.runtime.create_container(&id, &spec).await.unwrap();
+    let error = case.runtime.kill_container(&id, Some("TERM")).await.unwrap_err();
+    assert!(error.to_string().contains("not started"), "{error}");
+    case.runtime.start_container(&id).await.unwrap();
+    eventually("it is restarted", || async {
+        let tried = case.runtime.exec(&id, &words(&["grep", "-q", "3", "/n"])).await;
+        tried.is_ok_and(|done| done.0 == 0)
+    })
+    .await;
+}
+
+async fn a_tiny_init_comes_again_once_its_executable_was_replaced(case: Case) {
+    let root = case.root("root");
+    let mut config = root.config();
+    let programs = case.suite.dir.path().join("the-first-version");
+    std::fs::create_dir(&programs).unwrap();
+    let theirs = config.helper_dir.clone().expect("the suite names it");
+    for name in ["berth-supervisor", "berth-create"] {
+        std::fs::copy(theirs.join(name), programs.join(name)).unwrap();
+    }
+    config.helper_dir = Some(programs.clone());
+    let runtime: std::sync::Arc<dyn Runtime> =
+        std::sync::Arc::new(youki_backend::YoukiRuntime::open(config).await.unwrap());
+    let id = case.id_on(&runtime);
+    let mut spec =
+        counted(&case, "[ $n = 2 ] && exec sleep 3600; exit 9", policy(RestartKind::Always, None, 300)).await;
+    spec.init = true;
+    crate::support::case::start_on(&*runtime, &id, &spec).await.unwrap();
+    std::fs::remove_dir_all(&programs).unwrap();
+    eventually("it is restarted", || async {
+        runtime.exec(&id, &words(&["grep", "-q", "2", "/n"])).await.is_ok_and(|done| done.0 == 0)
+    })
+    .await;
+    runtime.remove_container(&id).await.unwrap();
+}
+
 async fn its_volumes_stay_its_own_and_are_synced_at_the_last_end(case: Case) {
     let mut spec = crate::volumes::spec(&case, "echo x >> /data/lines; [ $(wc -l < /data/lines) = 4 ]").await;
     spec.restart_policy = policy(RestartKind::OnFailure, None, 100);
@@ -421,5 +472,7 @@ async fn a_policy_that_cannot_be_is_refused(case: Case) {
     assert!(error.to_string().contains("restart_policy"), "{error}");
     let image = case.suite.busybox().await;
     let said = case.berth(&["run", "--rm", "--restart", "always", image, "true"]).await;
-    assert_eq!(said.code, 125, "{said:?}");
+    assert!(said.code == 125 && said.stderr.contains("--restart"), "{said:?}");
+    let said = case.berth(&["run", "--rm", "--restart", "no", image, "sh", "-c", "exit 4"]).await;
+    assert_eq!(said.code, 4, "no policy, as docker has it: {said:?}");
 }

@@ -161,7 +161,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "USER:PASSWORD")]
     pub creds: Option<String>,
     /// Restart it when it ends by itself: no, always, unless-stopped, on-failure, on-failure:N
-    #[arg(long, value_name = "POLICY", conflicts_with = "rm")]
+    #[arg(long, value_name = "POLICY")]
     pub restart: Option<String>,
     /// Check its health by this line for its shell: it is well if that ends with 0
     #[arg(long, value_name = "COMMAND")]

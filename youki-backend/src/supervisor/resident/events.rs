@@ -127,6 +127,20 @@ pub(super) fn drain(fd: &OwnedFd) {
     while unsafe { libc::read(fd.as_raw_fd(), notice.as_mut_ptr().cast(), notice.len()) } > 0 {}
 }
 
+/// Whether `pid` is that of a child that was not reaped.
+pub(super) fn is_child(pid: i32) -> bool {
+    // SAFETY: an all-zero siginfo_t is a valid one, and is written to.
+    unsafe {
+        let mut about: libc::siginfo_t = std::mem::zeroed();
+        libc::waitid(
+            libc::P_PID,
+            pid as libc::id_t,
+            &raw mut about,
+            libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL,
+        ) == 0
+    }
+}
+
 /// A child that ended: its pid and wait status.
 pub(super) fn reap() -> Option<(i32, i32)> {
     let mut status = 0;

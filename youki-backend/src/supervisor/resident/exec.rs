@@ -63,10 +63,11 @@ pub(crate) fn start(
             .collect(),
     })?;
     let cwd = CString::new(request.cwd.as_slice()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let own_cgroup = cgroup.make_exec_dir(number)?;
-    let join = cgroup.join_files(own_cgroup.as_deref());
     let pidfd = pidfd_open(init_pid)?;
     let (errno_read, errno_write) = pipe()?;
+    // After all else that may fail.
+    let own_cgroup = cgroup.make_exec_dir(number)?;
+    let join = cgroup.join_files(own_cgroup.as_deref());
 
     let child = Child { request, launch, cwd, join, pidfd, stdio: descriptors.stdio, errno: errno_write };
     match child.fork() {

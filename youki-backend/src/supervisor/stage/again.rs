@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::Pid;
 
 use super::build::{self, Streams};
@@ -52,8 +53,11 @@ pub(crate) fn main(supervisor: Option<&str>) -> i32 {
         ours.push(fd);
     }
     let Ok([result, errno, stdin, stdout, stderr]) = <[OwnedFd; 5]>::try_from(ours) else { return 1 };
-    match prepare() {
-        Ok(plan) => build::main(plan, Streams { stdin, stdout, stderr, errno }, result, supervisor),
+    let ready = prepare().and_then(|plan| Ok((open_resident(&plan, supervisor)?, plan)));
+    match ready {
+        Ok((resident, plan)) => {
+            build::main(plan, Streams { stdin, stdout, stderr, errno }, result, supervisor, resident)
+        }
         Err(error) => {
             let _ = writeln!(File::from(result), "error {}", Failure::of(&error).to_line());
             1
@@ -73,6 +77,14 @@ fn prepare() -> Result<CreatePlan> {
         remove_dir(dir)?;
     }
     Ok(plan)
+}
+
+/// What the supervisor is, for the tiny init: at its path may be another version by now, or nothing.
+fn open_resident(plan: &CreatePlan, supervisor: Option<Pid>) -> Result<Option<OwnedFd>> {
+    let Some(pid) = supervisor.filter(|_| plan.init) else { return Ok(None) };
+    let path = format!("/proc/{}/exe", pid.as_raw_nonzero());
+    let opened = openat(CWD, &path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    opened.map(Some).map_err(|error| Error::io("opening", path)(error.into()))
 }
 
 fn read_plan() -> io::Result<CreatePlan> {

@@ -32,15 +32,22 @@ pub(crate) const LIBCONTAINER_ID: &str = "c";
 
 pub(super) const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
-/// Builds, reports, and ends. Nobody waits for it once `supervisor`, its parent, is gone.
-pub(super) fn main(plan: CreatePlan, streams: Streams, report: OwnedFd, supervisor: Option<Pid>) -> ! {
+/// Builds, reports, and ends. Nobody waits for it once `supervisor`, its parent, is gone. `resident`: the executable that
+/// the supervisor is already; else that of the plan.
+pub(super) fn main(
+    plan: CreatePlan,
+    streams: Streams,
+    report: OwnedFd,
+    supervisor: Option<Pid>,
+    resident: Option<OwnedFd>,
+) -> ! {
     let bound = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     if bound.is_err() || rustix::process::getppid() != supervisor {
         // SAFETY: ends this process without running anything of its parent's.
         unsafe { libc::_exit(1) }
     }
     let mut report = fs::File::from(report);
-    let code = match build(plan, streams, &mut report) {
+    let code = match build(plan, streams, resident, &mut report) {
         Ok(()) => 0,
         Err(error) => {
             let _ = writeln!(report, "error {}", Failure::of(&error).to_line());
@@ -60,7 +67,7 @@ pub(super) struct Streams {
     pub errno: OwnedFd,
 }
 
-fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Result<()> {
+fn build(mut plan: CreatePlan, streams: Streams, resident: Option<OwnedFd>, report: &mut fs::File) -> Result<()> {
     let say = |report: &mut fs::File, line: &str| {
         writeln!(report, "{line}").map_err(Error::io("answering", "the supervisor"))
     };
@@ -87,7 +94,10 @@ fn build(mut plan: CreatePlan, streams: Streams, report: &mut fs::File) -> Resul
     hide_cgroups()?;
 
     let init = match plan.init {
-        true => Some(Rc::new(crate::supervisor::sealed::open(&plan.resident_executable)?)),
+        true => Some(Rc::new(match resident {
+            Some(resident) => resident,
+            None => crate::supervisor::sealed::open(&plan.resident_executable)?,
+        })),
         false => None,
     };
     let executor = Init {

@@ -118,6 +118,8 @@ fn receive(connection: &fs::File, bytes: &mut [u8]) -> io::Result<(usize, Vec<Ow
 
 fn set_up(mut plan: CreatePlan, mut beside: Beside) -> Result<std::convert::Infallible> {
     rustix::process::setsid().map_err(|error| Error::io("leaving", "the agent's session")(error.into()))?;
+    super::launch::reset_scheduling();
+    super::launch::lift_limits();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     std::env::set_current_dir("/").map_err(Error::io("entering", "/"))?;
     for name in std::env::vars_os().map(|(name, _)| name).collect::<Vec<_>>() {
@@ -156,7 +158,7 @@ fn set_up(mut plan: CreatePlan, mut beside: Beside) -> Result<std::convert::Infa
             // nothing of the host's is near what becomes a container's process.
             drop((listener, result.0, errno.0, stdout.0, stderr.0, stdin.1, held, host_network));
             let streams = build::Streams { stdin: stdin.0, stdout: stdout.1, stderr: stderr.1, errno: errno.1 };
-            build::main(plan, streams, result.1, supervisor)
+            build::main(plan, streams, result.1, supervisor, None)
         }
         -1 => Err(Error::io("forking", "the helper")(io::Error::last_os_error())),
         pid => {

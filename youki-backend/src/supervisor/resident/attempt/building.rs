@@ -19,8 +19,12 @@ impl Attempt {
     pub(super) fn reap(&mut self) {
         while let Some((pid, status)) = events::reap() {
             if pid == self.init_pid {
-                self.ended = Some(status);
                 self.init_pid = 0;
+                // Nobody is to start what its helper still works at.
+                if self.helper_pid.is_some() && matches!(self.phase, Phase::Creating | Phase::Restarting) {
+                    self.abandon(&format!("its init ended while it was made ready, with status {status:#x}"));
+                }
+                self.ended = self.ended.or(Some(status));
             } else if Some(pid) == self.helper_pid {
                 self.helper_pid = None;
                 self.read_result();
@@ -63,7 +67,10 @@ impl Attempt {
             match line.split_once(' ') {
                 None if line == "build" => self.build_by = Some(Instant::now() + BUILD_DEADLINE),
                 None if line == "done" => self.built = true,
-                Some(("pid", pid)) => self.init_pid = pid.parse().unwrap_or(0),
+                Some(("pid", pid)) => match pid.parse() {
+                    Ok(pid) if events::is_child(pid) => self.init_pid = pid,
+                    _ => self.abandon("its init ended while it was made ready"),
+                },
                 Some(("error", failure)) => self.abandon_for(Failure::from_line(failure)),
                 _ => say!("the helper said {line:?}"),
             }
@@ -159,6 +166,10 @@ impl Attempt {
         if let Err(error) = told {
             let what = format!("telling the init to start failed: {error}");
             self.started_at_nanos = 0;
+            // To be told of it again with the next start.
+            if let Some(errno) = &self.errno {
+                self.events.remove(errno);
+            }
             self.answer_starters(&Reply::Error(what.clone()));
             if self.phase == Phase::Restarting {
                 self.abandon(&what);

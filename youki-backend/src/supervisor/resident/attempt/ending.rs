@@ -59,6 +59,7 @@ impl Attempt {
             self.reap();
         }
         self.reap();
+        self.terminal_peer = None;
         self.log.may_wait(Some(Instant::now() + LAST_WRITES));
         for stream in 0..2 {
             self.drain_output(stream);

@@ -92,6 +92,8 @@ pub(super) struct Attempt {
     held: Vec<OwnedFd>,
     /// Our end of the container's terminal, once its init has sent it; its output comes from a copy of this.
     terminal: Option<OwnedFd>,
+    /// The container's end of that, open up to the end of its init.
+    terminal_peer: Option<OwnedFd>,
     execs: Vec<Option<Exec>>,
     exec_count: u64,
     /// Cgroups of ended execs that were not empty yet; tried again with the next exec.
@@ -181,6 +183,7 @@ impl Attempt {
             stdin,
             held,
             terminal: None,
+            terminal_peer: None,
             execs: Vec::new(),
             exec_count: 0,
             left_cgroups: Vec::new(),

@@ -86,12 +86,13 @@ impl Attempt {
     /// The time has come; so nothing of this attempt may be lost from now on, whatever dies.
     fn put_next_on_record(&mut self) -> Result<(), String> {
         let Some(last) = &self.last else { return Ok(()) };
-        let restarts = if self.restarts.by_hand { 0 } else { self.restarts.schedule.begin() };
+        let restarts = if self.restarts.by_hand { 0 } else { self.restarts.schedule.next() };
         let path = self.config.container_dir.join(ATTEMPTS_FILE);
         let next = self.config.attempt.saturating_add(1);
         Attempts::begin(&path, next, restarts, &last.record).map_err(|error| error.chain())?;
         self.config.attempt = next;
         if !self.restarts.by_hand {
+            self.restarts.schedule.begin();
             let said = format!("restart {restarts}, after exit code {}", last.exit.code);
             self.tell(Event { attempt: Some(next), ..Event::now(EventKind::Restart).saying(said) });
         }

@@ -54,10 +54,14 @@ impl Schedule {
         Some(pause)
     }
 
-    /// Counts the restart that begins, and tells which it is.
-    pub fn begin(&mut self) -> u32 {
-        self.restarts = self.restarts.saturating_add(1);
-        self.restarts
+    /// Which restart the next one is.
+    pub fn next(&self) -> u32 {
+        self.restarts.saturating_add(1)
+    }
+
+    /// Counts the restart that begins.
+    pub fn begin(&mut self) {
+        self.restarts = self.next();
     }
 
     /// After a start by hand, which is no restart.

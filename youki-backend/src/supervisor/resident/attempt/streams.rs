@@ -128,6 +128,9 @@ impl Attempt {
         // Without one the init has ended: the helper tells.
         let Some((copy, master)) = received else { return };
         let _ = rustix::io::ioctl_fionbio(&master, true);
+        // Without this its output would seem to be over whenever nobody in the container has it open.
+        let flags = rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC;
+        self.terminal_peer = rustix::pty::ioctl_tiocgptpeer(&master, flags).ok();
         let _ = self.events.add(&master, Source::Output(0));
         self.outputs[0].pipe = Some(master);
         self.terminal = Some(copy);
