@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tokio::task::JoinHandle;
@@ -26,6 +27,9 @@ use crate::supervisor::{CreatePlan, FillPlan, MAX_SUPERVISOR_LOG_BYTES, RemovalP
 const LOG_FILES: u64 = 10;
 /// The least that a log may be given: a page for each of its files.
 pub(crate) const MIN_LOG_BYTES: u64 = LOG_FILES * 4096;
+
+/// Mode of a container's `/etc/hosts` and the like, whatever the agent's umask: its users read them.
+const ETC_MODE: u32 = 0o644;
 
 /// A supervisor that is being executed, and its process id.
 #[derive(Debug)]
@@ -234,7 +238,10 @@ fn write_etc([hosts, hostname, resolv_conf]: &[std::path::PathBuf; 3], record: &
         // They are the other's.
         NetworkRecord::Container(_) => return Ok(()),
     };
-    let write = |path: &Path, text: String| fs::write(path, text).map_err(Error::io("writing", path));
+    let write = |path: &Path, text: String| {
+        let mode = fs::Permissions::from_mode(ETC_MODE);
+        fs::write(path, text).and_then(|()| fs::set_permissions(path, mode)).map_err(Error::io("writing", path))
+    };
     write(hosts, network::hosts_file(&record.spec, &name, lease)?)?;
     write(hostname, format!("{name}\n"))?;
     write(resolv_conf, network::resolv_conf(&record.spec)?)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +23,9 @@ use crate::network;
 use crate::record::{self, ContainerRecord, ImageRecord, MountKind, MountRecord, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::FillPlan;
+
+/// Mode of a new anonymous volume, whatever the agent's umask; what the image has at its place is taken on after that.
+const ANONYMOUS_MODE: u32 = 0o755;
 
 /// What a create may be given beside the spec.
 #[derive(Debug, Clone, Default)]
@@ -173,7 +177,10 @@ impl Inner {
                 StorageSpec::Anonymous { target } => {
                     let source = container.paths.anonymous_volume(anonymous);
                     anonymous += 1;
-                    fs::create_dir_all(&source).map_err(Error::io("creating", &source))?;
+                    let mode = fs::Permissions::from_mode(ANONYMOUS_MODE);
+                    fs::create_dir_all(&source)
+                        .and_then(|()| fs::set_permissions(&source, mode))
+                        .map_err(Error::io("creating", &source))?;
                     fill.push(FillPlan { source: source.clone(), target: target.clone() });
                     (MountKind::Anonymous, source, target, false, None)
                 }

@@ -31,6 +31,7 @@ crate::tests![
     it_cannot_mount_or_unshare_a_user_namespace,
     it_has_mount_points_of_its_own_only,
     a_descriptor_that_the_agent_left_inheritable_reaches_nobody,
+    how_its_creator_is_scheduled_and_its_umask_reach_nobody,
     an_exec_cannot_be_looked_into_before_it_is_the_users_program,
 ];
 
@@ -296,4 +297,19 @@ async fn an_exec_cannot_be_looked_into_before_it_is_the_users_program(case: Case
         assert_eq!(events.last(), Some(&ExecEvent::Exit(127)), "{events:?}");
     }
     assert_eq!(looking.await.unwrap(), "seen\n", "all that could be read of it");
+}
+
+async fn how_its_creator_is_scheduled_and_its_umask_reach_nobody(case: Case) {
+    let image = case.suite.busybox().await;
+    let script = "grep Cpus_allowed: /proc/self/status; cut -d' ' -f19,41 /proc/self/stat; cat /proc/self/personality; \
+        grep -E 'Max (cpu time|file size)' /proc/self/limits; \
+        stat -c %a /etc/hosts /etc/resolv.conf /etc/hostname /anonymous";
+    let args = ["run", "--rm", "-v", "/anonymous", image, "sh", "-c", script];
+    let ordinary = case.berth(&args).await.succeeded();
+    assert!(ordinary.ends_with("644\n644\n644\n755\n"), "{ordinary}");
+    let command = crate::support::berth::command(&case.suite.shared().await.root);
+    let mut odd = tokio::process::Command::new("sh");
+    odd.args(["-c", r#"umask 077; ulimit -f 1000 -t 5; exec nice -n 7 chrt -b 0 taskset -c 0 setarch -R "$@""#, "sh"]);
+    odd.arg(command.as_std().get_program()).args(command.as_std().get_args()).args(args);
+    assert_eq!(crate::support::berth::said(odd).await.succeeded(), ordinary);
 }

@@ -90,7 +90,10 @@ fn copy_entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, depth: usiz
         }
         kind => {
             mknodat(to, name, kind, Mode::from_raw_mode(stat.st_mode as RawMode & 0o7777), stat.st_rdev)?;
-            chown_entry(to, name, &stat)
+            chown_entry(to, name, &stat)?;
+            // The umask took some away, and a change of the owner others. It is no link.
+            let mode = Mode::from_raw_mode(stat.st_mode as RawMode & 0o7777);
+            Ok(rustix::fs::chmodat(to, name, mode, AtFlags::empty())?)
         }
     }
 }
@@ -141,6 +144,9 @@ mod tests {
         fs::set_permissions(data.join("sub/file"), fs::Permissions::from_mode(0o640)).unwrap();
         fs::set_permissions(&data, fs::Permissions::from_mode(0o1777)).unwrap();
         symlink("sub/file", data.join("link")).unwrap();
+        rustix::fs::mknodat(CWD, data.join("fifo"), FileType::Fifo, Mode::empty(), 0).unwrap();
+        // What a umask would take, and a change of the owner.
+        fs::set_permissions(data.join("fifo"), fs::Permissions::from_mode(0o4662)).unwrap();
         let volume = tempfile::tempdir().unwrap();
         let root = openat(CWD, image.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
         fill(&root, "/data", volume.path()).unwrap();
@@ -149,6 +155,7 @@ mod tests {
         let (from, to) = (data.join("sub/file"), volume.path().join("sub/file"));
         let (from, to) = (fs::metadata(from).unwrap(), fs::metadata(to).unwrap());
         assert_eq!((from.mode(), from.mtime_nsec()), (to.mode(), to.mtime_nsec()));
+        assert_eq!(fs::metadata(volume.path().join("fifo")).unwrap().mode() & 0o7777, 0o4662);
     }
 
     #[test]
