@@ -42,9 +42,9 @@ pub struct EarlierAttempt {
 }
 
 impl Attempts {
-    /// What is on record in `path`; nothing for a container that had one attempt.
+    /// What is on record in `path`; nothing for a container that had one attempt, or where a power cut has damaged that.
     pub fn read(path: &Path) -> Result<Self> {
-        Ok(record::read(path)?.unwrap_or_default())
+        Ok(record::read_intact(path)?.unwrap_or_default())
     }
 
     /// Puts on record that `attempt` is current from now on, and how the one before it ended.

@@ -5,6 +5,7 @@
 
 mod debts;
 mod live_sync;
+mod records;
 mod retention;
 
 use std::collections::HashSet;
@@ -176,6 +177,10 @@ async fn keep(weak: Weak<Inner>, _lock: File) {
         match DirWatch::with_removals(&inner.layout.sockets()) {
             Ok(watch) => drop(arrivals.spawn(follow_arrivals(weak.clone(), watch, watches.clone()))),
             Err(error) => tracing::error!(error = error.chain(), "containers of other processes are not followed"),
+        }
+        match DirWatch::with_removals(&inner.layout.sockets()) {
+            Ok(watch) => drop(arrivals.spawn(records::sync(weak.clone(), watch))),
+            Err(error) => tracing::error!(error = error.chain(), "records are not synced"),
         }
         // Containers that ended while nobody kept.
         inner.follow(&watches, |_| true).await;

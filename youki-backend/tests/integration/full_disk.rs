@@ -38,6 +38,11 @@ impl SmallDisk {
         Self { root: root.clone(), disk: Disk::mount(&root.dir, 64 << 20) }
     }
 
+    /// What a power cut now would leave of it.
+    pub fn after_a_power_cut(&self, place: &std::path::Path) -> Disk {
+        self.disk.after_a_power_cut(place)
+    }
+
     /// Takes all room there is; returns the file that holds it.
     pub fn fill(&self) -> PathBuf {
         self.disk.fill()
@@ -189,6 +194,8 @@ async fn a_restart_waits_for_room_and_a_stop_does_not(case: Case) {
     for attempt in 1..=2 {
         let running = || async { runtime.container_state(&id).await.unwrap() == ContainerState::Running };
         eventually("it runs", running).await;
+        let restarts = case.berth_on(&root, &["inspect", &id.to_string()]).await.json()[0]["restarts"].clone();
+        assert_eq!(restarts, attempt - 1, "what was not put on record is no restart");
         let waiting = {
             let (runtime, id) = (runtime.clone(), id.clone());
             tokio::spawn(async move { runtime.wait_container(&id).await })

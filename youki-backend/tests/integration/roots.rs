@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use runtime_core::{ContainerState, WaitReason};
 
@@ -18,6 +19,8 @@ crate::tests![
     a_copy_of_a_root_leaves_the_originals_containers_alone,
     on_a_disk_that_became_read_only_containers_are_stopped_and_their_logs_read,
     after_a_reboot_containers_are_known_to_have_stopped_and_their_volumes_are_synced,
+    a_power_cut_costs_no_outcome_that_was_told_before,
+    records_that_a_power_cut_has_emptied_cost_an_outcome_and_no_container,
 ];
 
 async fn a_second_root_on_one_cgroup_parent_is_refused(case: Case) {
@@ -129,11 +132,7 @@ async fn after_a_reboot_containers_are_known_to_have_stopped_and_their_volumes_a
     .await;
     cgroups.iter().for_each(|dir| remove_cgroup(dir));
     std::fs::remove_dir_all(&root.run_dir).unwrap();
-    let record = root.dir.join("containers").join(id.to_string()).join("container.json");
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let text = std::fs::read_to_string(&record).unwrap();
-    assert!(text.contains(boot_id.trim()));
-    std::fs::write(&record, text.replace(boot_id.trim(), "00000000-0000-0000-0000-000000000000")).unwrap();
+    in_another_boot(&root.dir.join("containers").join(id.to_string()).join("container.json"));
 
     let runtime = root.open().await.unwrap();
     let state = runtime.container_state(&id).await.unwrap();
@@ -147,4 +146,58 @@ async fn after_a_reboot_containers_are_known_to_have_stopped_and_their_volumes_a
     runtime.start_container(&id).await.unwrap();
     assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
     runtime.remove_container(&id).await.unwrap();
+}
+
+async fn records_that_a_power_cut_has_emptied_cost_an_outcome_and_no_container(case: Case) {
+    let root = case.root("cut-off");
+    let runtime = root.open().await.unwrap();
+    let id = case.id_on(&runtime);
+    start_on(&*runtime, &id, &case.script("echo x >> /attempts; exit $(wc -l < /attempts)").await).await.unwrap();
+    assert_eq!(runtime.wait_container(&id).await, Ok(1));
+    runtime.start_container(&id).await.unwrap();
+    assert_eq!(runtime.wait_container(&id).await, Ok(2));
+    drop(runtime);
+    let dir = root.dir.join("containers").join(id.to_string());
+    in_another_boot(&dir.join("container.json"));
+    for name in ["exit.json", "attempts.json"] {
+        std::fs::write(dir.join(name), "").unwrap();
+    }
+    let runtime = root.open().await.unwrap();
+    let state = runtime.container_state(&id).await.unwrap();
+    assert_eq!(state, ContainerState::Failed { reason: "lost: host rebooted".to_owned() });
+    runtime.start_container(&id).await.unwrap();
+    assert_eq!(runtime.wait_container(&id).await, Ok(3), "its root is there");
+}
+
+/// Makes the record of a container that of a former boot.
+fn in_another_boot(record: &Path) {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let text = std::fs::read_to_string(record).unwrap();
+    assert!(text.contains(boot_id.trim()));
+    std::fs::write(record, text.replace(boot_id.trim(), "00000000-0000-0000-0000-000000000000")).unwrap();
+}
+
+async fn a_power_cut_costs_no_outcome_that_was_told_before(case: Case) {
+    let (disk, root, runtime) = full_disk::small(&case).await;
+    let id = full_disk::the_container();
+    start_on(&*runtime, &id, &case.script("exit 7").await).await.unwrap();
+    assert_eq!(runtime.wait_container(&id).await, Ok(7));
+    let (dir, begin) = (Path::new("containers").join(id.to_string()), std::time::Instant::now());
+    let mut cuts = 0;
+    loop {
+        cuts += 1;
+        let place = case.suite.dir.path().join(format!("after-a-power-cut-{cuts}"));
+        let cut = disk.after_a_power_cut(&place);
+        let read = |name: &str| std::fs::read_to_string(place.join(&dir).join(name)).unwrap_or_default();
+        let (record, exit) = (read("container.json"), read("exit.json"));
+        drop(cut);
+        if record.ends_with("}\n") && exit.contains("\"exit_code\":7") {
+            break;
+        }
+        // The kernel by itself takes some 30 s.
+        assert!(begin.elapsed() < Duration::from_secs(15), "after {:?}: {record:?} {exit:?}", begin.elapsed());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    drop(runtime);
+    assert!(root.dir.join(&dir).exists());
 }

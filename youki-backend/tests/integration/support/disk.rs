@@ -25,6 +25,15 @@ impl Disk {
         disk
     }
 
+    /// What a power cut now would leave of it, at another place.
+    pub fn after_a_power_cut(&self, place: &Path) -> Self {
+        fs::create_dir_all(place).unwrap();
+        let disk = Self { place: place.to_owned(), image: place.with_extension("ext4") };
+        fs::copy(&self.image, &disk.image).unwrap();
+        run(Command::new("mount").args(["-o", "loop"]).args([&disk.image, &disk.place]));
+        disk
+    }
+
     /// Takes all room there is; returns the file that holds it.
     pub fn fill(&self) -> PathBuf {
         use std::io::Write;
