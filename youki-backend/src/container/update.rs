@@ -1,6 +1,7 @@
 //! Changing the limits and the restart policy of a container, running or not.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use runtime_core::spec::{ResourcesSpec, RestartPolicy};
@@ -49,7 +50,7 @@ impl Inner {
         let after = merged(&before, &changes.resources);
         resources::check_cpus(&after)?;
         let cgroup_v2 = matches!(self.hierarchy, Hierarchy::V2 { .. });
-        let (old, new) = (CgroupLimits::new(&before, cgroup_v2)?, CgroupLimits::new(&after, cgroup_v2)?);
+        let new = CgroupLimits::new(&after, cgroup_v2)?;
         let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
         let is_supervised = matches!(self.observe(&container).await?, Observed::Supervised(_));
         // Between two attempts there is no cgroup; the next one gets what is on record.
@@ -58,15 +59,9 @@ impl Inner {
         let former = std::mem::replace(&mut container.record.spec, spec);
         let (path, updated) = (container.paths.record(), container.record.clone());
         let set = move || {
-            if has_cgroup {
-                apply(&cgroup, &new, &old)?;
-            }
+            let former = if has_cgroup { apply(&cgroup, &new)? } else { Vec::new() };
             // A full disk may not take it.
-            record::write(&path, &updated).inspect_err(|_| {
-                if has_cgroup {
-                    put_back(&cgroup, &old);
-                }
-            })
+            record::write(&path, &updated).inspect_err(|_| put_back(&former))
         };
         tokio::task::spawn_blocking(set).await.map_err(Error::ThreadLost)??;
         if is_supervised
@@ -111,31 +106,47 @@ fn merged(before: &ResourcesSpec, changes: &ResourcesSpec) -> ResourcesSpec {
     }
 }
 
-/// Writes `new`; where the kernel refuses one, `old` again.
-fn apply(cgroup: &CgroupPaths, new: &CgroupLimits, old: &CgroupLimits) -> Result<()> {
-    write_all(cgroup, new).inspect_err(|_| put_back(cgroup, old))
+/// A file of a cgroup, and what it says or is to say.
+type Setting = (PathBuf, String);
+
+/// Writes `limits`, and returns what was there; where the kernel refuses one, that is written again.
+fn apply(cgroup: &CgroupPaths, limits: &CgroupLimits) -> Result<Vec<Setting>> {
+    let mut former = Vec::new();
+    for CgroupWrite { controller, files, field, optional, .. } in &limits.writes {
+        match file_of(cgroup, controller, files) {
+            // What cannot be read is no setting: it only takes commands.
+            Some(file) => former.extend(fs::read_to_string(&file).ok().map(|value| (file, value))),
+            None if *optional => {}
+            None => {
+                return Err(Error::Unsupported { what: format!("{field} (this host has no {controller} controller)") });
+            }
+        }
+    }
+    write_all(&limits.writes, |one| {
+        let Some(file) = file_of(cgroup, &one.controller, &one.files) else { return Ok(()) };
+        fs::write(&file, &one.value).map_err(|error| {
+            Error::invalid(&one.field, format!("{} was refused by {}: {error}", one.value, one.controller))
+        })
+    })
+    .inspect_err(|_| put_back(&former))?;
+    Ok(former)
 }
 
-fn put_back(cgroup: &CgroupPaths, old: &CgroupLimits) {
-    if let Err(error) = write_all(cgroup, old) {
+fn put_back(former: &[Setting]) {
+    let written = write_all(former, |(file, value)| fs::write(file, value).map_err(Error::io("writing", file)));
+    if let Err(error) = written {
         tracing::warn!(error = error.chain(), "the former limits could not be set again");
     }
 }
 
 /// Memory may never be above memory and swap together: which of the two must be written first depends on what there is.
 /// So what is refused is tried once more after the rest.
-fn write_all(cgroup: &CgroupPaths, limits: &CgroupLimits) -> Result<()> {
-    let refused: Vec<_> = limits.writes.iter().filter(|one| write(cgroup, one).is_err()).collect();
-    refused.into_iter().try_for_each(|one| write(cgroup, one))
+fn write_all<T>(all: &[T], write: impl Fn(&T) -> Result<()>) -> Result<()> {
+    let refused: Vec<&T> = all.iter().filter(|one| write(one).is_err()).collect();
+    refused.into_iter().try_for_each(write)
 }
 
-fn write(cgroup: &CgroupPaths, CgroupWrite { controller, files, value, field, optional }: &CgroupWrite) -> Result<()> {
-    let found =
-        cgroup.dir(controller).and_then(|dir| files.iter().map(|file| dir.join(file)).find(|file| file.exists()));
-    match found {
-        Some(file) => fs::write(&file, value)
-            .map_err(|error| Error::invalid(field, format!("{value} was refused by {controller}: {error}"))),
-        None if *optional => Ok(()),
-        None => Err(Error::Unsupported { what: format!("{field} (this host has no {controller} controller)") }),
-    }
+fn file_of(cgroup: &CgroupPaths, controller: &str, files: &[String]) -> Option<PathBuf> {
+    let dir = cgroup.dir(controller)?;
+    files.iter().map(|file| dir.join(file)).find(|file| file.exists())
 }

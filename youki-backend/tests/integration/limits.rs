@@ -9,6 +9,7 @@ use crate::support::case::{eventually, words};
 use crate::support::pace::patience;
 
 crate::tests![
+    an_update_that_the_kernel_refuses_changes_nothing,
     a_memory_limit_is_in_the_stats_and_in_the_kernel,
     without_a_memory_limit_the_stats_say_none,
     memory_that_is_used_is_seen,
@@ -119,4 +120,30 @@ async fn rlimits_are_applied(case: Case) {
 
 async fn no_core_files_unless_asked_for(case: Case) {
     assert_eq!(case.lines_of("ulimit -c").await, ["0"]);
+}
+
+async fn an_update_that_the_kernel_refuses_changes_nothing(case: Case) {
+    let mut spec = case.script("head -c 30000000 /dev/zero > /dev/shm/held; echo up; exec sleep 3600").await;
+    spec.resources.memory = Some("100Mi".parse().unwrap());
+    let id = case.start(&spec).await;
+    case.until_logged(&id, "up").await;
+    let all = || {
+        [
+            case.cgroup_file(&id, "cpu", &["cpu.cfs_quota_us", "cpu.max"]),
+            case.cgroup_file(&id, "cpu", &["cpu.shares", "cpu.weight"]),
+            case.cgroup_file(&id, "cpuset", &["cpuset.cpus"]),
+            case.cgroup_file(&id, "pids", &["pids.max"]),
+            case.cgroup_file(&id, "memory", &["memory.limit_in_bytes", "memory.max"]),
+        ]
+    };
+    let before = all();
+    // What is refused: less memory than it holds, which v2 would kill it for, and there a CPU that no host has.
+    let refused = match std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        false => ["-m", "10m", "--cpuset-cpus", "0"],
+        true => ["-m", "90m", "--cpuset-cpus", "4000"],
+    };
+    let args = ["update", "--cpus", "1", "-c", "100", "--pids-limit", "7"];
+    let said = case.berth(&[&args[..], &refused[..], &[&id.to_string()]].concat()).await;
+    assert_eq!(said.code, 2, "{said:?}");
+    assert_eq!(all(), before);
 }
