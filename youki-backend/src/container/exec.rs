@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::Container;
+use super::network::PORT_VARIABLE;
 use crate::bundle::{self, seccomp, users};
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
@@ -234,11 +235,17 @@ impl Inner {
                 if resolved(value) {
                     match current.get(name) {
                         Some(own) => value.clone_from(own),
-                        None => return false,
+                        None => {
+                            tracing::warn!(container = %record.id, name, "its init has written over this variable");
+                            return false;
+                        }
                     }
                 }
                 true
             });
+        }
+        if let Some(port) = record.port_override {
+            env.insert(PORT_VARIABLE.to_owned(), port.to_string());
         }
         let hostname = record.hostname()?;
         bundle::environment(&record.image.config, &env, &hostname, tty || record.spec.tty)

@@ -63,6 +63,8 @@ pub struct Inspect {
     pub networks: Vec<InspectNetwork>,
     /// Published ports.
     pub ports: Vec<PortMapping>,
+    /// The port of the host that it was given as `PORT`, in the host's network.
+    pub port_override: Option<u16>,
     /// Health, when a check is configured.
     pub health: Option<HealthDetail>,
     /// Its cgroup, beneath each hierarchy's mount.
@@ -160,10 +162,8 @@ impl Inner {
         while let Some((id, told)) = looks.next().await {
             match told {
                 Err(Error::NoSuchContainer { .. }) => {}
-                Err(error @ (Error::Corrupt { .. } | Error::Supervisor { .. })) => {
-                    tracing::error!(container = %id, error = error.chain(), "its state is not known");
-                }
-                told => all.push(told?),
+                Err(error) => tracing::error!(container = %id, error = error.chain(), "its state is not known"),
+                Ok(told) => all.push(told),
             }
         }
         Ok(all)
@@ -242,6 +242,7 @@ fn inspect(container: &Container, observed: &Observed, last: Option<&ExitRecord>
         mounts: mounts.collect(),
         networks,
         ports: record.ports.clone(),
+        port_override: record.port_override,
         health: None,
         cgroup_path: record.cgroup_path.clone(),
         last_stats: ended.and_then(|ended| ended.stats.clone()),

@@ -295,6 +295,12 @@ async fn a_replica_in_the_hosts_network_is_given_a_port_of_its_own(case: Case) {
     for id in [one, two] {
         let port = case.runtime.get_container_port_override(&id).await.unwrap().expect("it has one");
         case.until_logged(&id, &port.to_string()).await;
+        assert_eq!(case.exec_ok(&id, "echo $PORT").await.trim(), port.to_string(), "of an exec");
+        assert_eq!(case.berth(&["inspect", &id.to_string()]).await.json()[0]["port_override"], port);
+        let listed = case.berth(&["ps", "--filter", "network=host", "--format", "{{.Names}} {{.Networks}}"]).await;
+        let listed = listed.succeeded();
+        let name = case.berth(&["inspect", "-f", "{{.name}}", &id.to_string()]).await.succeeded();
+        assert!(listed.contains(&format!("{} host", name.trim())), "{listed}");
         assert!(ports.insert(port), "{port} was given twice");
     }
     let id = on_bridge(&case, IDLE).await;

@@ -1,6 +1,7 @@
 //! `ps` and `inspect`.
 
 use chrono::{DateTime, Utc};
+use runtime_core::spec::NetworkMode;
 use serde_json::{Value, json};
 use youki_backend::Inspect;
 
@@ -107,7 +108,7 @@ impl Row {
                 ("State", None) => one.state.into(),
                 ("Ports", None) => self.ports.as_str().into(),
                 ("Names", None) => self.names.as_str().into(),
-                ("Networks", None) => joined(one.networks.iter().map(|network| network.network.clone()).collect()),
+                ("Networks", None) => joined(network_names(one).map(str::to_owned).collect()),
                 ("Mounts", None) => joined(one.mounts.iter().map(mount_name).collect()),
                 ("Labels", None) => {
                     joined(one.spec.labels.iter().map(|(name, value)| format!("{name}={value}")).collect())
@@ -118,6 +119,16 @@ impl Row {
         };
         template.render(&json!(one), lookup)
     }
+}
+
+/// The networks that it is in; as docker has it, also where that is the host's or none.
+fn network_names(one: &Inspect) -> impl Iterator<Item = &str> {
+    let mode = match one.spec.network_mode() {
+        NetworkMode::Host => Some("host"),
+        NetworkMode::None => Some("none"),
+        NetworkMode::Bridge | NetworkMode::Named(_) => None,
+    };
+    mode.into_iter().chain(one.networks.iter().map(|network| network.network.as_str()))
 }
 
 /// The commonest of docker's names for what `inspect` shows, so that scripts go on.
@@ -235,7 +246,7 @@ impl Filter {
                 one.image == *image || bare == Some(image) || one.image_digest.contains(image.as_str())
             }
             Self::Exited(code) => one.exit_code == Some(*code),
-            Self::Network(name) => one.networks.iter().any(|network| network.network == *name),
+            Self::Network(name) => network_names(one).any(|network| network == name),
             Self::Volume(name) => one.mounts.iter().any(|mount| mount_name(mount) == *name || mount.target == *name),
             Self::Health(status) => {
                 one.health.as_ref().map_or("none", |health| health.status.as_str()) == status.as_str()
