@@ -27,7 +27,11 @@ impl Inner {
         self.send_signal(&container, number).await?;
         // A frozen process does not end. What is meant to end it lets it go on, as with docker.
         if [libc::SIGKILL, container.record.stop_signal].contains(&number) && self.is_paused(&container) {
-            self.unpause(id).await?;
+            match self.unpause(id).await {
+                // It has ended by it.
+                Err(Error::NotRunning { .. } | Error::NoSuchContainer { .. }) => {}
+                other => other?,
+            }
         }
         self.tell(Event::now(EventKind::Kill).of(id).saying(signal::name(number)));
         Ok(())

@@ -3,6 +3,7 @@
 use runtime_core::{ContainerId, ContainerStats, DetailedStats, TopEntry};
 
 use super::{Container, Observed};
+use crate::cgroup::gone;
 use crate::error::{Error, Result};
 use crate::record::ExitRecord;
 use crate::runtime::Inner;
@@ -12,18 +13,25 @@ use crate::supervisor::wire::Phase;
 impl Inner {
     /// The few numbers; for an ended container its last.
     pub(crate) async fn stats(&self, id: &ContainerId) -> Result<ContainerStats> {
-        let container = self.container(id)?;
-        let observed = self.observe(&container).await?;
-        match self.ended_or_between(&container, &observed)? {
-            Some(record) => {
+        loop {
+            let container = self.container(id)?;
+            let observed = self.observe(&container).await?;
+            if let Some(record) = self.ended_or_between(&container, &observed)? {
                 let last = record.stats.as_ref().and_then(stats::summary);
                 let timestamp = record.outcome.finished_at;
-                last.map(|last| ContainerStats { timestamp: timestamp.unwrap_or(last.timestamp), ..last })
-                    .ok_or_else(|| not_running(&container, "ended without last stats"))
+                return last
+                    .map(|last| ContainerStats { timestamp: timestamp.unwrap_or(last.timestamp), ..last })
+                    .ok_or_else(|| not_running(&container, "ended without last stats"));
             }
-            None => {
-                let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
-                blocking(move || stats::basic(&cgroup)).await
+            let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
+            match blocking(move || stats::basic(&cgroup)).await {
+                Err(Error::Io { source, .. }) if gone(&source) => {
+                    if matches!(observed, Observed::Pending) {
+                        return Err(not_running(&container, "it is being created"));
+                    }
+                    // It ended since it was looked at: the next look tells how.
+                }
+                told => return told,
             }
         }
     }

@@ -58,7 +58,10 @@ impl Inner {
             // It may be another one than a moment ago, of the next attempt.
             let started =
                 match connection.ask(&Request::Status).await.map_err(Error::supervisor(&container.record.id))? {
-                    Some(Reply::Status(status)) => !matches!(status.phase, Phase::Creating | Phase::Created),
+                    // One that was told to start may execute its program for as long as a dead mount takes.
+                    Some(Reply::Status(status)) => {
+                        !matches!(status.phase, Phase::Creating | Phase::Created) || status.started_at_nanos != 0
+                    }
                     _ => continue,
                 };
             if !started && lock.is_none() {

@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use runtime_core::spec::HealthSpec;
 use runtime_core::{Event, EventKind};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::plan::plan;
 use super::state::HealthState;
@@ -122,22 +123,24 @@ impl Inner {
         let mut state = stored
             .filter(|state| state.is_of(&container.record))
             .unwrap_or_else(|| HealthState::new(&container.record, started.attempt));
+        // From here on by a clock that nobody sets.
+        let ago = |time| Instant::now().checked_sub(since(time)).unwrap_or_else(Instant::now);
+        let (started_at, mut last) = (ago(started_at), ago(state.checked_at.unwrap_or(started_at)));
         loop {
-            let last = state.checked_at.unwrap_or(started_at);
-            let pause = state.pause(plan, since(started_at));
-            tokio::time::sleep(pause.saturating_sub(since(last))).await;
+            tokio::time::sleep_until(last + state.pause(plan, started_at.elapsed())).await;
             // Nothing in it could answer, which says nothing of its health.
             if self.is_paused(container) {
-                state.checked_at = Some(Utc::now());
+                (state.checked_at, last) = (Some(Utc::now()), Instant::now());
                 continue;
             }
             let tried = self.probe(container, init, plan).await;
+            last = Instant::now();
             if !tried.passed && self.is_paused(container) {
                 // It was paused in the middle.
                 state.checked_at = Some(Utc::now());
                 continue;
             }
-            let changed = state.take(tried, plan, since(started_at), Utc::now());
+            let changed = state.take(tried, plan, started_at.elapsed(), Utc::now());
             match record::write(&path, &state) {
                 Ok(()) => {}
                 // It is being removed, or started anew.

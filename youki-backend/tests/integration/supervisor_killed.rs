@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use runtime_core::spec::StorageSpec;
 use runtime_core::{ContainerId, ContainerState, Runtime, WaitReason};
 use rustix::process::Signal;
 
 use crate::support::Case;
 use crate::support::berth::berth;
 use crate::support::case::{IDLE, eventually, soon, start_on};
+use crate::support::disk::Disk;
 use crate::support::pace::patience;
 use crate::support::process::{gone, kill, signal, status_line, status_line_if_there, supervisor};
 use crate::support::root::Root;
@@ -23,6 +25,7 @@ crate::tests![
     one_that_is_stopped_holds_up_no_other_container,
     one_that_is_stopped_hides_no_other_and_a_shutdown_stops_the_rest,
     a_container_of_a_stopped_one_can_be_removed,
+    one_whose_processes_do_not_die_hides_no_other,
 ];
 
 async fn assert_lost(runtime: &dyn Runtime, id: &ContainerId) {
@@ -178,4 +181,27 @@ async fn a_container_of_a_stopped_one_can_be_removed(case: Case) {
     assert!(gone(stopped), "the supervisor is left");
     assert!(processes.iter().all(|pid| gone(*pid)), "the container's processes are left");
     case.runtime.container_state(&id).await.expect_err("the container is left");
+}
+
+/// It waits for a disk that does not answer.
+async fn one_whose_processes_do_not_die_hides_no_other(case: Case) {
+    let root = case.root("root");
+    let runtime = root.open().await.unwrap();
+    let place = case.suite.dir.path().join("a-disk-that-hangs-for-ever");
+    let disk = Disk::mount(&place, 16 << 20);
+    let mut spec = case.script("while :; do echo x > /disk/file; done").await;
+    let source = place.display().to_string();
+    spec.storage = vec![StorageSpec::Bind { source, target: "/disk".into(), readonly: false }];
+    let (held, other) = (case.id_on(&runtime), case.id_on(&runtime));
+    start_on(&*runtime, &held, &spec).await.unwrap();
+    start_on(&*runtime, &other, &case.script(IDLE).await).await.unwrap();
+    let init = runtime.get_container_pid(&held).await.unwrap().unwrap();
+    eventually("it writes", || async { place.join("file").exists() }).await;
+    disk.freeze();
+    eventually("it waits for the disk", || async { status_line(init, "State:").starts_with('D') }).await;
+    kill(supervisor(&*runtime, &held).await);
+    let listed = within("list", runtime.list_containers()).await.unwrap();
+    assert_eq!(listed.iter().map(|one| &one.id).collect::<Vec<_>>(), [&other]);
+    disk.thaw();
+    assert_lost(&*runtime, &held).await;
 }
