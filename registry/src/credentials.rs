@@ -120,10 +120,10 @@ fn from_file(path: &Path, registry: &str, repository: &str) -> Result<Entered> {
 
 #[derive(Deserialize)]
 struct ConfigFile {
-    #[serde(default)]
-    auths: HashMap<String, Entry>,
-    #[serde(default, rename = "credHelpers")]
-    helpers: HashMap<String, String>,
+    /// Null, as docker writes it, is none.
+    auths: Option<HashMap<String, Entry>>,
+    #[serde(rename = "credHelpers")]
+    helpers: Option<HashMap<String, String>>,
     #[serde(default, rename = "credsStore")]
     store: Option<String>,
 }
@@ -157,10 +157,12 @@ fn parse(text: &[u8], registry: &str, repository: &str) -> std::result::Result<E
     let entry = config
         .auths
         .iter()
+        .flatten()
         .filter_map(|(key, entry)| Some((fit(key, registry, repository)?, entry)))
         .max_by_key(|(fit, _)| *fit)
         .map(|(_, entry)| entry);
-    let helper = config.helpers.iter().find(|(key, _)| fit(key, registry, "").is_some()).map(|(_, name)| name);
+    let helper =
+        config.helpers.iter().flatten().find(|(key, _)| fit(key, registry, "").is_some()).map(|(_, name)| name);
     if let Some(name) = helper.filter(|name| !name.is_empty()) {
         return Ok(Entered::Helper { name: name.clone(), optional: false });
     }
@@ -254,6 +256,7 @@ mod tests {
             ("{}".into(), "a", "anonymous"),
             (r#"{"auths":{},"credsStore":"desktop"}"#.into(), "a", "helper desktop true"),
             (r#"{"auths":{"a":{}},"credsStore":"desktop"}"#.into(), "a", "helper desktop false"),
+            (r#"{"auths":null,"credHelpers":null}"#.into(), "a", "anonymous"),
             (r#"{"credHelpers":{"a":"pass"}}"#.into(), "a", "helper pass false"),
             (r#"{"credHelpers":{"a":"pass"}}"#.into(), "b", "anonymous"),
             (auths("a/team", basic), "a/team/app", "berth:s3c:ret"),

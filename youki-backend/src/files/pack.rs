@@ -162,7 +162,7 @@ impl<W: Write> Pack<W> {
     /// What the header of the entry that follows has no place for: the time to the nanosecond, extended attributes.
     fn attributes(&mut self, fd: Option<BorrowedFd<'_>>, stat: &Stat) -> io::Result<()> {
         let mut all: Vec<(String, Vec<u8>)> =
-            vec![("mtime".to_owned(), format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec).into_bytes())];
+            vec![("mtime".to_owned(), pax_time(stat.st_mtime, stat.st_mtime_nsec as i64).into_bytes())];
         if let Some(fd) = fd {
             let mut names = vec![0u8; MAX_XATTR_BYTES];
             // A filesystem without them has none.
@@ -222,5 +222,12 @@ impl Read for Exactly {
         };
         self.left -= count as u64;
         Ok(count)
+    }
+}
+/// A time as pax writes it: a decimal fraction, which before 1970 counts down, as the kernel's nanoseconds do not.
+pub(super) fn pax_time(seconds: i64, nanos: i64) -> String {
+    match seconds {
+        ..0 if nanos > 0 => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanos),
+        _ => format!("{seconds}.{nanos:09}"),
     }
 }

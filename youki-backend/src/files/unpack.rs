@@ -254,6 +254,33 @@ fn clear(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
 /// `1700000000.000000001`, as pax writes times.
 fn parse_time(text: &str) -> Option<Timespec> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let nanos = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
-    Some(Timespec { tv_sec: seconds.parse().ok()?, tv_nsec: nanos })
+    let nanos: i64 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+    let whole: i64 = seconds.parse().ok()?;
+    Some(match seconds.starts_with('-') && nanos > 0 {
+        // The kernel's nanoseconds count up, also before 1970.
+        true => Timespec { tv_sec: whole.checked_sub(1)?, tv_nsec: 1_000_000_000 - nanos },
+        false => Timespec { tv_sec: whole, tv_nsec: nanos },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::pack::pax_time;
+
+    #[test]
+    fn times_before_1970_are_written_and_read_as_they_are() {
+        for (seconds, nanos, text) in [
+            (1_700_000_000, 1, "1700000000.000000001"),
+            (0, 0, "0.000000000"),
+            (-6, 500_000_000, "-5.500000000"),
+            (-1, 999_999_999, "-0.000000001"),
+            (-5, 0, "-5.000000000"),
+        ] {
+            assert_eq!(pax_time(seconds, nanos), text);
+            assert_eq!(parse_time(text), Some(Timespec { tv_sec: seconds, tv_nsec: nanos }), "{text}");
+        }
+        assert_eq!(parse_time("-5.5"), Some(Timespec { tv_sec: -6, tv_nsec: 500_000_000 }));
+        assert_eq!(parse_time("12"), Some(Timespec { tv_sec: 12, tv_nsec: 0 }));
+    }
 }

@@ -370,6 +370,9 @@ pub(crate) fn check(spec: &ServiceSpec) -> Result<()> {
             return Err(Error::invalid("network.aliases", format!("{alias:?} is not a host name")));
         }
     }
+    if let (true, NetworkMode::Named(name)) = (spec.host_network, &spec.network.mode) {
+        return Err(Error::invalid("host_network", format!("network.mode is {name:?}")));
+    }
     if let Some(name) = spec.network_mode().container() {
         check_joined(spec, name)?;
     }

@@ -527,7 +527,7 @@ async fn a_spec_is_applied_from_json_as_from_yaml(case: Case) {
         let said = case.berth_with(&["apply", "-f", "-", "--name", &id], spec.as_bytes()).await;
         assert_eq!(said.code, 0, "{spec}: {said:?}");
         assert_eq!(case.berth(&["wait", &id]).await.succeeded(), "0\n");
-        case.berth(&["rm", &id]).await.succeeded();
+        assert_eq!(case.berth(&["rm", "--json", &id]).await.json(), serde_json::json!([id]));
     }
 }
 

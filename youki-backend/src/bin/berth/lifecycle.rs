@@ -17,7 +17,7 @@ const AT_ONCE: usize = 256;
 
 /// `berth start`
 pub async fn start(session: &Session, args: &NamesArgs) -> Result<i32> {
-    each(session, &args.names, async |id| Ok(session.runtime.start(&id).await?), print_name).await
+    each_named(session, &args.names, async |id| Ok(session.runtime.start(&id).await.map(|()| true)?)).await
 }
 
 /// `berth stop`
@@ -25,28 +25,28 @@ pub async fn stop(session: &Session, args: &StopArgs) -> Result<i32> {
     let timeout = args.time.map(stop_timeout);
     let verb = async |id: ContainerId| {
         warn_of_volumes(session.runtime.stop(&id, timeout).await?);
-        Ok(())
+        Ok(true)
     };
-    each(session, &args.names, verb, print_name).await
+    each_named(session, &args.names, verb).await
 }
 
 /// `berth kill`
 pub async fn kill(session: &Session, args: &KillArgs) -> Result<i32> {
     let verb = async |id: ContainerId| {
         let killed = session.runtime.kill(&id, Some(&args.signal)).await;
-        killed.map_err(|error| naming_its_flag(error.into()))
+        killed.map(|()| true).map_err(|error| naming_its_flag(error.into()))
     };
-    each(session, &args.names, verb, print_name).await
+    each_named(session, &args.names, verb).await
 }
 
 /// `berth pause`
 pub async fn pause(session: &Session, args: &NamesArgs) -> Result<i32> {
-    each(session, &args.names, async |id| Ok(session.runtime.pause(&id).await?), print_name).await
+    each_named(session, &args.names, async |id| Ok(session.runtime.pause(&id).await.map(|()| true)?)).await
 }
 
 /// `berth unpause`
 pub async fn unpause(session: &Session, args: &NamesArgs) -> Result<i32> {
-    each(session, &args.names, async |id| Ok(session.runtime.unpause(&id).await?), print_name).await
+    each_named(session, &args.names, async |id| Ok(session.runtime.unpause(&id).await.map(|()| true)?)).await
 }
 
 /// `berth update`
@@ -66,9 +66,9 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<i32> {
     }
     let verb = async |id: ContainerId| {
         let updated = session.runtime.update(&id, changes.clone()).await;
-        updated.map_err(|error| naming_its_flag(error.into()))
+        updated.map(|()| true).map_err(|error| naming_its_flag(error.into()))
     };
-    each(session, &args.names, verb, print_name).await
+    each_named(session, &args.names, verb).await
 }
 
 /// `berth shutdown`: stops every container, each in its own time, then tries again what S3 refused.
@@ -82,8 +82,7 @@ pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
         }
         Ok(session.runtime.stop(&id, None).await.map(|_| true)?)
     };
-    let print = |name: &str, stopped| if stopped { output::print_line(name) } else { Ok(()) };
-    let mut status = each(session, &all, stop, print).await?;
+    let mut status = each_named(session, &all, stop).await?;
     let owed = session.runtime.retry_volumes().await?;
     if !owed.is_empty() {
         warn_of_volumes(owed);
@@ -101,8 +100,7 @@ pub async fn rm(session: &Session, args: &RmArgs) -> Result<i32> {
         Err(youki_backend::Error::NoSuchContainer { .. }) if args.force => Ok(false),
         other => Ok(other.map(warn_of_volumes).map(|()| true)?),
     };
-    let print = |name: &str, removed| if removed { output::print_line(name) } else { Ok(()) };
-    let status = each(session, &args.names, verb, print).await;
+    let status = each_named(session, &args.names, verb).await;
     session.runtime.deletions().await;
     status
 }
@@ -125,8 +123,26 @@ pub async fn wait(session: &Session, args: &NamesArgs) -> Result<i32> {
     Ok(status)
 }
 
-fn print_name(name: &str, (): ()) -> Result<()> {
-    output::print_line(name)
+/// As [`each`], with a `verb` that says whether there was anything to do; prints the names of those where there was.
+async fn each_named(
+    session: &Session,
+    names: &[String],
+    verb: impl AsyncFn(ContainerId) -> Result<bool>,
+) -> Result<i32> {
+    let mut listed = Vec::new();
+    let status = each(session, names, verb, |name, done| {
+        match (done, session.json) {
+            (false, _) => {}
+            (true, true) => listed.push(name.to_owned()),
+            (true, false) => output::print_line(name)?,
+        }
+        Ok(())
+    })
+    .await?;
+    if session.json {
+        output::print_json(&listed)?;
+    }
+    Ok(status)
 }
 
 /// Does `verb` to each container, several at once, and tells in the order of the names. The exit code: 1 if any failed, 2

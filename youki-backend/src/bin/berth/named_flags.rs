@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use crate::run_flags::RunArgs;
 
 /// Fields of a spec, or of an exec's options, and the flags that make them.
-const FLAGS: [(&str, &str); 28] = [
+const FLAGS: [(&str, &str); 30] = [
     ("capabilities", "--cap-add"),
     ("command.workdir", "--workdir"),
     ("devices", "--device"),
@@ -14,6 +14,8 @@ const FLAGS: [(&str, &str); 28] = [
     ("env", "--env"),
     ("extra_hosts", "--add-host"),
     ("health", "--health-cmd"),
+    ("health.interval", "--health-interval"),
+    ("health.timeout", "--health-timeout"),
     ("hostname", "--hostname"),
     ("network", "--network"),
     ("network.aliases", "--network-alias"),
