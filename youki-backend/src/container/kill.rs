@@ -5,7 +5,7 @@ use runtime_core::{ContainerId, Event, EventKind};
 use crate::bundle::signal;
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
-use crate::supervisor::wire::{Reply, Request};
+use crate::supervisor::wire::{Phase, Reply, Request};
 
 use super::Observed;
 
@@ -41,9 +41,17 @@ impl Inner {
     pub(crate) async fn send_signal(&self, container: &super::Container, number: i32) -> Result<()> {
         loop {
             let observed = self.observe(container).await?;
-            let Observed::Supervised(_) = observed else {
-                return Err(Error::NotRunning { id: container.record.id.to_string(), state: observed.state().word() });
+            let takes_it = match &observed {
+                // What waits to be started has a handler for none.
+                Observed::Supervised(status) if status.phase == Phase::Created && status.started_at_nanos == 0 => {
+                    number == libc::SIGKILL
+                }
+                Observed::Supervised(status) => status.phase != Phase::Creating,
+                Observed::Pending | Observed::Ended(_) => false,
             };
+            if !takes_it {
+                return Err(Error::NotRunning { id: container.record.id.to_string(), state: observed.state().word() });
+            }
             let Some(mut connection) = self.supervisor(container).await? else { continue };
             match connection.ask(&Request::Signal(number)).await.map_err(Error::supervisor(&container.record.id))? {
                 Some(Reply::Ok) => return Ok(()),

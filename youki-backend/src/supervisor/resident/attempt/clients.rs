@@ -204,11 +204,11 @@ impl Attempt {
             return self.tell_end(slot, LAST_ATTEMPT);
         }
         if self.init_pid == 0 {
-            return self.reply(slot, &Reply::Error("it is not created yet".to_owned()));
+            return self.reply(slot, &Reply::Error("has not created it yet".to_owned()));
         }
         // What waits to be started has a handler for none.
         if self.phase == Phase::Created && self.started_at_nanos == 0 && signal != libc::SIGKILL {
-            return self.reply(slot, &Reply::Error("it was not started yet: only KILL has an effect".to_owned()));
+            return self.reply(slot, &Reply::Error("has not started it yet: only KILL has an effect".to_owned()));
         }
         self.restarts.stopped |= ends;
         self.killed_by_us |= signal == libc::SIGKILL;

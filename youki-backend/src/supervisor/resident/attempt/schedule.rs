@@ -136,7 +136,8 @@ mod tests {
         let mut one = schedule(RestartKind::OnFailure, Some(2), None);
         for number in 1..=2 {
             assert!(one.after(1, SHORT).is_some());
-            assert_eq!(one.begin(), number);
+            assert_eq!(one.next(), number);
+            one.begin();
         }
         assert_eq!(one.after(1, SHORT), None);
         one.begin_anew();
