@@ -198,6 +198,6 @@ async fn a_power_cut_costs_no_outcome_that_was_told_before(case: Case) {
         assert!(begin.elapsed() < Duration::from_secs(15), "after {:?}: {record:?} {exit:?}", begin.elapsed());
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    drop(runtime);
-    assert!(root.dir.join(&dir).exists());
+    runtime.remove_container(&id).await.unwrap();
+    assert!(!root.dir.join(&dir).exists());
 }
