@@ -279,16 +279,17 @@ async fn a_start_that_is_killed_gives_its_volume_back_while_a_keeper_runs(case: 
     start_on(&*here, &id, &spec).await.unwrap();
     assert_eq!(here.wait_container(&id).await, Ok(0));
     here.stop_container(&id, STOP).await.unwrap();
-    // Once it has its volume it takes the network's addresses.
-    let leases = std::fs::File::create(first.run_dir.join("leases/bridge/lock")).unwrap();
+    let mut agent = Agent::start(&first, &[]).await;
+    // Once it has its volume it takes the network's address.
+    let leases = std::fs::File::open(first.run_dir.join("leases/bridge/lock")).unwrap();
     leases.lock().unwrap();
-    let mut start = crate::support::berth::command(&first).args(["start", &id.to_string()]).spawn().unwrap();
+    agent.send(&Request::Start { id: id.clone() }).await;
     let claimed = || async {
-        let told = berth(&second, &["volume", "history", "data", "--all", "--json"]).await;
-        told.stdout.matches("\"claim\"").count() >= 2
+        let told = berth(&second, &["volume", "history", "data", "--all", "--json"]).await.json();
+        told.as_array().unwrap().iter().filter(|entry| entry["kind"] == "claim").count() == 2
     };
     eventually("it has claimed its volume", claimed).await;
-    start.kill().await.unwrap();
+    agent.kill().await;
     drop(leases);
     eventually("the claim is given back", || async {
         let id = case.id_on(&there);
