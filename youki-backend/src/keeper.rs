@@ -8,11 +8,12 @@ mod live_sync;
 mod records;
 mod retention;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use futures_util::{StreamExt, stream};
 use runtime_core::ContainerId;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -23,6 +24,9 @@ use crate::error::Error;
 use crate::health::Watches;
 use crate::lock::ContainerLock;
 use crate::runtime::Inner;
+
+/// Containers whose volumes one pass gives back at once: each sync may hold some ten MiB.
+const GIVEN_BACK_AT_ONCE: usize = 4;
 
 /// Becomes the keeper as soon as no other process is, until the runtime is `closed`.
 pub(crate) fn start(inner: &Arc<Inner>, mut closed: watch::Receiver<()>) {
@@ -65,6 +69,8 @@ async fn acquire(file: File) -> Option<File> {
 /// Follows what other processes start, and sees what ends: each attempt begins with a new socket of its supervisor's,
 /// which goes when it is over.
 async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch, watches: Arc<Watches>) {
+    // Each may have a large volume to upload.
+    let mut givings_back = JoinSet::new();
     loop {
         let (mut sockets, mut all) = (HashSet::new(), false);
         let changed = watch.changed(|name| match name {
@@ -85,9 +91,10 @@ async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch, watches: Arc<Watche
                 arrived.lock().unwrap_or_else(PoisonError::into_inner).remove(name) || all
             })
             .await;
+        while givings_back.try_join_next().is_some() {}
         // One that came and went with its end, before it was looked for.
         if all || !left.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            inner.give_back_volumes().await;
+            givings_back.spawn(async move { inner.give_back_volumes().await });
         }
     }
 }
@@ -144,52 +151,70 @@ impl Inner {
     }
 
     /// Gives volumes back that belong to containers which are no more: they were removed with their end, or whoever
-    /// removed or created them was killed. Another container may have the name by now.
+    /// removed or created them was killed. Another container may have the name by now. What somebody gives back already
+    /// is left to them.
     pub(crate) async fn give_back_volumes(&self) {
+        let mut used = BTreeMap::<ContainerId, Vec<String>>::new();
         for name in self.volumes.names().await.unwrap_or_default() {
             for user in self.volumes.users(&name).await.unwrap_or_default() {
-                let Ok(id) = user.parse::<ContainerId>() else { continue };
-                // One that is being created has its lock, and maybe no record yet.
-                let Ok(Some(lock)) = ContainerLock::try_acquire(&self.layout.container(&id).lock) else { continue };
-                let is_gone = match self.container(&id) {
-                    Ok(container) if !container.record.named_volumes().contains(&name.as_str()) => false,
-                    Err(Error::NoSuchContainer { .. }) => true,
-                    _ => continue,
-                };
-                if let Err(error) = self.volumes.release(&name, &user).await {
-                    tracing::warn!(volume = name, %error, "cannot be given back");
-                }
-                if is_gone {
-                    lock.remove();
+                if let Ok(id) = user.parse() {
+                    used.entry(id).or_default().push(name.clone());
                 }
             }
+        }
+        let of_each = |(id, names)| self.give_back_volumes_of(id, names);
+        stream::iter(used).for_each_concurrent(GIVEN_BACK_AT_ONCE, of_each).await;
+    }
+
+    /// Those of `names` that a container `id` which is no more has used.
+    async fn give_back_volumes_of(&self, id: ContainerId, mut names: Vec<String>) {
+        // One that is being created has its lock, and maybe no record yet.
+        let Ok(Some(lock)) = ContainerLock::try_acquire(&self.layout.container(&id).lock) else { return };
+        let is_gone = match self.container(&id) {
+            Ok(container) => {
+                let its_own = container.record.named_volumes();
+                names.retain(|name| !its_own.contains(&name.as_str()));
+                false
+            }
+            Err(Error::NoSuchContainer { .. }) => true,
+            Err(_) => return,
+        };
+        let user = id.to_string();
+        for name in names {
+            if let Err(error) = self.volumes.release(&name, &user).await {
+                tracing::warn!(volume = name, %error, "cannot be given back");
+            }
+        }
+        if is_gone {
+            lock.remove();
         }
     }
 }
 
 /// Keeps for as long as it is polled.
 async fn keep(weak: Weak<Inner>, _lock: File) {
-    // Ends with this future.
-    let mut arrivals = JoinSet::new();
+    // End with this future.
+    let mut tasks = JoinSet::new();
+    // First of all: a claim runs out whatever else there is to do.
+    if let Some(volumes) = weak.upgrade().map(|inner| inner.volumes.clone()) {
+        tasks.spawn(async move { volumes.renew_claims().await });
+    }
+    tasks.spawn(retention::apply(weak.clone()));
+    tasks.spawn(live_sync::apply(weak.clone()));
     let watches = Arc::new(Watches::default());
     if let Some(inner) = weak.upgrade() {
         // Before the first look, so that none which comes after it goes unnoticed.
         match DirWatch::with_removals(&inner.layout.sockets()) {
-            Ok(watch) => drop(arrivals.spawn(follow_arrivals(weak.clone(), watch, watches.clone()))),
+            Ok(watch) => drop(tasks.spawn(follow_arrivals(weak.clone(), watch, watches.clone()))),
             Err(error) => tracing::error!(error = error.chain(), "containers of other processes are not followed"),
         }
         match DirWatch::with_removals(&inner.layout.sockets()) {
-            Ok(watch) => drop(arrivals.spawn(records::sync(weak.clone(), watch))),
+            Ok(watch) => drop(tasks.spawn(records::sync(weak.clone(), watch))),
             Err(error) => tracing::error!(error = error.chain(), "records are not synced"),
         }
         // Containers that ended while nobody kept.
         inner.follow(&watches, |_| true).await;
-        inner.give_back_volumes().await;
-    }
-    arrivals.spawn(retention::apply(weak.clone()));
-    arrivals.spawn(live_sync::apply(weak.clone()));
-    if let Some(volumes) = weak.upgrade().map(|inner| inner.volumes.clone()) {
-        arrivals.spawn(async move { volumes.renew_claims().await });
+        tasks.spawn(async move { inner.give_back_volumes().await });
     }
     debts::pay(weak).await;
     // What arrives is followed on.

@@ -13,9 +13,10 @@ use crate::support::root::Root;
 crate::tests![what_is_used_is_synced_at_the_interval, a_claim_not_renewed_is_taken_over_and_a_renewed_one_is_not];
 
 /// How long a claim lasts here: several renewals, also where each of them takes seconds.
-const AFTER: Duration = Duration::from_secs(12);
+pub const AFTER: Duration = Duration::from_secs(12);
 
-fn config(case: &Case, root: &Root, volumes: &str) -> String {
+/// A config file for `berth` with these lines on volumes.
+pub fn config(case: &Case, root: &Root, volumes: &str) -> String {
     let file = case.suite.dir.path().join(format!("{}-live.toml", root.name));
     std::fs::write(&file, format!("[volumes]\n{volumes}\n")).unwrap();
     file.to_str().unwrap().to_owned()
