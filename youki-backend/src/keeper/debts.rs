@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Weak;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use super::until;
@@ -29,56 +30,86 @@ struct Due {
 
 /// The volumes that owe something.
 #[derive(Debug, Default)]
-struct Debts(HashMap<String, Due>);
+struct Debts {
+    due: HashMap<String, Due>,
+    /// What is being tried, with the pause after that. What is heard of one meanwhile is for another try.
+    under_way: HashMap<String, Duration>,
+}
 
 impl Debts {
     /// `name` owes something since now. Whoever put that down is about to pay it: the first try is left to them.
     fn hear_of(&mut self, name: String, now: Instant) {
-        self.0.entry(name).or_insert(Due { at: now + FIRST_PAUSE, pause: FIRST_PAUSE });
+        self.due.entry(name).or_insert(Due { at: now + FIRST_PAUSE, pause: FIRST_PAUSE });
     }
 
-    /// When the next one is due.
+    /// The one that is due first, of those that can be tried.
+    fn first(&self) -> Option<(&String, &Due)> {
+        let idle = self.due.iter().filter(|(name, _)| !self.under_way.contains_key(*name));
+        idle.min_by_key(|(_, due)| due.at).filter(|_| self.under_way.len() < AT_ONCE)
+    }
+
+    /// When that is.
     fn next(&self) -> Option<Instant> {
-        self.0.values().map(|due| due.at).min()
+        self.first().map(|(_, due)| due.at)
     }
 
-    /// Those that are.
-    fn due(&self, now: Instant) -> Vec<String> {
-        self.0.iter().filter(|(_, due)| due.at <= now).map(|(name, _)| name.clone()).collect()
+    /// That one, if it is due, to be tried now.
+    fn take(&mut self, now: Instant) -> Option<String> {
+        let (name, due) = self.first().filter(|(_, due)| due.at <= now)?;
+        let (name, pause) = (name.clone(), due.pause);
+        self.due.remove(&name);
+        self.under_way.insert(name.clone(), pause);
+        Some(name)
     }
 
     /// `name` was tried. If one could be paid, S3 is there: the others need not wait.
-    fn tried(&mut self, name: &str, paid: bool, now: Instant) {
+    fn tried(&mut self, name: String, paid: bool, now: Instant) {
+        let Some(pause) = self.under_way.remove(&name) else { return };
         if paid {
-            self.0.remove(name);
-            self.0.values_mut().for_each(|due| *due = Due { at: now, pause: FIRST_PAUSE });
-        } else if let Some(due) = self.0.get_mut(name) {
-            *due = Due { at: now + due.pause, pause: (due.pause * 2).min(LONGEST_PAUSE) };
+            self.due.values_mut().for_each(|due| *due = Due { at: now, pause: FIRST_PAUSE });
+        } else {
+            self.due.insert(name, Due { at: now + pause, pause: (pause * 2).min(LONGEST_PAUSE) });
         }
     }
 }
 
-/// Pays for as long as it is polled.
+/// Pays for as long as it is polled. Ends where there is nothing to do: no bucket.
 pub(super) async fn pay(weak: Weak<Inner>) {
-    let (bell, mut debts) = match begin(&weak).await {
-        Ok(Some(begun)) => begun,
-        Ok(None) => return,
-        Err(error) => {
-            tracing::error!(error = error.chain(), "what volumes owe to S3 is not retried");
-            return;
-        }
-    };
+    if let Err(error) = pay_all(&weak).await {
+        tracing::error!(error = error.chain(), "what volumes owe to S3 is no longer retried");
+    }
+}
+
+async fn pay_all(weak: &Weak<Inner>) -> Result<()> {
+    let Some((bell, mut debts)) = begin(weak).await? else { return Ok(()) };
+    // Beside the bell: one of them may upload for hours.
+    let mut tries = FuturesUnordered::new();
     loop {
+        while let Some(name) = debts.take(Instant::now()) {
+            let Some(volumes) = weak.upgrade().map(|inner| inner.volumes.clone()) else { return Ok(()) };
+            tries.push(async move { (volumes.retry(&name).await, name) });
+        }
         let next = debts.next();
         tokio::select! {
-            () = until(next) => try_due(&weak, &mut debts).await,
-            rung = rings(&bell, &weak) => match rung {
-                Ok(names) => names.into_iter().for_each(|name| debts.hear_of(name, Instant::now())),
-                Err(error) => {
-                    tracing::error!(error = error.chain(), "what other processes could not pay is not noticed");
-                    return;
+            () = until(next) => {}
+            Some((tried, name)) = tries.next() => {
+                if let Err(error) = &tried {
+                    tracing::debug!(volume = name, %error, "still owed to S3");
                 }
-            },
+                debts.tried(name, tried.is_ok(), Instant::now());
+            }
+            changed = bell.names() => {
+                let names = match changed? {
+                    Changed::Names(names) => names,
+                    Changed::Any => match weak.upgrade() {
+                        Some(inner) => inner.volumes.owing().await?,
+                        None => return Ok(()),
+                    },
+                    // The root is, and with it whatever was owed.
+                    Changed::Gone => return Ok(()),
+                };
+                names.into_iter().for_each(|name| debts.hear_of(name, Instant::now()));
+            }
         }
     }
 }
@@ -89,35 +120,8 @@ async fn begin(weak: &Weak<Inner>) -> Result<Option<(DirWatch, Debts)>> {
     let bell = DirWatch::new(&inner.volumes.debts()?)?;
     let now = Instant::now();
     let owing = inner.volumes.owing().await?.into_iter();
-    Ok(Some((bell, Debts(owing.map(|name| (name, Due { at: now, pause: FIRST_PAUSE })).collect()))))
-}
-
-/// The volumes that it rang for.
-async fn rings(bell: &DirWatch, weak: &Weak<Inner>) -> Result<Vec<String>> {
-    match bell.names().await? {
-        Changed::Names(names) => Ok(names),
-        Changed::Any => match weak.upgrade() {
-            Some(inner) => Ok(inner.volumes.owing().await?),
-            None => Ok(Vec::new()),
-        },
-        // The root is, and with it whatever was owed.
-        Changed::Gone => std::future::pending().await,
-    }
-}
-
-async fn try_due(weak: &Weak<Inner>, debts: &mut Debts) {
-    let Some(volumes) = weak.upgrade().map(|inner| inner.volumes.clone()) else { return };
-    let tries = debts.due(Instant::now()).into_iter().map(|name| {
-        let volumes = volumes.clone();
-        async move { (volumes.retry(&name).await, name) }
-    });
-    let mut tries = stream::iter(tries).buffer_unordered(AT_ONCE);
-    while let Some((tried, name)) = tries.next().await {
-        if let Err(error) = &tried {
-            tracing::debug!(volume = name, %error, "still owed to S3");
-        }
-        debts.tried(&name, tried.is_ok(), Instant::now());
-    }
+    let due = owing.map(|name| (name, Due { at: now, pause: FIRST_PAUSE })).collect();
+    Ok(Some((bell, Debts { due, ..Debts::default() })))
 }
 
 #[cfg(test)]
@@ -127,20 +131,47 @@ mod tests {
     #[test]
     fn nothing_is_due_without_a_debt_and_pauses_grow_until_one_is_paid() {
         let (mut debts, begin) = (Debts::default(), Instant::now());
-        assert_eq!(debts.next(), None);
+        assert_eq!((debts.next(), debts.take(begin)), (None, None));
         debts.hear_of("a".into(), begin);
-        debts.hear_of("b".into(), begin + Duration::from_secs(1));
         debts.hear_of("a".into(), begin + Duration::from_secs(2));
-        assert_eq!((debts.next(), debts.due(begin + FIRST_PAUSE)), (Some(begin + FIRST_PAUSE), vec!["a".into()]));
-        let mut now = begin;
+        assert_eq!((debts.next(), debts.take(begin)), (Some(begin + FIRST_PAUSE), None));
+        let mut now = begin + FIRST_PAUSE;
         for pause in [5, 10, 20, 40, 80, 160, 300, 300] {
-            debts.tried("a", false, now);
-            assert_eq!(debts.0["a"].at, now + Duration::from_secs(pause));
-            now = debts.0["a"].at;
+            assert_eq!((debts.take(now).as_deref(), debts.next()), (Some("a"), None));
+            debts.tried("a".into(), false, now);
+            assert_eq!(debts.next(), Some(now + Duration::from_secs(pause)));
+            now += Duration::from_secs(pause);
         }
-        debts.tried("b", true, now);
-        assert_eq!(debts.due(now), ["a"], "S3 is back, and it waits");
-        debts.tried("a", true, now);
+        debts.hear_of("b".into(), now - FIRST_PAUSE * 2);
+        assert_eq!(debts.take(now).as_deref(), Some("b"));
+        assert_eq!(debts.take(now).as_deref(), Some("a"));
+        debts.tried("a".into(), false, now);
+        assert_eq!((debts.take(now), debts.next()), (None, Some(now + LONGEST_PAUSE)));
+        debts.tried("b".into(), true, now);
+        assert_eq!(debts.take(now).as_deref(), Some("a"), "S3 is back, and it waits");
+        debts.tried("a".into(), true, now);
         assert_eq!(debts.next(), None);
+    }
+
+    #[test]
+    fn what_is_tried_is_not_tried_twice_and_holds_up_nothing_else() {
+        let (mut debts, now) = (Debts::default(), Instant::now());
+        let owe = |debts: &mut Debts, name: &str| debts.hear_of(name.into(), now - FIRST_PAUSE);
+        owe(&mut debts, "a");
+        assert_eq!(debts.take(now).as_deref(), Some("a"));
+        // It owes more, or it is its own ring that is heard.
+        owe(&mut debts, "a");
+        assert_eq!((debts.take(now), debts.next()), (None, None));
+        owe(&mut debts, "b");
+        assert_eq!(debts.take(now).as_deref(), Some("b"));
+        debts.tried("a".into(), true, now);
+        assert_eq!(debts.take(now).as_deref(), Some("a"), "what was heard meanwhile is forgotten");
+        for name in ["c", "d", "e"] {
+            owe(&mut debts, name);
+        }
+        let taken = std::iter::from_fn(|| debts.take(now)).count();
+        assert_eq!((taken, debts.under_way.len(), debts.next()), (2, AT_ONCE, None));
+        debts.tried("b".into(), false, now);
+        assert_eq!(debts.next(), Some(now));
     }
 }

@@ -20,6 +20,7 @@ crate::tests![
     what_another_process_started_is_synced_when_that_process_is_dead,
     a_long_upload_at_its_begin_lets_no_claim_run_out,
     a_long_upload_does_not_keep_it_from_following,
+    a_long_upload_does_not_keep_it_from_paying_what_others_owe,
 ];
 
 /// At this speed [`UPLOAD_BYTES`] take longer than anything here may.
@@ -135,4 +136,28 @@ async fn a_long_upload_does_not_keep_it_from_following(case: Case) {
     for name in ["first", "second"] {
         berth(&root, &["rm", name]).await.succeeded();
     }
+}
+
+async fn a_long_upload_does_not_keep_it_from_paying_what_others_owe(case: Case) {
+    let ((root, config, mut switch), _) = two_hosts(&case).await;
+    leave_behind(&root).await;
+    let runtime = YoukiRuntime::open(root.config()).await.unwrap();
+    let volumes = runtime.volumes();
+    let small = volumes.acquire("small", GONE, AcquireOptions::default()).await.unwrap();
+    assert!(volumes.release("small", GONE).await.unwrap().is_none());
+    switch.turn_off().await;
+    assert!(volumes.release("big", GONE).await.unwrap().is_some(), "S3 is not away");
+    switch.turn_on().await;
+    switch.slow(BYTES_PER_SECOND);
+    let mut keeper = keep(&root, &config);
+    eventually("it pays what is owed for the big one", || is_uploading(&root)).await;
+    let mut away = root.clone();
+    away.s3.as_mut().unwrap().endpoint = "http://127.0.0.1:1".into();
+    let runtime = YoukiRuntime::open(away.config()).await.unwrap();
+    runtime.volumes().acquire("small", GONE, AcquireOptions::default()).await.unwrap();
+    std::fs::write(small.path.join("file"), "x").unwrap();
+    assert!(runtime.volumes().release("small", GONE).await.unwrap().is_some(), "S3 is not away");
+    eventually("it pays what is owed for the small one", || is_durable(&root, "small")).await;
+    assert!(is_uploading(&root).await, "the upload was no long one");
+    keeper.kill().await.unwrap();
 }
