@@ -21,6 +21,7 @@ mod grace;
 mod history;
 mod keeping;
 mod lifecycle;
+mod lock;
 mod log;
 mod lost_packs;
 mod manifest;

@@ -9,11 +9,12 @@ use crate::claim::{self, Standing};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::foreign::{ASIDE, refuse_foreign};
+use crate::lock::open_lock;
 use crate::paths::{RESTORED_SCAN, make_directories};
 use crate::record::random_id;
 use crate::state::{TEMPORARY, remove_file, sync_parent};
 use crate::store::VolumeStore;
-use crate::volume::{Volume, open_lock};
+use crate::volume::Volume;
 
 /// What a restore has beside its tree.
 const LEFTOVER_FILES: [&str; 2] = [RESTORED_SCAN, "scan.entries"];

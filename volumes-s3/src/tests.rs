@@ -18,6 +18,7 @@ mod folds;
 mod foreign;
 mod going_back;
 mod histories;
+mod locks;
 mod memory;
 mod model;
 mod owners;

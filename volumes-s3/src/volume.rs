@@ -1,11 +1,9 @@
 //! One volume of this host, locked: its files, its state, and its log in the bucket.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::attributes;
@@ -14,6 +12,7 @@ use crate::damaged::state_or_users;
 use crate::error::{Error, Result};
 use crate::fetch::{Packs, blocking};
 use crate::foreign::ASIDE;
+use crate::lock::VolumeLock;
 use crate::log::{Append, Log};
 use crate::object_store::ObjectStore;
 use crate::pack::Packer;
@@ -61,7 +60,7 @@ pub(crate) struct Volume {
     pub remote: Option<Remote>,
     /// The bucket, and which place it is.
     place: Option<(S3Config, Arc<Place>)>,
-    lock: Arc<File>,
+    lock: Arc<VolumeLock>,
 }
 
 impl Volume {
@@ -92,10 +91,7 @@ impl Volume {
         bucket: Option<(Arc<dyn ObjectStore>, Arc<Place>)>,
         load: impl FnOnce(&Path) -> Result<Option<State>> + Send + 'static,
     ) -> Result<Self> {
-        let (root, locked) = (config.root.clone(), name.to_owned());
-        let mut locking = std::pin::pin!(blocking("wait for a lock", move || {
-            open_lock(&root, &locked, FlockOperation::LockExclusive)
-        }));
+        let mut locking = std::pin::pin!(VolumeLock::acquire(&config.root, name));
         let lock = match tokio::time::timeout(LOCK_NOTICE, &mut locking).await {
             Ok(lock) => lock?,
             Err(_) => {
@@ -122,7 +118,7 @@ impl Volume {
     }
 
     /// Keeps the lock for as long as it lives: for threads that may outlive a future.
-    pub(crate) fn hold(&self) -> Arc<File> {
+    pub(crate) fn hold(&self) -> Arc<VolumeLock> {
         self.lock.clone()
     }
 
@@ -372,22 +368,6 @@ pub(crate) fn scan_record(name: &str, paths: &Paths, state: &State) -> Result<Op
     };
     Ok(record
         .filter(|record| record.subject.lineage == lineage && Some(record.subject.root.to_string().as_str()) == root))
-}
-
-/// Takes the lock of a volume, as `operation` says.
-pub(crate) fn open_lock(root: &Path, name: &str, operation: FlockOperation) -> Result<File> {
-    let locks = root.join(".locks");
-    make_directories(&locks)?;
-    let path = locks.join(name);
-    let failed = |error| Error::io("lock", &path, error);
-    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
-    loop {
-        match flock(&file, operation) {
-            Ok(()) => return Ok(file),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(failed(error.into())),
-        }
-    }
 }
 
 /// Moves a tree that is not the volume's out of the way: it is nobody's to delete.

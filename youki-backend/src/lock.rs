@@ -1,35 +1,59 @@
 //! One lock per container, held by whoever creates, starts or removes it; freed by the kernel when the holder dies.
+//!
+//! Whoever has it needs the runtime's threads for its work. So nobody waits in one of these: tasks of one process queue up
+//! before they ask for the file, and who then waits for somebody else does so in a thread of its own.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use crate::error::{Error, Result};
 
 /// A held lock. Its descriptor is close-on-exec, so that no supervisor inherits it.
 #[derive(Debug)]
 pub(crate) struct ContainerLock {
+    // Order matters: the file's lock is freed before the next task of this process is let in.
     _file: File,
+    /// Of one that was waited for.
+    _turn: Option<OwnedMutexGuard<()>>,
     path: PathBuf,
 }
 
 impl ContainerLock {
     /// Waits for the lock at `path`. Cancel-safe: a lock that is no longer waited for is given back.
     pub async fn acquire(path: PathBuf) -> Result<Self> {
+        let turn = queue(&path).lock_owned().await;
         if let Some(lock) = Self::try_acquire(&path)? {
-            return Ok(lock);
+            return Ok(Self { _turn: Some(turn), ..lock });
         }
-        tokio::task::spawn_blocking(move || {
-            loop {
-                let file = open(&path)?;
-                file.lock().map_err(Error::io("locking", &path))?;
-                if let Some(lock) = Self::confirm(file, &path) {
-                    return Ok(lock);
-                }
+        let (answer, locked) = oneshot::channel();
+        let file = path.clone();
+        let waiting = std::thread::Builder::new().name("berth-lock".to_owned()).spawn(move || {
+            let locked = Self::wait(&file).map(|lock| Self { _turn: Some(turn), ..lock });
+            // Nobody waits any more if the future was dropped.
+            let _ = answer.send(locked);
+        });
+        let failed = Error::io("locking", &path);
+        match waiting {
+            Ok(_) => locked.await.unwrap_or_else(|_| Err(failed(io::Error::other("its thread broke off")))),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Waits for whoever has the lock at `path`; blocking.
+    fn wait(path: &Path) -> Result<Self> {
+        loop {
+            let file = open(path)?;
+            lock_file(&file).map_err(Error::io("locking", path))?;
+            if let Some(lock) = Self::confirm(file, path) {
+                return Ok(lock);
             }
-        })
-        .await
-        .map_err(Error::ThreadLost)?
+        }
     }
 
     /// The lock, or `None` if somebody else has it.
@@ -50,13 +74,39 @@ impl ContainerLock {
     /// A file that was removed while it was waited for locks nothing any more.
     fn confirm(file: File, path: &Path) -> Option<Self> {
         let (ours, current) = (file.metadata().ok()?, fs::metadata(path).ok()?);
-        (ours.ino() == current.ino() && ours.dev() == current.dev())
-            .then(|| Self { _file: file, path: path.to_owned() })
+        (ours.ino() == current.ino() && ours.dev() == current.dev()).then(|| Self {
+            _file: file,
+            _turn: None,
+            path: path.to_owned(),
+        })
     }
 
     /// Removes the file with the container, while the lock is held.
     pub fn remove(self) {
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Where tasks of this process wait for the lock at `path`.
+fn queue(path: &Path) -> Arc<tokio::sync::Mutex<()>> {
+    static QUEUES: Mutex<BTreeMap<PathBuf, Weak<tokio::sync::Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(queue) = queues.get(path).and_then(Weak::upgrade) {
+        return queue;
+    }
+    queues.retain(|_, queue| queue.strong_count() > 0);
+    let queue = Arc::default();
+    queues.insert(path.to_owned(), Arc::downgrade(&queue));
+    queue
+}
+
+/// Waits for the lock of `file`, also where signals come meanwhile; blocking.
+pub(crate) fn lock_file(file: &File) -> io::Result<()> {
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            locked => return locked,
+        }
     }
 }
 
@@ -91,5 +141,34 @@ mod tests {
         assert!(ContainerLock::try_acquire(&path).unwrap().is_none());
         drop(second);
         assert!(ContainerLock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn who_waits_leaves_the_runtimes_threads_to_who_works() {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = |number: usize| dir.path().join((number % 4).to_string());
+        let worked = runtime.block_on(async {
+            // As another process has them.
+            let held: Vec<_> =
+                (0..4).map(|number| ContainerLock::try_acquire(&path(number)).unwrap().unwrap()).collect();
+            let mut waiting: Vec<_> = (0..16).map(|number| Box::pin(ContainerLock::acquire(path(number)))).collect();
+            for waiter in &mut waiting {
+                assert!(futures_util::poll!(waiter).is_pending());
+            }
+            let work = tokio::task::spawn_blocking(|| ());
+            let worked = tokio::time::timeout(std::time::Duration::from_secs(30), work).await;
+            drop(held);
+            if worked.is_ok() {
+                for waiter in waiting {
+                    drop(waiter.await.unwrap());
+                }
+            }
+            worked
+        });
+        // Its threads may hang.
+        runtime.shutdown_background();
+        worked.unwrap().unwrap();
     }
 }
