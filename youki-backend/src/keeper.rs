@@ -10,38 +10,47 @@ mod retention;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use runtime_core::ContainerId;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::container::Container;
 use crate::dir_watch::DirWatch;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::health::Watches;
-use crate::lock::ContainerLock;
+use crate::lock::{ContainerLock, lock_file};
 use crate::runtime::Inner;
 
 /// Containers whose volumes one pass gives back at once: each sync may hold some ten MiB.
 const GIVEN_BACK_AT_ONCE: usize = 4;
+
+/// After an error that keeps the keeper from one of its duties: descriptors, memory or a disk may be short for a while.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(60);
 
 /// Becomes the keeper as soon as no other process is, until the runtime is `closed`.
 pub(crate) fn start(inner: &Arc<Inner>, mut closed: watch::Receiver<()>) {
     let weak = Arc::downgrade(inner);
     let path = inner.layout.run.join("keeper.lock");
     tokio::spawn(async move {
-        let Ok(file) = OpenOptions::new().create(true).truncate(false).write(true).open(&path) else {
-            tracing::error!(path = %path.display(), "the keeper's lock cannot be opened: volumes are not retried");
-            return;
-        };
         // Its sender is dropped, and nothing is ever sent.
         tokio::select! {
             _ = closed.changed() => {}
             () = async {
-                let Some(lock) = acquire(file).await else { return };
+                let lock = loop {
+                    match acquire(&path).await {
+                        Ok(lock) => break lock,
+                        Err(error) => tracing::error!(error = error.chain(), "this process does not keep for a minute"),
+                    }
+                    sleep(PAUSE_AFTER_ERROR).await;
+                };
                 keep(weak, lock).await;
             } => {}
         }
@@ -49,48 +58,67 @@ pub(crate) fn start(inner: &Arc<Inner>, mut closed: watch::Receiver<()>) {
 }
 
 /// The lock, once nobody else has it. The wait is a thread of its own: it may last as long as the other process.
-async fn acquire(file: File) -> Option<File> {
+async fn acquire(path: &Path) -> Result<File> {
+    let failed = Error::io("locking", path);
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(Error::io("opening", path))?;
     match file.try_lock() {
-        Ok(()) => return Some(file),
+        Ok(()) => return Ok(file),
         Err(TryLockError::WouldBlock) => {}
-        Err(TryLockError::Error(_)) => return None,
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
     let (answer, locked) = oneshot::channel();
     let waiter = std::thread::Builder::new().name("berth-keeper".to_owned()).spawn(move || {
-        if file.lock().is_ok() {
-            // Nobody waits any more if the runtime is gone; the lock goes with the file.
-            let _ = answer.send(file);
-        }
+        // Nobody waits any more if the runtime is gone; the lock goes with the file.
+        let _ = answer.send(lock_file(&file).map(|()| file));
     });
-    waiter.ok()?;
-    locked.await.ok()
+    let locked = match waiter {
+        Ok(_) => locked.await.unwrap_or_else(|_| Err(io::Error::other("its thread broke off"))),
+        Err(error) => Err(error),
+    };
+    locked.map_err(failed)
 }
 
-/// Follows what other processes start, and sees what ends: each attempt begins with a new socket of its supervisor's,
-/// which goes when it is over.
-async fn follow_arrivals(weak: Weak<Inner>, watch: DirWatch, watches: Arc<Watches>) {
+/// Follows containers, whoever starts them, and gives back what is left of those that end.
+async fn follow_containers(weak: Weak<Inner>) {
+    let watches = Watches::default();
     // Each may have a large volume to upload.
     let mut givings_back = JoinSet::new();
+    while let Err(error) = follow_all(&weak, &watches, &mut givings_back).await {
+        tracing::error!(error = error.chain(), "containers of other processes are not followed for a minute");
+        sleep(PAUSE_AFTER_ERROR).await;
+    }
+}
+
+/// Those that are there, then those that come: each attempt begins with a new socket of its supervisor's, which goes when
+/// it is over.
+async fn follow_all(weak: &Weak<Inner>, watches: &Watches, givings_back: &mut JoinSet<()>) -> Result<()> {
+    let Some(inner) = weak.upgrade() else { return Ok(()) };
+    // Before the first look, so that none which comes after it goes unnoticed.
+    let watch = DirWatch::with_removals(&inner.layout.sockets());
+    inner.follow(watches, |_| true).await?;
+    // Of containers that ended while nobody kept.
+    givings_back.spawn(async move { inner.give_back_volumes().await });
+    let watch = watch?;
     loop {
         let (mut sockets, mut all) = (HashSet::new(), false);
         let changed = watch.changed(|name| match name {
             Some(name) => drop(sockets.insert(name.to_bytes().to_vec())),
             None => all = true,
         });
-        if !matches!(changed.await, Ok(true)) {
-            tracing::error!("containers of other processes are no longer followed");
-            return;
+        if !changed.await? {
+            tracing::error!("the run directory is gone: containers of other processes are no longer followed");
+            return Ok(());
         }
-        let Some(inner) = weak.upgrade() else { return };
+        let Some(inner) = weak.upgrade() else { return Ok(()) };
         let (layout, arrived) = (inner.layout.clone(), Arc::new(Mutex::new(sockets)));
         let left = arrived.clone();
-        inner
-            .follow(&watches, move |id| {
-                let socket = layout.container(id).socket;
-                let name = socket.file_name().unwrap_or_default().as_bytes();
-                arrived.lock().unwrap_or_else(PoisonError::into_inner).remove(name) || all
-            })
-            .await;
+        let followed = inner.follow(watches, move |id| {
+            let socket = layout.container(id).socket;
+            let name = socket.file_name().unwrap_or_default().as_bytes();
+            arrived.lock().unwrap_or_else(PoisonError::into_inner).remove(name) || all
+        });
+        followed.await?;
         while givings_back.try_join_next().is_some() {}
         // One that came and went with its end, before it was looked for.
         if all || !left.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
@@ -109,7 +137,11 @@ async fn until(due: Option<tokio::time::Instant>) {
 
 impl Inner {
     /// Follows those containers that `wanted` picks, and checks their health.
-    async fn follow(self: &Arc<Self>, watches: &Watches, wanted: impl Fn(&ContainerId) -> bool + Send + 'static) {
+    async fn follow(
+        self: &Arc<Self>,
+        watches: &Watches,
+        wanted: impl Fn(&ContainerId) -> bool + Send + 'static,
+    ) -> Result<()> {
         let inner = self.clone();
         let (answer, found) = oneshot::channel();
         // A thread of its own: where many containers are made at once, the runtime's have work for many seconds.
@@ -120,21 +152,14 @@ impl Inner {
             };
             let _ = answer.send(look());
         });
-        let lost = || Error::io("looking at", "all containers")(std::io::Error::other("its thread broke off"));
-        let found = match thread {
-            Ok(_) => found.await.unwrap_or_else(|_| Err(lost())),
-            Err(error) => Err(Error::io("starting", "a thread")(error)),
-        };
-        match found {
-            Ok(containers) => {
-                for container in containers {
-                    self.keep_watch(&container);
-                    watches.follow(self, &container);
-                    self.leave_network_behind(container);
-                }
-            }
-            Err(error) => tracing::error!(error = error.chain(), "containers cannot be listed"),
+        thread.map_err(Error::io("starting", "a thread"))?;
+        let lost = || Error::io("looking at", "all containers")(io::Error::other("its thread broke off"));
+        for container in found.await.unwrap_or_else(|_| Err(lost()))? {
+            self.keep_watch(&container);
+            watches.follow(self, &container);
+            self.leave_network_behind(container);
         }
+        Ok(())
     }
 
     /// Gives ports and name of a container back that has ended; on its own, since it may have to wait.
@@ -201,22 +226,9 @@ async fn keep(weak: Weak<Inner>, _lock: File) {
     }
     tasks.spawn(retention::apply(weak.clone()));
     tasks.spawn(live_sync::apply(weak.clone()));
-    let watches = Arc::new(Watches::default());
-    if let Some(inner) = weak.upgrade() {
-        // Before the first look, so that none which comes after it goes unnoticed.
-        match DirWatch::with_removals(&inner.layout.sockets()) {
-            Ok(watch) => drop(tasks.spawn(follow_arrivals(weak.clone(), watch, watches.clone()))),
-            Err(error) => tracing::error!(error = error.chain(), "containers of other processes are not followed"),
-        }
-        match DirWatch::with_removals(&inner.layout.sockets()) {
-            Ok(watch) => drop(tasks.spawn(records::sync(weak.clone(), watch))),
-            Err(error) => tracing::error!(error = error.chain(), "records are not synced"),
-        }
-        // Containers that ended while nobody kept.
-        inner.follow(&watches, |_| true).await;
-        tasks.spawn(async move { inner.give_back_volumes().await });
-    }
-    debts::pay(weak).await;
-    // What arrives is followed on.
+    tasks.spawn(debts::pay(weak.clone()));
+    tasks.spawn(records::sync(weak.clone()));
+    follow_containers(weak).await;
+    // Whatever of that ends, the rest goes on.
     std::future::pending::<()>().await;
 }

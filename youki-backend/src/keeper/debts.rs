@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use super::until;
+use super::{PAUSE_AFTER_ERROR, until};
 use crate::dir_watch::{Changed, DirWatch};
 use crate::error::Result;
 use crate::runtime::Inner;
@@ -75,8 +75,9 @@ impl Debts {
 
 /// Pays for as long as it is polled. Ends where there is nothing to do: no bucket.
 pub(super) async fn pay(weak: Weak<Inner>) {
-    if let Err(error) = pay_all(&weak).await {
-        tracing::error!(error = error.chain(), "what volumes owe to S3 is no longer retried");
+    while let Err(error) = pay_all(&weak).await {
+        tracing::error!(error = error.chain(), "what volumes owe to S3 is not retried for a minute");
+        sleep(PAUSE_AFTER_ERROR).await;
     }
 }
 

@@ -9,25 +9,38 @@ use std::path::Path;
 use std::sync::Weak;
 use std::time::Duration;
 
+use tokio::time::sleep;
+
+use super::PAUSE_AFTER_ERROR;
 use crate::container::Container;
 use crate::dir_watch::{Changed, DirWatch};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::runtime::Inner;
 
 /// From the first change to the sync: what changes meanwhile goes with it.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Syncs for as long as it is polled. `watch`: of the supervisors' sockets, which come with an attempt and go with its end.
-pub(super) async fn sync(weak: Weak<Inner>, watch: DirWatch) {
+/// Syncs for as long as it is polled.
+pub(super) async fn sync(weak: Weak<Inner>) {
+    while let Err(error) = sync_changed(&weak).await {
+        tracing::error!(error = error.chain(), "records are not synced for a minute");
+        sleep(PAUSE_AFTER_ERROR).await;
+    }
+}
+
+/// Told by the supervisors' sockets, which come with an attempt and go with its end.
+async fn sync_changed(weak: &Weak<Inner>) -> Result<()> {
+    let Some(inner) = weak.upgrade() else { return Ok(()) };
+    let watch = DirWatch::with_removals(&inner.layout.sockets())?;
+    drop(inner);
     loop {
-        let changed = match watch.names().await {
-            Ok(Changed::Names(names)) => Some(names.into_iter().collect::<HashSet<_>>()),
-            Ok(Changed::Any) => None,
-            Ok(Changed::Gone) => return,
-            Err(error) => return tracing::error!(error = error.chain(), "records are no longer synced"),
+        let changed = match watch.names().await? {
+            Changed::Names(names) => Some(names.into_iter().collect::<HashSet<_>>()),
+            Changed::Any => None,
+            Changed::Gone => return Ok(()),
         };
-        tokio::time::sleep(PAUSE).await;
-        let Some(inner) = weak.upgrade() else { return };
+        sleep(PAUSE).await;
+        let Some(inner) = weak.upgrade() else { return Ok(()) };
         let synced = tokio::task::spawn_blocking(move || {
             let ids = inner.container_ids()?.into_iter();
             let changed = ids.filter(|id| {
@@ -45,7 +58,7 @@ pub(super) async fn sync(weak: Weak<Inner>, watch: DirWatch) {
 }
 
 /// Writing begins for all before any is waited for: they share what the filesystem commits then.
-fn sync_all(containers: &[Container]) -> Result<(), Error> {
+fn sync_all(containers: &[Container]) -> Result<()> {
     let mut files = Vec::new();
     for container in containers {
         let paths = &container.paths;

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::Weak;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use super::until;
+use super::{PAUSE_AFTER_ERROR, until};
 use crate::dir_watch::{Changed, DirWatch};
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
@@ -64,8 +64,9 @@ impl Histories {
 
 /// Prunes for as long as it is polled. Ends where there is nothing to do: no bucket, or no retention and no renewals.
 pub(super) async fn apply(weak: Weak<Inner>) {
-    if let Err(error) = follow(&weak).await {
-        tracing::error!(error = error.chain(), "histories of volumes are not pruned");
+    while let Err(error) = follow(&weak).await {
+        tracing::error!(error = error.chain(), "histories of volumes are not pruned for a minute");
+        sleep(PAUSE_AFTER_ERROR).await;
     }
 }
 
