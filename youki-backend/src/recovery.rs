@@ -28,6 +28,7 @@ use crate::record::{self, NetworkRecord};
 use crate::refusal;
 use crate::runtime::{Inner, YoukiRuntime};
 use crate::supervisor::spawn::Spawner;
+use crate::supervisor::wire::Phase;
 use crate::trash::{SUPERVISOR_PATIENCE, Trash};
 
 /// Tells a root, and what wrote it.
@@ -211,14 +212,17 @@ impl Inner {
             Ok(container) if paths.created().exists() => {
                 drop(lock);
                 // A supervisor sees to all that follows. One that does not answer would hold up all other containers.
-                if self.exit_record(&container)?.is_none()
-                    && !matches!(
-                        tokio::time::timeout(LOOK_PATIENCE, self.ask_supervisor(&container)).await,
-                        Ok(Ok(None | Some(Observed::Ended(_))) | Err(_))
-                    )
-                {
-                    self.keep_watch(&container);
-                    return Ok(());
+                if self.exit_record(&container)?.is_none() {
+                    let asked = tokio::time::timeout(LOOK_PATIENCE, self.ask_supervisor(&container)).await;
+                    if !matches!(asked, Ok(Ok(None | Some(Observed::Ended(_))) | Err(_))) {
+                        self.keep_watch(&container);
+                        return match asked {
+                            Ok(Ok(Some(Observed::Supervised(status)))) if status.phase == Phase::Running => {
+                                self.hold_network_again(&container).await
+                            }
+                            _ => Ok(()),
+                        };
+                    }
                 }
                 match self.observe(&container).await? {
                     Observed::Ended(record) if self.is_left_over(&container, &record) => {

@@ -18,6 +18,12 @@ use crate::runtime::Inner;
 pub(super) const PORT_VARIABLE: &str = "PORT";
 
 impl Inner {
+    /// Puts back what says that a running container has its address and ports, if somebody took that away.
+    pub(crate) async fn hold_network_again(&self, container: &Container) -> Result<()> {
+        let NetworkRecord::Bridge(lease) = &container.record.network else { return Ok(()) };
+        self.networks.hold_again(&container.record.id.to_string(), lease, &container.record.ports).await
+    }
+
     /// Reserves the ports that the spec publishes; in the host's network, where there is nothing to publish, one of its
     /// own, unless the spec says `PORT` itself. Those of an earlier attempt are had again where they are free. The
     /// sockets are for the supervisor to hold.

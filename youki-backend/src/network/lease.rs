@@ -154,6 +154,29 @@ pub(super) fn take(place: &Place, name: &str, id: &str, wanted: Option<Ipv4Addr>
     Ok(lease(place, &network, id, ip))
 }
 
+/// Whether the lease is there.
+pub(super) fn is_held(place: &Place, lease: &Lease, id: &str) -> bool {
+    place.leases(&lease.network).join(format!("{}@{id}", lease.ip)).exists()
+}
+
+/// Makes a lease again that is gone, for who has its address all the same.
+pub(super) fn hold_again(place: &Place, lease: &Lease, id: &str) -> Result<()> {
+    let dir = place.leases(&lease.network);
+    let _lock = lock(&dir, LOCK, FlockOperation::LockExclusive)?;
+    match list(&dir)?.into_iter().find(|(ip, _)| *ip == lease.ip) {
+        Some((_, holder)) if holder == id => Ok(()),
+        Some((ip, holder)) => Err(Error::Network {
+            network: lease.network.clone(),
+            what: format!("{ip} is {id}'s and {holder}'s: one of them must be started again"),
+            source: None,
+        }),
+        None => {
+            let path = dir.join(format!("{}@{id}", lease.ip));
+            File::create_new(&path).map(drop).map_err(Error::io("creating", &path))
+        }
+    }
+}
+
 fn next_free(network: &Definition, dir: &Path, lock: &File, free: impl Fn(&Ipv4Addr) -> bool) -> Result<Ipv4Addr> {
     let mut last = [0; 15];
     let len = lock.read_at(&mut last, 0).map_err(Error::io("reading", dir))?;

@@ -234,6 +234,22 @@ impl Networks {
         lease.is_some_and(named) || self.place.ports().join(id).exists()
     }
 
+    /// Puts back what keeps the address and the ports of a container that runs from others, where somebody took that away.
+    ///
+    /// # Errors
+    /// [`Error::Network`] if another has them by now, [`Error::Io`].
+    pub async fn hold_again(&self, id: &str, lease: &Lease, ports: &[runtime_core::PortMapping]) -> Result<()> {
+        if lease::is_held(&self.place, lease, id) && (ports.is_empty() || self.place.ports().join(id).exists()) {
+            return Ok(());
+        }
+        tracing::warn!(container = id, "what says that its address or ports are taken was gone, and is put back");
+        let (id, lease, ports) = (id.to_owned(), lease.clone(), ports.to_vec());
+        self.change(move |place| {
+            lease::hold_again(place, &lease, &id).and_then(|()| ports::hold_again(place, &lease, &id, ports))
+        })
+        .await
+    }
+
     /// What `id` will have to give back when it is gone.
     pub fn departure(&self, id: &str, lease: Option<&Lease>) -> Departure {
         Departure { place: Place::clone(&self.place), id: id.to_owned(), lease: lease.cloned() }

@@ -161,6 +161,21 @@ pub(super) fn reserve(place: &Place, request: &PortRequest<'_>) -> Result<Reserv
     Ok(got)
 }
 
+/// Makes the reservation of ports again that is gone, for who has them all the same.
+pub(super) fn hold_again(place: &Place, lease: &Lease, id: &str, ports: Vec<PortMapping>) -> Result<()> {
+    let path = place.ports().join(id);
+    let _lock = lock(place)?;
+    if ports.is_empty() || path.exists() {
+        return Ok(());
+    }
+    let meets = |other: &Reservation| other.ports.iter().any(|theirs| ports.iter().any(|own| clash(own, theirs)));
+    if let Some((holder, _)) = all(place)?.into_iter().find(|(_, other)| meets(other)) {
+        return Err(taken(&ports[0], format!("container {holder}, and by {id}")));
+    }
+    let (ip, ip6) = (Some(lease.ip), lease.v6.as_ref().map(|v6| v6.ip));
+    record::write(&path, &Reservation { ports, ip, ip6 })
+}
+
 /// One mapping that a port is looked for.
 struct Wanted<'a> {
     mapping: &'a PortMapping,

@@ -25,6 +25,7 @@ crate::tests![
     a_network_in_use_is_kept_and_names_its_containers,
     one_whose_definition_is_damaged_hides_no_other_and_can_be_removed,
     subnets_that_meet_others_are_refused_and_name_them,
+    who_runs_keeps_its_address_and_ports_when_their_files_are_lost,
     a_full_subnet_says_so_and_takes_the_next_once_somebody_goes,
     what_the_host_lost_is_put_back,
     a_container_created_after_the_host_lost_it_all_has_its_network,
@@ -360,6 +361,26 @@ async fn subnets_that_meet_others_are_refused_and_name_them(case: Case) {
     let error = place.runtime.create_container(&case.id_in(&place.root), &spec).await.unwrap_err();
     assert_eq!(error.code(), "network.overlap", "{error}");
     place.close(&["first", "late"]).await;
+}
+
+async fn who_runs_keeps_its_address_and_ports_when_their_files_are_lost(case: Case) {
+    let place = Place::new(&case).await;
+    place.network("lost", NetworkOptions { subnets: vec![place.subnet(1)], ..NetworkOptions::default() }).await;
+    let mut spec = place.spec("lost", IDLE).await;
+    spec.port_mappings = vec![published(None, 80, None)];
+    let id = case.id_in(&place.root);
+    crate::support::case::start_on(&place.runtime, &id, &spec).await.unwrap();
+    let address = place.ipv4(&id).await;
+    let ports = place.root.run_dir.join("ports").join(id.to_string());
+    let before = std::fs::read(&ports).unwrap();
+    std::fs::remove_file(&ports).unwrap();
+    std::fs::remove_dir_all(place.root.run_dir.join("leases/lost")).unwrap();
+    drop(place.root.open().await.unwrap());
+    assert_eq!(std::fs::read(&ports).unwrap(), before);
+    let other = place.idle("lost").await;
+    assert_ne!(place.ipv4(&other).await, address);
+    place.runtime.remove_container(&id).await.unwrap();
+    place.close(&["lost"]).await;
 }
 
 async fn a_full_subnet_says_so_and_takes_the_next_once_somebody_goes(case: Case) {
