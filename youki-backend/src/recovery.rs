@@ -22,7 +22,7 @@ use crate::container::{CONCURRENT_LOOKS, Observed, mounted_by, remove_dir};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::lock::ContainerLock;
-use crate::network::{Definition, Networks, Place, Subnet};
+use crate::network::{Definition, Networks, Place, Subnet, TABLE_PREFIX};
 use crate::process::ProcessName;
 use crate::record::{self, NetworkRecord};
 use crate::refusal;
@@ -76,7 +76,7 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
 
     let tag = config::root_tag(&config.root);
     let networks = Networks::new(Place {
-        table: format!("berth_{tag}"),
+        table: format!("{TABLE_PREFIX}{tag}"),
         default: Definition::default_network(&config.network.bridge, subnet),
         definitions: layout.networks(),
         run: layout.run.clone(),

@@ -91,6 +91,8 @@ fn make_pair(place: &Place, network: &Definition, lease: &Lease, namespace: &Fil
         let message = RouteNetlinkMessage::NewLink(pair(network, lease, namespace, bridge));
         match host.request([(message, CREATE)]) {
             Ok(()) => {
+                // A bridge leaves frames for the group addresses of 802.1D to the port itself.
+                bridge::refuse_advertisements(&lease.host_ifname)?;
                 let port = RouteNetlinkMessage::NewLink(as_port(place, &lease.host_ifname));
                 let set = host.request([(port, 0)]);
                 return set.map_err(|e| failed(network, &format!("setting {} up", lease.host_ifname), e));
@@ -158,7 +160,9 @@ fn configure(network: &Definition, lease: &Lease) -> Result<()> {
         bridge::sysctl(&format!("ipv6/conf/{CONTAINER_IFNAME}/disable_ipv6"), "0")?;
         bridge::sysctl("ipv6/conf/lo/disable_ipv6", "0")?;
         // Its route is given to it.
-        bridge::sysctl(&format!("ipv6/conf/{CONTAINER_IFNAME}/accept_ra"), "0")?;
+        bridge::refuse_advertisements(CONTAINER_IFNAME)?;
+    } else {
+        bridge::disable_ipv6(CONTAINER_IFNAME)?;
     }
     let mask = u32::MAX.checked_shr(lease.prefix_len.into()).unwrap_or(0);
     let broadcast = Ipv4Addr::from_bits(lease.ip.to_bits() | mask);

@@ -1,18 +1,21 @@
 //! The bridge interface itself.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, Inet6DevConf, InetDevConf, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
 use super::attach::{self, Ends};
 use super::definition::{Definition, Place};
 use super::netlink::{CREATE, Netlink};
-use super::{Mac, lease, routes};
+use super::{Mac, TABLE_PREFIX, lease, routes};
 use crate::error::{Error, Result};
 use crate::layout::hex;
 
@@ -21,7 +24,7 @@ const SYSCTLS: &str = "/proc/sys/net";
 /// Sees to it that bridge and forwarding are in place; the bridge's index. One made anew, because somebody deleted it, or
 /// that somebody took its address from, gets the containers of before.
 pub(super) fn ensure(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<u32> {
-    enable_forwarding(network)?;
+    enable_forwarding(network, netlink)?;
     loop {
         match find(place, network, netlink)? {
             Found::Ready(index) => return Ok(index),
@@ -60,6 +63,7 @@ pub(super) fn mend(place: &Place, network: &Definition, netlink: &mut Netlink, b
         let Some(link) = link else { continue };
         let mut port = up(link.header.index);
         port.attributes.push(LinkAttribute::Controller(bridge));
+        refuse_advertisements(&name)?;
         let settings = RouteNetlinkMessage::NewLink(attach::as_port(place, &name));
         match netlink.request([(RouteNetlinkMessage::SetLink(port), 0), (settings, 0)]) {
             // Its container has just ended.
@@ -136,7 +140,7 @@ fn find(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<Fo
         Some(text) if text == alias(place, network) => {
             let is_whole = link.header.flags.contains(LinkFlags::Up)
                 && netlink.has_address(index, network.gateway).map_err(|e| failed(network, "listing addresses", e))?
-                && (network.internal || read_sysctl(&route_localnet(network))? == "1");
+                && has_settings(network, &link);
             Ok(if is_whole { Found::Ready(index) } else { Found::Unfinished(index) })
         }
         Some(text) if text.split(' ').next() == Some(&place.table) => Ok(Found::Outdated(index)),
@@ -146,6 +150,44 @@ fn find(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<Fo
                 .to_owned(),
         }),
     }
+}
+
+/// Whether it has what [`finish`] sets. The kernel tells it with the link.
+fn has_settings(network: &Definition, link: &LinkMessage) -> bool {
+    let (ipv4, ipv6) = settings(link);
+    let leads_from_loopback = ipv4.is_some_and(|conf| conf.route_localnet == 1);
+    // None: the host has no IPv6.
+    let is_no_host_of_routers = ipv6.is_none_or(|conf| match network.subnet6 {
+        Some(_) => conf.accept_ra == 0,
+        None => conf.disable_ipv6 == 1,
+    });
+    (network.internal || leads_from_loopback) && is_no_host_of_routers
+}
+
+fn settings(link: &LinkMessage) -> (Option<InetDevConf>, Option<Inet6DevConf>) {
+    let (mut ipv4, mut ipv6) = (None, None);
+    let families = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::AfSpecUnspec(families) => Some(families),
+        _ => None,
+    });
+    for family in families.flatten() {
+        match family {
+            AfSpecUnspec::Inet(parts) => {
+                ipv4 = ipv4.or(parts.iter().find_map(|part| match part {
+                    AfSpecInet::DevConf(conf) => Some(*conf),
+                    _ => None,
+                }));
+            }
+            AfSpecUnspec::Inet6(parts) => {
+                ipv6 = ipv6.or(parts.iter().find_map(|part| match part {
+                    AfSpecInet6::DevConf(conf) => Some(*conf),
+                    _ => None,
+                }));
+            }
+            _ => {}
+        }
+    }
+    (ipv4, ipv6)
 }
 
 /// What it is called until it is marked.
@@ -206,8 +248,10 @@ fn finish(network: &Definition, netlink: &mut Netlink, index: u32) -> Result<()>
     }
     if network.subnet6.is_some() {
         sysctl(&format!("ipv6/conf/{}/disable_ipv6", network.bridge), "0")?;
-        sysctl(&format!("ipv6/conf/{}/accept_ra", network.bridge), "0")?;
+    } else {
+        disable_ipv6(&network.bridge)?;
     }
+    refuse_advertisements(&network.bridge)?;
     let ends =
         Ends { ip: network.gateway, prefix_len: network.subnet.prefix_len(), broadcast: network.subnet.broadcast() };
     let v6 = network.subnet6.map(|subnet| attach::address6(index, subnet.gateway(), subnet.prefix_len()));
@@ -244,9 +288,30 @@ pub(super) fn up(index: u32) -> LinkMessage {
     link
 }
 
+/// Keeps an interface of this thread's network namespace from taking routes and addresses from whoever calls itself a
+/// router there: to the host, any container with a raw socket.
+pub(super) fn refuse_advertisements(ifname: &str) -> Result<()> {
+    sysctl_of_ipv6(&format!("ipv6/conf/{ifname}/accept_ra"), "0")
+}
+
+/// Takes IPv6, link-local addresses too, from an interface of this thread's network namespace.
+pub(super) fn disable_ipv6(ifname: &str) -> Result<()> {
+    sysctl_of_ipv6(&format!("ipv6/conf/{ifname}/disable_ipv6"), "1")
+}
+
+/// Sets a parameter, unless there is none: the kernel has no IPv6, or none for so small an MTU.
+fn sysctl_of_ipv6(name: &str, value: &str) -> Result<()> {
+    let path = Path::new(SYSCTLS).join(name);
+    match fs::OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(value.as_bytes())) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(Error::io("writing", path)),
+    }
+}
+
 /// Lets the host pass packets on. With IPv6, hosts that pass them on no longer learn their own routes from routers
-/// unless told so: those that did go on.
-fn enable_forwarding(network: &Definition) -> Result<()> {
+/// unless told so: those that did go on. Interfaces of Berth's, of whatever root, never did on purpose, and what is made
+/// later is not decided on here.
+fn enable_forwarding(network: &Definition, netlink: &mut Netlink) -> Result<()> {
     if network.internal {
         return Ok(());
     }
@@ -254,11 +319,20 @@ fn enable_forwarding(network: &Definition) -> Result<()> {
     if network.subnet6.is_none() || read_sysctl("ipv6/conf/all/forwarding")? == "1" {
         return Ok(());
     }
-    let conf = Path::new(SYSCTLS).join("ipv6/conf");
-    for entry in fs::read_dir(&conf).map_err(Error::io("listing", &conf))?.flatten() {
-        let path = entry.path().join("accept_ra");
-        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
-            fs::write(&path, "2").map_err(Error::io("writing", &path))?;
+    for link in netlink.links().map_err(|e| failed(network, "listing interfaces", e))? {
+        let (mut name, mut is_ours) = (None, false);
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::IfName(text) => name = Some(text),
+                LinkAttribute::IfAlias(text) => is_ours = text.starts_with(TABLE_PREFIX),
+                _ => {}
+            }
+        }
+        if let Some(name) = name
+            && !is_ours
+            && settings(&link).1.is_some_and(|conf| conf.accept_ra == 1)
+        {
+            sysctl_of_ipv6(&format!("ipv6/conf/{name}/accept_ra"), "2")?;
         }
     }
     sysctl("ipv6/conf/all/forwarding", "1")

@@ -51,6 +51,9 @@ pub(crate) use lease::{Lease, Mac};
 pub(crate) use ports::{MAX_HELD_SOCKETS, PortRequest, Reserved, exposed};
 pub(crate) use subnet::Subnet;
 
+/// How the table of every root begins, and so the alias of its interfaces.
+pub(crate) const TABLE_PREFIX: &str = "berth_";
+
 /// Attaches at once. The kernel makes links one at a time whatever is asked (`rtnl_lock`): more only wait in threads.
 const CONCURRENT_CHANGES: usize = 4;
 

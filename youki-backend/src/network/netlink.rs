@@ -80,6 +80,17 @@ impl Netlink {
         }
     }
 
+    /// All links.
+    pub fn links(&mut self) -> io::Result<Vec<LinkMessage>> {
+        let mut found = Vec::new();
+        self.query(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP, |answer| {
+            if let RouteNetlinkMessage::NewLink(link) = answer {
+                found.push(link);
+            }
+        })?;
+        Ok(found)
+    }
+
     /// Whether any link has this one as its bridge.
     pub fn has_ports(&mut self, bridge: u32) -> io::Result<bool> {
         let mut query = LinkMessage::default();
