@@ -197,11 +197,17 @@ impl Inner {
         let (layout, networks) = (self.layout.clone(), self.networks.clone());
         tokio::task::spawn_blocking(move || {
             remove_orphans(&layout)?;
-            networks.reconcile(&|id| layout.may_be_container(id))
+            // What is left of one container's network holds up no other; the next open tries again.
+            if let Err(error) = networks.reconcile(&|id| layout.may_be_container(id)) {
+                tracing::error!(
+                    error = error.chain(),
+                    "what containers that are gone have of the network is not freed"
+                );
+            }
+            Ok(())
         })
         .await
-        .map_err(Error::ThreadLost)??;
-        Ok(())
+        .map_err(Error::ThreadLost)?
     }
 
     async fn reconcile_one(self: &Arc<Self>, id: &ContainerId) -> Result<()> {

@@ -136,11 +136,15 @@ impl Inner {
         let mut errors = Vec::new();
         let mut note = |result: Result<()>| errors.extend(result.err());
         note(self.clear_cgroup(container).await);
-        note(self.leave_network(container).await);
+        let left = self.leave_network(container).await;
         if let NetworkRecord::Bridge(lease) = &container.record.network {
             note(self.networks.detach(lease).await);
-            note(self.networks.free(lease, &container.record.id.to_string()));
+            // Whoever has the address next must not be reached by what leads to it still.
+            if left.is_ok() {
+                note(self.networks.free(lease, &container.record.id.to_string()));
+            }
         }
+        note(left);
         let (paths, trash) = (container.paths.clone(), self.trash.clone());
         let taken = tokio::task::spawn_blocking(move || take_files(&paths, &trash));
         match taken.await.map_err(Error::ThreadLost) {

@@ -181,15 +181,17 @@ impl Networks {
         ports::reserve(&self.place, request)
     }
 
-    /// Frees what containers have that are not `known`, and tells whose addresses were. A container that is being
-    /// created must be known: it leases before it is on record. Blocks for file locks.
+    /// Frees what containers have that are not `known`, and tells whose addresses were. One whose ports cannot be closed
+    /// keeps its address: who has it next would be reached by them. A container that is being created must be known: it
+    /// leases before it is on record. Blocks for file locks.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn reconcile(&self, known: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
-        ports::reconcile(&self.place, known)?;
-        names::reconcile(&self.place, known)?;
-        lease::free(&self.place, |holder| !known(holder))
+        let unclosed = ports::reconcile(&self.place, known)?;
+        let named = names::reconcile(&self.place, known);
+        let freed = lease::free(&self.place, |holder| !known(holder) && !unclosed.iter().any(|id| id == holder));
+        named.and(freed)
     }
 
     /// Connects the network namespace of process `pid`, which must be its own, to the lease's bridge: an interface

@@ -314,19 +314,24 @@ pub(super) fn close(place: &Place, id: &str) -> Result<()> {
     close_locked(place, id)
 }
 
-/// Closes the ports of whoever is not `known`.
-pub(super) fn reconcile(place: &Place, known: &dyn Fn(&str) -> bool) -> Result<()> {
+/// Closes the ports of whoever is not `known`. Tells whose could not be closed: they hold up no other, but lead to that
+/// container's address still.
+pub(super) fn reconcile(place: &Place, known: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
     if !place.ports().exists() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let _lock = lock(place)?;
     record::remove_temporaries(&place.ports())?;
+    let mut unclosed = Vec::new();
     for holder in holders(place)? {
-        if !known(&holder) {
-            close_locked(place, &holder)?;
+        if !known(&holder)
+            && let Err(error) = close_locked(place, &holder)
+        {
+            tracing::error!(container = holder, error = error.chain(), "its ports cannot be closed");
+            unclosed.push(holder);
         }
     }
-    Ok(())
+    Ok(unclosed)
 }
 
 /// Loads the firewall anew if its rules are no longer those of the root's networks.
@@ -349,7 +354,11 @@ fn close_locked(place: &Place, id: &str) -> Result<()> {
     };
     match record::read::<Reservation>(&path) {
         Ok(Some(reservation)) => {
-            firewall::unpublish(place, &reservation)?;
+            if let Err(error) = firewall::unpublish(place, &reservation) {
+                tracing::warn!(container = id, error = error.chain(), "loading the firewall anew, without its ports");
+                let others = all(place)?.into_iter().filter(|(holder, _)| holder != id);
+                firewall::reload(place, &others.map(|(_, reservation)| reservation).collect::<Vec<_>>())?;
+            }
             remove()
         }
         Ok(None) => remove(),

@@ -476,6 +476,65 @@ fn forwarding_of_ipv6_keeps_the_hosts_routers_and_brings_it_no_new_ones() {
     });
 }
 
+/// `count` ports from 20000 on, of protocol udp.
+fn many_ports(count: u16) -> Vec<runtime_core::PortMapping> {
+    let one = |port: u16| format!(r#"{{"host_port":{port},"container_port":{port},"protocol":"udp"}}"#);
+    let all: Vec<String> = (20_000..20_000 + count).map(one).collect();
+    serde_json::from_str(&format!("[{}]", all.join(","))).unwrap()
+}
+
+fn elements(table: &str, map: &str) -> usize {
+    let listed = Command::new("nft").args(["list", "map", "inet", table, map]).output().unwrap();
+    assert!(listed.status.success(), "{listed:?}");
+    String::from_utf8(listed.stdout).unwrap().matches(" : ").count().saturating_sub(1)
+}
+
+#[test]
+fn however_many_ports_are_published_all_are_closed() {
+    const MANY: u16 = 4000;
+    isolated(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let bridge = Bridge::new(place(&dir, "ports", "10.251.16.0/24")).unwrap();
+        let (container, lease) = (Container::new(), bridge.lease("one").unwrap());
+        let id = format!("{}-rep-0", lease.host_ifname);
+        let wanted = many_ports(MANY);
+        let request =
+            PortRequest { id: &id, wanted: &wanted, earlier: &[], lease: Some(&lease), ended: &|_: &str| false };
+        let table = bridge.place().table.clone();
+        bridge.0.reserve(&request).unwrap();
+        bridge.attach(&lease, container.pid()).await.unwrap();
+        assert_eq!(elements(&table, "udp4"), usize::from(MANY));
+        bridge.0.leave(&id, Some(&lease)).await.unwrap();
+        assert_eq!((elements(&table, "udp4"), bridge.0.holds(&id, Some(&lease))), (0, false));
+
+        // And when all of them are gone already, which the kernel tells of each.
+        bridge.0.reserve(&request).unwrap();
+        bridge.attach(&lease, container.pid()).await.unwrap();
+        assert!(Command::new("nft").args(["flush", "map", "inet", &table, "udp4"]).status().unwrap().success());
+        bridge.0.leave(&id, Some(&lease)).await.unwrap();
+        assert!(!bridge.0.holds(&id, Some(&lease)));
+    });
+}
+
+#[test]
+fn ports_that_cannot_be_closed_hold_up_no_other_and_keep_their_address() {
+    isolated(async || {
+        let dir = tempfile::tempdir().unwrap();
+        // Longer than the kernel takes: whatever is asked of this table is refused.
+        let table = format!("berth_{}", "x".repeat(300));
+        let bridge = Bridge::new(Place { table, ..place(&dir, "stuck", "10.251.17.0/24") }).unwrap();
+        let wanted = many_ports(1);
+        let (one, other) = ("one-rep-0", "other-rep-0");
+        let (stuck, _) = (bridge.lease(one).unwrap(), bridge.lease(other).unwrap());
+        let request =
+            PortRequest { id: one, wanted: &wanted, earlier: &[], lease: Some(&stuck), ended: &|_: &str| false };
+        bridge.0.reserve(&request).unwrap();
+        assert_eq!(bridge.0.reconcile(&|_| false).unwrap(), [other]);
+        assert!(bridge.0.holds(one, Some(&stuck)));
+        assert_eq!(bridge.lease(one).unwrap().ip, stuck.ip);
+    });
+}
+
 #[test]
 fn a_bridge_that_never_got_its_name_goes_with_the_rest() {
     isolated(async || {

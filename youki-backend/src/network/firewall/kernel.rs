@@ -4,6 +4,7 @@ use std::io;
 
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
+use rustix::net::sockopt::set_socket_send_buffer_size_force;
 
 /// Messages and attributes of nfnetlink and nf_tables (linux/netfilter/nfnetlink.h, nf_tables.h).
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -29,6 +30,8 @@ const NLM_F_CREATE: u16 = 0x400;
 /// The family whose tables see IPv4 and IPv6.
 const NFPROTO_INET: u8 = 1;
 
+/// Requests up to this size fit whatever a host has for a socket's default (`net.core.wmem_default`: 208 KiB).
+const PLAIN_REQUEST_BYTES: usize = 16 << 10;
 /// Room for one answer.
 const ANSWER_BYTES: usize = 16 << 10;
 
@@ -164,6 +167,10 @@ impl Message {
 fn exchange(request: &[u8]) -> io::Result<(u16, Vec<u8>)> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
+    if request.len() > PLAIN_REQUEST_BYTES {
+        // A message must fit into the buffer with what the kernel needs beside it: some 2,800 elements did not.
+        set_socket_send_buffer_size_force(&socket, request.len())?;
+    }
     socket.send_to(request, &SocketAddr::new(0, 0), 0)?;
     let mut answer = Vec::with_capacity(ANSWER_BYTES);
     loop {
