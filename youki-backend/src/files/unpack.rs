@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawMode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat,
-    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, RawMode, Statx, StatxFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
+    XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statx,
+    symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
@@ -229,9 +230,15 @@ impl Attributes {
 fn create(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match clear(parent, name) {
-        // Something is mounted on it, as on /etc/hosts: its content is what can be replaced.
+        // Something is mounted on it, as on /etc/hosts: its content is what can be replaced. Not blocking: it may be a
+        // FIFO by now.
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            return Ok(openat(parent, name, flags | OFlags::TRUNC, Mode::empty())?.into());
+            let mounted = File::from(openat(parent, name, flags | OFlags::NONBLOCK, Mode::empty())?);
+            if !mounted.metadata()?.is_file() {
+                return Err(error);
+            }
+            mounted.set_len(0)?;
+            return Ok(mounted);
         }
         other => other?,
     }
@@ -239,16 +246,28 @@ fn create(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
     Ok(new.into())
 }
 
-/// Removes what has `name`, unless that is a directory.
+/// Removes what has `name`, unless that is a directory, or something is mounted on it: the kernel refuses the latter only
+/// to who is in the mount namespace that has the mount, and takes a running container's mount away for anybody else.
 fn clear(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let found = match openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    let (above, found) = (look_at(parent.as_fd())?, look_at(found.as_fd())?);
+    if FileType::from_raw_mode(RawMode::from(found.stx_mode)) == FileType::Directory {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if found.stx_mnt_id != above.stx_mnt_id {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => {
-            let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            Err(if is_dir { io::ErrorKind::IsADirectory.into() } else { error.into() })
-        }
+        Err(error) => Err(error.into()),
     }
+}
+
+fn look_at(fd: BorrowedFd<'_>) -> io::Result<Statx> {
+    Ok(statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE | StatxFlags::MNT_ID)?)
 }
 
 /// `1700000000.000000001`, as pax writes times.

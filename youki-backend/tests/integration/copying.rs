@@ -8,6 +8,7 @@ use crate::support::image::Image;
 
 crate::tests![
     files_go_in_and_out_by_dockers_rules,
+    what_is_mounted_on_is_written_through_and_stays_mounted,
     an_ended_container_is_copied_from_and_to,
     a_link_in_the_container_leads_nowhere_else,
     export_is_the_root_filesystem_with_its_attributes,
@@ -74,10 +75,36 @@ async fn files_go_in_and_out_by_dockers_rules(case: Case) {
     let mut archive = tar::Archive::new(tar.as_bytes());
     let names: Vec<_> = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
     assert_eq!(names, [Path::new("from-tar")]);
-    // What is mounted there is written through.
-    std::fs::write(host.join("hosts"), "127.0.0.1 copied\n").unwrap();
-    case.berth(&["cp", &format!("{}/hosts", host.display()), &at("/etc/hosts")]).await.succeeded();
-    assert_eq!(case.exec_ok(&id, "cat /etc/hosts").await, "127.0.0.1 copied\n");
+}
+
+async fn what_is_mounted_on_is_written_through_and_stays_mounted(case: Case) {
+    let host = dir(&case, "mounted");
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    for (name, readonly) in [("open", false), ("closed", true)] {
+        let source = host.join(name);
+        std::fs::write(&source, "the host's\n").unwrap();
+        let (source, target) = (source.display().to_string(), format!("/etc/{name}"));
+        spec.storage.push(runtime_core::spec::StorageSpec::Bind { source, target, readonly });
+    }
+    let id = case.start(&spec).await;
+    let new = host.join("new").display().to_string();
+    std::fs::write(&new, "copied\n").unwrap();
+    for name in ["hosts", "open"] {
+        case.berth(&["cp", &new, &format!("{id}:/etc/{name}")]).await.succeeded();
+        let script = format!("cat /etc/{name}; grep -c ' /etc/{name} ' /proc/self/mountinfo");
+        assert_eq!(case.exec_ok(&id, &script).await, "copied\n1\n", "{name}");
+    }
+    assert_eq!(std::fs::read_to_string(host.join("open")).unwrap(), "copied\n");
+    let said = case.berth(&["cp", &new, &format!("{id}:/etc/closed")]).await;
+    assert!(said.code == 1 && said.stderr.contains("Read-only"), "{said:?}");
+    // A link does not take the place of what is mounted either.
+    std::os::unix::fs::symlink("/etc/passwd", host.join("link")).unwrap();
+    let link = host.join("link").display().to_string();
+    let said = case.berth(&["cp", &link, &format!("{id}:/etc/closed")]).await;
+    assert!(said.code == 1 && said.stderr.contains("busy"), "{said:?}");
+    let script = "cat /etc/closed; grep -c ' /etc/closed ' /proc/self/mountinfo";
+    assert_eq!(case.exec_ok(&id, script).await, "the host's\n1\n");
+    assert_eq!(std::fs::read_to_string(host.join("closed")).unwrap(), "the host's\n");
 }
 
 async fn an_ended_container_is_copied_from_and_to(case: Case) {
