@@ -5,11 +5,13 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::files::open_within;
 
 /// Largest passwd or group file that is read. A million bytes hold some 15,000 users; an image that has more can use
 /// numbers.
@@ -169,8 +171,8 @@ fn decimal(text: &str) -> Option<u32> {
 /// compared with text.
 fn read(root: BorrowedFd<'_>, path: &'static str) -> Result<String> {
     // Not blocking: a FIFO in its place must not hold us.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let fd = match openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = match open_within(root, Path::new(path), flags) {
         Ok(fd) => fd,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
         Err(errno) => return Err(Error::io("opening the image's", format!("/{path}"))(errno.into())),
@@ -300,7 +302,7 @@ noline
         assert_eq!(resolve(root.as_fd(), Some("good")).unwrap_err().code(), "root.corrupt");
 
         fs::remove_file(dir.path().join("root/etc/passwd")).unwrap();
-        rustix::fs::mknodat(&root, "etc/passwd", FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
+        rustix::fs::mknodat(&root, "etc/passwd", FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o644), 0).unwrap();
         for user in ["good", "5:wheel"] {
             assert_eq!(resolve(root.as_fd(), Some(user)).unwrap_err().code(), "root.corrupt", "{user}");
         }

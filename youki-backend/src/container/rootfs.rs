@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
+use crate::files::open_within;
 use crate::lock::ContainerLock;
 use crate::runtime::Inner;
 use crate::supervisor::Overlay;
@@ -106,9 +107,7 @@ fn of_ended(container: &Container, view: View) -> Result<OwnedFd> {
 
 /// Mounts `source` at `target` within `root`, where that exists.
 fn bind(source: &Path, root: BorrowedFd<'_>, target: &str) -> io::Result<()> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let Ok(place) = openat2(root, target.trim_start_matches('/'), flags, Mode::empty(), resolve) else { return Ok(()) };
+    let Ok(place) = open_within(root, Path::new(target), OFlags::PATH) else { return Ok(()) };
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, source, clone)?;
     let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;

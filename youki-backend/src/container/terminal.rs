@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use runtime_core::{ContainerId, ExecEvent, ExecEventStream, ExecInput, ExecOptions};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, fstat, fstatfs, openat};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::Interest;
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::exec::{ExecRequest, events_of, exit_of, unfinished};
 use crate::error::{Error, Result};
+use crate::files::open_within;
 use crate::runtime::Inner;
 
 /// Type of the filesystem that has terminals (`DEVPTS_SUPER_MAGIC`).
@@ -140,10 +142,9 @@ async fn type_in(mut input: ExecInput, master: Arc<AsyncFd<OwnedFd>>) {
 }
 
 fn open(init: u32, size: TerminalSize) -> io::Result<Terminal> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let root = openat(CWD, format!("/proc/{init}/root"), flags | OFlags::DIRECTORY, Mode::empty())?;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let found = openat2(&root, "dev/pts/ptmx", flags | OFlags::NOFOLLOW, Mode::empty(), resolve)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, format!("/proc/{init}/root"), flags, Mode::empty())?;
+    let found = open_within(&root, Path::new("dev/pts/ptmx"), OFlags::PATH | OFlags::NOFOLLOW)?;
     // The container may have put something else there; it is looked at before it is opened.
     let device = fstat(&found)?.st_rdev;
     let is_ptmx = (rustix::fs::major(device), rustix::fs::minor(device)) == PTMX;

@@ -5,13 +5,16 @@
 
 pub(crate) mod pack;
 pub(crate) mod unpack;
+mod within;
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use serde::Serialize;
+
+pub(crate) use within::open_within;
 
 /// Directories nested deeper than this are refused: each level holds a descriptor.
 const MAX_DEPTH: usize = 512;
@@ -72,14 +75,6 @@ pub(crate) fn look(root: BorrowedFd<'_>, path: &Path, follow: bool) -> io::Resul
     let fd = open_within(root, path, OFlags::PATH | last)?;
     let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode).into();
     Ok((fd, kind))
-}
-
-/// Opens `path`, which ends nowhere but in `root`, whatever links there are.
-fn open_within(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-    let path = path.strip_prefix("/").unwrap_or(path);
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    Ok(openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
 }
 
 #[cfg(test)]

@@ -151,8 +151,8 @@ impl Target<'_> {
     fn parent(&self, path: &Path) -> io::Result<OwnedFd> {
         let parent = self.dir.join(path.parent().unwrap_or(Path::new("")));
         match open_within(self.root, &parent, OFlags::PATH | OFlags::DIRECTORY) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => return other,
+            Err(Errno::NOENT) => {}
+            other => return Ok(other?),
         }
         let mut done = self.dir.to_owned();
         for part in path.parent().into_iter().flat_map(Path::components) {
@@ -162,7 +162,7 @@ impl Target<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        open_within(self.root, &parent, OFlags::PATH | OFlags::DIRECTORY)
+        Ok(open_within(self.root, &parent, OFlags::PATH | OFlags::DIRECTORY)?)
     }
 
     fn attributes(&self, entry: &mut Entry<'_, impl Read>) -> io::Result<Attributes> {

@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, RawMode, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
-    chownat, fchmod, fgetxattr, flistxattr, fsetxattr, mkdirat, mknodat, openat, openat2, readlinkat, statat,
-    symlinkat, utimensat,
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, XattrFlags, chownat,
+    fchmod, fgetxattr, flistxattr, fsetxattr, mkdirat, mknodat, openat, readlinkat, statat, symlinkat, utimensat,
 };
 
 use crate::error::{Error, Result};
+use crate::files::open_within;
 
 /// How deep an image's directories may be nested here: deeper ones would exhaust this process's stack.
 const MAX_DEPTH: usize = 512;
@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 512;
 /// no directory leaves it empty.
 pub(super) fn fill(root: &OwnedFd, target: &str, volume: &Path) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let from = match openat2(root, target.trim_start_matches('/'), flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+    let from = match open_within(root, Path::new(target), flags) {
         Ok(from) => Some(from),
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => None,
         Err(error) => return Err(Error::io("opening", target)(error.into())),

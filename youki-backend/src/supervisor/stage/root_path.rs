@@ -5,8 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
+use rustix::fs::{Mode, OFlags, mkdirat, openat, readlinkat};
 use rustix::io::{Errno, Result};
+
+use crate::files::open_within;
 
 /// Links followed before a path is taken for a loop; the kernel's own limit.
 const MAX_LINKS: usize = 40;
@@ -30,13 +32,7 @@ pub(super) fn open_or_make(root: impl AsFd, path: &Path, make: Make) -> Result<O
 }
 
 fn open_or_make_beneath(root: impl AsFd + Copy, path: &Path, make: Make, links: usize) -> Result<OwnedFd> {
-    match openat2(
-        root,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    ) {
+    match open_within(root, path, OFlags::PATH) {
         Err(Errno::NOENT) => {}
         other => return other,
     }
