@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
@@ -105,9 +106,13 @@ fn of_ended(container: &Container, view: View) -> Result<OwnedFd> {
     Ok(root)
 }
 
-/// Mounts `source` at `target` within `root`, where that exists.
+/// Mounts `source` at `target` within `root`, where that exists. Any other error is one: what is copied would go beneath the
+/// mount, and be seen no more.
 fn bind(source: &Path, root: BorrowedFd<'_>, target: &str) -> io::Result<()> {
-    let Ok(place) = open_within(root, Path::new(target), OFlags::PATH) else { return Ok(()) };
+    let place = match open_within(root, Path::new(target), OFlags::PATH) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+        other => other?,
+    };
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, source, clone)?;
     let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;

@@ -10,6 +10,7 @@ crate::tests![
     files_go_in_and_out_by_dockers_rules,
     what_is_mounted_on_is_written_through_and_stays_mounted,
     an_ended_container_is_copied_from_and_to,
+    a_volume_that_cannot_be_mounted_is_an_error_and_nothing_goes_beneath_it,
     a_link_in_the_container_leads_nowhere_else,
     export_is_the_root_filesystem_with_its_attributes,
     what_is_not_there_is_named,
@@ -122,6 +123,22 @@ async fn an_ended_container_is_copied_from_and_to(case: Case) {
     case.berth(&["cp", host.join("in").to_str().unwrap(), &format!("{id}:/tmp")]).await.succeeded();
     case.runtime.start_container(&id).await.unwrap();
     assert_eq!(case.finish(&id).await.stdout, ["read at the next start"]);
+}
+
+async fn a_volume_that_cannot_be_mounted_is_an_error_and_nothing_goes_beneath_it(case: Case) {
+    let host = dir(&case, "unmountable");
+    let mut spec = case.script("mv /a /b && ln -s a /a").await;
+    spec.storage = vec![runtime_core::spec::StorageSpec::Anonymous { target: "/a/data".into() }];
+    let id = case.start(&spec).await;
+    case.finish(&id).await.succeeded();
+    std::fs::write(host.join("new"), "").unwrap();
+    for args in [
+        ["cp".to_owned(), host.join("new").display().to_string(), format!("{id}:/b/data/")],
+        ["cp".to_owned(), format!("{id}:/b/data"), host.join("got").display().to_string()],
+    ] {
+        let said = case.berth(&args.each_ref().map(String::as_str)).await;
+        assert!(said.code == 1 && said.stderr.contains("symbolic link"), "{args:?}: {said:?}");
+    }
 }
 
 async fn a_link_in_the_container_leads_nowhere_else(case: Case) {
