@@ -1,14 +1,17 @@
 //! A container's root filesystem, for those who read or write in it from outside.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree, unmount,
+};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe};
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
@@ -36,26 +39,32 @@ impl Inner {
         work: impl FnOnce(BorrowedFd<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let id = container.record.id.to_string();
-        let init = match self.observe(container).await? {
-            Observed::Supervised(status) if status.pid > 0 => Some(status.pid),
-            Observed::Ended(_) => None,
-            observed => return Err(Error::NotRunning { id, state: observed.state().word() }),
+        let running = loop {
+            match self.observe(container).await? {
+                Observed::Supervised(status) if status.pid > 0 => {
+                    if let Some(init) = self.hold_init(container, status.pid).await? {
+                        break Some(init);
+                    }
+                }
+                Observed::Ended(_) => break None,
+                observed => return Err(Error::NotRunning { id, state: observed.state().word() }),
+            }
         };
-        let opened: Box<dyn FnOnce() -> Result<(OwnedFd, Option<ContainerLock>)> + Send> = match init {
-            Some(pid) => Box::new(move || Ok((of_running(pid, view)?, None))),
+        let opened: Box<dyn FnOnce() -> Result<Root> + Send> = match running {
+            Some(init) => Box::new(move || of_running(&init, view)),
             None => {
                 let (lock, container) = self.lock(container).await?;
                 let Some(record) = self.exit_record(&container)? else {
                     return Err(Error::NotRunning { id, state: "being started" });
                 };
                 self.wait_for_supervisor(&container, &record).await?;
-                Box::new(move || Ok((of_ended(&container, view)?, Some(lock))))
+                Box::new(move || of_ended(&container, view, lock))
             }
         };
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let worker = move || {
-            // The lock is held until the work is done.
-            let result = opened().and_then(|(root, _lock)| work(root.as_fd()));
+            // Told only when the root is left.
+            let result = opened().and_then(|root| work(root.fd.as_fd()));
             let _ = sender.send(result);
         };
         std::thread::Builder::new()
@@ -64,43 +73,88 @@ impl Inner {
             .map_err(Error::io("starting", "a thread"))?;
         receiver.await.map_err(|_| Error::io("working in", "the root filesystem")(io::Error::other("it broke off")))?
     }
-}
 
-fn of_running(pid: i32, view: View) -> Result<OwnedFd> {
-    let root = format!("/proc/{pid}/root");
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    if view == View::Whole {
-        return openat(CWD, &root, flags, Mode::empty()).map_err(|error| Error::io("opening", root)(error.into()));
+    /// Holds the init of a container that was said to be `pid`. Said again once it is held, it was no other process of that
+    /// number; `None` if it is not.
+    async fn hold_init(&self, container: &Container, pid: i32) -> Result<Option<Init>> {
+        let process = Pid::from_raw(pid).ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        match self.observe(container).await? {
+            Observed::Supervised(status) if status.pid == pid => {}
+            _ => return Ok(None),
+        }
+        let process = process.map_err(|error| Error::io("opening", format!("process {pid}"))(error.into()))?;
+        Ok(Some(Init { pid, process }))
     }
-    let alone = || -> io::Result<OwnedFd> {
-        let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
-        // SAFETY: this thread is ours alone, and shares its root and working directory with others no longer.
-        unsafe { unshare_unsafe(UnshareFlags::FS) }?;
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
-        // A copy of this one mount, without what is mounted on it.
-        Ok(open_tree(CWD, "/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
-    };
-    alone().map_err(Error::io("opening", root))
 }
 
-fn of_ended(container: &Container, view: View) -> Result<OwnedFd> {
+/// The first process of a container that runs.
+struct Init {
+    pid: i32,
+    process: OwnedFd,
+}
+
+/// A container's root, held.
+struct Root {
+    fd: OwnedFd,
+    /// Goes after the descriptor, which would keep it mounted.
+    _mounted: Option<Mounted>,
+}
+
+/// The root of an ended container, mounted in this thread's mount namespace.
+struct Mounted {
+    rootfs: PathBuf,
+    /// Given back last: whoever starts the container mounts it again.
+    _lock: ContainerLock,
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // With what is mounted on it. Nothing holds any of it, so the kernel has let go of its directories by then.
+        if let Err(error) = unmount(&self.rootfs, UnmountFlags::DETACH) {
+            tracing::warn!(path = %self.rootfs.display(), %error, "cannot be unmounted");
+        }
+    }
+}
+
+fn of_running(init: &Init, view: View) -> Result<Root> {
+    let root = format!("/proc/{}/root", init.pid);
+    let open = || -> io::Result<OwnedFd> {
+        if view == View::RootAlone {
+            // SAFETY: this thread is ours alone, and shares its root and working directory with others no longer.
+            unsafe { unshare_unsafe(UnshareFlags::FS) }?;
+            move_into_thread_name_spaces(init.process.as_fd(), ThreadNameSpaceType::MOUNT)?;
+            // A copy of this one mount, without what is mounted on it.
+            return Ok(open_tree(CWD, "/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?);
+        }
+        let opened = openat(CWD, &root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        // As long as it has not ended, its number is nobody else's.
+        match poll(&mut [PollFd::new(&init.process, PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? {
+            0 => Ok(opened),
+            _ => Err(Errno::SRCH.into()),
+        }
+    };
+    let fd = open().map_err(Error::io("opening", &root))?;
+    Ok(Root { fd, _mounted: None })
+}
+
+fn of_ended(container: &Container, view: View, lock: ContainerLock) -> Result<Root> {
     let paths = &container.paths;
-    let failed = |error: rustix::io::Errno| Error::io("leaving", "the host's mount table")(error.into());
+    let failed = |error: Errno| Error::io("leaving", "the host's mount table")(error.into());
     // SAFETY: this thread is ours alone, and nothing else of it depends on its namespaces.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.map_err(failed)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(failed)?;
     let (upper, work, rootfs) = (paths.upper(), paths.work(), paths.rootfs());
     let layers = &container.record.image.layers;
     Overlay { layers, upper: &upper, work: &work, rootfs: &rootfs, volatile: false }.mount()?;
+    let mounted = Mounted { rootfs: rootfs.clone(), _lock: lock };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open =
-        || openat(CWD, &rootfs, flags, Mode::empty()).map_err(|error| Error::io("opening", &rootfs)(error.into()));
-    let root = open()?;
+    let fd = openat(CWD, &rootfs, flags, Mode::empty()).map_err(|e| Error::io("opening", &rootfs)(e.into()))?;
+    let root = Root { fd, _mounted: Some(mounted) };
     if view == View::Whole {
         let mut mounts: Vec<_> = container.record.mounts.iter().collect();
         mounts.sort_by_key(|mount| mount.target.matches('/').count());
         for mount in mounts {
-            bind(&mount.source, root.as_fd(), &mount.target).map_err(Error::io("mounting", &mount.source))?;
+            bind(&mount.source, root.fd.as_fd(), &mount.target).map_err(Error::io("mounting", &mount.source))?;
         }
     }
     Ok(root)

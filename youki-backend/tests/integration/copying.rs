@@ -3,7 +3,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use youki_backend::{CopyInOptions, Owner, YoukiRuntime};
+
 use crate::support::Case;
+use crate::support::case::{finish_on, start_on};
 use crate::support::image::Image;
 
 crate::tests![
@@ -11,6 +14,7 @@ crate::tests![
     what_is_mounted_on_is_written_through_and_stays_mounted,
     an_ended_container_is_copied_from_and_to,
     a_volume_that_cannot_be_mounted_is_an_error_and_nothing_goes_beneath_it,
+    an_ended_container_is_unmounted_before_the_copy_is_told,
     a_link_in_the_container_leads_nowhere_else,
     export_is_the_root_filesystem_with_its_attributes,
     what_is_not_there_is_named,
@@ -139,6 +143,35 @@ async fn a_volume_that_cannot_be_mounted_is_an_error_and_nothing_goes_beneath_it
         let said = case.berth(&args.each_ref().map(String::as_str)).await;
         assert!(said.code == 1 && said.stderr.contains("symbolic link"), "{args:?}: {said:?}");
     }
+}
+
+async fn an_ended_container_is_unmounted_before_the_copy_is_told(case: Case) {
+    let root = case.root("unmounted");
+    let runtime = YoukiRuntime::open(root.config()).await.unwrap();
+    let id = case.id_in(&root);
+    start_on(&runtime, &id, &case.script("true").await).await.unwrap();
+    finish_on(&runtime, &id).await.succeeded();
+    // Much, so that the kernel has to write when it unmounts.
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(64 << 20);
+    header.set_mode(0o600);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1);
+    builder.append_data(&mut header, "much", &vec![1; 64 << 20][..]).unwrap();
+    let tar = std::io::Cursor::new(builder.into_inner().unwrap());
+    let options = CopyInOptions { rename: None, owner: Owner::Kept };
+    runtime.copy_in(&id, Path::new("/tmp"), tar, options).await.unwrap();
+    // With an index the kernel refuses directories that another overlay still has; without, it only warns of it.
+    let container = root.dir.join("containers").join(id.to_string());
+    let lower = tempfile::tempdir_in(&root.dir).unwrap();
+    let (low, at) = (lower.path().display(), container.display());
+    let overlay = format!("lowerdir={low},upperdir={at}/upper,workdir={at}/work,index=on");
+    let mount = ["-m", "mount", "-t", "overlay", "overlay", "-o", &overlay, &format!("{at}/rootfs")];
+    let mounted = std::process::Command::new("unshare").args(mount).output().unwrap();
+    assert!(mounted.status.success(), "{mounted:?}");
+    runtime.remove(&id, true).await.unwrap();
 }
 
 async fn a_link_in_the_container_leads_nowhere_else(case: Case) {
