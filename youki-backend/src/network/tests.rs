@@ -504,7 +504,9 @@ fn however_many_ports_are_published_all_are_closed() {
         bridge.0.reserve(&request).unwrap();
         bridge.attach(&lease, container.pid()).await.unwrap();
         assert_eq!(elements(&table, "udp4"), usize::from(MANY));
+        let begun = Instant::now();
         bridge.0.leave(&id, Some(&lease)).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(5), "the lock on the ports was held for {:?}", begun.elapsed());
         assert_eq!((elements(&table, "udp4"), bridge.0.holds(&id, Some(&lease))), (0, false));
 
         // And when all of them are gone already, which the kernel tells of each.

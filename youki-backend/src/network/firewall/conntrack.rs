@@ -1,12 +1,12 @@
 //! What the kernel remembers of datagrams: where a sender's went before, its next ones go, whatever the rules say by
 //! then. So these entries are deleted when a UDP port is opened and when it is closed; of TCP each connection is new.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
-use runtime_core::PortMapping;
 use runtime_core::spec::PortProtocol;
 
 use super::kernel::{Message, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, commit_plain, error_of};
@@ -29,11 +29,16 @@ const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
-/// Compare the protocol and the port that was sent to.
-const FILTER_PROTOCOL_AND_DST_PORT: u32 = 1 << 3 | 1 << 5;
+/// What is compared: the protocol; the port that was sent to.
+const FILTER_PROTOCOL: u32 = 1 << 3;
+const FILTER_DST_PORT: u32 = 1 << 5;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_DONE: u16 = 3;
 const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// Ports that are asked for one by one. Each question goes through the kernel's whole table, which takes milliseconds; one
+/// for all gets every flow of UDP that the host has.
+const MAX_QUESTIONS: usize = 8;
 
 /// Room for one read of a dump; the kernel fills up to 32 KiB.
 const ANSWER_BYTES: usize = 64 << 10;
@@ -50,24 +55,37 @@ pub(super) enum Since {
 /// Deletes what is old of the UDP ports of a container. What cannot be is only told: the entries end by themselves, half a
 /// minute after the last datagram.
 pub(super) fn forget(reservation: &Reservation, since: Since) {
+    let mut ports = Ports::new();
     for mapping in reservation.ports.iter().filter(|mapping| mapping.protocol == PortProtocol::Udp) {
-        for target in [reservation.ip.map(IpAddr::V4), reservation.ip6.map(IpAddr::V6)].into_iter().flatten() {
-            if let Err(error) = forget_of(mapping, target, since) {
-                tracing::warn!(?mapping, %error, "flows of an earlier holder of the port are not forgotten");
-            }
+        let Some(port) = mapping.host_port else { continue };
+        let host_ip = mapping.host_ip.as_ref().and_then(|ip| ip.parse::<IpAddr>().ok());
+        ports.entry(port).or_default().push(host_ip.filter(|ip| !ip.is_unspecified()));
+    }
+    for target in [reservation.ip.map(IpAddr::V4), reservation.ip6.map(IpAddr::V6)].into_iter().flatten() {
+        if let Err(error) = forget_of(&ports, target, since) {
+            tracing::warn!(%target, %error, "flows of an earlier holder of its ports are not forgotten");
         }
     }
 }
 
-fn forget_of(mapping: &PortMapping, target: IpAddr, since: Since) -> io::Result<()> {
-    let Some(host_port) = mapping.host_port else { return Ok(()) };
-    let host_ip = mapping.host_ip.as_ref().and_then(|ip| ip.parse::<IpAddr>().ok()).filter(|ip| !ip.is_unspecified());
-    for flow in flows_to(host_port, target.is_ipv4())? {
+fn forget_of(ports: &Ports, target: IpAddr, since: Since) -> io::Result<()> {
+    let questions = match ports.len() {
+        0..=MAX_QUESTIONS => ports.keys().copied().map(Some).collect(),
+        _ => vec![None],
+    };
+    for question in questions {
+        forget_some(flows_to(question, ports, target.is_ipv4())?, ports, target, since)?;
+    }
+    Ok(())
+}
+
+fn forget_some(flows: Vec<Flow>, ports: &Ports, target: IpAddr, since: Since) -> io::Result<()> {
+    for flow in flows {
+        let at_host =
+            |host_ip: &Option<IpAddr>| host_ip.map_or_else(|| is_local(flow.sent_to), |ip| ip == flow.sent_to);
         let old = match since {
             Since::Closed => flow.answered_by == target,
-            Since::Opened => {
-                flow.answered_by != target && host_ip.map_or_else(|| is_local(flow.sent_to), |ip| ip == flow.sent_to)
-            }
+            Since::Opened => flow.answered_by != target && ports.get(&flow.port).into_iter().flatten().any(at_host),
         };
         if !old {
             continue;
@@ -86,9 +104,13 @@ fn forget_of(mapping: &PortMapping, target: IpAddr, since: Since) -> io::Result<
     Ok(())
 }
 
+/// Ports of the host, and the address of it that each is at; `None` for all.
+type Ports = HashMap<u16, Vec<Option<IpAddr>>>;
+
 /// A sender's datagrams.
 #[derive(Debug, PartialEq, Eq)]
 struct Flow {
+    port: u16,
     sent_to: IpAddr,
     answered_by: IpAddr,
     /// What tells it from all others, as the kernel writes it.
@@ -96,18 +118,17 @@ struct Flow {
     zone: Option<Vec<u8>>,
 }
 
-/// The UDP flows to a port, of any address.
-fn flows_to(port: u16, ipv4: bool) -> io::Result<Vec<Flow>> {
+/// The UDP flows to `ports`, of any address; `only` to the one that is named.
+fn flows_to(only: Option<u16>, ports: &Ports, ipv4: bool) -> io::Result<Vec<Flow>> {
     let mut message = request(IPCTNL_MSG_CT_GET, NLM_F_DUMP, ipv4);
     message.nest(CTA_TUPLE_ORIG, |message| {
         message.nest(CTA_TUPLE_PROTO, |message| {
             message.bytes(CTA_PROTO_NUM, &[libc::IPPROTO_UDP as u8]);
-            message.bytes(CTA_PROTO_DST_PORT, &port.to_be_bytes());
+            message.bytes(CTA_PROTO_DST_PORT, &only.unwrap_or(0).to_be_bytes());
         });
     });
-    message.nest(CTA_FILTER, |message| {
-        message.bytes(CTA_FILTER_ORIG_FLAGS, &FILTER_PROTOCOL_AND_DST_PORT.to_ne_bytes());
-    });
+    let filter = if only.is_some() { FILTER_PROTOCOL | FILTER_DST_PORT } else { FILTER_PROTOCOL };
+    message.nest(CTA_FILTER, |message| message.bytes(CTA_FILTER_ORIG_FLAGS, &filter.to_ne_bytes()));
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.send_to(&message.finish(), &SocketAddr::new(0, 0), 0)?;
@@ -124,7 +145,7 @@ fn flows_to(port: u16, ipv4: bool) -> io::Result<Vec<Flow>> {
                 NLMSG_DONE => return Ok(flows),
                 NLMSG_ERROR => return error_of(body).map_or(Ok(flows), Err),
                 // Behind `nfgenmsg`.
-                _ => flows.extend(body.get(4..).and_then(|attributes| parse(attributes, port))),
+                _ => flows.extend(body.get(4..).and_then(|attributes| parse(attributes, ports))),
             }
             rest = behind;
         }
@@ -144,25 +165,27 @@ fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-/// An entry, if it is one of UDP to `port`.
-fn parse(attributes: &[u8], port: u16) -> Option<Flow> {
+/// An entry, if it is one of UDP to one of `ports`.
+fn parse(attributes: &[u8], ports: &Ports) -> Option<Flow> {
     let tuple = attribute(attributes, CTA_TUPLE_ORIG)?;
     let protocol = attribute(tuple, CTA_TUPLE_PROTO)?;
-    let is_wanted = attribute(protocol, CTA_PROTO_NUM)? == [libc::IPPROTO_UDP as u8]
-        && attribute(protocol, CTA_PROTO_DST_PORT)? == port.to_be_bytes();
+    let port = u16::from_be_bytes(*attribute(protocol, CTA_PROTO_DST_PORT)?.first_chunk()?);
+    if attribute(protocol, CTA_PROTO_NUM)? != [libc::IPPROTO_UDP as u8] || !ports.contains_key(&port) {
+        return None;
+    }
     let ip = |tuple: &[u8], v4: u16, v6: u16| {
         let ips = attribute(tuple, CTA_TUPLE_IP)?;
         let of_v4 = attribute(ips, v4).and_then(|ip| Some(IpAddr::V4(Ipv4Addr::from(*ip.first_chunk::<4>()?))));
         of_v4.or_else(|| Some(IpAddr::V6(Ipv6Addr::from(*attribute(ips, v6)?.first_chunk::<16>()?))))
     };
     let reply = attribute(attributes, CTA_TUPLE_REPLY)?;
-    let flow = Flow {
+    Some(Flow {
+        port,
         sent_to: ip(tuple, CTA_IP_V4_DST, CTA_IP_V6_DST)?,
         answered_by: ip(reply, CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,
         tuple: tuple.to_vec(),
         zone: attribute(attributes, CTA_ZONE).map(<[u8]>::to_vec),
-    };
-    is_wanted.then_some(flow)
+    })
 }
 
 /// The value of the first attribute of a kind.
@@ -186,6 +209,10 @@ fn is_local(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ports(port: u16) -> Ports {
+        Ports::from([(port, vec![None])])
+    }
 
     fn entry() -> Vec<u8> {
         let mut message = request(IPCTNL_MSG_CT_GET, 0, true);
@@ -211,10 +238,11 @@ mod tests {
         let entry = entry();
         let (_, body, behind) = split_message(&entry).unwrap();
         assert!(behind.is_empty());
-        let flow = parse(&body[4..], 9).unwrap();
+        let flow = parse(&body[4..], &ports(9)).unwrap();
+        assert_eq!(flow.port, 9);
         assert_eq!((flow.sent_to.to_string(), flow.answered_by.to_string()), ("127.0.0.1".into(), "10.0.0.2".into()));
         assert_eq!(flow.zone, None);
-        assert_eq!(parse(&body[4..], 10), None, "another port");
+        assert_eq!(parse(&body[4..], &ports(10)), None, "another port");
     }
 
     #[test]
@@ -222,13 +250,13 @@ mod tests {
         let entry = entry();
         for end in 0..entry.len() {
             if let Some((_, body, _)) = split_message(&entry[..end]) {
-                let _ = parse(body, 9);
+                let _ = parse(body, &ports(9));
             }
-            let _ = parse(&entry[..end], 9);
+            let _ = parse(&entry[..end], &ports(9));
             for at in 0..end {
                 let mut changed = entry.clone();
                 changed[at] ^= 0xff;
-                let _ = split_message(&changed).map(|(_, body, _)| body.get(4..).map(|body| parse(body, 9)));
+                let _ = split_message(&changed).map(|(_, body, _)| body.get(4..).map(|body| parse(body, &ports(9))));
             }
         }
     }
