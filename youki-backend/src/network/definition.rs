@@ -199,8 +199,9 @@ pub(super) fn create(place: &Place, name: &str, options: &NetworkOptions) -> Res
     Ok(definition)
 }
 
-/// Forgets a network that no container has an address of; `take_down` removes what the host has of it.
-pub(super) fn remove(place: &Place, name: &str, take_down: impl FnOnce(&Definition) -> Result<()>) -> Result<()> {
+/// Forgets a network that no container has an address of; `take_down` removes what the host has of it, and says whether
+/// all of it is gone. Until it is there is a definition, by which the next removal finds it.
+pub(super) fn remove(place: &Place, name: &str, take_down: impl FnOnce(&Definition) -> Result<bool>) -> Result<()> {
     let definition = match place.find(name) {
         // Its name is all that a removal needs.
         Err(Error::Corrupt { .. }) => {
@@ -219,9 +220,12 @@ pub(super) fn remove(place: &Place, name: &str, take_down: impl FnOnce(&Definiti
     if !by.is_empty() {
         return Err(Error::NetworkInUse { name: name.to_owned(), by });
     }
+    if !take_down(&definition)? {
+        let by = vec!["an interface of its bridge that is no container's, or is just going".to_owned()];
+        return Err(Error::NetworkInUse { name: name.to_owned(), by });
+    }
     let path = place.file(&definition.name);
-    fs::remove_file(&path).map_err(Error::io("removing", &path))?;
-    take_down(&definition)
+    fs::remove_file(&path).map_err(Error::io("removing", path))
 }
 
 fn subnets(

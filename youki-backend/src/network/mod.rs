@@ -312,8 +312,7 @@ impl Networks {
     pub async fn remove(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.change(move |place| {
-            // Nobody has an address, so nothing is attached but what is just going.
-            definition::remove(place, &name, |network| bridge::remove(place, network).map(drop))?;
+            definition::remove(place, &name, |network| bridge::remove(place, network))?;
             ports::refresh(place)
         })
         .await

@@ -600,6 +600,21 @@ fn networks_are_defined_listed_and_never_overlap() {
 }
 
 #[test]
+fn a_network_is_known_until_the_host_has_nothing_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let networks = Networks::new(place(&dir, "gone", "10.251.18.0/24")).unwrap();
+    let options = NetworkOptions { subnets: vec!["10.251.19.0/24".into()], ..NetworkOptions::default() };
+    definition::create(&networks.place, "front", &options).unwrap();
+    let fails = |_: &Definition| Err(Error::Network { network: "front".into(), what: "no".into(), source: None });
+    definition::remove(&networks.place, "front", fails).unwrap_err();
+    let error = definition::remove(&networks.place, "front", |_| Ok(false)).unwrap_err();
+    assert_eq!(error.code(), "network.in_use");
+    networks.place.find("front").unwrap();
+    definition::remove(&networks.place, "front", |_| Ok(true)).unwrap();
+    assert_eq!(networks.place.find("front").unwrap_err().code(), "network.not_found");
+}
+
+#[test]
 fn many_at_once_all_get_their_network() {
     const MANY: usize = 24;
     isolated(async || {
