@@ -46,8 +46,9 @@ pub(super) fn attach(place: &Place, network: &Definition, attachment: &Attachmen
         open_namespace(*pid).map_err(|e| failed(network, &format!("opening the network of process {pid}"), e))?;
     let mut host = Netlink::open().map_err(|e| failed(network, "opening netlink", e))?;
     ports::open(place, id)?;
-    make_pair(place, network, lease, &namespace, &mut host)?;
+    // Before anything is made for one that is gone already.
     names::join(place, lease, id, names)?;
+    make_pair(place, network, lease, &namespace, &mut host)?;
     let set_up = enter(&namespace).map_err(|e| failed(network, "entering the container's network", e));
     set_up.and_then(|()| configure(network, lease)).inspect_err(|_| {
         // The first error is the one to tell; the pair also goes with the namespace.

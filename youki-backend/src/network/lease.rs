@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rustix::fs::{FlockOperation, flock};
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::definition::{DEFAULT_NETWORK, Definition, Place, subdirectories};
+use super::names;
 use crate::error::{Error, Result};
 use crate::layout::hex;
 
@@ -212,13 +213,22 @@ pub(super) fn free(place: &Place, unwanted: impl Fn(&str) -> bool) -> Result<Vec
     Ok(freed)
 }
 
-/// Frees one lease.
+/// Frees one lease, and what an attach that came too late has told of it.
 pub(super) fn give_back(place: &Place, lease: &Lease, id: &str) -> Result<()> {
-    let path = place.leases(&lease.network).join(format!("{}@{id}", lease.ip));
+    let path = file(place, lease, id);
     match fs::remove_file(&path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path)(e)),
-        _ => Ok(()),
+        _ => names::leave(place, lease, id),
     }
+}
+
+/// Whether `id` has the lease still.
+pub(super) fn is_held(place: &Place, lease: &Lease, id: &str) -> bool {
+    file(place, lease, id).exists()
+}
+
+fn file(place: &Place, lease: &Lease, id: &str) -> PathBuf {
+    place.leases(&lease.network).join(format!("{}@{id}", lease.ip))
 }
 
 pub(super) fn lease(place: &Place, network: &Definition, id: &str, ip: Ipv4Addr) -> Lease {

@@ -40,7 +40,8 @@ struct Member {
     names: Vec<String>,
 }
 
-/// Tells a network's containers, this one among them, what it is called.
+/// Tells a network's containers, this one among them, what it is called. An error if its address was given back: who
+/// attached it comes too late, and nobody would take the name away again.
 pub(super) fn join(place: &Place, lease: &Lease, id: &str, names: &[String]) -> Result<()> {
     let dir = place.names(&lease.network);
     let lock = lease::lock(&dir, LOCK, FlockOperation::LockExclusive)?;
@@ -48,6 +49,15 @@ pub(super) fn join(place: &Place, lease: &Lease, id: &str, names: &[String]) -> 
     let member = Member { ip: lease.ip, ip6: lease.v6.as_ref().map(|v6| v6.ip), names: names.to_vec() };
     // A file of its own for each attempt: its hosts file was made anew, too.
     record::write(&path, &member)?;
+    // Now: whoever gives the address back looks for that file afterwards.
+    if !lease::is_held(place, lease, id) {
+        let _ = fs::remove_file(&path);
+        return Err(Error::Network {
+            network: lease.network.clone(),
+            what: format!("{id} gave {} back before it was attached", lease.ip),
+            source: None,
+        });
+    }
     spread(place, &lease.network, &lock)
 }
 

@@ -43,7 +43,9 @@ impl Bridge {
     }
 
     async fn attach(&self, lease: &Lease, pid: u32) -> Result<()> {
-        self.0.attach(lease, &format!("{}-rep-0", lease.host_ifname), Vec::new(), pid).await
+        let held = lease::list(&self.place().leases(DEFAULT_NETWORK)).unwrap();
+        let id = held.into_iter().find_map(|(ip, holder)| (ip == lease.ip).then_some(holder)).unwrap_or_default();
+        self.0.attach(lease, &id, Vec::new(), pid).await
     }
 
     async fn detach(&self, lease: &Lease) -> Result<()> {
@@ -495,26 +497,25 @@ fn however_many_ports_are_published_all_are_closed() {
     isolated(async || {
         let dir = tempfile::tempdir().unwrap();
         let bridge = Bridge::new(place(&dir, "ports", "10.251.16.0/24")).unwrap();
-        let (container, lease) = (Container::new(), bridge.lease("one").unwrap());
-        let id = format!("{}-rep-0", lease.host_ifname);
+        let (container, id) = (Container::new(), "one-rep-0");
+        let lease = bridge.lease(id).unwrap();
         let wanted = many_ports(MANY);
-        let request =
-            PortRequest { id: &id, wanted: &wanted, earlier: &[], lease: Some(&lease), ended: &|_: &str| false };
+        let request = PortRequest { id, wanted: &wanted, earlier: &[], lease: Some(&lease), ended: &|_: &str| false };
         let table = bridge.place().table.clone();
         bridge.0.reserve(&request).unwrap();
         bridge.attach(&lease, container.pid()).await.unwrap();
         assert_eq!(elements(&table, "udp4"), usize::from(MANY));
         let begun = Instant::now();
-        bridge.0.leave(&id, Some(&lease)).await.unwrap();
+        bridge.0.leave(id, Some(&lease)).await.unwrap();
         assert!(begun.elapsed() < Duration::from_secs(5), "the lock on the ports was held for {:?}", begun.elapsed());
-        assert_eq!((elements(&table, "udp4"), bridge.0.holds(&id, Some(&lease))), (0, false));
+        assert_eq!((elements(&table, "udp4"), bridge.0.holds(id, Some(&lease))), (0, false));
 
         // And when all of them are gone already, which the kernel tells of each.
         bridge.0.reserve(&request).unwrap();
         bridge.attach(&lease, container.pid()).await.unwrap();
         assert!(Command::new("nft").args(["flush", "map", "inet", &table, "udp4"]).status().unwrap().success());
-        bridge.0.leave(&id, Some(&lease)).await.unwrap();
-        assert!(!bridge.0.holds(&id, Some(&lease)));
+        bridge.0.leave(id, Some(&lease)).await.unwrap();
+        assert!(!bridge.0.holds(id, Some(&lease)));
     });
 }
 
@@ -534,6 +535,28 @@ fn ports_that_cannot_be_closed_hold_up_no_other_and_keep_their_address() {
         assert_eq!(bridge.0.reconcile(&|_| false).unwrap(), [other]);
         assert!(bridge.0.holds(one, Some(&stuck)));
         assert_eq!(bridge.lease(one).unwrap().ip, stuck.ip);
+    });
+}
+
+#[test]
+fn an_attach_that_comes_after_all_was_given_back_makes_nothing() {
+    isolated(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let bridge = Bridge::new(place(&dir, "late", "10.251.20.0/24")).unwrap();
+        let (container, id) = (Container::new(), "late-rep-0");
+        let lease = bridge.lease(id).unwrap();
+        bridge.0.leave(id, Some(&lease)).await.unwrap();
+        bridge.detach(&lease).await.unwrap();
+        bridge.0.free(&lease, id).unwrap();
+        let error = bridge.0.attach(&lease, id, vec!["late".into()], container.pid()).await.unwrap_err();
+        assert_eq!((error.code(), links(), bridge.0.holds(id, Some(&lease))), ("network.failed", vec![], false));
+
+        // In the middle of it: between the name and the look at the lease nobody sees the name.
+        let lease = bridge.lease(id).unwrap();
+        names::join(bridge.place(), &lease, id, &["late".to_owned()]).unwrap();
+        assert!(bridge.0.holds(id, Some(&lease)));
+        bridge.0.free(&lease, id).unwrap();
+        assert!(!bridge.0.holds(id, Some(&lease)));
     });
 }
 
