@@ -9,12 +9,12 @@
 
 mod conntrack;
 mod kernel;
+mod nft;
 
 use std::fmt::Write as _;
 use std::io;
-use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use memchr::memmem;
 use runtime_core::spec::PortProtocol;
@@ -225,21 +225,16 @@ fn load(place: &Place, rules: &str, marker: &str, reservations: &[Reservation]) 
         let (key, value) = (written(&element.key), written(&element.value));
         let _ = writeln!(text, "add element inet {table} {} {{ {key} : {value} }}", element.map);
     }
-    let mut nft = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|e| failed(place, "nft cannot be run; it is in the package nftables", Some(e)))?;
-    if let Some(mut stdin) = nft.stdin.take() {
-        // If it does not read it, it says why.
-        let _ = stdin.write_all(text.as_bytes());
-    }
-    let output = nft.wait_with_output().map_err(|e| failed(place, "nft was lost", Some(e)))?;
-    if !output.status.success() {
-        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(failed(place, &format!("nft refused it ({}): {reason}", output.status), None));
+    let (status, said) = nft::run(Command::new("nft").args(["-f", "-"]), &text, nft::PATIENCE).map_err(|e| {
+        let what = if e.kind() == io::ErrorKind::TimedOut {
+            "nft hangs"
+        } else {
+            "nft cannot be run; it is in the package nftables"
+        };
+        failed(place, what, Some(e))
+    })?;
+    if !status.success() {
+        return Err(failed(place, &format!("nft refused it ({status}): {said}"), None));
     }
     Ok(())
 }
