@@ -179,6 +179,26 @@ mod tests {
     }
 
     #[test]
+    fn directories_of_a_copy_that_is_cut_off_are_as_the_tar_says() {
+        let from = tempfile::tempdir().unwrap();
+        let tree = from.path().join("tree");
+        fs::create_dir_all(tree.join("sub")).unwrap();
+        fs::write(tree.join("sub/file"), [1; 4096]).unwrap();
+        for dir in [&tree, &tree.join("sub")] {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let mut tar = Vec::new();
+        pack(open(&tree).as_fd(), Some(Path::new("tree")), &mut tar).unwrap();
+        let to = tempfile::tempdir().unwrap();
+        // In the middle of the file, which is the last entry.
+        let cut = tar.iter().rposition(|byte| *byte == 1).unwrap() - 2048;
+        unpack(open(to.path()).as_fd(), Path::new("/"), None, &tar[..cut], Owner::Kept).unwrap_err();
+        for dir in ["tree", "tree/sub"] {
+            assert_eq!(fs::metadata(to.path().join(dir)).unwrap().mode() & 0o7777, 0o755, "{dir}");
+        }
+    }
+
+    #[test]
     fn what_is_no_tar_is_an_error_and_never_a_panic() {
         let to = tempfile::tempdir().unwrap();
         let mut bytes = vec![b'x'; 2048];

@@ -41,14 +41,10 @@ pub(crate) fn unpack(
     // It must be one before anything is made.
     open_within(root, dir, OFlags::PATH | OFlags::DIRECTORY)?;
     let mut target = Target { root, dir, rename, owner, directories: Vec::new() };
-    let mut archive = Archive::new(tar);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let path = target.path(&entry.path()?)?;
-        let put = target.put(&mut entry, &path);
-        put.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
-    }
-    target.finish()
+    let put = target.put_all(tar);
+    // Also what an error cut off: until then a directory is root's alone.
+    let finished = target.finish();
+    put.and(finished)
 }
 
 struct Target<'a> {
@@ -90,6 +86,17 @@ impl Target<'_> {
             return Err(io::Error::other(format!("{}: nested deeper than {MAX_DEPTH}", name.display())));
         }
         Ok(path)
+    }
+
+    fn put_all(&mut self, tar: impl Read) -> io::Result<()> {
+        let mut archive = Archive::new(tar);
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let path = self.path(&entry.path()?)?;
+            let put = self.put(&mut entry, &path);
+            put.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
@@ -188,13 +195,15 @@ impl Target<'_> {
         Ok(Attributes { mode: header.mode()? & 0o7777, uid, gid, mtime, xattrs })
     }
 
-    /// Directories get their attributes last, the deepest first.
+    /// Directories get their attributes last, the deepest first. One that cannot have them keeps no other from its own.
     fn finish(self) -> io::Result<()> {
+        let mut finished = Ok(());
         for (path, attributes) in self.directories.iter().rev() {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-            attributes.set_on(open_within(self.root, &self.dir.join(path), flags)?.as_fd())?;
+            let dir = open_within(self.root, &self.dir.join(path), flags).map_err(io::Error::from);
+            finished = finished.and(dir.and_then(|dir| attributes.set_on(dir.as_fd())));
         }
-        Ok(())
+        finished
     }
 }
 
