@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A process of this boot: its id, and when it was started. Written as `1234 567890`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -34,6 +36,19 @@ impl ProcessName {
             // It fails for one that is dead already, which is what is wanted.
             let _ = pidfd_send_signal(process, Signal::KILL);
         }
+    }
+
+    /// The same as [`wait_for_end`](Self::wait_for_end), without a thread that waits. Must be called within a tokio runtime.
+    pub async fn ended_within(self, patience: Duration) -> bool {
+        let Some(pid) = Pid::from_raw(self.pid) else { return true };
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+        if Self::of(self.pid) != Some(self) {
+            return true;
+        }
+        // SAFETY: an `OwnedFd` stays open, with one number, until it is dropped, which is after its registration.
+        let process = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) };
+        let Ok(process) = process else { return false };
+        tokio::time::timeout(patience, process.readable()).await.is_ok_and(|ready| ready.is_ok())
     }
 
     /// Waits until the process is dead, reaped or not; at once if it is. False if it is not within `patience`. Blocks.
@@ -103,19 +118,20 @@ mod tests {
         interrupt.join().unwrap();
     }
 
-    #[test]
-    fn the_end_of_a_process_is_seen_and_a_later_one_of_its_number_is_not_waited_for() {
+    #[tokio::test]
+    async fn the_end_of_a_process_is_seen_and_a_later_one_of_its_number_is_not_waited_for() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let name = ProcessName::of(child.id() as i32).unwrap();
         assert_eq!(name.to_string().parse(), Ok(name));
         assert!(!name.wait_for_end(Duration::from_millis(10)));
+        assert!(!name.ended_within(Duration::from_millis(10)).await);
         let later = ProcessName { started: name.started + 1, ..name };
-        assert!(later.wait_for_end(Duration::from_secs(5)));
+        assert!(later.wait_for_end(Duration::from_secs(5)) && later.ended_within(Duration::from_secs(5)).await);
         later.kill();
         assert!(!name.wait_for_end(Duration::from_millis(10)));
         name.kill();
-        assert!(name.wait_for_end(Duration::from_secs(5)));
+        assert!(name.wait_for_end(Duration::from_secs(5)) && name.ended_within(Duration::from_secs(5)).await);
         child.wait().unwrap();
-        assert!(name.wait_for_end(Duration::from_secs(5)));
+        assert!(name.wait_for_end(Duration::from_secs(5)) && name.ended_within(Duration::from_secs(5)).await);
     }
 }

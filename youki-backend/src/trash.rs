@@ -6,10 +6,11 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::error::{Error, Result};
 use crate::process::ProcessName;
@@ -18,11 +19,15 @@ use crate::process::ProcessName;
 /// it. The unmount syncs the writable layer.
 pub(crate) const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Deletions at once. More would keep tokio's threads from all else that blocks.
+const CONCURRENT_DELETIONS: usize = 16;
+
 /// The directory, and what this process is deleting in it.
 #[derive(Debug)]
 pub(crate) struct Trash {
     dir: PathBuf,
     under_way: watch::Sender<usize>,
+    turns: Arc<Semaphore>,
 }
 
 /// A directory that was moved here and is to be deleted.
@@ -35,7 +40,7 @@ pub(crate) struct Discarded {
 
 impl Trash {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, under_way: watch::Sender::new(0) }
+        Self { dir, under_way: watch::Sender::new(0), turns: Arc::new(Semaphore::new(CONCURRENT_DELETIONS)) }
     }
 
     /// [`take`], into this one.
@@ -46,15 +51,24 @@ impl Trash {
     /// Deletes it behind the caller's back, once `user`, in whose mounts it is, has ended. Must be called within a tokio
     /// runtime.
     pub fn delete(&self, discarded: Discarded, user: Option<ProcessName>) {
-        let under_way = UnderWay::begin(&self.under_way);
-        tokio::task::spawn_blocking(move || {
-            let (_under_way, Discarded { path, lock: _lock }) = (under_way, discarded);
-            if user.is_some_and(|user| !user.wait_for_end(SUPERVISOR_PATIENCE)) {
-                tracing::warn!(path = %path.display(), "a supervisor does not end: deleted while it is used");
+        let (under_way, turns) = (UnderWay::begin(&self.under_way), Arc::clone(&self.turns));
+        tokio::spawn(async move {
+            if let Some(user) = user
+                && !user.ended_within(SUPERVISOR_PATIENCE).await
+            {
+                let path = discarded.path.display();
+                tracing::warn!(%path, "a supervisor does not end: deleted while it is used");
             }
-            if let Err(error) = volumes_s3::remove_tree(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot be deleted");
-            }
+            // It is never closed; if it were, all might go at once.
+            let turn = turns.acquire_owned().await.ok();
+            let deleted = tokio::task::spawn_blocking(move || {
+                let (_under_way, _turn, Discarded { path, lock: _lock }) = (under_way, turn, discarded);
+                if let Err(error) = volumes_s3::remove_tree(&path) {
+                    tracing::warn!(path = %path.display(), %error, "cannot be deleted");
+                }
+            });
+            // A runtime that shuts down leaves it to the next who opens the root.
+            let _ = deleted.await;
         });
     }
 
@@ -145,6 +159,30 @@ mod tests {
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "deleted while it was used");
         user.kill().unwrap();
         trash.deleted().await;
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        user.wait().unwrap();
+    }
+
+    #[test]
+    fn supervisors_that_do_not_end_keep_no_thread_from_others() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("trash");
+        fs::create_dir(&dir).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(2).enable_all().build().unwrap();
+        let mut user = Command::new("sleep").arg("60").spawn().unwrap();
+        runtime.block_on(async {
+            let trash = Trash::new(dir.clone());
+            for number in 0..4 {
+                let container = root.path().join(number.to_string());
+                fs::create_dir(&container).unwrap();
+                trash.delete(trash.take(&container).unwrap().unwrap(), ProcessName::of(user.id() as i32));
+            }
+            let other = tokio::task::spawn_blocking(|| ());
+            tokio::time::timeout(Duration::from_secs(20), other).await.unwrap().unwrap();
+            assert_eq!(fs::read_dir(&dir).unwrap().count(), 4);
+            user.kill().unwrap();
+            trash.deleted().await;
+        });
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         user.wait().unwrap();
     }

@@ -153,8 +153,7 @@ impl Inner {
     /// Waits until the supervisor that wrote an exit record has ended, and the overlay is unmounted with it.
     pub(crate) async fn wait_for_supervisor(&self, container: &Container, ended: &ExitRecord) -> Result<()> {
         let Some(supervisor) = ended.supervisor() else { return Ok(()) };
-        let ended = tokio::task::spawn_blocking(move || supervisor.wait_for_end(SUPERVISOR_PATIENCE)).await;
-        match ended.map_err(Error::ThreadLost)? {
+        match supervisor.ended_within(SUPERVISOR_PATIENCE).await {
             true => Ok(()),
             false => Err(Error::Supervisor {
                 id: container.record.id.to_string(),
