@@ -34,6 +34,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
         Check::from("seccomp", Verdict::Fail, seccomp()),
         Check::from("helpers", Verdict::Fail, helpers(config)),
         Check::from("nft", Verdict::Warn, nft()),
+        Check::from("forwarding", Verdict::Warn, forwarding()),
     ]
 }
 
@@ -164,6 +165,16 @@ fn nft() -> Found {
         return Ok("answers".to_owned());
     }
     Err(format!("nft list tables: {}", String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// No host needs it on, nor off: it is told, since it changes what a host with several networks does.
+fn forwarding() -> Found {
+    let path = "/proc/sys/net/ipv4/ip_forward";
+    let value = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    Ok(match value.trim() {
+        "0" => "off: the first container on a bridge turns it on, for all interfaces of the host".to_owned(),
+        _ => "on".to_owned(),
+    })
 }
 
 /// A directory that goes when it is dropped.
