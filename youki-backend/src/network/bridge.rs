@@ -44,6 +44,9 @@ pub(super) fn ensure(place: &Place, network: &Definition, netlink: &mut Netlink)
             }
             Found::No => {
                 routes::refuse_overlap(&network.name, network.subnet, Some(&network.bridge))?;
+                if let Some(subnet6) = network.subnet6 {
+                    routes::refuse_overlap_6(&network.name, subnet6, Some(&network.bridge))?;
+                }
                 create(place, network, netlink)?;
             }
         }

@@ -262,6 +262,7 @@ fn subnets(
         if let Some(other) = others.iter().find(|other| other.subnet6.is_some_and(|theirs| theirs.overlaps(subnet6))) {
             return Err(overlap(name, subnet6.to_string(), other));
         }
+        routes::refuse_overlap_6(name, *subnet6, None)?;
     }
     Ok((subnet, subnet6))
 }

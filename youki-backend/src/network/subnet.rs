@@ -47,6 +47,11 @@ impl Subnet {
         self.network.to_bits() & mask == other.network.to_bits() & mask
     }
 
+    /// Whether `ip` is one of its addresses.
+    pub fn contains(&self, ip: Ipv4Addr) -> bool {
+        self.index(ip).is_some()
+    }
+
     /// The first address: the host's on the bridge, unless it is to be another.
     pub fn first(&self) -> Ipv4Addr {
         self.nth(1)
@@ -181,10 +186,20 @@ impl Subnet6 {
         let mask = mask_6(self.prefix_len.min(other.prefix_len));
         self.network.to_bits() & mask == other.network.to_bits() & mask
     }
+
+    /// Whether `ip` is one of its addresses.
+    pub fn contains(&self, ip: Ipv6Addr) -> bool {
+        ip.to_bits() & mask_6(self.prefix_len) == self.network.to_bits()
+    }
+
+    /// Whether all its addresses are `other`'s as well.
+    pub fn lies_within(&self, other: &Self) -> bool {
+        self.prefix_len >= other.prefix_len && self.overlaps(other)
+    }
 }
 
 fn mask_6(prefix_len: u8) -> u128 {
-    !(u128::MAX >> prefix_len)
+    !u128::MAX.checked_shr(prefix_len.into()).unwrap_or(0)
 }
 
 impl fmt::Display for Subnet6 {

@@ -332,6 +332,18 @@ async fn subnets_that_meet_others_are_refused_and_name_them(case: Case) {
         assert_eq!(error.code(), "network.overlap", "{subnets:?}: {error}");
         assert!(error.to_string().contains(other) && error.hint().is_some(), "{subnets:?}: {error}");
     }
+    // A part of the host's own network, and IPv6: the bridge or a container would get what is the host's.
+    let theirs_v6 = format!("fd42:{group}:a::");
+    for address in [format!("{unjoined}.7/24"), format!("{theirs_v6}7/64 nodad")] {
+        ip(&format!("addr add {address} dev {}", outside.link));
+    }
+    for subnets in [vec![format!("{unjoined}.0/28")], vec![place.subnet(2), format!("{theirs_v6}/64")]] {
+        let subnets: Vec<&str> = subnets.iter().map(String::as_str).collect();
+        let error = place.runtime.create_network("second", &with(&subnets)).await.unwrap_err();
+        assert_eq!(error.code(), "network.overlap", "{subnets:?}: {error}");
+        assert!(error.to_string().contains(&outside.link), "{subnets:?}: {error}");
+    }
+    ip(&format!("addr del {unjoined}.7/24 dev {}", outside.link));
     let error = place.runtime.create_network("first", &with(&[&place.subnet(2)])).await.unwrap_err();
     assert!(error.code() == "network.exists" && error.hint().is_some(), "{error}");
     for (name, options) in [
