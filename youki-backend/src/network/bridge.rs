@@ -141,9 +141,12 @@ fn find(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<Fo
     });
     match marked {
         Some(text) if text == alias(place, network) => {
-            let is_whole = link.header.flags.contains(LinkFlags::Up)
-                && netlink.has_address(index, network.gateway).map_err(|e| failed(network, "listing addresses", e))?
-                && has_settings(network, &link);
+            let mut is_whole = link.header.flags.contains(LinkFlags::Up) && has_settings(network, &link);
+            let gateways = [Some(network.gateway.into()), network.subnet6.map(|subnet| subnet.gateway().into())];
+            for gateway in gateways.into_iter().flatten() {
+                let has = netlink.has_address(index, gateway).map_err(|e| failed(network, "listing addresses", e));
+                is_whole &= has?;
+            }
             Ok(if is_whole { Found::Ready(index) } else { Found::Unfinished(index) })
         }
         Some(text) if text.split(' ').next() == Some(&place.table) => Ok(Found::Outdated(index)),

@@ -155,11 +155,6 @@ pub(super) fn take(place: &Place, name: &str, id: &str, wanted: Option<Ipv4Addr>
     Ok(lease(place, &network, id, ip))
 }
 
-/// Whether the lease is there.
-pub(super) fn is_held(place: &Place, lease: &Lease, id: &str) -> bool {
-    place.leases(&lease.network).join(format!("{}@{id}", lease.ip)).exists()
-}
-
 /// Makes a lease again that is gone, for who has its address all the same.
 pub(super) fn hold_again(place: &Place, lease: &Lease, id: &str) -> Result<()> {
     let dir = place.leases(&lease.network);
@@ -172,7 +167,7 @@ pub(super) fn hold_again(place: &Place, lease: &Lease, id: &str) -> Result<()> {
             source: None,
         }),
         None => {
-            let path = dir.join(format!("{}@{id}", lease.ip));
+            let path = file(place, lease, id);
             File::create_new(&path).map(drop).map_err(Error::io("creating", &path))
         }
     }

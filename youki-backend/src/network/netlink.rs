@@ -5,7 +5,7 @@
 //! for each request; of that crate the message types are used, and its socket.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -104,11 +104,15 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Whether the link has the IPv4 address. Hosts have few of them: the other ends of veth pairs have none.
-    pub fn has_address(&mut self, link: u32, ip: Ipv4Addr) -> io::Result<bool> {
+    /// Whether the link has the address. Hosts have few of them: the other ends of veth pairs have none.
+    pub fn has_address(&mut self, link: u32, ip: IpAddr) -> io::Result<bool> {
         let mut query = AddressMessage::default();
-        query.header.family = AddressFamily::Inet;
-        let local = AddressAttribute::Local(ip.into());
+        // The kernel tells one of IPv6 as that of the link, which for IPv4 is the peer's.
+        let (family, local) = match ip {
+            IpAddr::V4(_) => (AddressFamily::Inet, AddressAttribute::Local(ip)),
+            IpAddr::V6(_) => (AddressFamily::Inet6, AddressAttribute::Address(ip)),
+        };
+        query.header.family = family;
         let mut found = false;
         self.query(RouteNetlinkMessage::GetAddress(query), NLM_F_DUMP, |answer| {
             found |= matches!(answer, RouteNetlinkMessage::NewAddress(address)

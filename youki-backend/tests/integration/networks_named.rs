@@ -472,16 +472,21 @@ async fn what_the_host_lost_is_put_back(case: Case) {
 
 async fn a_container_created_after_the_host_lost_it_all_has_its_network(case: Case) {
     let place = Place::new(&case).await;
-    place.network("lost", NetworkOptions { subnets: vec![place.subnet(1)], ..NetworkOptions::default() }).await;
+    let v6 = format!("fd42:{}:b::", case.suite.share.group());
+    let subnets = vec![place.subnet(1), format!("{v6}/64")];
+    place.network("lost", NetworkOptions { subnets, ..NetworkOptions::default() }).await;
     let earlier = place.idle("lost").await;
     let (table, bridge) = (leftovers::table(&place.root), place.bridge("lost"));
-    for lost in [format!("link delete {bridge}"), format!("addr flush dev {bridge}")] {
+    for lost in
+        [format!("link delete {bridge}"), format!("addr flush dev {bridge}"), format!("addr del {v6}1/64 dev {bridge}")]
+    {
         assert!(Command::new("nft").args(["delete", "table", "inet", &table]).status().unwrap().success());
         ip(&lost);
         let mut spec = place.spec("lost", &web("back")).await;
         spec.port_mappings = vec![published(None, 80, None)];
         let later = place.start(&spec).await;
         place.exec_ok(&earlier, &format!("ping -c 1 -W 5 {}", later.service)).await;
+        place.exec_ok(&later, &format!("ping -c 3 -W 5 {v6}1")).await;
         let port = place.runtime.inspect(&later).await.unwrap().ports[0].host_port.unwrap();
         assert_eq!(curl(&format!("http://127.0.0.1:{port}/")).await, "back", "{lost}");
     }
