@@ -59,19 +59,25 @@ pub(crate) fn standing(volume: &Volume) -> Standing {
 ///
 /// The epoch is journaled before the record is put: a claim of which nobody here knew would never be given back.
 pub(crate) async fn claim(volume: &mut Volume, take_over: TakeOver) -> Result<()> {
-    let former = volume.state.epoch;
-    let claimed = contend(volume, take_over).await;
+    let (former, history) = (volume.state.epoch, history(volume));
+    let mut journaled = false;
+    let claimed = contend(volume, take_over, &mut journaled).await;
     // Whether a record was made that S3 did not answer for, who reads the log next will see. One that was made, and could
     // not be written down again, is known by its epoch.
     let not_made = claimed.as_ref().is_err_and(|error| !error.is_transient()) && !volume.owns();
-    if not_made && volume.state.epoch != former {
-        volume.state.epoch = former;
+    if not_made && journaled {
+        volume.state.epoch = former.filter(|_| self::history(volume) == history);
         volume.save().await?;
     }
     claimed
 }
 
-async fn contend(volume: &mut Volume, take_over: TakeOver) -> Result<()> {
+/// Which history the newest record seen is of.
+fn history(volume: &Volume) -> Option<String> {
+    volume.state.head.as_ref().map(|head| head.volume.clone())
+}
+
+async fn contend(volume: &mut Volume, take_over: TakeOver, journaled: &mut bool) -> Result<()> {
     let Some(remote) = volume.remote.clone() else { return Ok(()) };
     for _ in 0..CLAIM_ATTEMPTS {
         match standing(volume) {
@@ -82,11 +88,13 @@ async fn contend(volume: &mut Volume, take_over: TakeOver) -> Result<()> {
             _ => {}
         }
         let parent = volume.state.head.as_ref().and_then(|head| head.generation);
+        let history = history(volume);
         let mut record = volume.next_record(RecordKind::Claim);
         record.epoch += 1;
         record.owner = Some(volume.host.clone());
         record.lasts_ms = volume.lasts_ms;
         volume.state.epoch = Some(record.epoch);
+        *journaled = true;
         volume.save().await?;
         match remote.log.append(&record).await? {
             Append::Won => {
@@ -96,8 +104,10 @@ async fn contend(volume: &mut Volume, take_over: TakeOver) -> Result<()> {
             }
             Append::Lost => {
                 let head = volume.head().await?;
-                let generation = head.and_then(|head| head.generation);
-                if let (true, Some(remote)) = (generation != parent, generation) {
+                let generation = head.as_ref().and_then(|head| head.generation);
+                // Begun anew, it may have as many records.
+                let is_another = history.is_some_and(|history| head.is_none_or(|head| head.volume != history));
+                if let (true, Some(remote)) = (is_another || generation != parent, generation) {
                     // What was decided about the tree here was decided about another generation.
                     return Err(Error::Conflict { name: volume.name.clone(), local: volume.state.parent, remote });
                 }

@@ -48,20 +48,23 @@ impl Log {
         Self { store, prefix }
     }
 
-    /// The newest record; `known` is one that was seen, and costs one request if it still is the newest. `None` if
+    /// The newest record; `known` is one that was seen, and costs two requests if it still is the newest. `None` if
     /// the volume has none (and the bucket exists).
     pub(crate) async fn head(&self, known: Option<Record>) -> Result<Option<Record>> {
         if let Some(known) = known {
-            let page = self.page(known.record.saturating_sub(1)).await?;
-            // Not there any more: the history was deleted by hand, and what was known of it is worth nothing.
-            if page.first() == Some(&known.record) {
-                match self.last_listed(page).await? {
-                    Some(number) if number > known.record => {
-                        if let Some(listed) = self.read(number).await? {
+            // In this order: numbers are freed in theirs, so one after a record that is still there never was free before.
+            let next = self.read(known.record + 1).await?;
+            // Not there any more: it was pruned, or the history was deleted, and maybe begun anew with as many records.
+            // Only what bears its nonce is it.
+            if self.read(known.record).await?.is_some_and(|there| there.nonce == known.nonce) {
+                let Some(next) = next else { return Ok(Some(known)) };
+                match self.last_listed(self.page(next.record).await?).await? {
+                    None => return self.forward(Some(next)).await,
+                    Some(last) => {
+                        if let Some(listed) = self.read(last).await? {
                             return self.forward(Some(listed)).await;
                         }
                     }
-                    _ => return Ok(Some(known)),
                 }
             }
         }
@@ -129,9 +132,10 @@ impl Log {
         Err(Error::corrupt(key, "the server says that it exists, and that it does not"))
     }
 
-    /// Whether `record`, which is there, is in the log: a prune frees the numbers before its own, and who slept through
-    /// one can take such a number. Numbers are freed in order, so where the one before is still what it was, this one
-    /// was never free before.
+    /// Whether `record`, which is there, is in the log: a prune frees the numbers before its own, a removal all of them, and
+    /// who slept through one can take such a number. Numbers are freed in order, so where the one before is still what it
+    /// was, this one was never free before. One that is not is taken away again: it would be read as the newest of a history
+    /// that was begun anew.
     async fn confirm(&self, record: &Record) -> Result<Append> {
         let confirmed = match &record.previous {
             Some(nonce) => self.read(record.record - 1).await?.is_some_and(|before| before.nonce == *nonce),
@@ -140,7 +144,8 @@ impl Log {
         if confirmed {
             return Ok(Append::Won);
         }
-        tracing::debug!(record = record.record, "its number is a pruned one: it is not in the log");
+        tracing::debug!(record = record.record, "its number was freed meanwhile: it is not in the log");
+        self.store.delete(&self.key(record.record)).await?;
         Ok(Append::Lost)
     }
 

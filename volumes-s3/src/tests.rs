@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::{AcquireOptions, S3Config, VolumeStore, VolumesConfig};
 use memory::Memory;
 
+mod begun_anew;
 mod copies;
 mod damaged;
 mod deep;
