@@ -62,10 +62,10 @@ pub(crate) async fn claim(volume: &mut Volume, take_over: TakeOver) -> Result<()
     let (former, history) = (volume.state.epoch, history(volume));
     let mut journaled = false;
     let claimed = contend(volume, take_over, &mut journaled).await;
-    // Whether a record was made that S3 did not answer for, who reads the log next will see. One that was made, and could
-    // not be written down again, is known by its epoch.
-    let not_made = claimed.as_ref().is_err_and(|error| !error.is_transient()) && !volume.owns();
-    if not_made && journaled {
+    // After any other error, refused credentials too, a record may have been made: who reads the log next will see. One that
+    // was made, and could not be written down again, is known by its epoch.
+    let not_made = matches!(claimed, Err(Error::InUseElsewhere { .. } | Error::Conflict { .. }));
+    if not_made && journaled && !volume.owns() {
         volume.state.epoch = former.filter(|_| self::history(volume) == history);
         volume.save().await?;
     }

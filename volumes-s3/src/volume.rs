@@ -262,11 +262,12 @@ impl Volume {
         let checked = remote.packs.check(commit.pack_ids()?).await;
         let other_place = self.state.head.as_ref().is_none_or(|head| head.volume != commit.record.volume);
         match checked {
-            Err(error) if error.is_transient() => return Err(error),
             // Without its packs, or for another history, it is no generation.
-            Err(_) => return self.drop_commit().await,
+            Err(Error::Corrupt { .. }) => return self.drop_commit().await,
             Ok(()) if other_place => return self.drop_commit().await,
             Ok(()) => {}
+            // Nothing is known of them, be it for want of credentials: its record may be in the log.
+            Err(error) => return Err(error),
         }
         self.finish_commit(commit).await.map(drop)
     }

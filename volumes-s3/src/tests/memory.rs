@@ -16,6 +16,8 @@ use crate::record::{Record, RecordKind};
 pub(super) struct Memory {
     pub objects: std::sync::Mutex<BTreeMap<String, Bytes>>,
     pub away: AtomicBool,
+    /// Instead of being away it refuses the credentials.
+    pub refuses: AtomicBool,
     /// The next put-if-absent happens, and its answer is lost.
     pub lose_answer: AtomicBool,
     /// Every put-if-absent is told that it won.
@@ -56,7 +58,15 @@ impl Memory {
             None => {}
         }
         drop(turn);
-        if self.away.load(Ordering::SeqCst) { Err(unreachable_error()) } else { Ok(()) }
+        match (self.away.load(Ordering::SeqCst), self.refuses.load(Ordering::SeqCst)) {
+            (false, _) => Ok(()),
+            (true, false) => Err(unreachable_error()),
+            (true, true) => Err(Error::S3Credentials {
+                operation: "test".into(),
+                target: "memory".into(),
+                source: "none were found".into(),
+            }),
+        }
     }
 
     pub(super) fn keys(&self, part: &str) -> Vec<String> {

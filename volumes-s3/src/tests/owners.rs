@@ -151,8 +151,15 @@ async fn cut_off_after(host: &Host, memory: &Arc<Memory>, requests: usize) -> bo
 
 #[tokio::test]
 async fn a_use_that_is_cut_off_anywhere_leaves_no_claim_and_no_branch() {
+    uses_cut_off_anywhere(false).await;
+    // Nor where its credentials expire.
+    uses_cut_off_anywhere(true).await;
+}
+
+async fn uses_cut_off_anywhere(refused: bool) {
     for requests in 1..40 {
         let memory = Arc::new(Memory::default());
+        memory.refuses.store(refused, Ordering::SeqCst);
         let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
         for (host, text) in [(&one, "first"), (&two, "second")] {
             host.acquire().await.unwrap();

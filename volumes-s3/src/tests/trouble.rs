@@ -129,6 +129,36 @@ async fn who_does_not_use_a_volume_any_more_asks_nothing_of_s3() {
 }
 
 #[tokio::test]
+async fn a_commit_that_was_cut_off_is_settled_once_its_fate_is_known() {
+    for requests in 1..40 {
+        let memory = Arc::new(Memory::default());
+        let host = Host::new("one", &memory).await;
+        host.acquire().await.unwrap();
+        host.write("first").await;
+        host.store.sync("v").await.unwrap();
+        host.write("second").await;
+        memory.away_after.store(requests, Ordering::SeqCst);
+        let is_cut = host.store.sync("v").await.is_err();
+        memory.away_after.store(0, Ordering::SeqCst);
+        // Its host boots, and has no credentials yet.
+        memory.refuses.store(true, Ordering::SeqCst);
+        memory.away.store(true, Ordering::SeqCst);
+        let again = host.again("one", &memory, |s3| s3).await;
+        assert_eq!(code(again.sync("v").await), "volume.s3_credentials");
+        memory.away.store(false, Ordering::SeqCst);
+        let status = again.sync("v").await.unwrap_or_else(|error| panic!("after {requests} requests: {error}"));
+        assert_eq!(status.bytes_at_risk, 0);
+        let kinds: Vec<_> = again.history("v", true).await.unwrap().into_iter().map(|entry| entry.kind).collect();
+        assert_eq!(kinds, [RecordKind::Claim, RecordKind::Data, RecordKind::Data], "after {requests} requests");
+        if !is_cut {
+            assert!(requests > 3);
+            return;
+        }
+    }
+    panic!("it was always cut off");
+}
+
+#[tokio::test]
 async fn one_place_by_another_address_is_the_same_place() {
     let memory = Arc::new(Memory::default());
     let at = |url: &str| {
