@@ -21,6 +21,9 @@ use crate::pack::{ChunkRef, Packer, SealedPack};
 use crate::scan_record::{RecordReader, RecordWriter, Seen, Subject};
 use crate::walk::{Found, ctime, mtime, open_root, walk};
 
+#[cfg(test)]
+mod tests;
+
 /// A time stamp of the kernel may lag behind by one of its ticks, 10 ms at the slowest.
 const TICK: std::time::Duration = std::time::Duration::from_millis(10);
 /// A file that changes while it is read is read again this often before it is recorded as torn.
@@ -69,12 +72,11 @@ pub(crate) fn scan<F: FnMut(SealedPack) -> Result<()>>(
     lineage: crate::pack::Digest,
 ) -> Result<Scanned> {
     let tree = open_root(root)?;
-    // Writes through a dirty mapping get their times only now.
-    rustix::fs::syncfs(&tree).map_err(|error| Error::io("sync", root, error))?;
+    let started = clean(&tree, root)?;
     let mut packer = packer;
     old.iter().flat_map(|old| &old.manifest).for_each(|chunk| packer.know(*chunk));
     let mut scan = Scan {
-        started: now(),
+        started,
         known: old.as_ref().map(|old| old.path().to_owned()),
         packer,
         record: RecordWriter::create(record)?,
@@ -90,9 +92,21 @@ pub(crate) fn scan<F: FnMut(SealedPack) -> Result<()>>(
 
 /// Compares the tree at `root` with its record; no file is read. Blocks.
 pub(crate) fn difference(root: &Path, old: Option<RecordReader>) -> Result<Difference> {
-    // As for a scan.
-    rustix::fs::syncfs(open_root(root)?).map_err(|error| Error::io("sync", root, error))?;
+    clean(&open_root(root)?, root)?;
     changes(root, old)
+}
+
+/// Brings what was written to the disk, and tells when it began to.
+///
+/// A write through a mapping gives a file its times only where the page was clean; what is written to a dirty one shows by
+/// nothing. From here on each page is clean once, maybe long before all are: whatever is written to it later gives the file
+/// a time that is not before the beginning. (A tmpfs never tells.)
+fn clean(tree: &OwnedFd, root: &Path) -> Result<Time> {
+    let began = now();
+    rustix::fs::syncfs(tree).map_err(|error| Error::io("sync", root, error))?;
+    #[cfg(test)]
+    tests::CLEANED.take().into_iter().for_each(|cleaned| cleaned());
+    Ok(began)
 }
 
 /// The same, where what a mapping has written just now may be left out: nothing is brought to the disk. Blocks.

@@ -1,0 +1,33 @@
+use std::cell::Cell;
+
+use super::*;
+use crate::pack::Digest;
+
+thread_local! {
+    /// Is called once, when all was brought to the disk and nothing is looked at yet.
+    pub(super) static CLEANED: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
+}
+
+#[test]
+fn what_is_written_while_the_disk_is_still_written_to_is_read_again() {
+    let base = tempfile::tempdir().unwrap();
+    let (tree, record) = (base.path().join("tree"), base.path().join("record"));
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("file"), "first").unwrap();
+    let scan = |old: Option<RecordReader>, to: &Path| {
+        let subject = Digest::of(b"");
+        scan(&tree, old, Packer::new(1, |_| Ok(())).unwrap(), to, subject).unwrap()
+    };
+    // Its page is clean by now, and dirty again before the scan reads it, some time later.
+    let file = tree.join("file");
+    CLEANED.set(Some(Box::new(move || {
+        std::fs::write(file, "second").unwrap();
+        std::thread::sleep(3 * TICK);
+    })));
+    assert_eq!(scan(None, &record).read_bytes, 6);
+    // What a mapping writes to the dirty page shows by nothing.
+    let again = base.path().join("again");
+    let read = scan(RecordReader::open(&record).unwrap(), &again).read_bytes;
+    assert_eq!(read, 6, "taken for unchanged by its times");
+    assert_eq!(scan(RecordReader::open(&again).unwrap(), &record).read_bytes, 0);
+}
