@@ -129,7 +129,11 @@ impl VolumeStore {
         self.detached(name, move |store, name| async move {
             let mut volume = store.lock(&name).await?;
             let pruned = store.prune_locked(&mut volume, look).await;
-            if volume.state.pending.release && !volume.state.has_writer() {
+            let due = volume.state.pending.release && !volume.state.has_writer();
+            if due && volume.state.pending.sync {
+                // What is owed comes first: given back now, another host would go on from what is older.
+                volume.save().await?;
+            } else if due {
                 claim::release(&mut volume).await?;
                 store.forget_blank(&mut volume).await?;
             }

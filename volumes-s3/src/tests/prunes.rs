@@ -291,6 +291,25 @@ async fn an_older_generation_restored_here_is_whole_when_it_is_published_anew() 
 }
 
 #[tokio::test]
+async fn a_claim_is_not_given_back_by_it_before_what_is_owed_is_synced() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::keeping("one", &memory, 1).await, Host::keeping("two", &memory, 1).await);
+    generation(&one, "first").await;
+    generation(&one, "second").await;
+    one.acquire().await.unwrap();
+    one.write("owed").await;
+    memory.away.store(true, Ordering::SeqCst);
+    one.store.release("v", "web").await.unwrap().expect("it is owed");
+    memory.away.store(false, Ordering::SeqCst);
+    assert!(!one.store.prune("v").await.unwrap().removed.is_empty());
+    assert_eq!(code(two.acquire().await), "volume.in_use_elsewhere");
+    assert_eq!(one.store.owing().await.unwrap(), ["v"]);
+    one.store.retry("v").await.unwrap();
+    two.acquire().await.unwrap();
+    assert_eq!(two.read().await, "owed");
+}
+
+#[tokio::test]
 async fn a_damaged_manifest_makes_nothing_go() {
     let memory = Arc::new(Memory::default());
     let host = Host::keeping("one", &memory, 2).await;
