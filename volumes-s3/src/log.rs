@@ -151,15 +151,7 @@ impl Log {
 
     /// All records, oldest first. What lies before the newest prune is no longer one.
     pub(crate) async fn all(&self) -> Result<Vec<Record>> {
-        let mut numbers = Vec::new();
-        let mut after = 0;
-        loop {
-            let page = self.page(after).await?;
-            let Some(last) = page.last() else { break };
-            after = *last;
-            numbers.extend(page);
-        }
-        let mut reads = stream::iter(numbers).map(|number| self.read(number)).buffered(HISTORY_READS);
+        let mut reads = stream::iter(self.numbers().await?).map(|number| self.read(number)).buffered(HISTORY_READS);
         let mut records = Vec::new();
         while let Some(record) = reads.next().await {
             records.extend(record?);
@@ -169,15 +161,25 @@ impl Log {
         Ok(records)
     }
 
-    /// The numbers on one page after `after`, in order.
-    pub(crate) async fn page(&self, after: u64) -> Result<Vec<u64>> {
-        let listed = self.store.list(&format!("{}log/", self.prefix), Some(&self.key(after))).await?;
+    /// All numbers that have a record, in order.
+    pub(crate) async fn numbers(&self) -> Result<Vec<u64>> {
+        let listed = self.store.list_all(&self.records_prefix()).await?;
         Ok(listed.iter().filter_map(|object| object.name().parse().ok()).collect())
+    }
+
+    /// Those on one page after `after`.
+    async fn page(&self, after: u64) -> Result<Vec<u64>> {
+        let listed = self.store.list(&self.records_prefix(), Some(&self.key(after))).await?;
+        Ok(listed.iter().filter_map(|object| object.name().parse().ok()).collect())
+    }
+
+    fn records_prefix(&self) -> String {
+        format!("{}log/", self.prefix)
     }
 
     /// The key of a record.
     pub(crate) fn key(&self, number: u64) -> String {
-        format!("{}log/{number:020}", self.prefix)
+        format!("{}{number:020}", self.records_prefix())
     }
 
     /// The key of the hint.

@@ -56,6 +56,17 @@ pub(crate) trait ObjectStore: Send + Sync + fmt::Debug {
     async fn size(&self, key: &str) -> Result<Option<u64>>;
     /// Up to a page of objects whose keys begin with `prefix`, in order, from the first one after `after`.
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<Listed>>;
+    /// All of them, page by page.
+    async fn list_all(&self, prefix: &str) -> Result<Vec<Listed>> {
+        let mut found: Vec<Listed> = Vec::new();
+        loop {
+            let page = self.list(prefix, found.last().map(|last| last.key.as_str())).await?;
+            if page.is_empty() {
+                return Ok(found);
+            }
+            found.extend(page);
+        }
+    }
     /// Deletes an object; one that is not there is no error.
     async fn delete(&self, key: &str) -> Result<()>;
     /// Ok if the bucket exists.

@@ -248,7 +248,7 @@ impl Plan {
         let roots: Vec<_> =
             records.iter().filter(stays).filter_map(|record| Some(record.tree.as_ref()?.root)).collect();
         // Listed before the record is put: what comes later is not in it.
-        let listed = list_all(remote, &format!("{}packs/", remote.prefix)).await?;
+        let listed = remote.store.list_all(&format!("{}packs/", remote.prefix)).await?;
         let mut reached = reached(&remote.packs, &roots).await?;
         let (uploads, lineage) = (volume.paths.uploads(), volume.state.lineage());
         reached.extend(blocking("read what arrived", move || Uploads::packs(&uploads, lineage)).await?);
@@ -375,23 +375,14 @@ pub(crate) async fn doomed(remote: &Remote, head: &Record, packs: &HashSet<PackI
 async fn finish(remote: &Remote, record: &Record, going: &Going) -> Result<()> {
     let Some(summary) = &record.prune else { return Ok(()) };
     // One after the other: who appends relies on it that a number is free only if all before it are.
-    let mut after = 0;
-    loop {
-        let page = remote.log.page(after).await?;
-        let Some(last) = page.last().copied() else { break };
-        for number in page.into_iter().filter(|number| *number < record.record) {
-            remote.store.delete(&remote.log.key(number)).await?;
-        }
-        if last >= record.record {
-            break;
-        }
-        after = last;
+    for number in remote.log.numbers().await?.into_iter().filter(|number| *number < record.record) {
+        remote.store.delete(&remote.log.key(number)).await?;
     }
     let kept: BTreeSet<u64> = summary.kept.iter().copied().collect();
     let number = |object: &Listed| object.name().parse::<u64>().ok();
     // A copy after this record is a later prune's.
     let old = |number: &u64| *number < record.record && !kept.contains(number);
-    let copies = list_all(remote, &remote.kept_prefix()).await?;
+    let copies = remote.store.list_all(&remote.kept_prefix()).await?;
     let copies = copies.iter().filter_map(number).filter(old).map(|number| remote.kept_key(number));
     delete(remote, copies).await?;
     let packs: Result<Vec<PackId>> = going.packs.iter().map(|pack| pack.parse()).collect();
@@ -402,7 +393,7 @@ async fn finish(remote: &Remote, record: &Record, going: &Going) -> Result<()> {
         let number = object.name().split('-').next().and_then(|number| number.parse::<u64>().ok());
         number.is_some_and(|number| number <= record.record) && object.key != own
     };
-    let lists = list_all(remote, &lists_prefix(remote)).await?;
+    let lists = remote.store.list_all(&lists_prefix(remote)).await?;
     delete(remote, lists.into_iter().filter(of_old).map(|object| object.key)).await?;
     remote.store.delete(&own).await
 }
@@ -410,15 +401,4 @@ async fn finish(remote: &Remote, record: &Record, going: &Going) -> Result<()> {
 async fn delete(remote: &Remote, keys: impl Iterator<Item = String>) -> Result<()> {
     let deletions = stream::iter(keys).map(|key| async move { remote.store.delete(&key).await });
     deletions.buffer_unordered(REQUESTS).try_collect().await
-}
-
-async fn list_all(remote: &Remote, prefix: &str) -> Result<Vec<Listed>> {
-    let mut found: Vec<Listed> = Vec::new();
-    loop {
-        let page = remote.store.list(prefix, found.last().map(|last| last.key.as_str())).await?;
-        if page.is_empty() {
-            return Ok(found);
-        }
-        found.extend(page);
-    }
 }

@@ -111,13 +111,7 @@ impl VolumeStore {
             return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
         }
         // The log goes first, the newest record first: whatever is left of it at any time can be restored.
-        let mut numbers = Vec::new();
-        let mut after = 0;
-        while let Some(last) = remote.log.page(after).await?.last().copied() {
-            numbers.extend(remote.log.page(after).await?);
-            after = last;
-        }
-        for number in numbers.into_iter().rev() {
+        for number in remote.log.numbers().await?.into_iter().rev() {
             remote.store.delete(&remote.log.key(number)).await?;
         }
         remote.store.delete(&remote.log.hint_key()).await?;
