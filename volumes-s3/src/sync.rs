@@ -41,8 +41,8 @@ pub(crate) async fn publish(volume: &mut Volume) -> Result<()> {
     }
     let mut uploaded = upload(volume, &remote).await?;
     for _ in 0..APPEND_ATTEMPTS {
-        if pruned(volume) != uploaded.pruned {
-            // It was looked at what an earlier prune had decided.
+        if history(volume) != uploaded.history {
+            // It was looked at what an earlier prune had decided, or refers to what went with another history.
             uploaded = upload(volume, &remote).await?;
         }
         let root = uploaded.scanned.root.digest.to_string();
@@ -118,15 +118,15 @@ async fn is_past(volume: &Volume, remote: &Remote) -> Result<bool> {
     Ok(!remote.still_has(head, tree.record).await? && !volume.has_changes().await?)
 }
 
-/// The newest prune, as far as the log has been read.
-fn pruned(volume: &Volume) -> Option<u64> {
-    volume.state.head.as_ref().and_then(|head| head.pruned)
+/// The history, and its newest prune, as far as the log has been read.
+fn history(volume: &Volume) -> Option<(String, Option<u64>)> {
+    volume.state.head.as_ref().map(|head| (head.volume.clone(), head.pruned))
 }
 
-/// A tree whose chunks are all in the bucket, and stay there as far as the prune goes that was the newest.
+/// A tree whose chunks are all in the bucket, and stay there as far as the history and the prune go that were the newest.
 struct Uploaded {
     scanned: Scanned,
-    pruned: Option<u64>,
+    history: Option<(String, Option<u64>)>,
     /// Packs that no generation reaches yet.
     packs: BTreeSet<String>,
 }
@@ -241,5 +241,5 @@ async fn upload(volume: &Volume, remote: &Remote) -> Result<Uploaded> {
     if let Ok(Scanned { entries, read_bytes, new_bytes, .. }) = &scanned {
         tracing::debug!(volume = volume.name, entries, read_bytes, new_bytes, "scanned");
     }
-    Ok(Uploaded { scanned: scanned?, pruned: pruned(volume), packs })
+    Ok(Uploaded { scanned: scanned?, history: history(volume), packs })
 }
