@@ -173,7 +173,8 @@ impl Log {
         Ok(listed.iter().filter_map(|object| object.name().parse().ok()).collect())
     }
 
-    fn records_prefix(&self) -> String {
+    /// What the keys of all records begin with.
+    pub(crate) fn records_prefix(&self) -> String {
         format!("{}log/", self.prefix)
     }
 
@@ -183,7 +184,7 @@ impl Log {
     }
 
     /// The key of the hint.
-    pub(crate) fn hint_key(&self) -> String {
+    fn hint_key(&self) -> String {
         format!("{}latest", self.prefix)
     }
 

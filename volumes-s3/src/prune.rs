@@ -37,7 +37,7 @@ const PACKS_AT_ONCE: usize = 500_000;
 /// Longest list read.
 const LIST_LIMIT: usize = 64 << 20;
 /// Requests in flight.
-const REQUESTS: usize = 8;
+pub(crate) const REQUESTS: usize = 8;
 /// A log that has so many records is cut off though no generation goes: they are claims.
 pub(crate) const LONG_LOG: usize = 512;
 /// Most trees that a cut keeps where no retention is configured: its record names all of them, in about a mebibyte. A log
@@ -398,7 +398,8 @@ async fn finish(remote: &Remote, record: &Record, going: &Going) -> Result<()> {
     remote.store.delete(&own).await
 }
 
-async fn delete(remote: &Remote, keys: impl Iterator<Item = String>) -> Result<()> {
+/// Deletes these objects, several at once.
+pub(crate) async fn delete(remote: &Remote, keys: impl Iterator<Item = String>) -> Result<()> {
     let deletions = stream::iter(keys).map(|key| async move { remote.store.delete(&key).await });
     deletions.buffer_unordered(REQUESTS).try_collect().await
 }

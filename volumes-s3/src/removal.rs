@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use runtime_core::PruneResult;
 use rustix::fs::FlockOperation;
 
@@ -10,12 +11,16 @@ use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::foreign::{ASIDE, refuse_foreign};
 use crate::lock::open_lock;
+use crate::object_store::Listed;
 use crate::paths::{RESTORED_SCAN, make_directories};
-use crate::record::random_id;
+use crate::prune::{REQUESTS, delete};
+use crate::record::{Record, random_id};
 use crate::state::{TEMPORARY, remove_file, sync_parent};
 use crate::store::VolumeStore;
-use crate::volume::Volume;
+use crate::volume::{Remote, Volume};
 
+/// How often the log of a history is emptied that others keep writing to.
+const LOG_ROUNDS: u32 = 8;
 /// What a restore has beside its tree.
 const LEFTOVER_FILES: [&str; 2] = [RESTORED_SCAN, "scan.entries"];
 
@@ -110,20 +115,7 @@ impl VolumeStore {
         if let (Standing::Elsewhere { host, record }, false) = (claim::standing(volume), force) {
             return Err(Error::InUseElsewhere { name: volume.name.clone(), host, record });
         }
-        // The log goes first, the newest record first: whatever is left of it at any time can be restored.
-        for number in remote.log.numbers().await?.into_iter().rev() {
-            remote.store.delete(&remote.log.key(number)).await?;
-        }
-        remote.store.delete(&remote.log.hint_key()).await?;
-        loop {
-            let listed = remote.store.list(&remote.prefix, None).await?;
-            if listed.is_empty() {
-                break;
-            }
-            for object in listed {
-                remote.store.delete(&object.key).await?;
-            }
-        }
+        delete_history(&remote, head.as_ref()).await?;
         volume.state.forget_history();
         Ok(())
     }
@@ -142,6 +134,49 @@ impl VolumeStore {
         })
         .await
     }
+}
+
+/// Deletes the history that ends with `head`, and what lies under its name without one. As soon as its log is gone, another
+/// may be begun under the name: nothing of that goes.
+async fn delete_history(remote: &Remote, head: Option<&Record>) -> Result<()> {
+    let history = head.map(|head| head.volume.as_str());
+    let listed = remote.store.list_all(&remote.prefix).await?;
+    for round in 0..LOG_ROUNDS {
+        // After the list: as long as there is a log of this history, or none, nothing listed is another's.
+        let numbers = remote.log.numbers().await?;
+        let Some(last) = numbers.last() else { return delete_listed(remote, listed, history).await };
+        if remote.log.read(*last).await?.is_some_and(|record| Some(record.volume.as_str()) != history) {
+            return if round == 0 { Ok(()) } else { delete_listed(remote, listed, history).await };
+        }
+        // The log goes first, the newest record first: whatever is left of it at any time can be restored. Records that
+        // come meanwhile go in the next round; who puts one later finds the one before gone, and takes its own away.
+        for number in numbers.into_iter().rev() {
+            remote.store.delete(&remote.log.key(number)).await?;
+        }
+    }
+    Err(Error::Interrupted { operation: "remove a history that others keep writing to" })
+}
+
+/// Deletes what was `listed` of a history whose log is gone, but for copies of records of another: their numbers may have
+/// come again. No other name does.
+async fn delete_listed(remote: &Remote, listed: Vec<Listed>, history: Option<&str>) -> Result<()> {
+    let (copies, log) = (remote.kept_prefix(), remote.log.records_prefix());
+    let keys = listed.into_iter().map(|object| object.key).filter(|key| !key.starts_with(&log));
+    let (copies, others): (Vec<String>, Vec<String>) = keys.partition(|key| key.starts_with(&copies));
+    stream::iter(copies)
+        .map(|key| async move {
+            let number = key.rsplit('/').next().and_then(|number| number.parse().ok());
+            let copy = match number {
+                Some(number) => remote.kept(number).await.ok(),
+                None => None,
+            };
+            let stays = copy.is_some_and(|copy| history.is_some_and(|history| copy.volume != history));
+            if stays { Ok(()) } else { remote.store.delete(&key).await }
+        })
+        .buffer_unordered(REQUESTS)
+        .try_collect::<()>()
+        .await?;
+    delete(remote, others.into_iter()).await
 }
 
 pub(crate) fn refuse_in_use(volume: &Volume, operation: &'static str) -> Result<()> {

@@ -89,7 +89,8 @@ impl Remote {
         }
     }
 
-    async fn kept(&self, number: u64) -> Result<Record> {
+    /// The copy of the record of a tree.
+    pub(crate) async fn kept(&self, number: u64) -> Result<Record> {
         let key = self.kept_key(number);
         let body = self.store.get(&key, None, RECORD_LIMIT).await?;
         let body = body.ok_or_else(|| Error::corrupt(key, "is gone"))?;

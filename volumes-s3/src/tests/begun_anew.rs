@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Host, Memory, code};
 use crate::log::{Append, Log};
@@ -89,4 +90,91 @@ async fn who_slept_through_it_leaves_no_record_of_the_old_one() {
     assert_eq!(records.len(), 3);
     super::model::check_log(&records);
     assert_ne!(log(&memory).head(Some(old)).await.unwrap().unwrap().volume, late.volume);
+}
+
+/// Removes the history, and holds it up at the first deletion of a `kind`; `meanwhile` happens then.
+async fn removing(memory: &Arc<Memory>, host: &Host, kind: &'static str, meanwhile: impl AsyncFnOnce()) {
+    *memory.delete_waits_at.lock().unwrap() = kind;
+    memory.deletes_waiting.store(0, Ordering::SeqCst);
+    let bar = memory.before_delete.write().await;
+    let removing = tokio::spawn({
+        let store = host.store.clone();
+        async move { store.remove("v", true, true).await }
+    });
+    while memory.deletes_waiting.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    meanwhile().await;
+    drop(bar);
+    removing.await.unwrap().unwrap();
+}
+
+async fn is_whole(host: &Host) {
+    let report = host.store.verify("v", None, crate::Progress::default()).await.unwrap();
+    assert!(report.damaged.is_empty() && report.generations > 0, "{report:?}");
+}
+
+#[tokio::test]
+async fn what_is_begun_while_the_old_one_is_deleted_stays() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    use_and_write(&one, "old").await;
+    removing(&memory, &one, "/packs/", async || {
+        two.acquire().await.unwrap();
+        two.write("new").await;
+        two.store.sync("v").await.unwrap();
+    })
+    .await;
+    assert_eq!(log(&memory).all().await.unwrap().len(), 2);
+    is_whole(&two).await;
+    let packs = memory.keys("/packs/");
+    two.write("newer").await;
+    assert!(two.store.release("v", "web").await.unwrap().is_none());
+    assert!(!packs.is_empty() && packs.iter().all(|pack| memory.keys("/packs/").contains(pack)));
+    one.acquire().await.unwrap();
+    assert_eq!(one.read().await, "newer");
+}
+
+#[tokio::test]
+async fn who_claims_the_old_one_while_it_is_deleted_begins_it_anew() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    use_and_write(&one, "old").await;
+    use_and_write(&two, "newer").await;
+    removing(&memory, &one, "/log/", async || {
+        two.acquire().await.unwrap();
+        two.write("newest").await;
+        two.store.sync("v").await.unwrap();
+    })
+    .await;
+    assert_eq!(memory.keys("/log/"), Vec::<String>::new());
+    two.store.sync("v").await.unwrap();
+    is_whole(&two).await;
+    assert!(two.store.release("v", "web").await.unwrap().is_none());
+    super::model::check_log(&log(&memory).all().await.unwrap());
+    one.acquire().await.unwrap();
+    assert_eq!(one.read().await, "newest");
+}
+
+#[tokio::test]
+async fn who_sent_its_tree_when_it_was_deleted_sends_all_of_it_again() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (Host::new("one", &memory).await, Host::new("two", &memory).await);
+    use_and_write(&one, "old").await;
+    one.acquire().await.unwrap();
+    fs::write(one.data().await.join("more"), "and what was sent now").unwrap();
+    let bar = memory.before_record.write().await;
+    let store = one.store.clone();
+    let publishing = tokio::spawn(async move { store.sync("v").await });
+    while !one.store.inner_root().join("v/commit.json").exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let others = memory.by_another_door();
+    let two = Host { store: two.again("two", &others, |s3| s3).await, _root: two._root };
+    two.store.remove("v", true, true).await.unwrap();
+    use_and_write(&two, "new").await;
+    memory.enter_by(&others);
+    drop(bar);
+    let Err(crate::Error::Fenced { branch: Some(_), .. }) = publishing.await.unwrap() else { panic!("published") };
+    is_whole(&one).await;
 }

@@ -34,6 +34,10 @@ pub(super) struct Memory {
     pub turn: std::sync::Mutex<Option<(usize, BTreeMap<String, Bytes>)>>,
     /// A put-if-absent of a record waits here before it happens, if somebody bars the way.
     pub before_record: tokio::sync::RwLock<()>,
+    /// A deletion of an object of this kind, as `/packs/`, waits here.
+    pub before_delete: tokio::sync::RwLock<()>,
+    pub delete_waits_at: std::sync::Mutex<&'static str>,
+    pub deletes_waiting: AtomicUsize,
     /// A get of a pack waits here.
     pub before_pack: tokio::sync::RwLock<()>,
     pub asked: AtomicUsize,
@@ -149,6 +153,11 @@ impl ObjectStore for Memory {
 
     async fn delete(&self, key: &str) -> Result<()> {
         self.reach().await?;
+        let kind = *self.delete_waits_at.lock().unwrap();
+        if key.contains(kind) {
+            self.deletes_waiting.fetch_add(1, Ordering::SeqCst);
+            drop(self.before_delete.read().await);
+        }
         self.objects.lock().unwrap().remove(key);
         Ok(())
     }

@@ -76,3 +76,29 @@ async fn what_never_had_a_bucket_is_removed_where_there_is_none() {
     without.remove("v", false, false).await.unwrap();
     assert!(without.list().await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn a_removal_cut_off_anywhere_is_finished_by_the_next() {
+    for requests in 1..80 {
+        let memory = Arc::new(Memory::default());
+        let host = Host::keeping("one", &memory, 1).await;
+        for text in ["first", "second"] {
+            use_and_write(&host.store, text).await;
+            host.store.prune("v").await.unwrap();
+        }
+        assert_eq!(memory.keys("/kept/").len(), 1);
+        memory.away_after.store(requests, Ordering::SeqCst);
+        let is_cut = host.store.remove("v", true, false).await.is_err();
+        memory.away_after.store(0, Ordering::SeqCst);
+        memory.away.store(false, Ordering::SeqCst);
+        if is_cut {
+            host.store.remove("v", true, false).await.unwrap_or_else(|error| panic!("after {requests}: {error}"));
+        }
+        assert_eq!(memory.keys("p/v/"), Vec::<String>::new(), "after {requests} requests");
+        if !is_cut {
+            assert!(requests > 8);
+            return;
+        }
+    }
+    panic!("it was always cut off");
+}
