@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -321,17 +321,12 @@ impl<F: FnMut(SealedPack) -> Result<()>> Scan<F> {
     fn read_file(&mut self, found: &Found<'_>) -> Result<Option<Seen>> {
         self.know_old_chunks()?;
         let failed = |error: io::Error| Error::io("read", found.display(), error);
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOATIME;
-        let file = match openat(found.directory, found.name, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
+        #[cfg(test)]
+        tests::FOUND.take().into_iter().for_each(|found| found());
+        let Some((file, mut before)) = open_file(found).map_err(|error| failed(error.into()))? else {
             // Gone, or something else by now: the next sync sees what.
-            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
-            Err(error) => return Err(failed(error.into())),
-        };
-        let mut before = rustix::fs::fstat(&file).map_err(|error| failed(error.into()))?;
-        if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
             return Ok(None);
-        }
+        };
         for attempt in 1.. {
             let parts = self.read_parts(&file, &before, found)?;
             let xattrs = attributes::read(found.directory, found.name).or_else(|error| match error {
@@ -446,6 +441,24 @@ fn encode_list(parts: &[Part]) -> Vec<u8> {
     packs.encode(0, &mut bytes);
     bytes.extend_from_slice(&body);
     bytes
+}
+
+/// Opens a regular file to be read. Whoever owns the tree may put a device into its place meanwhile, and to open one may do
+/// something to the host: what there is is looked at before. `None` if it is no regular file any more.
+fn open_file(found: &Found<'_>) -> std::result::Result<Option<(File, Stat)>, Errno> {
+    let there = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let there = match openat(found.directory, found.name, there, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        there => there?,
+    };
+    let stat = rustix::fs::fstat(&there)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
+    let path = format!("/proc/self/fd/{}", there.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOATIME;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    Ok(Some((file.into(), stat)))
 }
 
 fn hard_link(found: &Found<'_>, first: Vec<u8>) -> Entry {

@@ -6,6 +6,30 @@ use crate::pack::Digest;
 thread_local! {
     /// Is called once, when all was brought to the disk and nothing is looked at yet.
     pub(super) static CLEANED: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
+    /// Is called once, when a regular file was seen and is not opened yet.
+    pub(super) static FOUND: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
+}
+
+/// Only root makes devices.
+#[test]
+fn what_is_a_device_by_the_time_it_is_read_is_not_opened() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let (tree, record) = (base.path().join("tree"), base.path().join("record"));
+    std::fs::create_dir(&tree).unwrap();
+    let file = tree.join("file");
+    std::fs::write(&file, "text").unwrap();
+    // Whoever opens it fails: no driver has this number.
+    FOUND.set(Some(Box::new(move || {
+        std::fs::remove_file(&file).unwrap();
+        let device = rustix::fs::makedev(511, 1);
+        rustix::fs::mknodat(rustix::fs::CWD, &file, FileType::CharacterDevice, Mode::RUSR, device).unwrap();
+        std::fs::File::open(&file).unwrap_err();
+    })));
+    let scanned = scan(&tree, None, Packer::new(1, |_| Ok(())).unwrap(), &record, Digest::of(b"")).unwrap();
+    assert_eq!((scanned.entries, scanned.files), (1, 0));
 }
 
 #[test]
