@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, openat, readlinkat};
 use rustix::io::Errno;
@@ -25,7 +26,9 @@ use crate::walk::{Found, ctime, mtime, open_root, walk};
 mod tests;
 
 /// A time stamp of the kernel may lag behind by one of its ticks, 10 ms at the slowest.
-const TICK: std::time::Duration = std::time::Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(10);
+/// So long the clock is waited for to go on by a tick.
+const CLOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// A file that changes while it is read is read again this often before it is recorded as torn.
 const READ_ATTEMPTS: u32 = 3;
 /// Files of more parts than this have their parts in chunks of their own.
@@ -143,11 +146,20 @@ pub(crate) fn record_restored(
     walk(tree, |found| {
         let entry = entries()?.filter(|entry| entry.path == found.path);
         let entry = entry.ok_or_else(|| Error::corrupt("restored tree", "is not the generation's"))?;
-        latest = latest.max(ctime(&found.stat));
-        writer.add(&Seen { entry, inode: found.stat.st_ino, ctime: ctime(&found.stat), racy: false })
+        let ctime = ctime(&found.stat);
+        // The clock was set back since it was made: a change may come to bear this time yet.
+        let racy = since(now(), ctime) > TICK.as_nanos() as i64;
+        if !racy {
+            latest = latest.max(ctime);
+        }
+        writer.add(&Seen { entry, inode: found.stat.st_ino, ctime, racy })
     })?;
     // Nobody has the tree yet: once the clock has moved on, no change can bear a time in the record.
+    let begin = Instant::now();
     while latest >= now() {
+        if begin.elapsed() > CLOCK_PATIENCE {
+            return Err(Error::Interrupted { operation: "a restore while the clock was set back" });
+        }
         std::thread::sleep(TICK / 4);
     }
     writer.finish(device_of(tree)?, subject, manifest)
@@ -278,12 +290,9 @@ impl<F: FnMut(SealedPack) -> Result<()>> Scan<F> {
 
     fn seen(&self, stat: &Stat, entry: Entry) -> Seen {
         let ctime = ctime(stat);
-        let margin = TICK.as_nanos() as i64;
-        let age = (self.started.seconds - ctime.seconds).saturating_mul(1_000_000_000)
-            + i64::from(self.started.nanoseconds)
-            - i64::from(ctime.nanoseconds);
+        let age = since(ctime, self.started);
         let torn = matches!(entry.node, Node::File { torn: true, .. });
-        Seen { entry, inode: stat.st_ino, ctime, racy: torn || age < margin }
+        Seen { entry, inode: stat.st_ino, ctime, racy: torn || age < TICK.as_nanos() as i64 }
     }
 
     fn read(&mut self, found: &Found<'_>) -> Result<Option<Seen>> {
@@ -479,7 +488,15 @@ fn device_of(tree: &OwnedFd) -> Result<u64> {
 fn now() -> Time {
     // Coarse: the clock that the kernel stamps files with.
     let now = clock_gettime(ClockId::RealtimeCoarse);
+    #[cfg(test)]
+    let now = rustix::time::Timespec { tv_sec: now.tv_sec - tests::SET_BACK.get(), ..now };
     Time { seconds: now.tv_sec, nanoseconds: now.tv_nsec as u32 }
+}
+
+/// Nanoseconds from `then` to `now`.
+fn since(then: Time, now: Time) -> i64 {
+    let nanoseconds = i64::from(now.nanoseconds) - i64::from(then.nanoseconds);
+    now.seconds.saturating_sub(then.seconds).saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 /// The next run of data at or after `position`: where it starts and ends. Both are `size` when only a hole is left.
