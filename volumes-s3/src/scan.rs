@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::FileExt as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, openat, readlinkat};
+use rustix::fs::{FileType, Stat, readlinkat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -21,7 +20,9 @@ use crate::manifest::{Leaf, LeafBuilder, LeafRef, encode_root};
 use crate::pack::{ChunkRef, Packer, SealedPack};
 use crate::scan_record::{RecordReader, RecordWriter, Seen, Subject};
 use crate::walk::{Found, ctime, mtime, open_root, walk};
+use content::{At, next_run, open_file};
 
+mod content;
 #[cfg(test)]
 mod tests;
 
@@ -452,24 +453,6 @@ fn encode_list(parts: &[Part]) -> Vec<u8> {
     bytes
 }
 
-/// Opens a regular file to be read. Whoever owns the tree may put a device into its place meanwhile, and to open one may do
-/// something to the host: what there is is looked at before. `None` if it is no regular file any more.
-fn open_file(found: &Found<'_>) -> std::result::Result<Option<(File, Stat)>, Errno> {
-    let there = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let there = match openat(found.directory, found.name, there, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(None),
-        there => there?,
-    };
-    let stat = rustix::fs::fstat(&there)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Ok(None);
-    }
-    let path = format!("/proc/self/fd/{}", there.as_raw_fd());
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOATIME;
-    let file = rustix::fs::open(path, flags, Mode::empty())?;
-    Ok(Some((file.into(), stat)))
-}
-
 fn hard_link(found: &Found<'_>, first: Vec<u8>) -> Entry {
     let node = Node::HardLink(first);
     Entry { path: found.path.to_vec(), mode: 0, uid: 0, gid: 0, mtime: Time::default(), xattrs: Vec::new(), node }
@@ -497,36 +480,6 @@ fn now() -> Time {
 fn since(then: Time, now: Time) -> i64 {
     let nanoseconds = i64::from(now.nanoseconds) - i64::from(then.nanoseconds);
     now.seconds.saturating_sub(then.seconds).saturating_mul(1_000_000_000).saturating_add(nanoseconds)
-}
-
-/// The next run of data at or after `position`: where it starts and ends. Both are `size` when only a hole is left.
-fn next_run(file: &File, position: u64, size: u64) -> io::Result<(u64, u64)> {
-    let start = match rustix::fs::seek(file, SeekFrom::Data(position)) {
-        Ok(start) => start.min(size),
-        Err(Errno::NXIO) => return Ok((size, size)),
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok((position, size)),
-        Err(error) => return Err(error.into()),
-    };
-    let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
-        Ok(end) => end.clamp(start, size),
-        Err(Errno::NXIO) => size,
-        Err(error) => return Err(error.into()),
-    };
-    Ok((start, end))
-}
-
-/// Reads a file from a position, leaving its own alone.
-struct At<'a> {
-    file: &'a File,
-    position: u64,
-}
-
-impl io::Read for At<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.position)?;
-        self.position += read as u64;
-        Ok(read)
-    }
 }
 
 /// What ends the cutting of a file.

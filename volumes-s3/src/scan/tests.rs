@@ -1,5 +1,7 @@
 use std::cell::Cell;
 
+use rustix::fs::Mode;
+
 use super::*;
 use crate::pack::Digest;
 
