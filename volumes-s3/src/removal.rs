@@ -124,7 +124,7 @@ impl VolumeStore {
         let (root, directory, hold) = (self.inner.config.root.clone(), volume.paths.directory.clone(), volume.hold());
         let (data, bells) = (volume.paths.data(), [volume.paths.debt(), volume.paths.grown()]);
         blocking("remove", move || {
-            let size = if data.exists() { tree_size(&data)? } else { 0 };
+            let size = if data.exists() { tree_size(&data) } else { 0 };
             move_to_trash(&root, &directory)?;
             bells.iter().try_for_each(|bell| remove_file(bell))?;
             sync_parent(&directory)?;
@@ -208,8 +208,15 @@ pub(crate) async fn refuse_loss(volume: &mut Volume, elsewhere: bool) -> Result<
     Ok(())
 }
 
-pub(crate) fn tree_size(data: &Path) -> Result<u64> {
-    crate::scan::difference(data, None).map(|difference| difference.size_bytes)
+/// Bytes of the files of a tree that goes. One that cannot be walked goes as well: what is told of it is not worth staying for.
+fn tree_size(data: &Path) -> u64 {
+    crate::scan::changes(data, None).map_or_else(
+        |error| {
+            tracing::debug!(path = %data.display(), %error, "removed without knowing its size");
+            0
+        },
+        |found| found.size_bytes,
+    )
 }
 
 pub(crate) fn move_to_trash(root: &Path, path: &Path) -> Result<()> {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, Mode, OFlags, linkat, mkdirat, openat, readlinkat, statat, symlinkat};
 
-use super::{Host, Memory};
+use super::{Host, Memory, code};
 use crate::RestoreOptions;
 
 /// Levels of the test's tree: 300 times 201 bytes are some 60 KiB.
@@ -115,4 +115,9 @@ async fn a_path_beyond_the_limit_is_named_by_its_beginning_and_the_rest_is_kept_
         assert!(status.last_error.is_some_and(|error| error.contains("65536 bytes")));
     }
     check(&data, 330);
+    // Only by name: it is nowhere else.
+    host.store.release("v", "web").await.unwrap();
+    assert_eq!(code(host.store.remove("v", false, false).await), "volume.unsupported");
+    host.store.remove("v", false, true).await.unwrap();
+    assert!(!data.exists() && host.store.list().await.unwrap().is_empty());
 }
