@@ -284,7 +284,12 @@ fn remove_entries(directory: &Path, prefix: &str) {
         if entry.file_name().to_string_lossy().starts_with(prefix)
             && let Err(error) = crate::remove_tree(&entry.path())
         {
-            tracing::debug!(path = %entry.path().display(), %error, "not deleted yet");
+            match error.kind() {
+                std::io::ErrorKind::CrossesDevices => {
+                    tracing::warn!(path = %entry.path().display(), %error, "not deleted: unmount it");
+                }
+                _ => tracing::debug!(path = %entry.path().display(), %error, "not deleted yet"),
+            }
         }
     }
 }

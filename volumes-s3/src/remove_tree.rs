@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, openat, renameat_with, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, openat, openat2, renameat_with, unlinkat,
+};
 use rustix::io::Errno;
 
 /// Directories within directories that are entered. What is deeper is moved to the top first, and met again there.
@@ -15,7 +17,8 @@ const MAX_DEPTH: u32 = 64;
 /// Blocks. Nobody else may put anything into it.
 ///
 /// # Errors
-/// The first of the system's; what is left then can be deleted later.
+/// The first of the system's; what is left then can be deleted later. [`io::ErrorKind::CrossesDevices`] where something is
+/// mounted in it: that is not entered.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     let top = match rustix::fs::open(path, FLAGS, Mode::empty()) {
         Ok(top) => top,
@@ -62,7 +65,10 @@ impl Removal<'_> {
                 self.lift(&entries, name)?;
                 continue;
             }
-            let child = openat(entries.fd()?, name, FLAGS, Mode::empty())?;
+            let child = match openat2(entries.fd()?, name, FLAGS, Mode::empty(), ResolveFlags::NO_XDEV) {
+                Err(Errno::XDEV) => return Err(is_mounted(name)),
+                child => child?,
+            };
             self.empty(child, depth - 1)?;
             unlinkat(entries.fd()?, name, AtFlags::REMOVEDIR)?;
         }
@@ -82,11 +88,18 @@ impl Removal<'_> {
     }
 }
 
+/// Somebody has mounted what is not the tree's.
+fn is_mounted(name: &CStr) -> io::Error {
+    let text = format!("{} in it is a mount point: what is mounted there stays", name.to_string_lossy());
+    io::Error::new(io::ErrorKind::CrossesDevices, text)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
 
     use rustix::fs::mkdirat;
+    use rustix::mount::MountPropagationFlags;
 
     use super::*;
 
@@ -118,5 +131,32 @@ mod tests {
         assert!(!tree.exists() && beside.join("kept").exists());
         remove_tree(&tree).unwrap();
         remove_tree(&beside.join("kept")).unwrap_err();
+    }
+
+    /// In a mount namespace of its own, which only root may make.
+    #[test]
+    fn what_is_mounted_in_it_stays() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let base = tempfile::tempdir().unwrap();
+        let (tree, beside) = (base.path().join("tree"), base.path().join("beside"));
+        std::fs::create_dir_all(tree.join("a/mounted")).unwrap();
+        std::fs::create_dir(&beside).unwrap();
+        std::fs::write(beside.join("kept"), "").unwrap();
+        let (removed, source) = (tree.clone(), beside.clone());
+        let removing = std::thread::spawn(move || {
+            // SAFETY: it changes only what this thread sees; no memory is touched.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", io::Error::last_os_error());
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).unwrap();
+            rustix::mount::mount_bind(&source, removed.join("a/mounted")).unwrap();
+            remove_tree(&removed)
+        });
+        let error = removing.join().unwrap().unwrap_err();
+        assert!(error.kind() == io::ErrorKind::CrossesDevices && error.to_string().contains("mounted"), "{error}");
+        assert!(beside.join("kept").exists() && tree.join("a/mounted").exists());
+        // The mount went with its namespace.
+        remove_tree(&tree).unwrap();
     }
 }
