@@ -15,6 +15,9 @@ const MARKERS: [&CStr; 2] = [c"trusted.berth.volume", c"user.berth.volume"];
 /// set those, and what bears this mark is nobody's data.
 const UNFILLED: &CStr = c"trusted.berth.unfilled";
 
+/// Begins the names of ACLs.
+const ACLS: &[u8] = b"system.posix_acl_";
+
 /// Names and values.
 pub(crate) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -51,16 +54,25 @@ pub(crate) fn read(directory: BorrowedFd<'_>, name: &CStr) -> Result<Attributes,
     Ok(attributes)
 }
 
-/// Sets attributes of `name` in `directory`.
-pub(crate) fn write(directory: BorrowedFd<'_>, name: &CStr, attributes: &[(Vec<u8>, Vec<u8>)]) -> Result<(), Errno> {
+/// Sets attributes of `name` in `directory`, and returns the name of one that this filesystem does not know, if there is any: a
+/// tree may come from another one. Without its ACL a file would be open to more than before: that is an error.
+pub(crate) fn write<'a>(
+    directory: BorrowedFd<'_>,
+    name: &CStr,
+    attributes: &'a [(Vec<u8>, Vec<u8>)],
+) -> Result<Option<&'a [u8]>, Errno> {
     if attributes.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let path = through_proc(directory, name);
-    attributes
-        .iter()
-        .filter(|(name, _)| !is_own(name))
-        .try_for_each(|(name, value)| rustix::fs::lsetxattr(&path, name.as_slice(), value, XattrFlags::empty()))
+    let mut unknown = None;
+    for (name, value) in attributes.iter().filter(|(name, _)| !is_own(name)) {
+        match rustix::fs::lsetxattr(&path, name.as_slice(), value, XattrFlags::empty()) {
+            Err(Errno::OPNOTSUPP) if !name.starts_with(ACLS) => unknown = Some(name.as_slice()),
+            set => set?,
+        }
+    }
+    Ok(unknown)
 }
 
 /// Marks the root of a tree as the volume's.
@@ -120,4 +132,20 @@ fn through_proc(directory: BorrowedFd<'_>, name: &CStr) -> Vec<u8> {
     let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
     path.extend_from_slice(name.to_bytes());
     path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_filesystem_does_not_know_keeps_no_other_attribute_away() {
+        let base = tempfile::tempdir().unwrap();
+        let root = std::fs::File::open(base.path()).unwrap();
+        let of = |name: &str| (name.as_bytes().to_vec(), b"x".to_vec());
+        let attributes = [of("nobodys.attribute"), of("user.known")];
+        assert_eq!(write(root.as_fd(), c".", &attributes).unwrap(), Some(&b"nobodys.attribute"[..]));
+        assert_eq!(read(root.as_fd(), c".").unwrap(), [of("user.known")]);
+        write(root.as_fd(), c".", &[of("system.posix_acl_nobodys")]).unwrap_err();
+    }
 }

@@ -7,6 +7,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
     AtFlags, FileType, Gid, IFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, fchmod,
@@ -23,6 +24,8 @@ use crate::walk::{display, open_beneath, open_root};
 #[derive(Debug)]
 pub(crate) struct Tree {
     root: OwnedFd,
+    /// It was told that not all attributes could be set.
+    told: AtomicBool,
 }
 
 impl Tree {
@@ -30,7 +33,7 @@ impl Tree {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let root = open_root(path)?;
         spread(&root, true);
-        Ok(Self { root })
+        Ok(Self { root, told: AtomicBool::new(false) })
     }
 
     /// All of it is made: what comes later is put where the filesystem likes it.
@@ -84,7 +87,7 @@ impl Tree {
         if !entry.xattrs.is_empty()
             && let Some((parent, name)) = self.parent(&entry.path)?
         {
-            attributes::write(parent.as_fd(), &name, &entry.xattrs).map_err(failed)?;
+            self.extended_attributes(entry, &parent, &name)?;
         }
         futimens(file, &times(entry)).map_err(failed)
     }
@@ -112,8 +115,20 @@ impl Tree {
         if !matches!(entry.node, Node::Symlink(_)) {
             chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty()).map_err(failed)?;
         }
-        attributes::write(parent.as_fd(), name, &entry.xattrs).map_err(failed)?;
+        self.extended_attributes(entry, parent, name)?;
         utimensat(parent, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
+    }
+
+    fn extended_attributes(&self, entry: &Entry, parent: &OwnedFd, name: &std::ffi::CStr) -> Result<()> {
+        let set = attributes::write(parent.as_fd(), name, &entry.xattrs);
+        let unknown = set.map_err(|error| Error::io("set the attributes of", display(&entry.path), error))?;
+        if let Some(unknown) = unknown
+            && !self.told.swap(true, Ordering::Relaxed)
+        {
+            let (path, attribute) = (display(&entry.path), String::from_utf8_lossy(unknown));
+            tracing::warn!(path = %path.display(), %attribute, "restored without what this filesystem does not know");
+        }
+        Ok(())
     }
 
     fn open_file(&self, path: &[u8], more: OFlags) -> Result<File> {
