@@ -18,8 +18,6 @@ const ENCRYPTIONS: [&str; 2] = ["AES256", "aws:kms"];
 pub struct VolumesConfig {
     /// `<data root>/volumes`.
     pub root: PathBuf,
-    /// The run directory of the runtime. Nothing of a volume is kept there: all its state outlives a reboot.
-    pub run_dir: PathBuf,
     /// What this host (with this data root) is called in claims. Stable over reboots, different on every host.
     pub host: String,
     /// The bucket; without one volumes stay on this host.

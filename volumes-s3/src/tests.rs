@@ -100,7 +100,6 @@ fn config(root: &Path, name: &str) -> VolumesConfig {
     let s3 = S3Config { bucket: "test".into(), prefix: Some("p".into()), ..S3Config::default() };
     VolumesConfig {
         root: root.join("volumes"),
-        run_dir: root.join("run"),
         host: name.into(),
         s3: Some(s3),
         keep: None,

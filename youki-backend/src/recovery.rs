@@ -90,7 +90,6 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
     })?;
     let volumes = VolumeStore::open(volumes_s3::VolumesConfig {
         root: config.root.join("volumes"),
-        run_dir: layout.run.clone(),
         host: host_name(&tag),
         s3: config.s3.clone(),
         keep: config.volumes.keep,
