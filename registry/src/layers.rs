@@ -160,7 +160,7 @@ async fn unpack(
             }
             if self_contained {
                 durability::mark(store, &place)?;
-                place.settle(&store.paths, &unpacked, &tmp, &tmp.path().join("root"))?;
+                place.settle(&store.paths, &unpacked, &tmp.path().join("root"))?;
                 tmp.remove_now();
             }
             Ok(unpacked)
@@ -293,7 +293,7 @@ fn finish(
     let Finished { root, unpacked, fits_anywhere } = finalise_over(store, id, blob, unpacked, &tmp, settled)?;
     let place = if fits_anywhere { &id.diff } else { &id.chain };
     durability::mark(store, place)?;
-    let about = place.settle(&store.paths, &unpacked, &tmp, &root)?;
+    let about = place.settle(&store.paths, &unpacked, &root)?;
     tmp.remove_now();
     Ok((place.clone(), about))
 }

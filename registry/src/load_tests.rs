@@ -205,3 +205,37 @@ async fn a_removal_does_not_wait_for_who_holds_the_store_and_its_content_goes_af
     assert_eq!(blobs(), 0);
     assert!(!base.path().join("root/layers/sweep-owed").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_stays_where_containers_have_it_mounted_whatever_it_says_of_itself() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let store = store(&base.path().join("root"));
+    // Some 1.3 MB are said of the upper one: each directory with a removal is named.
+    let deep = format!("{}/", "d".repeat(240)).repeat(8);
+    let entries = |name: &str| -> Vec<u8> {
+        let entry = |number: u32| {
+            let path = format!("{deep}{number}/{name}");
+            let long = header(b"././@LongLink", b'L', path.len() as u64, |_| {});
+            [with_data(long, path.as_bytes()), header(b"long", b'0', 0, |_| {})].concat()
+        };
+        (0..500).flat_map(entry).collect()
+    };
+    let archive = base.path().join("archive");
+    std::fs::write(&archive, archive_of("example.org/a:1", &[&entries("f"), &entries(".wh.f")])).unwrap();
+    let upper = store.load(&archive).await.unwrap()[0].layers[1].clone();
+    let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&upper).unwrap());
+    let [hex, kind] = [&upper, upper.parent().unwrap()].map(|path| path.file_name().unwrap().display());
+    let about = base.path().join(format!("root/layers/about/{kind}-{hex}.json"));
+    let (stood, said) = (inode(), std::fs::read(&about).unwrap());
+    assert!(said.len() > 1 << 20, "{} bytes", said.len());
+    let written = || std::fs::metadata(&about).unwrap().modified().unwrap();
+    let before = written();
+    assert!(store.find("example.org/a:1").await.unwrap().is_some());
+    assert_eq!((inode(), written()), (stood, before), "it was unpacked again");
+    std::fs::write(&about, &said[..1000]).unwrap();
+    assert!(store.find("example.org/a:1").await.unwrap().is_some());
+    assert_eq!((inode(), std::fs::read(&about).unwrap()), (stood, said));
+}

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -14,7 +15,10 @@ use crate::error::{Error, Result};
 use crate::layer::below::Below;
 use crate::layer::unpack::Unpacked;
 use crate::layer::{dir, finalise};
-use crate::store::{Paths, TmpDir, read_small, write_whole};
+use crate::store::{Paths, TmpDir, write_whole};
+
+/// Bytes of what a layer says of itself: some two million directories with whiteouts.
+const MAX_ABOUT_BYTES: u64 = 256 << 20;
 
 /// `diff/<hex>` or `chain/<hex>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,16 +97,26 @@ impl Place {
             return Ok(None);
         }
         let path = self.about_path(paths);
-        match read_small(&path) {
-            Ok(text) => Ok(serde_json::from_str(&text).ok()),
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        let read = fs::File::open(&path).and_then(|file| {
+            let mut text = Vec::new();
+            file.take(MAX_ABOUT_BYTES).read_to_end(&mut text).map(|_| text)
+        });
+        match read {
+            Ok(text) => {
+                let about = serde_json::from_slice(&text);
+                Ok(about.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "it is made again")).ok())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("reading", &path, error)),
         }
     }
 
-    /// Lets the unpacked tree `from` appear here. One that stands here already stays; one that cannot be trusted
-    /// (what it says of itself is lost) makes way. Blocking; the caller holds the layer's lock.
-    pub(crate) fn settle(&self, paths: &Paths, unpacked: &Unpacked, tmp: &TmpDir, from: &PathBuf) -> Result<About> {
+    /// Lets the unpacked tree `from` appear here. One that stands here already stays, for containers may be mounted from it:
+    /// if what it says of itself is lost, that alone is written anew. Blocking; the caller holds the layer's lock.
+    pub(crate) fn settle(&self, paths: &Paths, unpacked: &Unpacked, from: &PathBuf) -> Result<About> {
+        if let Some(standing) = self.about(paths)? {
+            return Ok(standing);
+        }
         let mut parents: Vec<&[u8]> = unpacked.whiteouts.iter().map(|path| dir::split(path).0).collect();
         parents.sort_unstable();
         parents.dedup();
@@ -113,15 +127,17 @@ impl Place {
             entries: unpacked.entries,
             bytes: unpacked.bytes,
         };
-        if let Some(standing) = self.about(paths)? {
-            return Ok(standing);
-        }
-        self.discard(paths, tmp)?;
         let text = serde_json::to_vec(&about)
             .map_err(|e| Error::Damaged { path: self.about_path(paths), reason: e.to_string() })?;
+        if text.len() as u64 > MAX_ABOUT_BYTES {
+            let what = format!("the list of directories with removals of layer {}", self.name());
+            return Err(Error::TooLarge { what, limit: MAX_ABOUT_BYTES, unit: "bytes" });
+        }
         write_whole(&self.about_path(paths), &text)?;
         let path = self.path(paths);
-        fs::rename(from, &path).map_err(|e| Error::io("moving a layer to", &path, e))?;
+        if !path.is_dir() {
+            fs::rename(from, &path).map_err(|e| Error::io("moving a layer to", &path, e))?;
+        }
         Ok(about)
     }
 

@@ -28,7 +28,7 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -394,12 +394,9 @@ pub(crate) fn remove_tree(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Reads a small file of the kernel's or the store's.
+/// Reads a small file of the kernel's.
 pub(crate) fn read_small(path: &Path) -> Result<String> {
-    let mut text = String::new();
-    let file = fs::File::open(path).map_err(|e| Error::io("opening", path, e))?;
-    file.take(1 << 20).read_to_string(&mut text).map_err(|e| Error::io("reading", path, e))?;
-    Ok(text)
+    fs::read_to_string(path).map_err(|e| Error::io("reading", path, e))
 }
 
 /// Writes a file that appears whole: beside it first, then renamed.
