@@ -234,6 +234,10 @@ impl<'a> Endpoint<'a> {
             let status = response.status();
             match status {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
+                // A redirect's target that asks for credentials asks for the registry's, and names who shall get them.
+                StatusCode::UNAUTHORIZED if response.url().origin() != url.origin() => {
+                    return Err(self.unexpected(&method, response.url(), "401 Unauthorized, where a redirect led"));
+                }
                 StatusCode::UNAUTHORIZED if !authenticated => {
                     authenticated = true;
                     self.authenticate(&response).await?;

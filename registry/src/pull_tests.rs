@@ -24,6 +24,8 @@ pub(crate) struct Manners {
     /// Layers are somebody else's: a redirect there.
     redirect_to: Option<String>,
     wants_basic: bool,
+    /// Layers are given to who has a token from there.
+    token_service: Option<String>,
     /// Tokens from the registry's own `/token`, each good for so many requests.
     token_uses: Option<usize>,
     /// Other bytes than the digest says.
@@ -213,6 +215,10 @@ fn answer(
     }
     let Some(body) = content.get(path) else { return plain("404 Not Found", "") };
     let is_layer = layers.iter().any(|digest| path.ends_with(digest.as_str()));
+    if let Some(service) = manners.token_service.as_ref().filter(|_| is_layer) {
+        let challenge = format!(r#"Bearer realm="http://{service}/token",service="s",scope="repository:x:pull""#);
+        return plain("401 Unauthorized", &format!("www-authenticate: {challenge}\r\n"));
+    }
     if let Some(target) = manners.redirect_to.as_ref().filter(|_| is_layer) {
         return plain("307 Temporary Redirect", &format!("location: http://{target}{path}\r\n"));
     }
@@ -410,6 +416,19 @@ async fn credentials_do_not_follow_a_redirect_to_another_origin() {
     root.store().pull(&reference, right).await.unwrap();
     assert_eq!(elsewhere.count("/blobs/"), 2);
     assert_eq!(elsewhere.count("authorization"), 0, "the redirect's target was shown the credentials");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_a_redirect_leads_to_cannot_ask_for_the_registrys_credentials() {
+    let Some(root) = Root::new() else { return };
+    let thief = serve(Manners::default()).await;
+    let elsewhere = serve(Manners { token_service: Some(thief.address.clone()), ..Manners::default() }).await;
+    let redirect_to = Some(elsewhere.address.clone());
+    let registry = serve(Manners { wants_basic: true, redirect_to, ..Manners::default() }).await;
+    let error = root.store().pull(&format!("{}/x", registry.address), with_password()).await.unwrap_err();
+    assert_eq!(error.code(), "registry.unexpected_answer", "{error}");
+    assert!(error.to_string().contains(&elsewhere.address) && error.to_string().contains("401"), "{error}");
+    assert_eq!((elsewhere.count("authorization"), thief.count("")), (0, 0), "it was sent the password");
 }
 
 #[tokio::test(flavor = "multi_thread")]
