@@ -44,14 +44,12 @@ pub(crate) fn recover(store: &Inner) -> Result<()> {
         }
         let path = directory.path();
         let doubtful = fs::read_dir(&path).map_err(|e| Error::io("listing", &path, e))?;
-        let trash = TmpDir::create(&store.paths)?;
         for mark in doubtful.filter_map(std::result::Result::ok) {
             if let Some(place) = mark.file_name().to_str().and_then(Place::parse) {
                 tracing::info!(layer = %place.name(), "a layer that no sync had covered is unpacked again when needed");
-                place.discard(&store.paths, &trash)?;
+                TmpDir::remove(&place.discard(&store.paths)?);
             }
         }
-        trash.remove_now();
         fs::remove_dir_all(&path).map_err(|e| Error::io("removing", &path, e))?;
     }
     start_sync(store);

@@ -150,7 +150,6 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
         }
     }
     let pinned: HashSet<&Path> = in_use.iter().flat_map(|user| &user.layers).map(PathBuf::as_path).collect();
-    let trash = TmpDir::create(paths)?;
     for (name, path) in listed(&paths.blobs)? {
         let digest = format!("sha256:{name}");
         if !blobs.contains(&digest) {
@@ -173,11 +172,10 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
         let root = paths.roots.join(place.name());
         if !places.contains(&place.name()) && !pinned.contains(path.as_path()) && !pinned.contains(root.as_path()) {
             removed.space_reclaimed += disk_usage(&path);
-            place.discard(paths, &trash)?;
+            TmpDir::remove(&place.discard(paths)?);
             removed.deleted.push(place.name());
         }
     }
-    trash.remove_now();
     // Nobody holds or waits for these while the store is held exclusively.
     for (name, path) in listed(&paths.locks)? {
         if name.starts_with("diff-") || name.starts_with("chain-") {

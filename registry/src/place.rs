@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::layer::below::Below;
 use crate::layer::unpack::Unpacked;
 use crate::layer::{dir, finalise};
-use crate::store::{Paths, TmpDir, write_whole};
+use crate::store::{Paths, TmpDir, remove_tree, write_whole};
 
 /// Bytes of what a layer says of itself: some two million directories with whiteouts.
 const MAX_ABOUT_BYTES: u64 = 256 << 20;
@@ -141,11 +141,15 @@ impl Place {
         Ok(about)
     }
 
-    /// Takes the layer out of the store, into `trash`; blocking.
-    pub(crate) fn discard(&self, paths: &Paths, trash: &TmpDir) -> Result<()> {
+    /// Takes the layer out of the store; what it was is left to be deleted at the path that is returned, or at the next
+    /// open. Needs no room on the disk. Blocking.
+    pub(crate) fn discard(&self, paths: &Paths) -> Result<PathBuf> {
         let path = self.path(paths);
-        match fs::rename(&path, trash.path().join(self.name())) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        let gone = TmpDir::without_owner(paths, &self.name());
+        // One that was begun before, and not ended.
+        remove_tree(&gone).map_err(|e| Error::io("removing", &gone, e))?;
+        match fs::rename(&path, &gone) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::io("removing", &path, error));
             }
             _ => {}
@@ -158,7 +162,7 @@ impl Place {
                 return Err(Error::io("removing", &path, error));
             }
         }
-        Ok(())
+        Ok(gone)
     }
 }
 

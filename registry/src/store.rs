@@ -24,7 +24,8 @@
 //!
 //! **Collection.** Roots are the entries of index.json. An entry keeps its manifest, its index, its config and its layer
 //! blobs; a layer directory is kept by every entry whose diff or chain IDs name it, and by the layers of containers that
-//! the caller names. With `drop_blobs` no entry keeps the blob of a layer that stands (`dropped.rs`). Everything else goes, under the exclusive store lock, by rename into a `tmp-` directory first.
+//! the caller names. With `drop_blobs` no entry keeps the blob of a layer that stands (`dropped.rs`). Everything else
+//! goes, under the exclusive store lock; a layer by rename to a `tmp-` directory first, which needs no room on the disk.
 
 use std::cell::Cell;
 use std::fs;
@@ -335,14 +336,24 @@ impl TmpDir {
         }
     }
 
+    /// Where a directory can be moved to be deleted, by whoever moved it or at the next open.
+    pub(crate) fn without_owner(paths: &Paths, name: &str) -> PathBuf {
+        paths.layers.join(format!("tmp-{name}"))
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Removes it now, rather than on drop; blocking.
     pub(crate) fn remove_now(&self) {
-        if let Err(error) = remove_tree(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "a temporary directory cannot be removed");
+        Self::remove(&self.path);
+    }
+
+    /// Removes one that has no owner; blocking.
+    pub(crate) fn remove(path: &Path) {
+        if let Err(error) = remove_tree(path) {
+            tracing::warn!(path = %path.display(), %error, "a temporary directory cannot be removed");
         }
     }
 
@@ -369,9 +380,7 @@ impl Drop for TmpDir {
         }
         let (path, lock) = (std::mem::take(&mut self.path), self.lock.take());
         let remove = move || {
-            if let Err(error) = remove_tree(&path) {
-                tracing::warn!(path = %path.display(), %error, "a temporary directory cannot be removed");
-            }
+            Self::remove(&path);
             drop(lock);
         };
         // A pull that is dropped drops this on a thread of tokio's, which a large tree would block. A command may end before

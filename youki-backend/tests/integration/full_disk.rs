@@ -25,6 +25,7 @@ crate::tests![
     a_restart_waits_for_room_and_a_stop_does_not,
     a_pull_or_load_without_room_names_image_layer_and_root,
     an_update_that_cannot_be_written_changes_nothing,
+    after_a_reboot_a_root_opens,
 ];
 
 /// A file system of its own at a root's place. It goes with this value.
@@ -292,4 +293,27 @@ async fn an_update_that_cannot_be_written_changes_nothing(case: Case) {
     runtime.update_resources(&id, &changes).await.unwrap();
     assert_eq!(limit(), "7");
     runtime.remove_container(&id).await.unwrap();
+}
+
+/// What an earlier boot has marked as not yet synced is taken out of the store at the first open.
+async fn after_a_reboot_a_root_opens(case: Case) {
+    let (disk, root, runtime) = small(&case).await;
+    let reference = case.push("reboot", &Image::busybox()).await;
+    runtime.pull_image(&reference).await.unwrap();
+    drop(runtime);
+    let layers = || fs::read_dir(root.dir.join("layers/diff")).unwrap().flatten();
+    let pulled: Vec<_> = layers().map(|entry| entry.file_name()).collect();
+    assert!(!pulled.is_empty());
+    let unsynced = root.dir.join("layers/unsynced");
+    for boot in ["without-a-mark", "with-one"] {
+        fs::create_dir_all(unsynced.join(boot)).unwrap();
+    }
+    fs::write(unsynced.join(format!("with-one/diff-{}", pulled[0].display())), "").unwrap();
+    let filler = disk.fill();
+    let second = root.open().await.unwrap();
+    assert!(layers().all(|entry| entry.file_name() != pulled[0]));
+    let left: Vec<_> = fs::read_dir(&unsynced).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    assert!(!left.iter().any(|boot| boot == "without-a-mark" || boot == "with-one"), "{left:?}");
+    drop(second);
+    fs::remove_file(filler).unwrap();
 }
