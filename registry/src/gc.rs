@@ -14,6 +14,7 @@ use crate::image::Parts;
 use crate::index::{Index, names_content};
 use crate::locks::StoreHold;
 use crate::place::Place;
+use crate::reserve;
 use crate::store::{Inner, Paths, TmpDir};
 
 /// How long a removal waits for creates, which are short, before it leaves content to whoever holds the store.
@@ -50,7 +51,7 @@ pub struct Removed {
 /// Removes by reference or digest; blocking.
 pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users) -> Result<Removed> {
     let in_use = users().map_err(Error::UsersUnknown)?;
-    let deleted = Index::update(&store.paths, |index| {
+    let deleted = Index::shrink(&store.paths, |index| {
         let entry = index.find(name)?.cloned().ok_or_else(|| Error::NotPresent(name.to_owned()))?;
         let all = names_content(name, &entry);
         let goes = |reference: &str, digest: &str| digest == entry.digest && (all || reference == entry.reference());
@@ -108,7 +109,7 @@ pub(crate) fn prune(store: &Arc<Inner>, users: &Users) -> Result<Removed> {
     };
     let in_use = users().map_err(Error::UsersUnknown)?;
     let mut removed = Removed::default();
-    Index::update(&store.paths, |index| {
+    Index::shrink(&store.paths, |index| {
         index.retain(|entry| {
             let stays = in_use.iter().any(|user| user.digest == entry.digest);
             if !stays {
@@ -182,6 +183,7 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
             fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
         }
     }
+    reserve::take(paths);
     match fs::remove_file(&paths.sweep_owed) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", &paths.sweep_owed, error)),
         _ => Ok(()),

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::locks::lock_file;
 use crate::manifest::{Manifest, OCI_INDEX};
 use crate::reference::{Reference, is_sha256};
+use crate::reserve;
 use crate::store::{Paths, write_whole};
 
 /// Where a layout keeps the reference.
@@ -106,12 +107,25 @@ impl Index {
 
     /// Changes it; if `change` fails it stays as it is. Blocking.
     pub(crate) fn update<T>(paths: &Paths, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        Self::change(paths, change, |text| write_whole(&paths.index, text))
+    }
+
+    /// The same for a change that takes entries away, which succeeds also on a full disk.
+    pub(crate) fn shrink<T>(paths: &Paths, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        Self::change(paths, change, |text| reserve::with(paths, || write_whole(&paths.index, text)))
+    }
+
+    fn change<T>(
+        paths: &Paths,
+        change: impl FnOnce(&mut Self) -> Result<T>,
+        write: impl FnOnce(&[u8]) -> Result<()>,
+    ) -> Result<T> {
         let _lock = lock_file(&paths.locks.join("index"), FlockOperation::LockExclusive)?;
         let mut index = Self::read(paths)?;
         let result = change(&mut index)?;
         let text = serde_json::to_vec_pretty(&index)
             .map_err(|e| Error::Damaged { path: paths.index.clone(), reason: e.to_string() })?;
-        write_whole(&paths.index, &text)?;
+        write(&text)?;
         Ok(result)
     }
 

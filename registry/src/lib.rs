@@ -38,6 +38,7 @@ mod progress;
 mod pull;
 mod push;
 mod reference;
+mod reserve;
 mod save;
 mod session;
 mod store;

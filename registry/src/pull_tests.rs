@@ -294,7 +294,7 @@ impl Root {
             }
         }
         left.retain(|path| {
-            !["diff", "chain", "root", "about", "dropped", "unsynced", "locks", "store.lock"]
+            !["diff", "chain", "root", "about", "dropped", "unsynced", "locks", "reserve", "store.lock"]
                 .iter()
                 .any(|fixed| *path == format!("layers/{fixed}"))
         });

@@ -15,6 +15,7 @@
 //!     unsynced/<boot id>/<kind>-<hex> the layer was unpacked in that boot, and no syncfs has covered it yet
 //!     locks/<name>                    flock files: index, chain-<hex>, diff-<hex>, recovery
 //!     sweep-owed                      a removal left content behind, because somebody held the store
+//!     reserve                         room that is given up where a removal could not be written down without
 //!     store.lock                      shared: pulls and creates; exclusive: removal of content
 //!     tmp-<random>/                   in the making; locked by its owner, removed at open if the owner is dead
 //! ```
@@ -50,6 +51,7 @@ use crate::locks::{ObjectLocks, StoreHold};
 use crate::pull::{self, PullOptions};
 use crate::push::{self, PushOptions};
 use crate::reference::Reference;
+use crate::reserve;
 use crate::save;
 use crate::verify::{self, Verified};
 
@@ -88,6 +90,7 @@ impl ImageStore {
         TmpDir::remove_stale(&inner.paths)?;
         durability::recover(&inner)?;
         Index::create_if_missing(&inner.paths)?;
+        reserve::take(&inner.paths);
         Ok(Self(Arc::new(inner)))
     }
 
@@ -258,6 +261,7 @@ pub(crate) struct Paths {
     pub(crate) locks: PathBuf,
     pub(crate) store_lock: PathBuf,
     pub(crate) sweep_owed: PathBuf,
+    pub(crate) reserve: PathBuf,
 }
 
 impl Paths {
@@ -274,6 +278,7 @@ impl Paths {
             locks: layers.join("locks"),
             store_lock: layers.join("store.lock"),
             sweep_owed: layers.join("sweep-owed"),
+            reserve: layers.join("reserve"),
             layers,
         }
     }

@@ -26,6 +26,7 @@ crate::tests![
     a_pull_or_load_without_room_names_image_layer_and_root,
     an_update_that_cannot_be_written_changes_nothing,
     after_a_reboot_a_root_opens,
+    images_can_be_removed_and_pruned,
 ];
 
 /// A file system of its own at a root's place. It goes with this value.
@@ -316,4 +317,27 @@ async fn after_a_reboot_a_root_opens(case: Case) {
     assert!(!left.iter().any(|boot| boot == "without-a-mark" || boot == "with-one"), "{left:?}");
     drop(second);
     fs::remove_file(filler).unwrap();
+}
+
+/// As the error of a full disk says.
+async fn images_can_be_removed_and_pruned(case: Case) {
+    let (disk, root, runtime) = small(&case).await;
+    let mut references = Vec::new();
+    for tag in ["one", "two", "three"] {
+        let layer = LayerBuilder::new().file("name", 0o644, tag.as_bytes()).finish();
+        let image = Image { layers: vec![layer], ..Image::busybox() };
+        references.push(case.push(tag, &image).await);
+        runtime.pull_image(references.last().unwrap()).await.unwrap();
+    }
+    drop(runtime);
+    for command in [&["rmi", &references[0]][..], &["rmi", &references[1]], &["prune", "-f"]] {
+        let filler = disk.fill();
+        let said = berth(&root, command).await;
+        assert_eq!(said.code, 0, "{said:?}");
+        fs::remove_file(filler).unwrap();
+    }
+    for place in ["layers/diff", "layers/about", "images/blobs/sha256"] {
+        let left: Vec<_> = fs::read_dir(root.dir.join(place)).unwrap().collect();
+        assert!(left.is_empty(), "{place}: {left:?}");
+    }
 }
