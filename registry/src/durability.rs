@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
@@ -10,6 +12,11 @@ use crate::error::{Error, Result};
 use crate::locks::lock_file;
 use crate::place::Place;
 use crate::store::{Inner, TmpDir, read_small};
+
+/// After so long the kernel has written what a pull wrote, as a rule.
+const OLD: Duration = Duration::from_secs(60);
+/// How long an open waits for a sync.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// This boot's identity.
 pub(crate) fn boot_id() -> Result<String> {
@@ -52,7 +59,14 @@ pub(crate) fn recover(store: &Inner) -> Result<()> {
         }
         fs::remove_dir_all(&path).map_err(|e| Error::io("removing", &path, e))?;
     }
-    start_sync(store);
+    // Commands end before a sync in the background has: what is that old is on the disk by now, so a sync is short.
+    let age = |mark: &PathBuf| Some(fs::metadata(mark).ok()?.modified().ok()?.elapsed().unwrap_or_default());
+    let is_old = marks(store).iter().filter_map(age).any(|age| age > OLD);
+    let synced = start_sync(store);
+    if is_old && let Some(synced) = synced {
+        // It goes on if it takes longer.
+        let _ = synced.recv_timeout(PATIENCE);
+    }
     Ok(())
 }
 
@@ -66,15 +80,21 @@ pub(crate) fn sync(store: &Inner) {
     sync_marks(&store.paths.layers, marks(store));
 }
 
-fn start_sync(store: &Inner) {
+/// The receiver fails when it has ended.
+fn start_sync(store: &Inner) -> Option<Receiver<()>> {
     let (marks, layers) = (marks(store), store.paths.layers.clone());
     if marks.is_empty() {
-        return;
+        return None;
     }
-    let sync = move || sync_marks(&layers, marks);
+    let (until_ended, ended) = std::sync::mpsc::channel();
+    let sync = move || {
+        let _until_ended = until_ended;
+        sync_marks(&layers, marks);
+    };
     if let Err(error) = std::thread::Builder::new().name("berth-sync".into()).spawn(sync) {
         tracing::warn!(%error, "no thread to sync layers: they are unpacked again after a reboot");
     }
+    Some(ended)
 }
 
 /// What is unsynced; nothing if that cannot be told.

@@ -449,6 +449,39 @@ async fn a_layer_that_no_sync_covered_before_a_reboot_is_unpacked_again() {
     assert_eq!(registry.count(""), before, "the blob was here");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_sees_to_it_that_what_was_pulled_long_ago_is_synced() {
+    let Some(root) = Root::new() else { return };
+    drop(root.store());
+    let boot = crate::durability::boot_id().unwrap();
+    let marks = root.0.path().join("layers/unsynced").join(boot);
+    std::fs::create_dir_all(&marks).unwrap();
+    let mark = marks.join(format!("diff-{}", "0".repeat(64)));
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(100);
+    std::fs::File::create(&mark).unwrap().set_modified(old).unwrap();
+    // Commands end as soon as they are done, and with them what they do in the background.
+    drop(root.store());
+    assert!(!mark.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_containers_layers_are_made_again_where_they_were_or_the_image_is_named() {
+    let Some(root) = Root::new() else { return };
+    let registry = serve(Manners::default()).await;
+    let store = root.store();
+    let image = store.pull(&format!("{}/x", registry.address), PullOptions::default()).await.unwrap();
+    assert_eq!(store.layers_of(&image.digest, &image.layers).await.unwrap(), image.layers);
+    for layer in &image.layers {
+        std::fs::remove_dir_all(layer).unwrap();
+    }
+    assert_eq!(store.layers_of(&image.digest, &image.layers).await.unwrap(), image.layers);
+    assert!(image.layers.iter().all(|layer| layer.is_dir()));
+    // Of a loaded image, or one whose tag has another one by now, there may be no blobs either.
+    store.remove(&image.reference, false, Arc::new(|| Ok(Vec::new()))).await.unwrap();
+    let error = store.layers_of(&image.digest, &image.layers).await.unwrap_err();
+    assert!(error.code() == "image.not_present" && error.to_string().contains(&image.digest), "{error}");
+}
+
 fn with_password() -> PullOptions {
     let auth = RegistryAuth { username: "b".into(), password: "s3cret".into(), auth_type: RegistryAuthType::Basic };
     PullOptions { auth: Some(auth), ..PullOptions::default() }

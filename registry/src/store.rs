@@ -114,6 +114,19 @@ impl ImageStore {
         pull::find(&self.0, image).await
     }
 
+    /// Where the layers of a container are that was created from the image `digest` with the lower directories `layers`:
+    /// there, as a rule. Those that a reboot made doubtful are unpacked again from their blobs. Never asks a registry.
+    ///
+    /// # Errors
+    /// [`Error::NotPresent`] with the digest if the blobs are gone, too.
+    pub async fn layers_of(&self, digest: &str, layers: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        if layers.iter().all(|layer| layer.is_dir()) {
+            return Ok(layers.to_vec());
+        }
+        let image = self.find(digest).await?;
+        image.map(|image| image.layers).ok_or_else(|| Error::NotPresent(digest.to_owned()))
+    }
+
     /// All references, sorted.
     pub async fn list(&self) -> Result<Vec<StoredImage>> {
         self.blocking(|store| image::list(&store.paths)).await

@@ -75,6 +75,8 @@ impl Inner {
         if !container.record.named_volumes().is_empty() {
             ring_keeper(&container.paths)?;
         }
+        let image = &mut container.record.image;
+        image.layers = self.images.layers_of(&image.digest, &image.layers).await?;
         for index in 0..container.record.mounts.len() {
             let mount = &container.record.mounts[index];
             if let (MountKind::Named, Some(name)) = (mount.kind, mount.name.clone()) {

@@ -21,6 +21,7 @@ crate::tests![
     after_a_reboot_containers_are_known_to_have_stopped_and_their_volumes_are_synced,
     a_power_cut_costs_no_outcome_that_was_told_before,
     records_that_a_power_cut_has_emptied_cost_an_outcome_and_no_container,
+    after_a_reboot_that_made_its_layers_doubtful_a_container_starts,
 ];
 
 async fn a_second_root_on_one_cgroup_parent_is_refused(case: Case) {
@@ -200,4 +201,44 @@ async fn a_power_cut_costs_no_outcome_that_was_told_before(case: Case) {
     }
     runtime.remove_container(&id).await.unwrap();
     assert!(!root.dir.join(&dir).exists());
+}
+
+/// As where the power was cut before the layers of a pull were on the disk.
+async fn after_a_reboot_that_made_its_layers_doubtful_a_container_starts(case: Case) {
+    let root = case.root("doubtful");
+    let runtime = root.open().await.unwrap();
+    let id = case.id_on(&runtime);
+    let spec = case.script(IDLE).await;
+    start_on(&*runtime, &id, &spec).await.unwrap();
+    soon("stop", runtime.stop_container(&id, std::time::Duration::ZERO)).await.unwrap();
+    drop(runtime);
+    let layers = || {
+        let of_kind = |kind: &'static str| {
+            let entries = std::fs::read_dir(root.dir.join("layers").join(kind)).unwrap().flatten();
+            entries.map(move |entry| format!("{kind}-{}", entry.file_name().display()))
+        };
+        ["diff", "chain"].into_iter().flat_map(of_kind).collect::<Vec<_>>()
+    };
+    let reboot = || {
+        let marks = root.dir.join("layers/unsynced/00000000-0000-0000-0000-000000000000");
+        std::fs::create_dir_all(&marks).unwrap();
+        layers().iter().for_each(|layer| std::fs::write(marks.join(layer), "").unwrap());
+    };
+    assert!(!layers().is_empty());
+    reboot();
+    let runtime = root.open().await.unwrap();
+    assert!(layers().is_empty(), "they were trusted");
+    soon("start", runtime.start_container(&id)).await.unwrap();
+    assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
+    soon("stop", runtime.stop_container(&id, std::time::Duration::ZERO)).await.unwrap();
+    drop(runtime);
+    // There is nothing left to make them of.
+    berth(&root, &["rmi", "-f", &spec.image.name]).await.succeeded();
+    reboot();
+    let runtime = root.open().await.unwrap();
+    let error = soon("start", runtime.start_container(&id)).await.unwrap_err();
+    assert!(error.code() == "image.not_present" && error.to_string().contains("sha256:"), "{error}");
+    runtime.pull_image(&spec.image.name).await.unwrap();
+    soon("start", runtime.start_container(&id)).await.unwrap();
+    runtime.remove_container(&id).await.unwrap();
 }
