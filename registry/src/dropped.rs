@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::durability;
 use crate::error::{Error, Result};
+use crate::gc;
 use crate::image::{self, Parts};
 use crate::index::Index;
 use crate::layer::stream::{FEED_PIECES, Feed};
@@ -32,8 +33,7 @@ pub(crate) fn drop_layers(store: &Inner) -> Result<()> {
     }
     durability::sync(store);
     let Some(_hold) = StoreHold::try_exclusive(&store.paths.store_lock)? else {
-        let owed = &store.paths.sweep_owed;
-        return fs::write(owed, "").map_err(|e| Error::io("writing", owed, e));
+        return gc::owe(&store.paths);
     };
     let index = Index::read(&store.paths)?;
     let mut spare = Spare::default();

@@ -76,14 +76,15 @@ pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users)
     let mut removed = Removed { deleted, space_reclaimed: 0 };
     let begun = Instant::now();
     loop {
-        if let Some(_hold) = StoreHold::try_exclusive(&store.paths.store_lock)? {
-            sweep(store, &users().map_err(Error::UsersUnknown)?, &mut removed)?;
+        if let Some(hold) = StoreHold::try_exclusive(&store.paths.store_lock)? {
+            sweep_held(store, hold, users().map_err(Error::UsersUnknown)?, users, &mut removed)?;
             return Ok(removed);
         }
         if begun.elapsed() >= PATIENCE {
             tracing::info!(image = name, "the store is in use: content goes when it is not");
-            let owed = &store.paths.sweep_owed;
-            fs::write(owed, "").map_err(|e| Error::io("writing", owed, e))?;
+            owe(&store.paths)?;
+            // Whoever looked for that just before it was there holds the store no longer.
+            sweep_free(store, users, &mut removed)?;
             return Ok(removed);
         }
         std::thread::sleep(RETRY);
@@ -92,15 +93,56 @@ pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users)
 
 /// Removes the content that a removal had to leave because the store was in use, if it is not any more; blocking.
 pub(crate) fn sweep_owed(store: &Arc<Inner>, users: &Users) -> Result<()> {
+    sweep_free(store, users, &mut Removed::default())
+}
+
+/// Notes that there may be content that nothing refers to; blocking.
+pub(crate) fn owe(paths: &Paths) -> Result<()> {
+    fs::write(&paths.sweep_owed, "").map_err(|e| Error::io("writing", &paths.sweep_owed, e))
+}
+
+/// Sweeps if nobody holds the store.
+fn sweep_free(store: &Inner, users: &Users, removed: &mut Removed) -> Result<()> {
     match StoreHold::try_exclusive(&store.paths.store_lock)? {
-        Some(_hold) => sweep(store, &users().map_err(Error::UsersUnknown)?, &mut Removed::default()),
+        Some(hold) => sweep_held(store, hold, users().map_err(Error::UsersUnknown)?, users, removed),
         None => Ok(()),
+    }
+}
+
+/// Sweeps, lets go of the store, and does it again for those who were told meanwhile that it is in use.
+fn sweep_held(
+    store: &Inner,
+    mut hold: StoreHold,
+    mut in_use: Vec<InUse>,
+    users: &Users,
+    removed: &mut Removed,
+) -> Result<()> {
+    let owed = &store.paths.sweep_owed;
+    loop {
+        // What is owed from here on may come after the index is read.
+        match fs::remove_file(owed) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", owed, error)),
+            _ => {}
+        }
+        if let Err(error) = sweep(store, &in_use, removed) {
+            let _ = owe(&store.paths);
+            return Err(error);
+        }
+        drop(hold);
+        if !owed.exists() {
+            return Ok(());
+        }
+        match StoreHold::try_exclusive(&store.paths.store_lock)? {
+            Some(again) => hold = again,
+            None => return Ok(()),
+        }
+        in_use = users().map_err(Error::UsersUnknown)?;
     }
 }
 
 /// Removes all that is not in use; blocking.
 pub(crate) fn prune(store: &Arc<Inner>, users: &Users) -> Result<Removed> {
-    let _hold = match StoreHold::try_exclusive(&store.paths.store_lock)? {
+    let hold = match StoreHold::try_exclusive(&store.paths.store_lock)? {
         Some(hold) => hold,
         None => {
             tracing::warn!("waiting for pulls and creates that are under way");
@@ -119,7 +161,7 @@ pub(crate) fn prune(store: &Arc<Inner>, users: &Users) -> Result<Removed> {
         });
         Ok(())
     })?;
-    sweep(store, &in_use, &mut removed)?;
+    sweep_held(store, hold, in_use, users, &mut removed)?;
     Ok(removed)
 }
 
@@ -184,10 +226,7 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
         }
     }
     reserve::take(paths);
-    match fs::remove_file(&paths.sweep_owed) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", &paths.sweep_owed, error)),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn places_on_disk(paths: &Paths) -> Result<Vec<Place>> {

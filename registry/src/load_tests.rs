@@ -239,3 +239,37 @@ async fn a_layer_stays_where_containers_have_it_mounted_whatever_it_says_of_itse
     assert!(store.find("example.org/a:1").await.unwrap().is_some());
     assert_eq!((inode(), std::fs::read(&about).unwrap()), (stood, said));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_during_anothers_sweep_is_swept_too() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let store = store(&base.path().join("root"));
+    let archive = base.path().join("archive");
+    for name in ["example.org/a:1", "example.org/b:1"] {
+        let layer = with_data(header(name[12..13].as_bytes(), b'0', 1, |_| {}), b"f");
+        std::fs::write(&archive, archive_of(name, &[&layer])).unwrap();
+        store.load(&archive).await.unwrap();
+    }
+    // Enough to go for the first sweep to take longer than a removal's patience.
+    let blobs = base.path().join("root/images/blobs/sha256");
+    let surplus = 60_000;
+    for number in 0..surplus {
+        std::fs::File::create(blobs.join(format!("{number:064}"))).unwrap();
+    }
+    let users: Arc<crate::Users> = Arc::new(|| Ok(Vec::new()));
+    let first = tokio::spawn({
+        let (store, users) = (store.clone(), Arc::clone(&users));
+        async move { store.remove("example.org/a:1", false, users).await }
+    });
+    // It has read the index by then.
+    while blobs.join(format!("{:064}", 0)).exists() && blobs.join(format!("{:064}", surplus - 1)).exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    store.remove("example.org/b:1", false, users).await.unwrap();
+    first.await.unwrap().unwrap();
+    assert_eq!(std::fs::read_dir(blobs).unwrap().count(), 0);
+    assert!(!base.path().join("root/layers/sweep-owed").exists());
+}
