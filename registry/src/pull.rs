@@ -106,11 +106,13 @@ pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -
     let asked = Asked { reference: &reference, wanted, session: &session, events: &Events(options.progress) };
     let image = match fetch(store, &asked).await {
         // What a mirror made of it.
-        Err(Error::DigestMismatch { .. } | Error::SizeMismatch { .. } | Error::NoProgress { .. })
-            if session.give_up_mirrors() =>
-        {
-            fetch(store, &asked).await
-        }
+        Err(
+            Error::DigestMismatch { .. }
+            | Error::SizeMismatch { .. }
+            | Error::NoProgress { .. }
+            | Error::InvalidManifest { .. }
+            | Error::NoPlatform { .. },
+        ) if session.give_up_mirrors() => fetch(store, &asked).await,
         other => other,
     };
     let image = image.map_err(|error| named(error.of_image(&reference)))?;

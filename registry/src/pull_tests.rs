@@ -21,6 +21,8 @@ pub(crate) struct Manners {
     /// Layer bodies end after so many bytes of each answer, though more are announced.
     cut_after: Option<usize>,
     ignore_range: bool,
+    /// An answer of the network's own to every request, as from a proxy.
+    page: Option<&'static str>,
     /// Layers are somebody else's: a redirect there.
     redirect_to: Option<String>,
     wants_basic: bool,
@@ -190,6 +192,10 @@ fn answer(
     };
     if let Some(status) = manners.status {
         return plain(status, "");
+    }
+    if let Some(page) = manners.page {
+        let length = page.len();
+        return format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{page}").into();
     }
     if manners.wants_basic && !request.contains("authorization: basic yjpz") {
         return plain("401 Unauthorized", "www-authenticate: Basic realm=\"x\"\r\n");
@@ -528,6 +534,16 @@ async fn mirrors_come_first_and_one_that_fails_is_passed_over() {
     let before = registry.count("/blobs/");
     pull(vec![lying.address.clone()]).await;
     assert!(lying.count("/blobs/") > 0 && registry.count("/blobs/") > before);
+    // One that always cuts at the same byte, and one that is no registry at all.
+    for manners in [
+        Manners { cut_after: Some(1000), ignore_range: true, ..Manners::default() },
+        Manners { page: Some("<html>log in to the network</html>"), ..Manners::default() },
+    ] {
+        let bad = serve(manners).await;
+        let before = registry.count("/blobs/");
+        pull(vec![bad.address.clone()]).await;
+        assert!(bad.count("") > 0 && registry.count("/blobs/") > before);
+    }
     assert_eq!(
         good.count("authorization") + lying.count("authorization"),
         0,

@@ -47,7 +47,19 @@ impl<'a> Session<'a> {
 
     /// Asks the registry alone from now on; whether that makes a difference.
     pub(crate) fn give_up_mirrors(&self) -> bool {
-        self.mirrors().filter(|mirror| !mirror.given_up.swap(true, Ordering::Relaxed)).count() > 0
+        let mut any = false;
+        for mirror in self.mirrors() {
+            any |= !mirror.given_up.swap(true, Ordering::Relaxed);
+        }
+        any
+    }
+
+    /// Asks `endpoint` no more, if it is a mirror; `cut` is what it does again and again.
+    pub(crate) fn give_up(&self, endpoint: &Endpoint<'_>, cut: &Error) {
+        for mirror in self.mirrors().filter(|mirror| std::ptr::eq(&raw const mirror.endpoint, endpoint)) {
+            mirror.failed(cut);
+            mirror.given_up.store(true, Ordering::Relaxed);
+        }
     }
 
     /// See [`Endpoint::head_manifest`].

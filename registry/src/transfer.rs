@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 
-use crate::client::is_passing;
+use crate::client::{Endpoint, is_passing};
 use crate::error::{Error, Result};
 use crate::layer::stream::Feed;
 use crate::limits::MAX_RETRIES;
@@ -13,6 +13,8 @@ use crate::session::Session;
 
 /// First wait after a cut; doubled while no byte arrives in between.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+/// Passes without a byte after which a mirror is asked no more.
+const MAX_MIRROR_PASSES: u32 = 2;
 
 /// Feeds the blob; `progress` hears the bytes fed so far. Ends early, without an error, if nobody takes it any more:
 /// the stream's own answer says why.
@@ -26,17 +28,22 @@ pub(crate) async fn transfer(
     let mut fruitless = 0;
     loop {
         let before = done;
-        let cut = match pass(session, blob, &feed, &mut done, &progress).await? {
+        let (endpoint, cut) = match pass(session, blob, &feed, &mut done, &progress).await? {
             Passed::Unwanted => return Ok(()),
-            Passed::Ended if done == blob.size => {
+            Passed::Ended(_) if done == blob.size => {
                 // The stream has ended by itself if nobody takes this.
                 let _ = feed.send(Feed::End).await;
                 return Ok(());
             }
-            Passed::Ended => Error::SizeMismatch { what: blob.digest.clone(), expected: blob.size, found: done },
-            Passed::Cut(error) => error,
+            Passed::Ended(endpoint) => {
+                (endpoint, Error::SizeMismatch { what: blob.digest.clone(), expected: blob.size, found: done })
+            }
+            Passed::Cut(endpoint, error) => (endpoint, error),
         };
         fruitless = if done > before { 1 } else { fruitless + 1 };
+        if fruitless > MAX_MIRROR_PASSES {
+            session.give_up(endpoint, &cut);
+        }
         if fruitless > MAX_RETRIES {
             return Err(cut);
         }
@@ -45,27 +52,27 @@ pub(crate) async fn transfer(
     }
 }
 
-enum Passed {
-    Ended,
-    Cut(Error),
+enum Passed<'a> {
+    Ended(&'a Endpoint<'a>),
+    Cut(&'a Endpoint<'a>, Error),
     Unwanted,
 }
 
 /// One request, from `done` on.
-async fn pass(
-    session: &Session<'_>,
+async fn pass<'a>(
+    session: &'a Session<'_>,
     blob: &Descriptor,
     feed: &Sender<Feed>,
     done: &mut u64,
     progress: &impl Fn(u64),
-) -> Result<Passed> {
+) -> Result<Passed<'a>> {
     let (endpoint, mut response, begins) = session.blob(&blob.digest, *done).await?;
     let mut skip = done.checked_sub(begins).unwrap_or_default();
     loop {
         let mut chunk = match endpoint.next_chunk(&mut response, &blob.digest).await {
             Ok(Some(chunk)) => chunk,
-            Ok(None) => return Ok(Passed::Ended),
-            Err(error) if is_passing(&error) => return Ok(Passed::Cut(error)),
+            Ok(None) => return Ok(Passed::Ended(endpoint)),
+            Err(error) if is_passing(&error) => return Ok(Passed::Cut(endpoint, error)),
             Err(error) => return Err(error),
         };
         let known = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
