@@ -94,6 +94,9 @@ struct Source {
     tmp: Option<Arc<TmpDir>>,
 }
 
+/// Members that are in the store: equal layers, of one image or of several, are one member, which is moved away the first time.
+type Kept = BTreeMap<PathBuf, (String, u64, Compression)>;
+
 enum Member {
     File(PathBuf),
     Link(String),
@@ -264,6 +267,7 @@ impl Source {
         let index: LayoutIndex = serde_json::from_slice(index).map_err(|e| self.invalid(e.to_string()))?;
         let limits = &store.config.limits;
         let mut images = Vec::new();
+        let mut kept = Kept::new();
         for LayoutEntry { descriptor, annotations } in index.manifests {
             let mut digest = descriptor.digest;
             let mut depth = 0;
@@ -285,7 +289,7 @@ impl Source {
                 }
             };
             for layer in &manifest.layers {
-                let found = self.keep(store, &blob_name(&layer.digest))?.0;
+                let found = self.keep(store, &blob_name(&layer.digest), &mut kept)?.0;
                 if found != layer.digest {
                     let expected = layer.digest.clone();
                     return Err(Error::DigestMismatch { what: "a layer of the layout".into(), expected, found });
@@ -304,25 +308,19 @@ impl Source {
         let list = self.wanted("manifest.json", limits.manifest_bytes)?;
         let list: Vec<DockerImage> = serde_json::from_slice(&list).map_err(|e| self.invalid(e.to_string()))?;
         let mut images = Vec::new();
+        let mut kept = Kept::new();
         for DockerImage { config, repo_tags, layers } in list {
             let config = self.wanted(&config, limits.config_bytes)?;
-            // Equal layers are one member, which is moved away the first time.
-            let mut kept: BTreeMap<PathBuf, serde_json::Value> = BTreeMap::new();
             let mut descriptors = Vec::new();
             for name in layers.unwrap_or_default() {
-                let file =
-                    self.file(&name).ok_or_else(|| self.invalid(format!("it has no {name:.200?}")))?.to_path_buf();
-                if !kept.contains_key(&file) {
-                    let (digest, size, compression) = self.keep(store, &name)?;
-                    let suffix = match compression {
-                        Compression::None => "",
-                        Compression::Gzip => "+gzip",
-                        Compression::Zstd => "+zstd",
-                    };
-                    let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
-                    kept.insert(file.clone(), json!({"mediaType": media_type, "digest": digest, "size": size}));
-                }
-                descriptors.extend(kept.get(&file).cloned());
+                let (digest, size, compression) = self.keep(store, &name, &mut kept)?;
+                let suffix = match compression {
+                    Compression::None => "",
+                    Compression::Gzip => "+gzip",
+                    Compression::Zstd => "+zstd",
+                };
+                let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
+                descriptors.push(json!({"mediaType": media_type, "digest": digest, "size": size}));
             }
             let manifest = json!({
                 "schemaVersion": 2,
@@ -345,16 +343,13 @@ impl Source {
     }
 
     /// Puts a member into the store as a blob: its digest, size and compression.
-    fn keep(&self, store: &Inner, name: &str) -> Result<(String, u64, Compression)> {
+    fn keep(&self, store: &Inner, name: &str, kept: &mut Kept) -> Result<(String, u64, Compression)> {
         let from = self.file(name).ok_or_else(|| self.invalid(format!("it has no {name:.200?}")))?;
-        let mut input = match File::open(from) {
-            Ok(file) => BufReader::with_capacity(256 << 10, file),
-            // It is in the store already, moved there for another image of this archive.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.tmp.is_some() => {
-                return self.kept(store, name);
-            }
-            Err(error) => return Err(Error::io("opening", from, error)),
-        };
+        if let Some(known) = kept.get(from) {
+            return Ok(known.clone());
+        }
+        let mut input =
+            BufReader::with_capacity(256 << 10, File::open(from).map_err(|e| Error::io("opening", from, e))?);
         let reading = |e| Error::io("reading", from, e);
         let compression = Compression::of_magic(input.fill_buf().map_err(reading)?);
         let owned = match &self.tmp {
@@ -383,23 +378,9 @@ impl Source {
         let hex = format!("{:x}", hash.finalize());
         let to = store.paths.blob(&hex);
         fs::rename(beside.as_deref().unwrap_or(from), &to).map_err(|e| Error::io("moving a blob to", &to, e))?;
-        Ok((format!("sha256:{hex}"), size, compression))
-    }
-
-    /// A blob that was moved away before; only members that are named by their digest can be found again.
-    fn kept(&self, store: &Inner, name: &str) -> Result<(String, u64, Compression)> {
-        let hex = name.rsplit('/').next().unwrap_or(name);
-        let hex = hex.strip_suffix(".tar").unwrap_or(hex);
-        let digest = format!("sha256:{hex}");
-        if !crate::reference::is_sha256(&digest) {
-            return Err(self.invalid(format!("{name:.200?} is a layer of two images")));
-        }
-        let path = store.paths.blob(hex);
-        let mut input = BufReader::new(File::open(&path).map_err(|e| Error::io("opening", &path, e))?);
-        let magic = input.fill_buf().map_err(|e| Error::io("reading", &path, e))?;
-        let compression = Compression::of_magic(magic);
-        let size = fs::metadata(&path).map_err(|e| Error::io("looking at", &path, e))?.len();
-        Ok((digest, size, compression))
+        let blob = (format!("sha256:{hex}"), size, compression);
+        kept.insert(from.to_path_buf(), blob.clone());
+        Ok(blob)
     }
 }
 

@@ -143,6 +143,49 @@ async fn a_layer_that_takes_from_below_is_each_images_own() {
     store.load(&path).await.unwrap_err();
 }
 
+/// An archive of two images whose lower layer is the same member, under a name that is no digest.
+fn archive_of_two() -> Vec<u8> {
+    let layers = [b"0", b"1", b"2"].map(|name| with_data(header(name, b'0', 1, |_| {}), name));
+    let architecture = crate::platform::Platform::host().architecture;
+    let config = |upper: usize| {
+        let diff_ids = [0, upper].map(|number| crate::image::digest_of(&layers[number]));
+        format!(
+            r#"{{"architecture":"{architecture}","os":"linux","rootfs":{{"type":"layers","diff_ids":{diff_ids:?}}}}}"#
+        )
+    };
+    let image = |name: &str, upper: usize| {
+        format!(
+            r#"{{"Config":"{upper}.json","RepoTags":["example.org/{name}:1"],"Layers":["0/layer.tar","{upper}/layer.tar"]}}"#
+        )
+    };
+    let manifest = format!("[{},{}]", image("a", 1), image("b", 2));
+    let file = |name: &str, data: &[u8]| with_data(header(name.as_bytes(), b'0', data.len() as u64, |_| {}), data);
+    [
+        file("0/layer.tar", &layers[0]),
+        file("1/layer.tar", &layers[1]),
+        file("2/layer.tar", &layers[2]),
+        file("1.json", config(1).as_bytes()),
+        file("2.json", config(2).as_bytes()),
+        file("manifest.json", manifest.as_bytes()),
+        vec![0; 1024],
+    ]
+    .concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_of_one_archive_may_have_a_layer_in_common() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let store = store(&base.path().join("root"));
+    let archive = base.path().join("archive");
+    std::fs::write(&archive, archive_of_two()).unwrap();
+    let images = store.load(&archive).await.unwrap();
+    assert_eq!((images.len(), &images[0].layers[0]), (2, &images[1].layers[0]));
+    assert_eq!(std::fs::read(images[1].layers[0].join("0")).unwrap(), b"0");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_archives_are_typed_errors_and_enter_nothing() {
     if !is_root() {
