@@ -61,31 +61,34 @@ pub(crate) fn recover(store: &Inner) -> Result<()> {
     }
     // Commands end before a sync in the background has: what is that old is on the disk by now, so a sync is short.
     let age = |mark: &PathBuf| Some(fs::metadata(mark).ok()?.modified().ok()?.elapsed().unwrap_or_default());
-    let is_old = marks(store).iter().filter_map(age).any(|age| age > OLD);
-    let synced = start_sync(store);
-    if is_old && let Some(synced) = synced {
-        // It goes on if it takes longer.
-        let _ = synced.recv_timeout(PATIENCE);
+    let marks = marks(store);
+    let is_old = marks.iter().filter_map(age).any(|age| age > OLD);
+    if !marks.is_empty() {
+        let synced = start_sync(store, marks);
+        if is_old {
+            // It goes on if it takes longer.
+            let _ = synced.recv_timeout(PATIENCE);
+        }
     }
     Ok(())
 }
 
-/// Syncs in the background what this boot left unsynced, if there is anything.
+/// Syncs in the background what was written: index, manifests and configurations, and what this boot left unsynced.
 pub(crate) fn sync_in_background(store: &Arc<Inner>) {
-    start_sync(store);
+    start_sync(store, marks(store));
 }
 
 /// Syncs now what this boot left unsynced, if there is anything; blocking. What cannot be synced stays marked.
 pub(crate) fn sync(store: &Inner) {
-    sync_marks(&store.paths.layers, marks(store));
+    let marks = marks(store);
+    if !marks.is_empty() {
+        sync_marks(&store.paths.layers, marks);
+    }
 }
 
 /// The receiver fails when it has ended.
-fn start_sync(store: &Inner) -> Option<Receiver<()>> {
-    let (marks, layers) = (marks(store), store.paths.layers.clone());
-    if marks.is_empty() {
-        return None;
-    }
+fn start_sync(store: &Inner, marks: Vec<PathBuf>) -> Receiver<()> {
+    let layers = store.paths.layers.clone();
     let (until_ended, ended) = std::sync::mpsc::channel();
     let sync = move || {
         let _until_ended = until_ended;
@@ -94,7 +97,7 @@ fn start_sync(store: &Inner) -> Option<Receiver<()>> {
     if let Err(error) = std::thread::Builder::new().name("berth-sync".into()).spawn(sync) {
         tracing::warn!(%error, "no thread to sync layers: they are unpacked again after a reboot");
     }
-    Some(ended)
+    ended
 }
 
 /// What is unsynced; nothing if that cannot be told.
@@ -105,9 +108,6 @@ fn marks(store: &Inner) -> Vec<PathBuf> {
 
 /// The marks were listed before: what they name was complete when the sync begins.
 fn sync_marks(layers: &Path, marks: Vec<PathBuf>) {
-    if marks.is_empty() {
-        return;
-    }
     let synced = fs::File::open(layers).and_then(|layers| rustix::fs::syncfs(layers).map_err(Into::into));
     match synced {
         Ok(()) => {

@@ -316,3 +316,34 @@ async fn what_is_removed_during_anothers_sweep_is_swept_too() {
     assert_eq!(std::fs::read_dir(blobs).unwrap().count(), 0);
     assert!(!base.path().join("root/layers/sweep-owed").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_are_synced_also_where_all_layers_are_here() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let store = store(&base.path().join("root"));
+    let archive = base.path().join("archive");
+    let layers = [b"a", b"b"].map(|name| with_data(header(name, b'0', 1, |_| {}), name));
+    std::fs::write(&archive, archive_of("example.org/both:1", &[&layers[0], &layers[1]])).unwrap();
+    store.load(&archive).await.unwrap();
+    let marks = base.path().join("root/layers/unsynced").join(crate::durability::boot_id().unwrap());
+    let soon = async |what: &str, is: &dyn Fn() -> bool| {
+        let begun = std::time::Instant::now();
+        while !is() {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{what}");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    soon("the layers are not synced", &|| std::fs::read_dir(&marks).unwrap().count() == 0).await;
+    std::fs::write(&archive, archive_of("example.org/one:1", &[&layers[0]])).unwrap();
+    let digest = store.load(&archive).await.unwrap()[0].digest.clone();
+    let manifest = base.path().join("root/images/blobs/sha256").join(&digest["sha256:".len()..]);
+    // The kernel by itself gives a file its place on the disk after 30 s.
+    let on_disk = || {
+        let said = Command::new("filefrag").arg("-v").arg(&manifest).output().unwrap();
+        said.status.success() && !String::from_utf8_lossy(&said.stdout).contains("delalloc")
+    };
+    soon("the manifest is not on the disk", &on_disk).await;
+}

@@ -202,7 +202,9 @@ impl ImageStore {
                 entry.set_reference(&name.to_string());
                 index.put(entry);
                 Ok(())
-            })
+            })?;
+            durability::sync_in_background(store);
+            Ok(())
         })
         .await
     }
