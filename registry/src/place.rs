@@ -112,7 +112,8 @@ impl Place {
     }
 
     /// Lets the unpacked tree `from` appear here. One that stands here already stays, for containers may be mounted from it:
-    /// if what it says of itself is lost, that alone is written anew. Blocking; the caller holds the layer's lock.
+    /// if what it says of itself is lost, that alone is written anew. Of several who settle the same layer at once one is
+    /// first. Blocking.
     pub(crate) fn settle(&self, paths: &Paths, unpacked: &Unpacked, from: &PathBuf) -> Result<About> {
         if let Some(standing) = self.about(paths)? {
             return Ok(standing);
@@ -135,8 +136,11 @@ impl Place {
         }
         write_whole(&self.about_path(paths), &text)?;
         let path = self.path(paths);
-        if !path.is_dir() {
-            fs::rename(from, &path).map_err(|e| Error::io("moving a layer to", &path, e))?;
+        if !path.is_dir()
+            && let Err(error) = fs::rename(from, &path)
+            && !path.is_dir()
+        {
+            return Err(Error::io("moving a layer to", &path, error));
         }
         Ok(about)
     }
