@@ -79,6 +79,12 @@ struct Pending {
     _chain: ObjectLock,
 }
 
+/// Held while a layer is obtained, also by work that goes on when its pull is dropped.
+struct Locks {
+    chain: ObjectLock,
+    _diff: ObjectLock,
+}
+
 /// Gets one layer as far as it goes without the ones below.
 async fn obtain(
     store: &Arc<Inner>,
@@ -92,7 +98,13 @@ async fn obtain(
         events.inspect(|events| events.layer(blob, LayerPhase::Exists, blob.size));
         return Ok(Obtained::Stands);
     }
-    unpack(store, id, blob, session, events, chain).await.map_err(named(store, blob))
+    let diff = store.locks.lock(&store.paths.locks, &id.diff.name()).await?;
+    // An image with others below may have brought it meanwhile.
+    if stands(store, id).await? {
+        events.inspect(|events| events.layer(blob, LayerPhase::Exists, blob.size));
+        return Ok(Obtained::Stands);
+    }
+    unpack(store, id, blob, session, events, Locks { chain, _diff: diff }).await.map_err(named(store, blob))
 }
 
 /// A disk that is full says for which layer it has no room.
@@ -113,9 +125,8 @@ async fn unpack(
     blob: &Descriptor,
     session: Option<&Session<'_>>,
     events: Option<&Events>,
-    chain: ObjectLock,
+    locks: Locks,
 ) -> Result<Obtained> {
-    let diff = store.locks.lock(&store.paths.locks, &id.diff.name()).await?;
     let slot = store.slots.acquire().await.map_err(|_| Error::Interrupted("waiting for other layers"))?;
     let hex = blob.hex().to_owned();
     let (tmp, stored) = blocking(store, move |store| {
@@ -143,7 +154,7 @@ async fn unpack(
             let is_damaged = matches!(&error, Error::DigestMismatch { expected, .. } if *expected == blob.digest);
             if is_stored && session.is_some() && is_damaged {
                 drop(slot);
-                return Box::pin(refetch(store, id, blob, session, events, chain, diff)).await;
+                return Box::pin(refetch(store, id, blob, session, events, locks)).await;
             }
             return Err(error);
         }
@@ -151,7 +162,7 @@ async fn unpack(
     let fetched = !is_stored;
     let self_contained = finalise::is_self_contained(&unpacked) && unpacked.whiteouts.is_empty();
     let (place, hex) = (id.diff.clone(), blob.hex().to_owned());
-    let unpacked = blocking(store, {
+    let (unpacked, locks) = blocking(store, {
         let tmp = Arc::clone(&tmp);
         move |store| {
             if fetched {
@@ -163,7 +174,7 @@ async fn unpack(
                 place.settle(&store.paths, &unpacked, &tmp.path().join("root"))?;
                 tmp.remove_now();
             }
-            Ok(unpacked)
+            Ok((unpacked, locks))
         }
     })
     .await?;
@@ -171,8 +182,7 @@ async fn unpack(
     if self_contained {
         return Ok(Obtained::Stands);
     }
-    drop(diff);
-    Ok(Obtained::Pending(Box::new(Pending { unpacked, tmp, _chain: chain })))
+    Ok(Obtained::Pending(Box::new(Pending { unpacked, tmp, _chain: locks.chain })))
 }
 
 /// Removes a damaged blob and fetches it anew.
@@ -182,14 +192,13 @@ async fn refetch(
     blob: &Descriptor,
     session: Option<&Session<'_>>,
     events: Option<&Events>,
-    chain: ObjectLock,
-    diff: ObjectLock,
+    locks: Locks,
 ) -> Result<Obtained> {
     let path = store.paths.blob(blob.hex());
     tracing::warn!(blob = %blob.digest, "a blob in the store is damaged and is fetched again");
-    blocking(store, move |_| fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))).await?;
-    drop(diff);
-    unpack(store, id, blob, session, events, chain).await
+    let remove = move || fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e));
+    let locks = blocking(store, move |_| remove().map(|()| locks)).await?;
+    unpack(store, id, blob, session, events, locks).await
 }
 
 enum Input<'a> {
@@ -266,7 +275,11 @@ async fn settle(
             }
             // It stands for other images, but does not fit on these layers: a copy of its own.
             let chain = store.locks.lock(&store.paths.locks, &id.chain.name()).await?;
-            match unpack(store, id, blob, session, events, chain).await.map_err(named(store, blob))? {
+            let diff = store.locks.lock(&store.paths.locks, &id.diff.name()).await?;
+            match unpack(store, id, blob, session, events, Locks { chain, _diff: diff })
+                .await
+                .map_err(named(store, blob))?
+            {
                 Obtained::Pending(pending) => pending,
                 Obtained::Stands => return Err(Error::Interrupted("settling a layer")),
             }

@@ -103,7 +103,8 @@ pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -
     }
     let hold = blocking(store, |store| StoreHold::shared(&store.paths.store_lock)).await?;
     let session = session(store, &reference, options.auth.clone()).await?;
-    let asked = Asked { reference: &reference, wanted, session: &session, events: &Events(options.progress) };
+    let (hold, events) = (Arc::new(hold), Events(options.progress));
+    let asked = Asked { reference: &reference, wanted, session: &session, events: &events, hold };
     let image = match fetch(store, &asked).await {
         // What a mirror made of it.
         Err(
@@ -116,9 +117,9 @@ pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -
         other => other,
     };
     let image = image.map_err(|error| named(error.of_image(&reference)))?;
-    drop(hold);
+    drop(asked.hold);
     blocking(store, |store| dropped::drop_layers(store)).await?;
-    asked.events.done(&image.digest);
+    events.done(&image.digest);
     Ok(image)
 }
 
@@ -128,11 +129,13 @@ struct Asked<'a> {
     wanted: Option<Platform>,
     session: &'a Session<'a>,
     events: &'a Events,
+    /// For work that goes on when the pull is dropped.
+    hold: Arc<StoreHold>,
 }
 
 /// Fetches what is missing of an image, and enters it.
 async fn fetch(store: &Arc<Inner>, asked: &Asked<'_>) -> Result<Image> {
-    let Asked { reference, wanted, session, events } = asked;
+    let Asked { reference, wanted, session, events, hold } = asked;
     if let Some(image) = unchanged(store, session, reference, wanted.as_ref()).await? {
         return Ok(image);
     }
@@ -152,7 +155,9 @@ async fn fetch(store: &Arc<Inner>, asked: &Asked<'_>) -> Result<Image> {
         &resolved.manifest,
         resolved.index_digest.as_deref(),
     );
+    let hold = Arc::clone(hold);
     blocking(store, move |store| {
+        let _hold = hold;
         Index::update(&store.paths, |index| {
             index.put(entry);
             Ok(())
