@@ -21,6 +21,8 @@ pub(crate) struct Manners {
     /// Layer bodies end after so many bytes of each answer, though more are announced.
     cut_after: Option<usize>,
     ignore_range: bool,
+    /// Layer bodies come in chunks, and no last chunk ends them.
+    endless: bool,
     /// An answer of the network's own to every request, as from a proxy.
     page: Option<&'static str>,
     /// Layers are somebody else's: a redirect there.
@@ -250,6 +252,10 @@ fn answer(
         true => format!("docker-content-digest: {}\r\n", digest_of(body)),
         false => String::new(),
     };
+    if manners.endless && is_layer {
+        let head = format!("HTTP/1.1 {status}\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n");
+        return [format!("{head}{:x}\r\n", body.len()).as_bytes(), body, b"\r\n"].concat();
+    }
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n{digest}connection: close\r\n\r\n", body.len());
     let mut answer = head.into_bytes();
     if !request.starts_with("head") {
@@ -378,6 +384,14 @@ async fn a_cut_transfer_goes_on_where_it_stopped() {
         root.store().prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();
         assert_eq!(root.left(), Vec::<String>::new());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_is_cut_after_its_last_byte_is_whole() {
+    let Some(root) = Root::new() else { return };
+    let registry = serve(Manners { endless: true, ..Manners::default() }).await;
+    root.store().pull(&format!("{}/x", registry.address), PullOptions::default()).await.unwrap();
+    assert_eq!(registry.count("range: bytes="), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

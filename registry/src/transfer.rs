@@ -30,7 +30,8 @@ pub(crate) async fn transfer(
         let before = done;
         let (endpoint, cut) = match pass(session, blob, &feed, &mut done, &progress).await? {
             Passed::Unwanted => return Ok(()),
-            Passed::Ended(_) if done == blob.size => {
+            // Also where the connection was cut before the answer had ended: there is nothing left to ask for.
+            Passed::Ended(_) | Passed::Cut(..) if done == blob.size => {
                 // The stream has ended by itself if nobody takes this.
                 let _ = feed.send(Feed::End).await;
                 return Ok(());
