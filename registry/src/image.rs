@@ -65,7 +65,7 @@ impl Parts {
     /// Reads them from the blobs; `None` if one is missing or damaged. Blocking.
     pub(crate) fn read(paths: &Paths, digest: &str) -> Result<Option<Self>> {
         // What was accepted when it was pulled is accepted now, whatever the limits are today.
-        let limits = Limits { layers: usize::MAX, blob_bytes: u64::MAX, ..Limits::default() };
+        let limits = Limits { layers: usize::MAX, blob_bytes: u64::MAX, config_bytes: u64::MAX, ..Limits::default() };
         let Some(bytes) = read_blob(paths, digest)? else { return Ok(None) };
         let Ok(Document::Manifest(manifest)) = Document::parse(&bytes, None, digest, &limits) else {
             return Ok(None);
@@ -150,7 +150,9 @@ pub(crate) fn list(paths: &Paths) -> Result<Vec<StoredImage>> {
         let size_bytes = parts.map_or(0, Parts::size_bytes);
         let unique_bytes = parts.map_or(0, |parts| {
             let mine = |digest: &str| users.get(digest).is_none_or(|count| *count == 1);
-            blobs(&parts.manifest).filter(|(digest, _)| mine(digest)).map(|(_, size)| size).sum()
+            blobs(&parts.manifest)
+                .filter(|(digest, _)| mine(digest))
+                .fold(0, |sum: u64, (_, size)| sum.saturating_add(size))
         });
         StoredImage {
             reference: entry.reference().to_owned(),

@@ -94,6 +94,10 @@ impl Document {
                 for descriptor in layers.iter().chain([&config]) {
                     check(descriptor).map_err(invalid)?;
                 }
+                if config.size > limits.config_bytes {
+                    let (limit, what) = (limits.config_bytes, format!("the configuration of {what}"));
+                    return Err(Error::TooLarge { what, limit, unit: "bytes" });
+                }
                 for layer in &layers {
                     if layer.size > limits.blob_bytes {
                         return Err(Error::TooLarge {
@@ -235,6 +239,7 @@ mod tests {
             (good.replace(D, "md5:00"), "image.invalid_manifest"),
             (good.replace("\"size\":5", "\"size\":-5"), "image.invalid_manifest"),
             (good.replace("\"size\":5", "\"size\":18446744073709551615"), "image.too_large"),
+            (good.replace("\"size\":1}", "\"size\":18446744073709551615}"), "image.too_large"),
             (good.replace(":2,", ":1,"), "image.invalid_manifest"),
             (format!("{}[", "[".repeat(100_000)), "image.invalid_manifest"),
             ("{}".into(), "image.invalid_manifest"),

@@ -317,6 +317,11 @@ async fn config(store: &Arc<Inner>, session: &Session<'_>, manifest: &Manifest) 
     if found != digest {
         return Err(Error::DigestMismatch { what: "the configuration".into(), expected: digest, found });
     }
+    let size = bytes.len() as u64;
+    if size != manifest.config.size {
+        let what = "the configuration".to_owned();
+        return Err(Error::SizeMismatch { what, expected: manifest.config.size, found: size });
+    }
     let config = manifest::parse_config(&bytes, manifest)?;
     keep_blob(store, &digest, bytes).await?;
     Ok(config)
