@@ -133,7 +133,12 @@ async fn unpack(
         let tmp = TmpDir::create(&store.paths)?;
         let root = tmp.path().join("root");
         fs::create_dir(&root).map_err(|e| Error::io("making the directory", &root, e))?;
-        Ok((tmp, File::open(store.paths.blob(&hex)).ok()))
+        let blob = store.paths.blob(&hex);
+        match File::open(&blob) {
+            Ok(file) => Ok((tmp, Some(file))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((tmp, None)),
+            Err(error) => Err(Error::io("opening", &blob, error)),
+        }
     })
     .await?;
     let is_stored = stored.is_some();
