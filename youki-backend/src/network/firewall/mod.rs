@@ -60,14 +60,15 @@ pub(super) fn publish(place: &Place, reservation: &Reservation) -> io::Result<()
     Ok(())
 }
 
-/// Closes a container's ports. One that is not open is closed.
+/// Elements that are deleted in a transaction each, which takes milliseconds, where some of them are missing.
+const MAX_ONE_BY_ONE: usize = 64;
+
+/// Closes a container's ports. One that is not open is closed; an error where many are not: the table is to be loaded anew.
 pub(super) fn unpublish(place: &Place, reservation: &Reservation) -> Result<()> {
     let elements = elements(reservation);
     let gone = |e: &io::Error| e.raw_os_error() == Some(libc::ENOENT);
-    // Each that is missing is told of: some hundreds of them are more than the socket takes.
-    let some_gone = |e: &io::Error| gone(e) || e.raw_os_error() == Some(libc::ENOBUFS);
     let closed = match kernel::change(&place.table, &elements, Change::Delete) {
-        Err(e) if some_gone(&e) => {
+        Err(e) if gone(&e) && elements.len() <= MAX_ONE_BY_ONE => {
             // One at a time: what is missing must not keep the rest.
             for element in elements {
                 match kernel::change(&place.table, &[element], Change::Delete) {
