@@ -23,6 +23,7 @@ use crate::locks::StoreHold;
 use crate::manifest::Descriptor;
 use crate::pull::session;
 use crate::reference::Reference;
+use crate::session::Session;
 use crate::store::{Inner, Paths, TmpDir, blocking};
 use crate::transfer::transfer;
 
@@ -77,9 +78,9 @@ impl Spare {
 /// Drops a blob that may be there, and tells how many bytes of the disk it had; blocking.
 pub(crate) fn drop_one(paths: &Paths, digest: &str) -> Result<u64> {
     let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-    let (path, mark) = (paths.blob(hex), paths.dropped.join(hex));
+    let path = paths.blob(hex);
     let Ok(metadata) = fs::symlink_metadata(&path) else { return Ok(0) };
-    fs::write(&mark, b"").map_err(|e| Error::io("writing", &mark, e))?;
+    mark(paths, hex)?;
     fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
     Ok(metadata.blocks() * 512)
 }
@@ -87,6 +88,11 @@ pub(crate) fn drop_one(paths: &Paths, digest: &str) -> Result<u64> {
 /// Whether a blob is not there because it was dropped; blocking.
 pub(crate) fn is_dropped(paths: &Paths, blob: &Descriptor) -> bool {
     !paths.blob(blob.hex()).exists() && paths.dropped.join(blob.hex()).exists()
+}
+
+/// Whether a blob is not there, and was not dropped; blocking.
+pub(crate) fn is_lost(paths: &Paths, blob: &Descriptor) -> bool {
+    !paths.blob(blob.hex()).exists() && !paths.dropped.join(blob.hex()).exists()
 }
 
 /// Fetches those of `blobs`, layers of the image `digest`, again that were dropped: from the registry of any reference that
@@ -110,7 +116,8 @@ pub(crate) async fn fetch_again(store: &Arc<Inner>, digest: &str, blobs: &[Descr
         let mut refused = Error::NotPresent(digest.to_owned());
         let mut came = false;
         for reference in &references {
-            match fetch(store, reference, blob).await {
+            let fetched = async { fetch(store, &session(store, reference, None).await?, blob).await };
+            match fetched.await {
                 Ok(()) => came = true,
                 Err(error) => refused = error,
             }
@@ -126,8 +133,34 @@ pub(crate) async fn fetch_again(store: &Arc<Inner>, digest: &str, blobs: &[Descr
     Ok(())
 }
 
-async fn fetch(store: &Arc<Inner>, reference: &Reference, blob: &Descriptor) -> Result<()> {
-    let session = session(store, reference, None).await?;
+/// Fetches those of `blobs` that are missing though what they hold stands: it was unpacked from another blob of the same
+/// content, or is there for a container alone whose image is gone. Where none are kept they count as dropped. The store must
+/// be held.
+pub(crate) async fn complete(store: &Arc<Inner>, session: &Session<'_>, blobs: &[Descriptor]) -> Result<()> {
+    let wanted = blobs.to_vec();
+    let missing = blocking(store, move |store| {
+        let missing: Vec<_> = wanted.into_iter().filter(|blob| is_lost(&store.paths, blob)).collect();
+        if !store.config.drop_blobs {
+            return Ok(missing);
+        }
+        for blob in missing {
+            mark(&store.paths, blob.hex())?;
+        }
+        Ok(Vec::new())
+    })
+    .await?;
+    for blob in &missing {
+        fetch(store, session, blob).await?;
+    }
+    Ok(())
+}
+
+fn mark(paths: &Paths, hex: &str) -> Result<()> {
+    let path = paths.dropped.join(hex);
+    fs::write(&path, b"").map_err(|e| Error::io("writing", &path, e))
+}
+
+async fn fetch(store: &Arc<Inner>, session: &Session<'_>, blob: &Descriptor) -> Result<()> {
     let tmp = blocking(store, |store| TmpDir::create(&store.paths)).await?;
     let (feed, mut pieces) = tokio::sync::mpsc::channel(FEED_PIECES);
     let (digest, hex) = (blob.digest.clone(), blob.hex().to_owned());
@@ -160,7 +193,7 @@ async fn fetch(store: &Arc<Inner>, reference: &Reference, blob: &Descriptor) -> 
         tmp.remove_now();
         outcome
     });
-    let (fed, written) = futures_util::join!(transfer(&session, blob, feed, |_| {}), written);
+    let (fed, written) = futures_util::join!(transfer(session, blob, feed, |_| {}), written);
     fed.and(written)
 }
 

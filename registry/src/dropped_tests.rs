@@ -138,3 +138,34 @@ async fn a_layer_that_a_power_cut_made_doubtful_is_fetched_again() {
     assert_eq!((again.layers, registry.count("/blobs/")), (image.layers, fetched + 1));
     assert_eq!(layers(&store, &image.digest), (0, 2));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_stands_without_its_blob_has_it_again_after_a_pull() {
+    let Some(root) = Root::new() else { return };
+    let registry = serve(Manners::default()).await;
+    let keeping = ImageStore::open(StoreConfig::new(root.0.path().into())).unwrap();
+    let image = keeping.pull(&reference(&registry), always()).await.unwrap();
+    let lose = || {
+        for blob in Parts::read(&keeping.0.paths, &image.digest).unwrap().unwrap().manifest.layers {
+            fs::remove_file(keeping.0.paths.blob(blob.hex())).unwrap();
+        }
+    };
+    // Of the image as it is, and of another name of it.
+    for forget in [false, true] {
+        lose();
+        if forget {
+            Index::update(&keeping.0.paths, |index| {
+                index.retain(|_| false);
+                Ok(())
+            })
+            .unwrap();
+        }
+        keeping.pull(&reference(&registry), always()).await.unwrap();
+        assert_eq!(layers(&keeping, &image.digest), (2, 0));
+        assert!(keeping.verify(&image.reference).await.unwrap().damaged.is_empty());
+    }
+    // Where none are kept they count as dropped.
+    lose();
+    pulled(&opened(&root), &registry).await;
+    assert_eq!(layers(&keeping, &image.digest), (0, 2));
+}

@@ -192,6 +192,14 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
             }
         }
     }
+    // A container's image stays whole when its name has become another's: it is unpacked anew after a power cut.
+    for digest in in_use.iter().map(|user| &user.digest) {
+        if let Ok(Some(parts)) = Parts::read(paths, digest) {
+            blobs.extend([digest.clone(), parts.manifest.config.digest.clone()]);
+            blobs.extend(parts.manifest.layers.iter().map(|layer| layer.digest.clone()));
+            places.extend(parts.ids.iter().flat_map(|id| [id.diff.name(), id.chain.name()]));
+        }
+    }
     let pinned: HashSet<&Path> = in_use.iter().flat_map(|user| &user.layers).map(PathBuf::as_path).collect();
     for (name, path) in listed(&paths.blobs)? {
         let digest = format!("sha256:{name}");

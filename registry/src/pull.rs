@@ -148,6 +148,7 @@ async fn fetch(store: &Arc<Inner>, asked: &Asked<'_>) -> Result<Image> {
     }
     let parts = Parts::new(resolved.manifest.clone(), config);
     let settled = layers(store, &parts, Some(session), Some(events)).await?;
+    dropped::complete(store, session, &parts.manifest.layers).await?;
     let entry = Entry::new(
         &reference.to_string(),
         &resolved.digest,
@@ -255,8 +256,14 @@ async fn unchanged(
     if !same || entry.reference() != reference.to_string() {
         return Ok(None);
     }
+    let digest = entry.digest.clone();
     let image = complete(store, entry).await?;
-    Ok(image.filter(|image| fits(&image.config, wanted)))
+    let lacks_blobs = blocking(store, move |store| {
+        let parts = Parts::read(&store.paths, &digest)?;
+        Ok(parts.is_some_and(|parts| parts.manifest.layers.iter().any(|blob| dropped::is_lost(&store.paths, blob))))
+    });
+    let is_whole = !lacks_blobs.await?;
+    Ok(image.filter(|image| is_whole && fits(&image.config, wanted)))
 }
 
 /// A manifest, fetched and verified.

@@ -361,6 +361,8 @@ async fn an_image_is_pulled_once_found_shared_and_removed_whole() {
     assert!(matches!(&refused, Err(Error::InUse { users, .. }) if users == &["c"]), "the last name: {refused:?}");
     store.remove("localhost/y:z", true, used_by("localhost/y:z")).await.unwrap();
     assert!(image.layers.iter().all(|layer| layer.is_dir()), "layers of a running container were removed");
+    let blobs = root.left().iter().filter(|path| path.contains("blobs/")).count();
+    assert_eq!(blobs, 4, "manifest, config and layers of a container's image stay");
     let removed = store.prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();
     assert!(removed.space_reclaimed > 200_000);
     assert_eq!(root.left(), Vec::<String>::new());
