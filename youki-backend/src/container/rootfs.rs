@@ -17,6 +17,8 @@ use super::{Container, Observed};
 use crate::error::{Error, Result};
 use crate::files::open_within;
 use crate::lock::ContainerLock;
+use crate::mount_attributes;
+use crate::record::MountRecord;
 use crate::runtime::Inner;
 use crate::supervisor::Overlay;
 
@@ -154,21 +156,24 @@ fn of_ended(container: &Container, view: View, lock: ContainerLock) -> Result<Ro
         let mut mounts: Vec<_> = container.record.mounts.iter().collect();
         mounts.sort_by_key(|mount| mount.target.matches('/').count());
         for mount in mounts {
-            bind(&mount.source, root.fd.as_fd(), &mount.target).map_err(Error::io("mounting", &mount.source))?;
+            bind(mount, root.fd.as_fd()).map_err(Error::io("mounting", &mount.source))?;
         }
     }
     Ok(root)
 }
 
-/// Mounts `source` at `target` within `root`, where that exists. Any other error is one: what is copied would go beneath the
-/// mount, and be seen no more.
-fn bind(source: &Path, root: BorrowedFd<'_>, target: &str) -> io::Result<()> {
-    let place = match open_within(root, Path::new(target), OFlags::PATH) {
+/// Mounts what is to be at a target within `root`, where that exists, as the container has it. Any other error is one: what is
+/// copied would go beneath the mount, and be seen no more.
+fn bind(mount: &MountRecord, root: BorrowedFd<'_>) -> io::Result<()> {
+    let place = match open_within(root, Path::new(&mount.target), OFlags::PATH) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
         other => other?,
     };
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(CWD, source, clone)?;
+    let tree = open_tree(CWD, &mount.source, clone)?;
+    if mount.readonly {
+        mount_attributes::set_recursively(&tree, libc::MOUNT_ATTR_RDONLY, 0)?;
+    }
     let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(&tree, "", &place, "", both)?)
 }

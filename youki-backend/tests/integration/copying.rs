@@ -110,6 +110,11 @@ async fn what_is_mounted_on_is_written_through_and_stays_mounted(case: Case) {
     let script = "cat /etc/closed; grep -c ' /etc/closed ' /proc/self/mountinfo";
     assert_eq!(case.exec_ok(&id, script).await, "the host's\n1\n");
     assert_eq!(std::fs::read_to_string(host.join("closed")).unwrap(), "the host's\n");
+    // Nor is it written through once its container has ended.
+    case.runtime.stop_container(&id, std::time::Duration::ZERO).await.unwrap();
+    let said = case.berth(&["cp", &new, &format!("{id}:/etc/closed")]).await;
+    assert!(said.code == 1 && said.stderr.contains("Read-only"), "{said:?}");
+    assert_eq!(std::fs::read_to_string(host.join("closed")).unwrap(), "the host's\n");
 }
 
 async fn an_ended_container_is_copied_from_and_to(case: Case) {
