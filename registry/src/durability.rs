@@ -54,7 +54,7 @@ pub(crate) fn recover(store: &Inner) -> Result<()> {
         for mark in doubtful.filter_map(std::result::Result::ok) {
             if let Some(place) = mark.file_name().to_str().and_then(Place::parse) {
                 tracing::info!(layer = %place.name(), "a layer that no sync had covered is unpacked again when needed");
-                TmpDir::remove(&place.discard(&store.paths)?);
+                TmpDir::remove(&place.discard(&store.paths, None)?);
             }
         }
         fs::remove_dir_all(&path).map_err(|e| Error::io("removing", &path, e))?;

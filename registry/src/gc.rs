@@ -124,11 +124,15 @@ fn sweep_held(
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", owed, error)),
             _ => {}
         }
-        if let Err(error) = sweep(store, &in_use, removed) {
+        let trash = sweep(store, &in_use, removed).inspect_err(|_| {
             let _ = owe(&store.paths);
-            return Err(error);
-        }
+        })?;
         drop(hold);
+        if let Some(trash) = trash {
+            removed.space_reclaimed += listed(trash.path())?.iter().map(|(_, tree)| disk_usage(tree)).sum::<u64>();
+            trash.remove_now();
+        }
+        reserve::take(&store.paths);
         if !owed.exists() {
             return Ok(());
         }
@@ -165,8 +169,9 @@ pub(crate) fn prune(store: &Arc<Inner>, users: &Users) -> Result<Removed> {
     Ok(removed)
 }
 
-/// Removes blobs and layers that no entry and no container needs. The caller holds the store exclusively.
-fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
+/// Removes blobs and layers that no entry and no container needs. The caller holds the store exclusively, and deletes what
+/// is returned when it does no longer: a large tree takes its time, and creates wait for the store.
+fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<Option<Arc<TmpDir>>> {
     let paths = &store.paths;
     let mut blobs: BTreeSet<String> = BTreeSet::new();
     let mut places: BTreeSet<String> = BTreeSet::new();
@@ -188,7 +193,7 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
                     image = entry.reference(),
                     "an image cannot be read: nothing is removed until it is pulled again"
                 );
-                return Ok(());
+                return Ok(None);
             }
         }
     }
@@ -218,12 +223,18 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
             fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
         }
     }
+    let mut trash = None;
     for place in places_on_disk(paths)? {
         let path = place.path(paths);
         let root = paths.roots.join(place.name());
         if !places.contains(&place.name()) && !pinned.contains(path.as_path()) && !pinned.contains(root.as_path()) {
-            removed.space_reclaimed += disk_usage(&path);
-            TmpDir::remove(&place.discard(paths)?);
+            // On a full disk there may be none.
+            trash = trash.or_else(|| TmpDir::create(paths).ok());
+            let gone = place.discard(paths, trash.as_deref())?;
+            if trash.is_none() {
+                removed.space_reclaimed += disk_usage(&gone);
+                TmpDir::remove(&gone);
+            }
             removed.deleted.push(place.name());
         }
     }
@@ -233,8 +244,7 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<()> {
             fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
         }
     }
-    reserve::take(paths);
-    Ok(())
+    Ok(trash)
 }
 
 fn places_on_disk(paths: &Paths) -> Result<Vec<Place>> {

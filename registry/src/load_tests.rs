@@ -347,3 +347,33 @@ async fn manifests_are_synced_also_where_all_layers_are_here() {
     };
     soon("the manifest is not on the disk", &on_disk).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_the_files_of_a_removed_image() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let store = store(&base.path().join("root"));
+    let archive = base.path().join("archive");
+    let layer = with_data(header(b"f", b'0', 1, |_| {}), b"f");
+    std::fs::write(&archive, archive_of("example.org/a:1", &[&layer])).unwrap();
+    let stood = store.load(&archive).await.unwrap()[0].layers[0].clone();
+    for number in 0..40_000 {
+        std::fs::File::create(stood.join(number.to_string())).unwrap();
+    }
+    let removing = tokio::spawn({
+        let store = store.clone();
+        async move { store.remove("example.org/a:1", false, Arc::new(|| Ok(Vec::new()))).await }
+    });
+    while stood.exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    let hold = store.hold().await.unwrap();
+    let in_layers = || std::fs::read_dir(base.path().join("root/layers")).unwrap().flatten();
+    let in_trash = || in_layers().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"tmp-"));
+    assert!(in_trash(), "the store was held until all was deleted");
+    drop(hold);
+    removing.await.unwrap().unwrap();
+    assert!(!in_trash());
+}

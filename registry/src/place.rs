@@ -145,11 +145,12 @@ impl Place {
         Ok(about)
     }
 
-    /// Takes the layer out of the store; what it was is left to be deleted at the path that is returned, or at the next
-    /// open. Needs no room on the disk. Blocking.
-    pub(crate) fn discard(&self, paths: &Paths) -> Result<PathBuf> {
+    /// Takes the layer out of the store; what it was is left to be deleted at the path that is returned: in `trash`, else
+    /// where the next open deletes it. Without one it needs no room on the disk. Blocking.
+    pub(crate) fn discard(&self, paths: &Paths, trash: Option<&TmpDir>) -> Result<PathBuf> {
         let path = self.path(paths);
-        let gone = TmpDir::without_owner(paths, &self.name());
+        let of_its_own = || TmpDir::without_owner(paths, &self.name());
+        let gone = trash.map_or_else(of_its_own, |trash| trash.path().join(self.name()));
         // One that was begun before, and not ended.
         remove_tree(&gone).map_err(|e| Error::io("removing", &gone, e))?;
         match fs::rename(&path, &gone) {
