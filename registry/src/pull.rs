@@ -42,16 +42,16 @@ pub(crate) async fn find(store: &Arc<Inner>, name: &str) -> Result<Option<Image>
     let name = name.to_owned();
     let entry = blocking(store, move |store| Ok(Index::read(&store.paths)?.find(&name)?.cloned())).await?;
     match entry {
-        Some(entry) => complete(store, entry).await,
+        Some(entry) => complete(store, entry.reference().to_owned(), entry.digest).await,
         None => Ok(None),
     }
 }
 
-/// The image of an entry, its layers unpacked from local blobs where they are missing; `None` if that cannot be.
-async fn complete(store: &Arc<Inner>, entry: Entry) -> Result<Option<Image>> {
-    let digest = entry.digest.clone();
+/// The image of that digest, its layers unpacked from local blobs where they are missing; `None` if that cannot be.
+pub(crate) async fn complete(store: &Arc<Inner>, reference: String, digest: String) -> Result<Option<Image>> {
+    let of_image = digest.clone();
     let read = blocking(store, move |store| {
-        let Some(parts) = Parts::read(&store.paths, &digest)? else { return Ok(None) };
+        let Some(parts) = Parts::read(&store.paths, &of_image)? else { return Ok(None) };
         let standing = image::all_standing(&store.paths, &parts.ids)?;
         Ok(Some((parts, standing)))
     });
@@ -64,15 +64,14 @@ async fn complete(store: &Arc<Inner>, entry: Entry) -> Result<Option<Image>> {
             match layers(store, &parts, None, None).await {
                 Ok(settled) => settled,
                 Err(error @ (Error::NotPresent(_) | Error::DigestMismatch { .. })) => {
-                    tracing::info!(image = entry.reference(), %error, "a local image is not whole any more");
+                    tracing::info!(image = reference, %error, "a local image is not whole any more");
                     return Ok(None);
                 }
                 Err(error) => return Err(error),
             }
         }
     };
-    let reference = entry.reference().to_owned();
-    assemble(store, reference, entry.digest, parts, settled).await.map(Some)
+    assemble(store, reference, digest, parts, settled).await.map(Some)
 }
 
 pub(crate) async fn assemble(
@@ -190,7 +189,7 @@ async fn local(
     });
     let Some((entry, by_id)) = found.await? else { return Ok(None) };
     let one_of_several = entry.chosen_from().is_some();
-    let Some(image) = complete(store, entry).await? else { return Ok(None) };
+    let Some(image) = complete(store, entry.reference().to_owned(), entry.digest).await? else { return Ok(None) };
     if fits(&image.config, wanted) {
         return Ok(Some(image));
     }
@@ -257,7 +256,7 @@ async fn unchanged(
         return Ok(None);
     }
     let digest = entry.digest.clone();
-    let image = complete(store, entry).await?;
+    let image = complete(store, entry.reference().to_owned(), entry.digest).await?;
     let lacks_blobs = blocking(store, move |store| {
         let parts = Parts::read(&store.paths, &digest)?;
         Ok(parts.is_some_and(|parts| parts.manifest.layers.iter().any(|blob| dropped::is_lost(&store.paths, blob))))

@@ -123,7 +123,8 @@ impl ImageStore {
         if layers.iter().all(|layer| layer.is_dir()) {
             return Ok(layers.to_vec());
         }
-        let image = self.find(digest).await?;
+        // It may have no name any more.
+        let image = pull::complete(&self.0, digest.to_owned(), digest.to_owned()).await?;
         image.map(|image| image.layers).ok_or_else(|| Error::NotPresent(digest.to_owned()))
     }
 

@@ -55,11 +55,13 @@ impl Inner {
         let opened: Box<dyn FnOnce() -> Result<Root> + Send> = match running {
             Some(init) => Box::new(move || of_running(&init, view)),
             None => {
-                let (lock, container) = self.lock(container).await?;
+                let (lock, mut container) = self.lock(container).await?;
                 let Some(record) = self.exit_record(&container)? else {
                     return Err(Error::NotRunning { id, state: "being started" });
                 };
                 self.wait_for_supervisor(&container, &record).await?;
+                let image = &mut container.record.image;
+                image.layers = self.images.layers_of(&image.digest, &image.layers).await?;
                 Box::new(move || of_ended(&container, view, lock))
             }
         };
