@@ -164,6 +164,7 @@ impl Inner {
                 log_file_max_bytes: max_log_bytes.max(MIN_LOG_BYTES) / LOG_FILES,
                 log_files: LOG_FILES as usize,
                 log_buffer_bytes: super::log_mode::buffer_bytes(&record.spec.logs, self.config.logs.mode),
+                resolved_env: record.spec.env.values().any(|value| super::environment::is_resolved(value)),
                 removal: record.spec.remove_on_exit.then(|| self.removal(paths, record)),
             },
             resident_executable: self.spawner.resident().to_owned(),

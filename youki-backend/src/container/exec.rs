@@ -1,10 +1,8 @@
 //! Running a further process in a container.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use futures_util::StreamExt;
 use runtime_core::{ContainerId, ExecEvent, ExecEventStream, ExecInput, ExecOptions};
@@ -15,7 +13,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::Container;
-use super::network::PORT_VARIABLE;
 use crate::bundle::{self, seccomp, users};
 use crate::error::{Error, Result};
 use crate::runtime::Inner;
@@ -28,8 +25,6 @@ const MAX_BUFFERED_BYTES: usize = 16 << 20;
 pub const TIMEOUT_EXIT_CODE: i32 = 124;
 /// Exit code of a program that cannot be executed, as a shell's.
 const CANNOT_EXECUTE: i32 = 126;
-/// Longest environment block of an init that is read.
-const MAX_ENVIRON_BYTES: u64 = 4 << 20;
 
 /// A process to run in a container, with its own ends of the standard streams.
 #[derive(Debug)]
@@ -119,7 +114,8 @@ impl Inner {
         if request.options.tty && !rustix::termios::isatty(&request.stdio[0]) {
             return Err(Error::invalid("tty", "its standard input is no terminal"));
         }
-        let (mut exec, filter) = self.exec_request(&container, init, &request)?;
+        let env = self.exec_env(&container, init, request.options.tty).await?;
+        let (mut exec, filter) = self.exec_request(&container, init, env, &request)?;
         exec.detached = detached;
         if request.options.tty {
             // So that its user may open it again by its name.
@@ -161,6 +157,7 @@ impl Inner {
         &self,
         container: &Container,
         init: u32,
+        mut env: Vec<String>,
         request: &ExecRequest,
     ) -> Result<(wire::ExecRequest, Option<File>)> {
         let record = &container.record;
@@ -171,7 +168,6 @@ impl Inner {
             .map_err(|error| Error::io("opening", root)(error.into()))?;
         let user = request.options.user.as_deref().or(process.user.as_deref());
         let identity = users::resolve(root.as_fd(), user)?;
-        let mut env = self.exec_env(container, init, request.options.tty)?;
         for (name, value) in &request.options.env {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 return Err(Error::invalid("env", format!("{name:?} is not a variable")));
@@ -221,34 +217,6 @@ impl Inner {
             },
             filter,
         ))
-    }
-
-    /// The container's environment. What came from the agent's environment or its secrets is stored nowhere: it is
-    /// taken from the init's own.
-    fn exec_env(&self, container: &Container, init: u32, tty: bool) -> Result<Vec<String>> {
-        let record = &container.record;
-        let resolved = |value: &str| value.starts_with("$E:") || value.starts_with("$S:");
-        let mut env: BTreeMap<String, String> = record.spec.env.clone();
-        if env.values().any(|value| resolved(value)) {
-            let current = read_environ(init)?;
-            env.retain(|name, value| {
-                if resolved(value) {
-                    match current.get(name) {
-                        Some(own) => value.clone_from(own),
-                        None => {
-                            tracing::warn!(container = %record.id, name, "its init has written over this variable");
-                            return false;
-                        }
-                    }
-                }
-                true
-            });
-        }
-        if let Some(port) = record.port_override {
-            env.insert(PORT_VARIABLE.to_owned(), port.to_string());
-        }
-        let hostname = record.hostname()?;
-        bundle::environment(&record.image.config, &env, &hostname, tty || record.spec.tty)
     }
 
     /// Runs `command` to its end: exit code and output. What cannot be executed is 127 or 126, as with a shell.
@@ -449,21 +417,6 @@ pub(super) fn exit_of(error: Error) -> Result<(i32, String)> {
         _ => return Err(error),
     };
     Ok((code, format!("{error}\n")))
-}
-
-fn read_environ(pid: u32) -> Result<BTreeMap<String, String>> {
-    let path = Path::new("/proc").join(pid.to_string()).join("environ");
-    let file = fs::File::open(&path).map_err(Error::io("opening", &path))?;
-    let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(file, MAX_ENVIRON_BYTES), &mut bytes)
-        .map_err(Error::io("reading", &path))?;
-    Ok(bytes
-        .split(|byte| *byte == 0)
-        .filter_map(|entry| {
-            let (name, value) = std::str::from_utf8(entry).ok()?.split_once('=')?;
-            Some((name.to_owned(), value.to_owned()))
-        })
-        .collect())
 }
 
 #[cfg(test)]

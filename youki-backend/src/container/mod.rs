@@ -4,6 +4,7 @@ mod attach;
 mod attempt;
 mod copy;
 mod create;
+mod environment;
 mod exec;
 mod exit;
 mod inspect;

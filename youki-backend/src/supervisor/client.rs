@@ -113,7 +113,7 @@ impl Connection {
             other => other?,
         }
         let patience = match request {
-            Request::Status | Request::Signal(_) | Request::SetRestart(_) => ANSWER_PATIENCE,
+            Request::Status | Request::Signal(_) | Request::SetRestart(_) | Request::Plan => ANSWER_PATIENCE,
             Request::Stop { timeout_ms, .. } => Duration::from_millis(*timeout_ms).saturating_add(STOP_PATIENCE),
             // They take as long as a program does, or its execution.
             _ => return self.receive().await,

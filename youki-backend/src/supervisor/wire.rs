@@ -61,6 +61,9 @@ pub enum Request {
     Attach,
     /// What is to be done when the container ends by itself, from now on. → `Ok` or `Error`.
     SetRestart(RestartPolicy),
+    /// The plan that the container is built by, with its environment. → `Ok` with a descriptor it can be read from, or
+    /// `Error`. Only to be read at positions: all who have it share the file's own.
+    Plan,
 }
 
 /// A process to run beside the init.
@@ -240,6 +243,7 @@ impl Request {
             Self::Attach => Writer::new(7).finish(),
             Self::WaitForStart { attempt } => Writer::new(8).u32(*attempt).finish(),
             Self::SetRestart(policy) => Writer::new(9).restart_policy(policy).finish(),
+            Self::Plan => Writer::new(11).finish(),
         }
     }
 
@@ -258,6 +262,7 @@ impl Request {
             7 => Self::Attach,
             8 => Self::WaitForStart { attempt: reader.u32()? },
             9 => Self::SetRestart(reader.restart_policy()?),
+            11 => Self::Plan,
             _ => return Err(Malformed("unknown request")),
         })
     }
@@ -445,6 +450,7 @@ mod tests {
                 delay: Some(Duration::from_millis(1_500)),
             }),
             Request::SetRestart(RestartPolicy::default()),
+            Request::Plan,
         ]
     }
 

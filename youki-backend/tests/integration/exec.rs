@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
-use runtime_core::{AgentError, ExecEvent, ExecEventStream, ExecOptions};
+use runtime_core::{AgentError, ExecEvent, ExecEventStream, ExecOptions, ServiceSpec};
 
 use crate::support::Case;
 use crate::support::case::{eventually, soon, words};
@@ -24,6 +24,7 @@ crate::tests![
     a_multi_byte_character_is_never_split,
     a_dropped_stream_kills_the_exec_and_what_it_started,
     options_override_environment_user_and_directory,
+    variables_that_the_program_wrote_over_are_there,
     a_terminal_is_the_containers_own_and_its_users,
     a_privileged_exec_has_all_that_this_process_has_itself,
     input_is_passed_and_its_end_closes_it,
@@ -201,6 +202,22 @@ async fn options_override_environment_user_and_directory(case: Case) {
         Ok(events) => !collect(events).await.contains(&ExecEvent::Exit(0)),
     };
     assert!(failed, "an unknown user ran");
+}
+
+async fn variables_that_the_program_wrote_over_are_there(case: Case) {
+    // As programs do that show a title of their own. The kernel says from where to where the environment lies.
+    let script = r#"
+        read -r stat < /proc/self/stat; set -- $stat; shift 49
+        exec 3<>/proc/self/mem
+        /bin/head -c $(($2 - $1)) /dev/zero | /bin/dd bs=1 seek=$1 conv=notrunc >&3 && echo written
+        while :; do /bin/sleep 3600; done"#;
+    for remove_on_exit in [false, true] {
+        let mut spec = ServiceSpec { remove_on_exit, ..case.script(script).await };
+        spec.env.insert("AGENT".into(), "$E:BERTH_TEST_FROM_THE_AGENT".into());
+        let id = case.start(&spec).await;
+        case.until_logged(&id, "written").await;
+        assert_eq!(case.exec_ok(&id, "tr -d '\\0' < /proc/1/environ; echo $AGENT").await, "seen\n");
+    }
 }
 
 async fn a_terminal_is_the_containers_own_and_its_users(case: Case) {

@@ -20,7 +20,8 @@ pub(crate) const OUTPUT_FDS: [i32; 2] = [6, 7];
 /// Write end of the container's standard input, when it is kept open.
 pub(crate) const STDIN_FD: i32 = 8;
 /// The plan by which the container is built again: in memory that is no file's, for it may hold secrets. A container that
-/// has no restart policy may get one while it runs, so it is there for all but those that are removed with their end.
+/// has no restart policy may get one while it runs, so it is there for all but those that are removed with their end; and
+/// for these where execs take variables from it.
 pub(crate) const PLAN_FD: i32 = 9;
 /// Beside it the executable that does so, by the version of this supervisor.
 pub(crate) const STAGE_FD: i32 = 10;
@@ -71,6 +72,9 @@ pub(crate) struct ResidentConfig {
     /// What a non-blocking log holds back in memory; none for a blocking one.
     #[serde(default)]
     pub log_buffer_bytes: Option<u64>,
+    /// Values of its environment are on no record: execs ask for them.
+    #[serde(default)]
+    pub resolved_env: bool,
     /// For a container that is removed with its end.
     #[serde(default)]
     pub removal: Option<RemovalPlan>,
@@ -90,10 +94,14 @@ pub(crate) struct RemovalPlan {
 }
 
 impl ResidentConfig {
-    /// Whether an attempt may be followed by another, now or by a policy that is set later: [`PLAN_FD`] and [`STAGE_FD`]
-    /// are there.
+    /// Whether an attempt may be followed by another, now or by a policy that is set later: [`STAGE_FD`] is there.
     pub fn may_restart(&self) -> bool {
         self.removal.is_none()
+    }
+
+    /// Whether [`PLAN_FD`] is there.
+    pub fn keeps_plan(&self) -> bool {
+        self.may_restart() || self.resolved_env
     }
 
     /// Whether [`HOST_NETWORK_FD`] is needed.

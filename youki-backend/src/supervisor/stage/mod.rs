@@ -258,10 +258,12 @@ fn become_resident(
         (stderr.0, OUTPUT_FDS[1]),
     ];
     kept.extend(stdin.1.map(|stdin| (stdin, STDIN_FD)));
-    if plan.resident.may_restart() {
+    if plan.resident.keeps_plan() {
         // Volumes are filled once.
         plan.fill.clear();
         kept.push((keep(&plan).map_err(Error::io("keeping", "the plan"))?, PLAN_FD));
+    }
+    if plan.resident.may_restart() {
         let own = fs::File::open("/proc/self/exe").map_err(Error::io("opening", "/proc/self/exe"))?;
         kept.push((own.into(), STAGE_FD));
     }
@@ -286,11 +288,12 @@ fn become_resident(
     Err(Error::io("executing", &plan.resident_executable)(io::Error::last_os_error()))
 }
 
-/// The plan in a file that has no name, and dies with the supervisor.
+/// The plan in a file that has no name, dies with the supervisor, and cannot be changed: others get it to read.
 fn keep(plan: &CreatePlan) -> io::Result<OwnedFd> {
-    use rustix::fs::{MemfdFlags, memfd_create};
-    let mut file = fs::File::from(memfd_create("berth-plan", MemfdFlags::CLOEXEC)?);
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let mut file = fs::File::from(memfd_create("berth-plan", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     file.write_all(&serde_json::to_vec(plan)?)?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(file.into())
 }
 

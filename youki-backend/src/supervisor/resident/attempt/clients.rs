@@ -129,6 +129,10 @@ impl Attempt {
                 let reply = self.set_restart_policy(policy);
                 self.reply(slot, &reply);
             }
+            Request::Plan => match (&self.plan, &mut self.connections[slot]) {
+                (Some(plan), Some(connection)) => connection.send_with(&Reply::Ok, plan),
+                _ => self.reply(slot, &Reply::Error("keeps no plan".to_owned())),
+            },
             Request::WaitForStart { attempt } => {
                 if let Some(connection) = &mut self.connections[slot] {
                     connection.waits_for_start = Some(attempt);

@@ -60,6 +60,8 @@ pub(super) struct Attempt {
     container_inode: u64,
     /// The host's network namespace, if the container is to be taken off a network by us.
     host_network: Option<OwnedFd>,
+    /// What the container is built by, with its environment.
+    plan: Option<OwnedFd>,
     cgroup: CgroupPaths,
     connections: Vec<Option<Connection>>,
     phase: Phase,
@@ -113,8 +115,9 @@ impl Attempt {
         let events = Events::new()?;
         let children = events::children()?;
         // SAFETY: as below.
-        let again =
-            config.may_restart().then(|| unsafe { [OwnedFd::from_raw_fd(PLAN_FD), OwnedFd::from_raw_fd(STAGE_FD)] });
+        let plan = config.keeps_plan().then(|| unsafe { OwnedFd::from_raw_fd(PLAN_FD) });
+        // SAFETY: as below.
+        let stage = config.may_restart().then(|| unsafe { OwnedFd::from_raw_fd(STAGE_FD) });
         // SAFETY: the stage left these descriptors to us alone, under these numbers.
         let (control, listener, result, errno, stdin, [stdout, stderr], host_network) = unsafe {
             (
@@ -134,7 +137,7 @@ impl Attempt {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(fd, true)?;
         }
-        for fd in again.iter().flatten().chain(&host_network) {
+        for fd in plan.iter().chain(&stage).chain(&host_network) {
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
         }
         events.add(&children, Source::Children)?;
@@ -153,10 +156,11 @@ impl Attempt {
             socket_inode: inode(&config.socket),
             container_inode: inode(&config.container_dir),
             host_network,
+            plan,
             log,
             log_gave_up: false,
             helper_pid: Some(config.helper_pid),
-            restarts: Restarts::new(&config.restart, again),
+            restarts: Restarts::new(&config.restart, stage),
             config,
             events,
             children,

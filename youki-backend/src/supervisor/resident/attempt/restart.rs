@@ -40,19 +40,19 @@ pub(super) struct Restarts {
     pub by_hand: bool,
     /// When the program of this attempt was started.
     pub started: Option<Instant>,
-    /// The plan, and the executable that follows it.
-    again: Option<[OwnedFd; 2]>,
+    /// The executable that builds the container again, by its plan.
+    stage: Option<OwnedFd>,
 }
 
 impl Restarts {
-    pub fn new(policy: &RestartPolicy, again: Option<[OwnedFd; 2]>) -> Self {
-        Self { schedule: Schedule::new(policy), due: None, stopped: false, by_hand: false, started: None, again }
+    pub fn new(policy: &RestartPolicy, stage: Option<OwnedFd>) -> Self {
+        Self { schedule: Schedule::new(policy), due: None, stopped: false, by_hand: false, started: None, stage }
     }
 
     /// The pause before the next attempt, after one that ended with `exit_code`; `failed_to_start` if its program was
     /// not executed.
     pub fn pause(&mut self, exit_code: i32, failed_to_start: bool) -> Option<Duration> {
-        if self.stopped || self.again.is_none() || (self.by_hand && failed_to_start) {
+        if self.stopped || self.stage.is_none() || (self.by_hand && failed_to_start) {
             return None;
         }
         let ran = self.started.map_or(Duration::ZERO, |started| started.elapsed());
@@ -123,7 +123,7 @@ impl Attempt {
 
     /// Follows another policy from now on. One by which no attempt would follow ends the pause before that.
     pub(super) fn set_restart_policy(&mut self, policy: RestartPolicy) -> Reply {
-        if self.restarts.again.is_none() {
+        if self.restarts.stage.is_none() {
             return Reply::Error("it is removed with its end, or its supervisor is older than this request".to_owned());
         }
         self.restarts.schedule.set_policy(policy);
@@ -150,7 +150,9 @@ impl Attempt {
     }
 
     fn start_helper(&mut self) -> io::Result<()> {
-        let Some(again) = &self.restarts.again else { return Err(io::ErrorKind::NotFound.into()) };
+        let (Some(plan), Some(stage)) = (&self.plan, &self.restarts.stage) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         let (result, result_write) = exec::pipe()?;
         let (errno, errno_write) = exec::pipe()?;
         let (stdout, stdout_write) = if self.config.terminal {
@@ -169,7 +171,6 @@ impl Attempt {
         } else {
             (std::fs::File::open("/dev/null")?.into(), None)
         };
-        let [plan, stage] = again;
         let helper = Helper::new(
             stage,
             [
