@@ -47,6 +47,16 @@ pub(crate) struct CgroupWrite {
     pub optional: bool,
 }
 
+/// The controllers that limits are written to.
+pub(crate) const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "memory", "pids", "blkio", "io"];
+
+/// Memory may never be above memory and swap together: which of the two must be written first depends on what there is.
+/// So what is refused is tried once more after the rest.
+pub(crate) fn write_all<T>(all: &[T], write: impl Fn(&T) -> Result<()>) -> Result<()> {
+    let refused: Vec<&T> = all.iter().filter(|one| write(one).is_err()).collect();
+    refused.into_iter().try_for_each(write)
+}
+
 impl CgroupLimits {
     /// The writes for v1 or v2 that hold a container to `spec`. A cpuset stands first: on v1 a process can join only
     /// after it (whoever makes the cgroups copies `cpuset.mems`, and without a limit `cpuset.cpus`, from the parent).

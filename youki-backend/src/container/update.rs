@@ -9,10 +9,10 @@ use runtime_core::{ContainerId, Event, EventKind};
 
 use super::create::check_restart;
 use super::{Container, Observed};
-use crate::bundle::resources::{self, CgroupLimits, CgroupWrite};
+use crate::bundle::resources::{self, CgroupLimits, CgroupWrite, write_all};
 use crate::cgroup::{CgroupPaths, Hierarchy};
 use crate::error::{Error, Result};
-use crate::record;
+use crate::record::{self, ContainerRecord};
 use crate::runtime::Inner;
 use crate::supervisor::wire::{Reply, Request};
 
@@ -53,15 +53,26 @@ impl Inner {
         let new = CgroupLimits::new(&after, cgroup_v2)?;
         let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
         let is_supervised = matches!(self.observe(&container).await?, Observed::Supervised(_));
-        // Between two attempts there is no cgroup; the next one gets what is on record.
-        let has_cgroup = is_supervised && before != after && cgroup.exists();
+        let sets_limits = is_supervised && before != after;
         spec.resources = after;
         let former = std::mem::replace(&mut container.record.spec, spec);
         let (path, updated) = (container.paths.record(), container.record.clone());
+        let kept = ContainerRecord { spec: former.clone(), ..updated.clone() };
         let set = move || {
-            let former = if has_cgroup { apply(&cgroup, &new)? } else { Vec::new() };
+            // Between two attempts there is no cgroup; the next one gets what is on record.
+            let apply = || if sets_limits && cgroup.exists() { apply(&cgroup, &new) } else { Ok(Vec::new()) };
+            let former = apply()?;
             // A full disk may not take it.
-            record::write(&path, &updated).inspect_err(|_| put_back(&former))
+            record::write(&path, &updated).inspect_err(|_| put_back(&former))?;
+            // Who builds the next attempt may have written what was on record before; and looks at the record after that.
+            match apply() {
+                Err(error) if cgroup.exists() => {
+                    put_back(&former);
+                    record::write(&path, &kept)?;
+                    Err(error)
+                }
+                _ => Ok(()),
+            }
         };
         tokio::task::spawn_blocking(set).await.map_err(Error::ThreadLost)??;
         if is_supervised
@@ -137,13 +148,6 @@ fn put_back(former: &[Setting]) {
     if let Err(error) = written {
         tracing::warn!(error = error.chain(), "the former limits could not be set again");
     }
-}
-
-/// Memory may never be above memory and swap together: which of the two must be written first depends on what there is.
-/// So what is refused is tried once more after the rest.
-fn write_all<T>(all: &[T], write: impl Fn(&T) -> Result<()>) -> Result<()> {
-    let refused: Vec<&T> = all.iter().filter(|one| write(one).is_err()).collect();
-    refused.into_iter().try_for_each(write)
 }
 
 fn file_of(cgroup: &CgroupPaths, controller: &str, files: &[String]) -> Option<PathBuf> {

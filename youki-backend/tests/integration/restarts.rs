@@ -25,6 +25,7 @@ crate::tests![
     a_first_start_that_fails_is_told_and_not_tried_again,
     pauses_are_doubled,
     limits_that_were_changed_hold_for_the_next_attempt,
+    limits_that_are_changed_while_it_is_built_again_hold,
     a_policy_that_is_set_later_holds_for_the_next_end,
     in_the_pause_another_policy_may_end_it,
     a_container_with_a_terminal_gets_a_new_one,
@@ -294,6 +295,33 @@ async fn limits_that_were_changed_hold_for_the_next_attempt(case: Case) {
     case.berth(&["update", "--pids-limit", "50", &id.to_string()]).await.succeeded();
     case.until_logged(&id, "up 3").await;
     assert_eq!(limit(), "50");
+}
+
+async fn limits_that_are_changed_while_it_is_built_again_hold(case: Case) {
+    let pause = patience(Duration::from_secs(2)).as_millis() as u64;
+    let script = "echo up $n; [ $n -gt 1 ] || exit 1; while :; do sleep 1; done";
+    let mut spec = counted(&case, script, policy(RestartKind::Always, None, pause)).await;
+    spec.resources.pids = Some(30);
+    let id = case.start(&spec).await;
+    until_state(&*case.runtime, &id, &ContainerState::Initializing).await;
+    // Who builds it has read its limits by the time that it joins a frozen cgroup.
+    let (mut frozen, mut thawed) = (Vec::new(), "");
+    for dir in case.make_cgroups(&id) {
+        for (file, freeze, thaw) in [("freezer.state", "FROZEN", "THAWED"), ("cgroup.freeze", "1", "0")] {
+            if dir.join(file).exists() && std::fs::write(dir.join(file), freeze).is_ok() {
+                (frozen, thawed) = ([frozen, vec![dir.join(file)]].concat(), thaw);
+            }
+        }
+    }
+    let [frozen] = &frozen[..] else { panic!("frozen: {frozen:?}") };
+    let joined = || !std::fs::read_to_string(frozen.with_file_name("cgroup.procs")).unwrap_or_default().is_empty();
+    eventually("the helper is frozen", || async { joined() }).await;
+    case.berth(&["update", "--pids-limit", "40", "-m", "64m", &id.to_string()]).await.succeeded();
+    std::fs::write(frozen, thawed).unwrap();
+    case.until_logged(&id, "up 2").await;
+    assert_eq!(case.cgroup_file(&id, "pids", &["pids.max"]).trim(), "40");
+    let memory = case.cgroup_file(&id, "memory", &["memory.limit_in_bytes", "memory.max"]);
+    assert_eq!(memory.trim(), (64 << 20).to_string());
 }
 
 async fn a_policy_that_is_set_later_holds_for_the_next_end(case: Case) {

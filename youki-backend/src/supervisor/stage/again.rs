@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::Pid;
 
-use super::build::{self, Streams};
+use super::build::{self, Streams, Which};
 use super::plan::CreatePlan;
 use crate::bundle::resources::CgroupLimits;
 use crate::cgroup::Hierarchy;
@@ -56,7 +56,8 @@ pub(crate) fn main(supervisor: Option<&str>) -> i32 {
     let ready = prepare().and_then(|plan| Ok((open_resident(&plan, supervisor)?, plan)));
     match ready {
         Ok((resident, plan)) => {
-            build::main(plan, Streams { stdin, stdout, stderr, errno }, result, supervisor, resident)
+            let which = Which::Next { resident };
+            build::main(plan, Streams { stdin, stdout, stderr, errno }, result, supervisor, which)
         }
         Err(error) => {
             let _ = writeln!(File::from(result), "error {}", Failure::of(&error).to_line());
@@ -68,15 +69,19 @@ pub(crate) fn main(supervisor: Option<&str>) -> i32 {
 /// The plan, with the limits that the container has by now, and nothing left of the last attempt.
 fn prepare() -> Result<CreatePlan> {
     let mut plan = read_plan().map_err(|error| Error::io("reading", "the plan")(error))?;
-    let path = plan.resident.container_dir.join("container.json");
-    let record: ContainerRecord =
-        record::read(&path)?.ok_or_else(|| Error::io("reading", &path)(io::Error::from(io::ErrorKind::NotFound)))?;
-    let cgroup_v2 = matches!(plan.hierarchy, Hierarchy::V2 { .. });
-    plan.limits = CgroupLimits::new(&record.spec.resources, cgroup_v2)?;
+    plan.limits = limits_on_record(&plan)?;
     for dir in [&plan.resident.state_dir, &plan.bundle] {
         remove_dir(dir)?;
     }
     Ok(plan)
+}
+
+/// The limits that the container has by now.
+pub(super) fn limits_on_record(plan: &CreatePlan) -> Result<CgroupLimits> {
+    let path = plan.resident.container_dir.join("container.json");
+    let record: ContainerRecord =
+        record::read(&path)?.ok_or_else(|| Error::io("reading", &path)(io::Error::from(io::ErrorKind::NotFound)))?;
+    CgroupLimits::new(&record.spec.resources, matches!(plan.hierarchy, Hierarchy::V2 { .. }))
 }
 
 /// What the supervisor is, for the tiny init: at its path may be another version by now, or nothing.

@@ -16,11 +16,12 @@ use rustix::process::{Pid, Signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::CreatePlan;
+use super::again;
 use super::executor::Init;
 use super::fill;
 use super::mounts::RootMounts;
 use crate::bundle::cgroup_view::CgroupView;
-use crate::bundle::resources::{CgroupLimits, CgroupWrite};
+use crate::bundle::resources::{CONTROLLERS, CgroupLimits, CgroupWrite, write_all};
 use crate::bundle::users;
 use crate::cgroup::{CgroupPaths, Dirs};
 use crate::error::{Error, Result, chain};
@@ -32,22 +33,27 @@ pub(crate) const LIBCONTAINER_ID: &str = "c";
 
 pub(super) const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
-/// Builds, reports, and ends. Nobody waits for it once `supervisor`, its parent, is gone. `resident`: the executable that
-/// the supervisor is already; else that of the plan.
-pub(super) fn main(
-    plan: CreatePlan,
-    streams: Streams,
-    report: OwnedFd,
-    supervisor: Option<Pid>,
-    resident: Option<OwnedFd>,
-) -> ! {
+/// Which attempt is built.
+#[derive(Debug)]
+pub(super) enum Which {
+    /// The first, under the lock of its container.
+    First,
+    /// One that follows. Its limits may be changed meanwhile.
+    Next {
+        /// For a tiny init, the executable that the supervisor is already.
+        resident: Option<OwnedFd>,
+    },
+}
+
+/// Builds, reports, and ends. Nobody waits for it once `supervisor`, its parent, is gone.
+pub(super) fn main(plan: CreatePlan, streams: Streams, report: OwnedFd, supervisor: Option<Pid>, which: Which) -> ! {
     let bound = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     if bound.is_err() || rustix::process::getppid() != supervisor {
         // SAFETY: ends this process without running anything of its parent's.
         unsafe { libc::_exit(1) }
     }
     let mut report = fs::File::from(report);
-    let code = match build(plan, streams, resident, &mut report) {
+    let code = match build(plan, streams, which, &mut report) {
         Ok(()) => 0,
         Err(error) => {
             let _ = writeln!(report, "error {}", Failure::of(&error).to_line());
@@ -67,7 +73,7 @@ pub(super) struct Streams {
     pub errno: OwnedFd,
 }
 
-fn build(mut plan: CreatePlan, streams: Streams, resident: Option<OwnedFd>, report: &mut fs::File) -> Result<()> {
+fn build(mut plan: CreatePlan, streams: Streams, which: Which, report: &mut fs::File) -> Result<()> {
     let say = |report: &mut fs::File, line: &str| {
         writeln!(report, "{line}").map_err(Error::io("answering", "the supervisor"))
     };
@@ -86,7 +92,7 @@ fn build(mut plan: CreatePlan, streams: Streams, resident: Option<OwnedFd>, repo
     cgroup.create()?;
     cgroup.limit_devices(&plan.device_rules)?;
     let view = cgroup_view(&cgroup, plan.process.cgroup_view_writable)?;
-    let controllers = open_controllers(&cgroup, &plan.limits)?;
+    let controllers = open_controllers(&cgroup, &plan.limits, &which)?;
     cgroup.join()?;
     fs::write("/proc/self/oom_score_adj", plan.process.oom_score_adj.unwrap_or(0).to_string())
         .or_else(|error| if error.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { Err(error) })
@@ -94,9 +100,11 @@ fn build(mut plan: CreatePlan, streams: Streams, resident: Option<OwnedFd>, repo
     hide_cgroups()?;
 
     let init = match plan.init {
-        true => Some(Rc::new(match resident {
-            Some(resident) => resident,
-            None => crate::supervisor::sealed::open(&plan.resident_executable)?,
+        true => Some(Rc::new(match &which {
+            Which::Next { resident: Some(resident) } => {
+                resident.try_clone().map_err(Error::io("opening", &plan.resident_executable))?
+            }
+            _ => crate::supervisor::sealed::open(&plan.resident_executable)?,
         })),
         false => None,
     };
@@ -135,6 +143,17 @@ fn build(mut plan: CreatePlan, streams: Streams, resident: Option<OwnedFd>, repo
     // Its environment may hold secrets.
     fs::remove_dir_all(&plan.bundle).map_err(Error::io("removing", &plan.bundle))?;
     write_limits(&controllers, &plan.limits)?;
+    if matches!(which, Which::Next { .. }) {
+        // Whoever changes them has written the record before the cgroup for the last time.
+        loop {
+            let limits = again::limits_on_record(&plan)?;
+            if limits == plan.limits {
+                break;
+            }
+            write_limits(&controllers, &limits)?;
+            plan.limits = limits;
+        }
+    }
     say(report, "done")
 }
 
@@ -186,20 +205,21 @@ fn hide_cgroups() -> Result<()> {
 }
 
 /// The directories that limits are written to, opened while they can be seen.
-fn open_controllers(cgroup: &CgroupPaths, limits: &CgroupLimits) -> Result<BTreeMap<String, OwnedFd>> {
+fn open_controllers(cgroup: &CgroupPaths, limits: &CgroupLimits, which: &Which) -> Result<BTreeMap<String, OwnedFd>> {
     let mut controllers = BTreeMap::new();
-    for write in &limits.writes {
-        if let (Some(dir), false) = (cgroup.dir(&write.controller), controllers.contains_key(&write.controller)) {
+    let later = if matches!(which, Which::Next { .. }) { &CONTROLLERS[..] } else { &[] };
+    for name in limits.writes.iter().map(|write| write.controller.as_str()).chain(later.iter().copied()) {
+        if let (Some(dir), false) = (cgroup.dir(name), controllers.contains_key(name)) {
             let fd = openat(CWD, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|error| Error::io("opening", dir)(error.into()))?;
-            controllers.insert(write.controller.clone(), fd);
+            controllers.insert(name.to_owned(), fd);
         }
     }
     Ok(controllers)
 }
 
 fn write_limits(controllers: &BTreeMap<String, OwnedFd>, limits: &CgroupLimits) -> Result<()> {
-    for CgroupWrite { controller, files, value, field, optional } in &limits.writes {
+    write_all(&limits.writes, |CgroupWrite { controller, files, value, field, optional }| {
         let open = |name: &String| {
             let dir = controllers.get(controller)?;
             openat(dir, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok()
@@ -207,12 +227,9 @@ fn write_limits(controllers: &BTreeMap<String, OwnedFd>, limits: &CgroupLimits) 
         match files.iter().find_map(open) {
             Some(file) => fs::File::from(file)
                 .write_all(value.as_bytes())
-                .map_err(|error| Error::invalid(field, format!("{value} was refused by {controller}: {error}")))?,
-            None if *optional => {}
-            None => {
-                return Err(Error::Unsupported { what: format!("{field} (this host has no {controller} controller)") });
-            }
+                .map_err(|error| Error::invalid(field, format!("{value} was refused by {controller}: {error}"))),
+            None if *optional => Ok(()),
+            None => Err(Error::Unsupported { what: format!("{field} (this host has no {controller} controller)") }),
         }
-    }
-    Ok(())
+    })
 }

@@ -158,7 +158,7 @@ fn set_up(mut plan: CreatePlan, mut beside: Beside) -> Result<std::convert::Infa
             // nothing of the host's is near what becomes a container's process.
             drop((listener, result.0, errno.0, stdout.0, stderr.0, stdin.1, held, host_network));
             let streams = build::Streams { stdin: stdin.0, stdout: stdout.1, stderr: stderr.1, errno: errno.1 };
-            build::main(plan, streams, result.1, supervisor, None)
+            build::main(plan, streams, result.1, supervisor, build::Which::First)
         }
         -1 => Err(Error::io("forking", "the helper")(io::Error::last_os_error())),
         pid => {

@@ -223,6 +223,15 @@ impl Case {
         pids
     }
 
+    /// Makes the container's cgroups, as whoever builds it would.
+    pub fn make_cgroups(&self, id: &ContainerId) -> Vec<PathBuf> {
+        let shared = &self.suite.shared_if_opened().expect("the shared root is open").root;
+        let dirs: Vec<_> = shared.cgroup_parents().iter().map(|parent| parent.join(id.to_string())).collect();
+        dirs.iter()
+            .for_each(|dir| std::fs::create_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())));
+        dirs
+    }
+
     /// The first of `names` in the container's cgroup of the v1 `controller`, or of v2.
     pub fn cgroup_file(&self, id: &ContainerId, controller: &str, names: &[&str]) -> String {
         let shared = &self.suite.shared_if_opened().expect("the shared root is open").root;
