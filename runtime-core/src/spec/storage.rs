@@ -1,6 +1,8 @@
 //! Mounts and volumes.
 
-use serde::de::Error as _;
+use std::fmt;
+
+use serde::de::{self, Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::byte_size::ByteSize;
@@ -48,7 +50,7 @@ pub enum StorageSpec {
         /// Largest size; half of the host's memory if `None`, charged to the container.
         #[serde(skip_serializing_if = "Option::is_none")]
         size: Option<ByteSize>,
-        /// Mode of its root; 1777 if `None`.
+        /// Mode of its root; 0o1777 if `None`. May be written as a text of octal digits, too.
         #[serde(skip_serializing_if = "Option::is_none")]
         mode: Option<u32>,
     },
@@ -77,6 +79,39 @@ impl StorageSpec {
             | Self::Tmpfs { target, .. }
             | Self::S3 { target, .. } => target,
         }
+    }
+}
+
+/// A number, or a text of octal digits.
+struct Mode(u32);
+
+impl<'de> Deserialize<'de> for Mode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ModeVisitor).map(Self)
+    }
+}
+
+struct ModeVisitor;
+
+impl Visitor<'_> for ModeVisitor {
+    type Value = u32;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number, or a text of octal digits, as \"1777\"")
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<u32, E> {
+        u32::try_from(number).map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<u32, E> {
+        u32::try_from(number).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<u32, E> {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let mode = digits.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+        mode.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 }
 
@@ -109,7 +144,7 @@ impl<'de> Deserialize<'de> for StorageSpec {
                 Self::Tmpfs {
                     target: fields.take("target")?,
                     size: fields.take_or_default("size")?,
-                    mode: fields.take_or_default("mode")?,
+                    mode: fields.take_or_default::<Option<Mode>, _>("mode")?.map(|mode| mode.0),
                 },
                 &["target", "size", "mode"],
             ),

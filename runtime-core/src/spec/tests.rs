@@ -128,6 +128,9 @@ fn a_value_out_of_its_range_is_an_error_that_names_its_field() {
         ("/storage/0", "type", "floppy".into()),
         ("/storage/0", "size", "1XB".into()),
         ("/storage/0", "mode", (-1).into()),
+        ("/storage/0", "mode", "0o777".into()),
+        ("/storage/0", "mode", "+777".into()),
+        ("/storage/0", "mode", "888".into()),
         ("/endpoints/0", "protocol", "smtp".into()),
         ("/endpoints/0", "port", 65_536.into()),
         ("/port_mappings/0", "protocol", "sctp".into()),
@@ -168,5 +171,16 @@ fn what_a_kind_of_storage_or_check_needs_is_named_and_nothing_is_said_twice() {
     ] {
         let error = serde_json::from_str::<ServiceSpec>(spec).unwrap_err().to_string();
         assert!(error.contains(named), "{spec}: {error}");
+    }
+}
+
+#[test]
+fn a_mode_that_is_a_text_is_octal() {
+    // So YAML 1.2 reads it with a zero in front.
+    for (written, mode) in [("0777", 0o777), ("'777'", 0o777), ("0o1777", 0o1777), ("511", 0o777)] {
+        let spec = format!("{{image: {{name: a}}, storage: [{{type: tmpfs, target: /b, mode: {written}}}]}}");
+        let spec: ServiceSpec = serde_yaml_ng::from_str(&spec).unwrap();
+        let StorageSpec::Tmpfs { mode: read, .. } = spec.storage[0] else { panic!("{written}") };
+        assert_eq!(read, Some(mode), "{written}");
     }
 }
