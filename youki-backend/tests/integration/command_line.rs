@@ -521,7 +521,8 @@ async fn a_spec_is_applied_from_json_as_from_yaml(case: Case) {
         format!(
             r#"{{"image": {{"name": "{image}"}}, "command": {{"args": ["true"]}}, "seccomp": {{"file": "{profile}"}}}}"#
         ),
-        format!("image:\n  name: {image}\ncommand:\n  args: ['true']\nseccomp:\n  file: {profile}\n"),
+        // As editors of other systems begin it.
+        format!("\u{feff}image:\n  name: {image}\ncommand:\n  args: ['true']\nseccomp:\n  file: {profile}\n"),
     ] {
         let id = case.id().service;
         let said = case.berth_with(&["apply", "-f", "-", "--name", &id], spec.as_bytes()).await;

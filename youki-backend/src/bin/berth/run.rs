@@ -62,7 +62,7 @@ fn read_spec(path: &Path) -> Result<ServiceSpec> {
     if text.len() as u64 > MAX_SPEC_BYTES {
         return Err(invalid("it is larger than 4 MiB".to_owned()));
     }
-    singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(&text))
+    singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(text.trim_start_matches('\u{feff}')))
         .map_err(|error| invalid(error.to_string()))
 }
 
