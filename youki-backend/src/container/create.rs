@@ -251,6 +251,9 @@ fn check(spec: &ServiceSpec, default_log_mode: LogMode) -> Result<()> {
     if spec.logs.max_size_bytes.is_some_and(|bytes| bytes < MIN_LOG_BYTES) {
         return Err(Error::invalid("logs.max_size_bytes", format!("it must be at least {MIN_LOG_BYTES}")));
     }
+    if spec.labels.keys().any(String::is_empty) {
+        return Err(Error::invalid("labels", "one has no name"));
+    }
     if spec.image.name.trim().is_empty() {
         return Err(Error::invalid("image.name", "it is empty"));
     }

@@ -76,16 +76,16 @@ fn rows() -> Vec<(Value, &'static str)> {
         (json!({"stop_signal": "BOGUS"}), "stop_signal"),
         (json!({"platform": "bogus"}), "bogus"),
         (json!({"shm_size": 0}), "shm_size"),
+        (json!({"labels": {"": "x"}}), "labels"),
     ]
 }
 
 /// Fields that take all that can be written of their type, and those that are the agent's business.
-const WITHOUT_BAD_VALUES: [&str; 19] = [
+const WITHOUT_BAD_VALUES: [&str; 18] = [
     "depends",
     "endpoints",
     "errors",
     "init",
-    "labels",
     "no_new_privileges",
     "node_mode",
     "node_selector",
