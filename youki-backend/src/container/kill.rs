@@ -47,7 +47,7 @@ impl Inner {
                     number == libc::SIGKILL
                 }
                 Observed::Supervised(status) => status.phase != Phase::Creating,
-                Observed::Pending | Observed::Ended(_) => false,
+                Observed::Pending | Observed::Unsupervised | Observed::Ended(_) => false,
             };
             if !takes_it {
                 return Err(Error::NotRunning { id: container.record.id.to_string(), state: observed.state().word() });

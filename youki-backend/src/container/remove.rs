@@ -204,7 +204,7 @@ impl Inner {
             Observed::Ended(_) => true,
             // Created and not started: nothing of the user's runs.
             Observed::Supervised(status) => status.phase == crate::supervisor::wire::Phase::Created,
-            Observed::Pending => false,
+            Observed::Pending | Observed::Unsupervised => false,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! What a container is doing: its exit record if there is one, else its supervisor's word, else it is lost.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use runtime_core::{ContainerId, ContainerState};
@@ -28,6 +29,8 @@ const ENDING_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) enum Observed {
     /// It is being created by whoever holds its lock.
     Pending,
+    /// It was created, its supervisor is gone without a record, and whoever holds its lock is about to say so.
+    Unsupervised,
     /// It has a supervisor.
     Supervised(Status),
     /// Its current attempt is over.
@@ -39,6 +42,7 @@ impl Observed {
     pub fn state(&self) -> ContainerState {
         match self {
             Self::Pending => ContainerState::Pending,
+            Self::Unsupervised => ContainerState::Stopping,
             Self::Supervised(status) => match status.phase {
                 Phase::Creating => ContainerState::Pending,
                 Phase::Created | Phase::Restarting => ContainerState::Initializing,
@@ -171,7 +175,9 @@ impl Inner {
 
     /// No supervisor and no exit record: somebody is creating or starting it right now, or it is lost.
     async fn find_lost(&self, container: &Container) -> Result<Observed> {
-        let Some(lock) = ContainerLock::try_acquire(&container.paths.lock)? else { return Ok(Observed::Pending) };
+        let Some(lock) = ContainerLock::try_acquire(&container.paths.lock)? else {
+            return Ok(if was_created(&container.paths) { Observed::Unsupervised } else { Observed::Pending });
+        };
         // Whoever held the lock a moment ago may have changed all of it.
         let container = match self.container(&container.record.id) {
             Ok(container) => container,
@@ -257,4 +263,10 @@ impl Inner {
         .await
         .map_err(Error::ThreadLost)?
     }
+}
+
+/// Whether the current attempt was created: its mark, which each attempt writes, is younger than the end of the last one.
+fn was_created(paths: &ContainerPaths) -> bool {
+    let written = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    written(&paths.created()) > written(&paths.exit_record())
 }

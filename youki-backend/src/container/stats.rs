@@ -26,8 +26,10 @@ impl Inner {
             let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
             match blocking(move || stats::basic(&cgroup)).await {
                 Err(Error::Io { source, .. }) if gone(&source) => {
-                    if matches!(observed, Observed::Pending) {
-                        return Err(not_running(&container, "it is being created"));
+                    match observed {
+                        Observed::Pending => return Err(not_running(&container, "it is being created")),
+                        Observed::Unsupervised => return Err(not_running(&container, "its supervisor is gone")),
+                        Observed::Supervised(_) | Observed::Ended(_) => {}
                     }
                     // It ended since it was looked at: the next look tells how.
                 }

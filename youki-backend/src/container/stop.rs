@@ -45,7 +45,7 @@ impl Inner {
         loop {
             match self.observe(container).await? {
                 Observed::Ended(_) => return Ok(()),
-                Observed::Pending => {
+                Observed::Pending | Observed::Unsupervised => {
                     // Ours may be the one that it waits for.
                     if lock.take().is_none() {
                         drop(ContainerLock::acquire(container.paths.lock.clone()).await?);

@@ -41,7 +41,9 @@ impl Inner {
             match self.observe(container).await? {
                 Observed::Ended(record) if record.attempt == attempt => return Ok(*record),
                 // Whoever creates it holds its lock until its supervisor can be asked.
-                Observed::Pending => drop(ContainerLock::acquire(container.paths.lock.clone()).await?),
+                Observed::Pending | Observed::Unsupervised => {
+                    drop(ContainerLock::acquire(container.paths.lock.clone()).await?)
+                }
                 Observed::Ended(record) if record.attempt < attempt => {
                     return Err(Error::NoSuchContainer { id: container.record.id.to_string() });
                 }
@@ -70,8 +72,12 @@ impl Inner {
             match (self.observe(container).await?, lock) {
                 (Observed::Ended(record), _) => return Ok(*record),
                 // Nobody else creates or starts it.
-                (Observed::Pending, Some(lock)) => return self.declare_lost(container, lock).await,
-                (Observed::Pending, None) => drop(ContainerLock::acquire(container.paths.lock.clone()).await?),
+                (Observed::Pending | Observed::Unsupervised, Some(lock)) => {
+                    return self.declare_lost(container, lock).await;
+                }
+                (Observed::Pending | Observed::Unsupervised, None) => {
+                    drop(ContainerLock::acquire(container.paths.lock.clone()).await?)
+                }
                 (Observed::Supervised(_), _) => {
                     if let Some(mut connection) = self.supervisor(container).await? {
                         // The next look tells.

@@ -103,7 +103,9 @@ impl Inner {
             match self.observe(container).await? {
                 Observed::Ended(_) => return Ok(None),
                 // Its socket is there before anybody listens: whoever creates it holds its lock until then.
-                Observed::Pending => drop(ContainerLock::acquire(container.paths.lock.clone()).await?),
+                Observed::Pending | Observed::Unsupervised => {
+                    drop(ContainerLock::acquire(container.paths.lock.clone()).await?)
+                }
                 Observed::Supervised(_) => {}
             }
         }

@@ -18,6 +18,7 @@ use crate::support::root::Root;
 crate::tests![
     the_container_dies_too_and_the_outcome_is_a_runtime_error,
     a_waiter_is_told,
+    it_is_stopping_while_somebody_finds_it_lost,
     it_can_be_started_again,
     a_start_that_waits_for_its_end_goes_on,
     while_no_agent_runs_the_next_one_knows,
@@ -46,6 +47,26 @@ async fn the_container_dies_too_and_the_outcome_is_a_runtime_error(case: Case) {
     assert_lost(&*case.runtime, &id).await;
     let lines: Vec<String> = case.runtime.get_logs(&id).await.unwrap().into_iter().map(|e| e.message).collect();
     assert_eq!(lines, ["logged"], "what was logged is kept");
+}
+
+async fn it_is_stopping_while_somebody_finds_it_lost(case: Case) {
+    let root = case.root("root");
+    let (runtime, id) = (root.open().await.unwrap(), case.id_in(&root));
+    start_on(&*runtime, &id, &case.script(IDLE).await).await.unwrap();
+    for attempt in ["first", "second"] {
+        let supervisor = supervisor(&*runtime, &id).await;
+        // As whoever is at it does.
+        let lock = std::fs::File::open(root.run_dir.join("locks").join(id.to_string())).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        kill(supervisor);
+        eventually("the supervisor is gone", || async { gone(supervisor) }).await;
+        let state = runtime.container_state(&id).await.unwrap();
+        assert_eq!(state, ContainerState::Stopping, "the {attempt} attempt");
+        drop(lock);
+        assert_lost(&*runtime, &id).await;
+        runtime.start_container(&id).await.unwrap();
+    }
+    runtime.remove_container(&id).await.unwrap();
 }
 
 async fn a_waiter_is_told(case: Case) {
