@@ -53,13 +53,12 @@ impl Log {
     pub(crate) async fn head(&self, known: Option<Record>) -> Result<Option<Record>> {
         if let Some(known) = known {
             // In this order: numbers are freed in theirs, so one after a record that is still there never was free before.
-            let next = self.read(known.record + 1).await?;
+            let page = self.page(known.record).await?;
             // Not there any more: it was pruned, or the history was deleted, and maybe begun anew with as many records.
             // Only what bears its nonce is it.
             if self.read(known.record).await?.is_some_and(|there| there.nonce == known.nonce) {
-                let Some(next) = next else { return Ok(Some(known)) };
-                match self.last_listed(self.page(next.record).await?).await? {
-                    None => return self.forward(Some(next)).await,
+                match self.last_listed(page).await? {
+                    None => return Ok(Some(known)),
                     Some(last) => {
                         if let Some(listed) = self.read(last).await? {
                             return self.forward(Some(listed)).await;
