@@ -35,7 +35,7 @@ pub(crate) fn mark(store: &Inner, place: &Place) -> Result<()> {
 /// Removes what a former boot left unsynced, and has what this boot left unsynced (another process, gone) synced now.
 /// Blocking.
 pub(crate) fn recover(store: &Inner) -> Result<()> {
-    let _lock = match lock_file(&store.paths.locks.join("recovery"), FlockOperation::LockExclusive) {
+    let lock = match lock_file(&store.paths.locks.join("recovery"), FlockOperation::LockExclusive) {
         // A disk that has failed is mounted read-only. What runs there must still be stopped, and its log be read.
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
             tracing::warn!(root = %store.paths.layers.display(), "it is read-only: nothing can be pulled or created");
@@ -59,6 +59,8 @@ pub(crate) fn recover(store: &Inner) -> Result<()> {
         }
         fs::remove_dir_all(&path).map_err(|e| Error::io("removing", &path, e))?;
     }
+    // Others need not wait for what follows.
+    drop(lock);
     // Commands end before a sync in the background has: what is that old is on the disk by now, so a sync is short.
     let age = |mark: &PathBuf| Some(fs::metadata(mark).ok()?.modified().ok()?.elapsed().unwrap_or_default());
     let marks = marks(store);

@@ -127,11 +127,13 @@ fn sweep_held(
         let trash = sweep(store, &in_use, removed).inspect_err(|_| {
             let _ = owe(&store.paths);
         })?;
+        let Some(trash) = trash else {
+            // It stays owed until the image that cannot be read is pulled again.
+            return owe(&store.paths);
+        };
         drop(hold);
-        if let Some(trash) = trash {
-            removed.space_reclaimed += listed(trash.path())?.iter().map(|(_, tree)| disk_usage(tree)).sum::<u64>();
-            trash.remove_now();
-        }
+        removed.space_reclaimed += listed(trash.path())?.iter().map(|(_, tree)| disk_usage(tree)).sum::<u64>();
+        trash.remove_now();
         reserve::take(&store.paths);
         if !owed.exists() {
             return Ok(());

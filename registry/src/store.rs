@@ -124,7 +124,9 @@ impl ImageStore {
             return Ok(layers.to_vec());
         }
         // It may have no name any more.
-        let image = pull::complete(&self.0, digest.to_owned(), digest.to_owned()).await?;
+        // Boxed: it is a part of every start, and rarely needed.
+        let unpacked = Box::pin(pull::complete(&self.0, digest.to_owned(), digest.to_owned()));
+        let image = unpacked.await?;
         image.map(|image| image.layers).ok_or_else(|| Error::NotPresent(digest.to_owned()))
     }
 

@@ -167,7 +167,11 @@ async fn delete_listed(remote: &Remote, listed: Vec<Listed>, history: Option<&st
         .map(|key| async move {
             let number = key.rsplit('/').next().and_then(|number| number.parse().ok());
             let copy = match number {
-                Some(number) => remote.kept(number).await.ok(),
+                Some(number) => match remote.kept(number).await {
+                    Ok(copy) => Some(copy),
+                    Err(Error::Corrupt { .. }) => None,
+                    Err(error) => return Err(error),
+                },
                 None => None,
             };
             let stays = copy.is_some_and(|copy| history.is_some_and(|history| copy.volume != history));

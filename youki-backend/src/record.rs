@@ -236,8 +236,8 @@ pub(crate) fn read_intact<T: DeserializeOwned>(path: &Path) -> Result<Option<T>>
     }
 }
 
-/// Writes a record so that a reader sees the old or the new one, whole. It is not synced: the keeper does that for all that
-/// changed within a second, and the death of any process loses nothing.
+/// Writes a record so that a reader sees the old or the new one, whole. It is not synced: the keeper does that within a
+/// second of an attempt's begin and end, and the death of any process loses nothing.
 pub(crate) fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
     let mut bytes = serde_json::to_vec(record)
         .map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })?;

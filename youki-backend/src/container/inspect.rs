@@ -158,15 +158,24 @@ impl Inner {
             async move { (id, told.await) }
         });
         let mut looks = std::pin::pin!(stream::iter(looks).buffered(CONCURRENT_LOOKS));
-        let mut all = Vec::new();
+        let (mut all, mut failed) = (Vec::new(), None);
         while let Some((id, told)) = looks.next().await {
             match told {
                 Err(Error::NoSuchContainer { .. }) => {}
-                Err(error) => tracing::error!(container = %id, error = error.chain(), "its state is not known"),
+                Err(error) => {
+                    tracing::error!(container = %id, error = error.chain(), "its state is not known");
+                    if matches!(error, Error::Io { .. } | Error::ThreadLost(_)) {
+                        failed = Some(error);
+                    }
+                }
                 Ok(told) => all.push(told),
             }
         }
-        Ok(all)
+        match failed {
+            // Not theirs, as it seems, but this process's.
+            Some(error) if all.is_empty() => Err(error),
+            _ => Ok(all),
+        }
     }
 
     async fn summary(&self, id: &ContainerId) -> Result<ContainerSummary> {

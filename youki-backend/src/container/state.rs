@@ -135,6 +135,8 @@ impl Inner {
                 }
             }
             Some(Reply::Status(status)) => Ok(Some(Observed::Supervised(status))),
+            // It is going, and leaves its record; how long that takes is nobody's business.
+            None if self.exit_record(container)?.is_some() || !container.paths.record().exists() => Ok(None),
             // It is ending, or has no room for another connection: that it is gone is told by its process alone.
             None if connection.peer_has_ended(ENDING_PATIENCE).await => Ok(None),
             other => Err(Error::Supervisor {
@@ -199,6 +201,10 @@ impl Inner {
     /// Kills what is left of an attempt whose supervisor is gone, and puts its end on record. A full disk may not take
     /// that: then each later look finds and says the same.
     pub(crate) async fn declare_lost(&self, container: &Container, lock: &ContainerLock) -> Result<ExitRecord> {
+        // Its supervisor may have written that, and ended, since it was looked for.
+        if let Some(record) = self.exit_record(container)? {
+            return Ok(record);
+        }
         let rebooted = container.record.boot_id != self.boot_id;
         let why = if rebooted { "lost: host rebooted" } else { "lost: its supervisor is gone" };
         tracing::warn!(container = %container.record.id, "{why}");

@@ -26,10 +26,10 @@ impl Inner {
             let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
             match blocking(move || stats::basic(&cgroup)).await {
                 Err(Error::Io { source, .. }) if gone(&source) => {
-                    match observed {
-                        Observed::Pending => return Err(not_running(&container, "it is being created")),
-                        Observed::Unsupervised => return Err(not_running(&container, "its supervisor is gone")),
-                        Observed::Supervised(_) | Observed::Ended(_) => {}
+                    let runs = matches!(&observed, Observed::Supervised(status)
+                        if !matches!(status.phase, Phase::Creating | Phase::Restarting));
+                    if !runs {
+                        return Err(not_running(&container, observed.state().word()));
                     }
                     // It ended since it was looked at: the next look tells how.
                 }

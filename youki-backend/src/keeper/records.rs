@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Weak;
 use std::time::Duration;
 
+use runtime_core::ContainerId;
 use tokio::time::sleep;
 
 use super::PAUSE_AFTER_ERROR;
@@ -19,6 +20,8 @@ use crate::runtime::Inner;
 
 /// From the first change to the sync: what changes meanwhile goes with it.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Containers whose files are open at a time.
+const AT_ONCE: usize = 32;
 
 /// Syncs for as long as it is polled.
 pub(super) async fn sync(weak: Weak<Inner>) {
@@ -33,38 +36,54 @@ async fn sync_changed(weak: &Weak<Inner>) -> Result<()> {
     let Some(inner) = weak.upgrade() else { return Ok(()) };
     let watch = DirWatch::with_removals(&inner.layout.sockets())?;
     drop(inner);
+    // First what changed while nobody synced.
+    let (mut all, mut names) = (true, HashSet::new());
     loop {
-        let changed = match watch.names().await? {
-            Changed::Names(names) => Some(names.into_iter().collect::<HashSet<_>>()),
-            Changed::Any => None,
-            Changed::Gone => return Ok(()),
-        };
+        let left = all || !names.is_empty();
+        tokio::select! {
+            changed = watch.names() => match changed? {
+                Changed::Names(more) => names.extend(more),
+                Changed::Any => all = true,
+                Changed::Gone => return Ok(()),
+            },
+            () = std::future::ready(()), if left => {}
+        }
         sleep(PAUSE).await;
         let Some(inner) = weak.upgrade() else { return Ok(()) };
+        let (every, changed) = (std::mem::take(&mut all), std::mem::take(&mut names));
         let synced = tokio::task::spawn_blocking(move || {
-            let ids = inner.container_ids()?.into_iter();
-            let changed = ids.filter(|id| {
-                let socket = inner.layout.container(id).socket;
-                let name = socket.file_name().and_then(|name| name.to_str());
-                changed.as_ref().is_none_or(|changed| name.is_some_and(|name| changed.contains(name)))
-            });
-            sync_all(&changed.filter_map(|id| inner.container(&id).ok()).collect::<Vec<_>>())
+            let ids =
+                inner.container_ids()?.into_iter().filter(|id| every || changed.contains(&socket_name(&inner, id)));
+            let containers: Vec<_> = ids.filter_map(|id| inner.container(&id).ok()).collect();
+            for some in containers.chunks(AT_ONCE) {
+                if let Err(error) = sync_some(some) {
+                    tracing::warn!(error = error.chain(), "a power cut now would cost outcomes");
+                }
+            }
+            // What says that one is built comes later than its socket.
+            let unfinished = containers.iter().filter(|container| !container.paths.created().exists());
+            Ok(unfinished.map(|container| socket_name(&inner, &container.record.id)).collect::<Vec<_>>())
         });
-        match synced.await.map_err(Error::ThreadLost).and_then(|synced| synced) {
-            Ok(()) => {}
-            Err(error) => tracing::warn!(error = error.chain(), "a power cut now would cost outcomes"),
-        }
+        names.extend(synced.await.map_err(Error::ThreadLost).and_then(|synced| synced)?);
     }
 }
 
-/// Writing begins for all before any is waited for: they share what the filesystem commits then.
-fn sync_all(containers: &[Container]) -> Result<()> {
+fn socket_name(inner: &Inner, id: &ContainerId) -> String {
+    let socket = inner.layout.container(id).socket;
+    socket.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Writing begins for all before any is waited for: they share what the filesystem commits then. One that cannot be synced
+/// does not keep it from the rest.
+fn sync_some(containers: &[Container]) -> Result<()> {
+    let mut outcome = Ok(());
     let mut files = Vec::new();
     for container in containers {
         let paths = &container.paths;
         for path in [&paths.dir, &paths.record(), &paths.exit_record(), &paths.attempts()] {
-            if let Some(file) = open(path).map_err(Error::io("opening", path))? {
-                files.push((path.clone(), file));
+            match open(path) {
+                Ok(file) => files.extend(file.map(|file| (path.clone(), file))),
+                Err(error) => outcome = Err(Error::io("opening", path)(error)),
             }
         }
     }
@@ -72,7 +91,12 @@ fn sync_all(containers: &[Container]) -> Result<()> {
         // SAFETY: takes integers. Of a directory, or where a filesystem knows no such thing, the sync does it all.
         unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
     }
-    files.iter().try_for_each(|(path, file)| file.sync_all().map_err(Error::io("syncing", path)))
+    for (path, file) in &files {
+        if let Err(error) = file.sync_all() {
+            outcome = Err(Error::io("syncing", path)(error));
+        }
+    }
+    outcome
 }
 
 /// `None` where it is not there: it is not needed, or has been removed.

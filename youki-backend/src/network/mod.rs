@@ -250,7 +250,9 @@ impl Networks {
         tracing::warn!(container = id, "what says that its address or ports are taken was gone, and is put back");
         let (id, lease, ports) = (id.to_owned(), lease.clone(), ports.to_vec());
         self.change(move |place| {
-            lease::hold_again(place, &lease, &id).and_then(|()| ports::hold_again(place, &lease, &id, ports))
+            lease::hold_again(place, &lease, &id)
+                .and_then(|()| ports::hold_again(place, &lease, &id, ports))
+                .and_then(|()| ports::open(place, &id))
         })
         .await
     }

@@ -145,15 +145,17 @@ impl Connection {
     /// Whether the supervisor is dead, or is within `patience`.
     pub async fn peer_has_ended(&self, patience: Duration) -> bool {
         let pid = self.stream.peer_cred().ok().and_then(|peer| peer.pid());
-        let Some(supervisor) = pid.and_then(ProcessName::of) else { return true };
-        tokio::task::spawn_blocking(move || supervisor.wait_for_end(patience)).await.unwrap_or(false)
+        match pid.and_then(ProcessName::of) {
+            Some(supervisor) => supervisor.ended_within(patience).await,
+            None => true,
+        }
     }
 
     /// Kills the supervisor, for one that answers nothing: its container dies with it. Returns when it is dead.
     pub async fn kill_peer(&self) -> io::Result<()> {
         let Some(supervisor) = self.stream.peer_cred()?.pid().and_then(ProcessName::of) else { return Ok(()) };
         supervisor.kill();
-        match tokio::task::spawn_blocking(move || supervisor.wait_for_end(STOP_PATIENCE)).await? {
+        match supervisor.ended_within(STOP_PATIENCE).await {
             true => Ok(()),
             false => Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {supervisor} survived SIGKILL"))),
         }

@@ -41,7 +41,7 @@ impl SmallDisk {
     }
 
     /// What a power cut now would leave of it.
-    pub fn after_a_power_cut(&self, place: &std::path::Path) -> Disk {
+    pub fn after_a_power_cut(&self, place: &std::path::Path) -> Option<Disk> {
         self.disk.after_a_power_cut(place)
     }
 

@@ -189,6 +189,7 @@ async fn a_power_cut_costs_no_outcome_that_was_told_before(case: Case) {
         cuts += 1;
         let place = case.suite.dir.path().join(format!("after-a-power-cut-{cuts}"));
         let cut = disk.after_a_power_cut(&place);
+        // Of a copy that could not be mounted there is nothing to read.
         let read = |name: &str| std::fs::read_to_string(place.join(&dir).join(name)).unwrap_or_default();
         let (record, exit) = (read("container.json"), read("exit.json"));
         drop(cut);
@@ -232,8 +233,17 @@ async fn after_a_reboot_that_made_its_layers_doubtful_a_container_starts(case: C
     assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
     soon("stop", runtime.stop_container(&id, std::time::Duration::ZERO)).await.unwrap();
     drop(runtime);
-    // There is nothing left to make them of.
+    // Its image is there for as long as it is, by whatever name.
     berth(&root, &["rmi", "-f", &spec.image.name]).await.succeeded();
+    reboot();
+    let runtime = root.open().await.unwrap();
+    soon("start", runtime.start_container(&id)).await.unwrap();
+    soon("stop", runtime.stop_container(&id, std::time::Duration::ZERO)).await.unwrap();
+    drop(runtime);
+    // There is nothing left to make them of.
+    for blob in std::fs::read_dir(root.dir.join("images/blobs/sha256")).unwrap().flatten() {
+        std::fs::remove_file(blob.path()).unwrap();
+    }
     reboot();
     let runtime = root.open().await.unwrap();
     let error = soon("start", runtime.start_container(&id)).await.unwrap_err();

@@ -139,7 +139,8 @@ async fn each_named(
         Ok(())
     })
     .await?;
-    if session.json {
+    // What has failed said so.
+    if session.json && (status == 0 || !listed.is_empty()) {
         output::print_json(&listed)?;
     }
     Ok(status)

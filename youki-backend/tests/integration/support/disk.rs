@@ -25,13 +25,13 @@ impl Disk {
         disk
     }
 
-    /// What a power cut now would leave of it, at another place.
-    pub fn after_a_power_cut(&self, place: &Path) -> Self {
+    /// What a power cut now would leave of it, at another place. None if something was written while it was copied.
+    pub fn after_a_power_cut(&self, place: &Path) -> Option<Self> {
         fs::create_dir_all(place).unwrap();
         let disk = Self { place: place.to_owned(), image: place.with_extension("ext4") };
         fs::copy(&self.image, &disk.image).unwrap();
-        run(Command::new("mount").args(["-o", "loop"]).args([&disk.image, &disk.place]));
-        disk
+        let mounted = Command::new("mount").args(["-o", "loop"]).args([&disk.image, &disk.place]).status();
+        mounted.is_ok_and(|status| status.success()).then_some(disk)
     }
 
     /// Takes all room there is; returns the file that holds it.

@@ -275,7 +275,7 @@ impl Hands for Commands {
         let said = self.run(&args).await;
         // One that is not there is no error to `rm -f`: what it prints tells.
         match (said.code, said.stdout.trim()) {
-            (0, "") => Err(("container.not_found".into(), String::new())),
+            (0, "" | "[]") => Err(("container.not_found".into(), String::new())),
             (0, _) => Ok(String::new()),
             _ => Err((String::new(), format!("{args:?}: {said:?}"))),
         }

@@ -78,7 +78,7 @@ impl Attempt {
     }
 
     pub(super) fn created(&mut self) {
-        if !matches!(self.phase, Phase::Creating | Phase::Restarting) {
+        if !matches!(self.phase, Phase::Creating | Phase::Restarting) || self.ended.is_some() {
             return;
         }
         self.build_by = None;
