@@ -35,6 +35,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use rustix::fs::{FlockOperation, IFlags};
 
 use crate::client::HttpClients;
@@ -102,7 +103,8 @@ impl ImageStore {
     ///
     /// Dropping the future stops the pull; layers that arrived whole stay, to be used by the next one.
     pub async fn pull(&self, reference: &str, options: PullOptions) -> Result<Image> {
-        pull::pull(&self.0, reference, options).await
+        // Boxed, here and below: what is behind it need not be compiled again into whatever awaits it.
+        pull::pull(&self.0, reference, options).boxed().await
     }
 
     /// The local image that `image` names: a reference (Docker's short forms too), a digest of a manifest, or at least
@@ -111,7 +113,7 @@ impl ImageStore {
     ///
     /// Hold the store ([`hold`](Self::hold)) while the result is to stay.
     pub async fn find(&self, image: &str) -> Result<Option<Image>> {
-        pull::find(&self.0, image).await
+        pull::find(&self.0, image).boxed().await
     }
 
     /// Where the layers of a container are that was created from the image `digest` with the lower directories `layers`:
@@ -124,9 +126,7 @@ impl ImageStore {
             return Ok(layers.to_vec());
         }
         // It may have no name any more.
-        // Boxed: it is a part of every start, and rarely needed.
-        let unpacked = Box::pin(pull::complete(&self.0, digest.to_owned(), digest.to_owned()));
-        let image = unpacked.await?;
+        let image = pull::complete(&self.0, digest.to_owned(), digest.to_owned()).boxed().await?;
         image.map(|image| image.layers).ok_or_else(|| Error::NotPresent(digest.to_owned()))
     }
 
