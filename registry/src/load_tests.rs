@@ -292,7 +292,7 @@ async fn what_is_removed_during_anothers_sweep_is_swept_too() {
     let store = store(&base.path().join("root"));
     let archive = base.path().join("archive");
     for name in ["example.org/a:1", "example.org/b:1"] {
-        let layer = with_data(header(name[12..13].as_bytes(), b'0', 1, |_| {}), b"f");
+        let layer = with_data(header(&name.as_bytes()[12..13], b'0', 1, |_| {}), b"f");
         std::fs::write(&archive, archive_of(name, &[&layer])).unwrap();
         store.load(&archive).await.unwrap();
     }
