@@ -124,16 +124,18 @@ fn sweep_held(
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", owed, error)),
             _ => {}
         }
-        let trash = sweep(store, &in_use, removed).inspect_err(|_| {
+        let swept = sweep(store, &in_use, removed).inspect_err(|_| {
             let _ = owe(&store.paths);
         })?;
-        let Some(trash) = trash else {
+        let Swept::All(trash) = swept else {
             // It stays owed until the image that cannot be read is pulled again.
             return owe(&store.paths);
         };
         drop(hold);
-        removed.space_reclaimed += listed(trash.path())?.iter().map(|(_, tree)| disk_usage(tree)).sum::<u64>();
-        trash.remove_now();
+        if let Some(trash) = trash {
+            removed.space_reclaimed += listed(trash.path())?.iter().map(|(_, tree)| disk_usage(tree)).sum::<u64>();
+            trash.remove_now();
+        }
         reserve::take(&store.paths);
         if !owed.exists() {
             return Ok(());
@@ -171,9 +173,17 @@ pub(crate) fn prune(store: &Arc<Inner>, users: &Users) -> Result<Removed> {
     Ok(removed)
 }
 
+/// What a sweep has come to.
+enum Swept {
+    /// What is to be deleted once the store is free again, if anything is.
+    All(Option<Arc<TmpDir>>),
+    /// An image cannot be read: nothing was removed.
+    Nothing,
+}
+
 /// Removes blobs and layers that no entry and no container needs. The caller holds the store exclusively, and deletes what
 /// is returned when it does no longer: a large tree takes its time, and creates wait for the store.
-fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<Option<Arc<TmpDir>>> {
+fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<Swept> {
     let paths = &store.paths;
     let mut blobs: BTreeSet<String> = BTreeSet::new();
     let mut places: BTreeSet<String> = BTreeSet::new();
@@ -195,7 +205,7 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<Optio
                     image = entry.reference(),
                     "an image cannot be read: nothing is removed until it is pulled again"
                 );
-                return Ok(None);
+                return Ok(Swept::Nothing);
             }
         }
     }
@@ -246,7 +256,7 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<Optio
             fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
         }
     }
-    Ok(trash)
+    Ok(Swept::All(trash))
 }
 
 fn places_on_disk(paths: &Paths) -> Result<Vec<Place>> {
