@@ -16,6 +16,8 @@ use super::PAUSE_AFTER_ERROR;
 use crate::container::Container;
 use crate::dir_watch::{Changed, DirWatch};
 use crate::error::{Error, Result};
+use crate::layout::ContainerPaths;
+use crate::lock::ContainerLock;
 use crate::runtime::Inner;
 
 /// From the first change to the sync: what changes meanwhile goes with it.
@@ -60,11 +62,24 @@ async fn sync_changed(weak: &Weak<Inner>) -> Result<()> {
                     tracing::warn!(error = error.chain(), "a power cut now would cost outcomes");
                 }
             }
-            // What says that one is built comes later than its socket.
-            let unfinished = containers.iter().filter(|container| !container.paths.created().exists());
+            // What says that one is created comes later than its socket.
+            let unfinished =
+                containers.iter().filter(|one| !one.paths.created().exists() && is_being_created(&one.paths));
             Ok(unfinished.map(|container| socket_name(&inner, &container.record.id)).collect::<Vec<_>>())
         });
         names.extend(synced.await.map_err(Error::ThreadLost).and_then(|synced| synced)?);
+    }
+}
+
+/// Whoever creates a container has its lock. Where nobody has, no mark will come, and nobody needs the lock's file.
+fn is_being_created(paths: &ContainerPaths) -> bool {
+    match ContainerLock::try_acquire(&paths.lock) {
+        Ok(Some(lock)) => {
+            lock.remove();
+            false
+        }
+        Ok(None) => true,
+        Err(_) => false,
     }
 }
 
