@@ -224,6 +224,7 @@ impl Read for Exactly {
         Ok(count)
     }
 }
+
 /// A time as pax writes it: a decimal fraction, which before 1970 counts down, as the kernel's nanoseconds do not.
 pub(super) fn pax_time(seconds: i64, nanos: i64) -> String {
     match seconds {

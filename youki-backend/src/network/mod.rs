@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use runtime_core::spec::NetworkMode;
-use runtime_core::{ContainerId, ServiceSpec};
+use runtime_core::{ContainerId, PortMapping, ServiceSpec};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -243,7 +243,7 @@ impl Networks {
     ///
     /// # Errors
     /// [`Error::Network`] if another has them by now, [`Error::Io`].
-    pub async fn hold_again(&self, id: &str, lease: &Lease, ports: &[runtime_core::PortMapping]) -> Result<()> {
+    pub async fn hold_again(&self, id: &str, lease: &Lease, ports: &[PortMapping]) -> Result<()> {
         if lease::is_held(&self.place, lease, id) && (ports.is_empty() || self.place.ports().join(id).exists()) {
             return Ok(());
         }
