@@ -116,3 +116,9 @@ fn readonly() -> AcquireOptions {
 fn code<T>(result: Result<T>) -> &'static str {
     result.err().map_or("ok", |error| error.code())
 }
+
+/// What ran in `process` has ended, wherever it was: nothing of it goes on once this returns.
+async fn killed(process: tokio::runtime::Runtime) {
+    let patience = std::time::Duration::from_secs(20);
+    tokio::task::spawn_blocking(move || process.shutdown_timeout(patience)).await.unwrap();
+}

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Host, Memory, code};
+use super::{Host, Memory, code, killed};
 use crate::record::RecordKind;
 use crate::{AcquireOptions, Error, Progress, RestoreOptions};
 
@@ -187,7 +187,7 @@ async fn packs_of_a_sync_that_was_cut_off_are_found() {
     while memory.keys("/packs/").len() == before.len() || !host.store.inner_root().join("v/commit.json").exists() {
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    process.shutdown_background();
+    killed(process).await;
     drop(bar);
     // Another host takes over: what was journaled for the number that it took is no generation.
     let two = Host::keeping("two", &memory, 5).await;

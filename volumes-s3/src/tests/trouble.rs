@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Host, Memory, code};
+use super::{Host, Memory, code, killed};
 use crate::record::RecordKind;
 use crate::{AcquireOptions, RestoreOptions, S3Config};
 
@@ -104,8 +104,8 @@ async fn what_is_owed_is_journaled_before_s3_is_asked() {
     assert_eq!(host.store.status("v").await.unwrap().bytes_at_risk, 8, "what waits for an answer is not durable");
     let debt = host.store.debts().unwrap().join("v");
     assert!(debt.exists(), "nobody is told that it is owed");
+    killed(process).await;
     memory.hang.store(false, Ordering::SeqCst);
-    process.shutdown_background();
     let another = host.again("one", &memory, |s3| s3).await;
     assert_eq!(another.owing().await.unwrap(), ["v"]);
     another.retry("v").await.unwrap();
@@ -233,7 +233,7 @@ async fn a_restore_that_a_kill_cut_off_is_forgotten_with_its_claim() {
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(20), claimed).await.expect("it claims nothing");
-    process.shutdown_background();
+    killed(process).await;
     memory.hang_at_packs.store(false, Ordering::SeqCst);
     let again = two.again("two", &memory, |s3| s3).await;
     assert_eq!(again.owing().await.unwrap(), ["v"]);
