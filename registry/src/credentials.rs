@@ -58,7 +58,9 @@ pub(crate) async fn find(inline: Option<&RegistryAuth>, registry: &str, reposito
     if let Some(auth) = inline {
         return Ok(auth.into());
     }
-    for path in config_files() {
+    let listed =
+        tokio::task::spawn_blocking(config_files).await.map_err(|_| Error::Interrupted("reading credentials"))?;
+    for path in listed? {
         let (registry, repository) = (registry.to_owned(), repository.to_owned());
         let read = {
             let (path, registry) = (path.clone(), registry.clone());
@@ -79,17 +81,26 @@ pub(crate) async fn find(inline: Option<&RegistryAuth>, registry: &str, reposito
     Ok(Credentials::Anonymous)
 }
 
-/// The places docker and podman look at, in order; one that is named by a variable is the only one.
-fn config_files() -> Vec<PathBuf> {
+/// The places docker and podman look at, in order; one that is named by a variable is the only one. Blocking.
+fn config_files() -> Result<Vec<PathBuf>> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(path) = set("REGISTRY_AUTH_FILE").or_else(|| Some(set("DOCKER_CONFIG")?.join("config.json"))) {
-        return vec![path];
+    if let Some(path) = set("REGISTRY_AUTH_FILE") {
+        // As podman: who names a file wants no anonymous pull for a slip of the pen.
+        return match path.metadata() {
+            Ok(_) => Ok(vec![path]),
+            Err(error) => Err(Error::Credentials { path, reason: format!("REGISTRY_AUTH_FILE names it: {error}") }),
+        };
+    }
+    if let Some(directory) = set("DOCKER_CONFIG") {
+        return Ok(vec![directory.join("config.json")]);
     }
     let runtime = set("XDG_RUNTIME_DIR").map_or_else(
         || PathBuf::from(format!("/run/containers/{}", rustix::process::geteuid().as_raw())),
         |directory| directory.join("containers"),
     );
-    set("HOME").map(|home| home.join(".docker/config.json")).into_iter().chain([runtime.join("auth.json")]).collect()
+    // A system service has no HOME: then it is the one of the user that runs it.
+    let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
+    Ok(home.map(|home| home.join(".docker/config.json")).into_iter().chain([runtime.join("auth.json")]).collect())
 }
 
 /// What a file says of a registry.

@@ -15,6 +15,8 @@ use crate::store::{Inner, TmpDir, read_small};
 
 /// After so long the kernel has written what a pull wrote, as a rule.
 const OLD: Duration = Duration::from_secs(60);
+/// The mark of what is no layer.
+const INDEX: &str = "index";
 /// How long an open waits for a sync.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -26,9 +28,13 @@ pub(crate) fn boot_id() -> Result<String> {
 
 /// Notes that a layer is about to appear which no sync has covered; blocking.
 pub(crate) fn mark(store: &Inner, place: &Place) -> Result<()> {
+    mark_as(store, &place.name())
+}
+
+fn mark_as(store: &Inner, name: &str) -> Result<()> {
     let directory = store.paths.unsynced.join(&store.boot_id);
     fs::create_dir_all(&directory).map_err(|e| Error::io("making the directory", &directory, e))?;
-    let path = directory.join(place.name());
+    let path = directory.join(name);
     fs::write(&path, b"").map_err(|e| Error::io("writing", &path, e))
 }
 
@@ -75,8 +81,12 @@ pub(crate) fn recover(store: &Inner) -> Result<()> {
     Ok(())
 }
 
-/// Syncs in the background what was written: index, manifests and configurations, and what this boot left unsynced.
+/// Syncs in the background what was written: index, manifests and configurations, and what this boot left unsynced. A
+/// command may end before that has begun: then the next open finds its mark.
 pub(crate) fn sync_in_background(store: &Arc<Inner>) {
+    if let Err(error) = mark_as(store, INDEX) {
+        tracing::debug!(%error, "nobody but this process syncs what is entered");
+    }
     start_sync(store, marks(store));
 }
 
@@ -102,10 +112,14 @@ fn start_sync(store: &Inner, marks: Vec<PathBuf>) -> Receiver<()> {
     ended
 }
 
-/// What is unsynced; nothing if that cannot be told.
+/// What stands here unsynced; nothing if that cannot be told. A mark comes before its layer: a sync now would not cover it.
 fn marks(store: &Inner) -> Vec<PathBuf> {
     let entries = fs::read_dir(store.paths.unsynced.join(&store.boot_id)).into_iter().flatten();
-    entries.filter_map(std::result::Result::ok).map(|entry| entry.path()).collect()
+    let stands = |mark: &fs::DirEntry| {
+        let place = mark.file_name().to_str().and_then(Place::parse);
+        mark.file_name() == INDEX || place.is_some_and(|place| place.path(&store.paths).is_dir())
+    };
+    entries.filter_map(std::result::Result::ok).filter(stands).map(|entry| entry.path()).collect()
 }
 
 /// The marks were listed before: what they name was complete when the sync begins.

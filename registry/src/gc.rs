@@ -210,8 +210,11 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<Swept
         }
     }
     // A container's image stays whole when its name has become another's: it is unpacked anew after a power cut.
-    for digest in in_use.iter().map(|user| &user.digest) {
-        if let Ok(Some(parts)) = Parts::read(paths, digest) {
+    let in_use_by_name: BTreeSet<&String> = in_use.iter().map(|user| &user.digest).collect();
+    for digest in in_use_by_name {
+        if !blobs.contains(digest)
+            && let Ok(Some(parts)) = Parts::read(paths, digest)
+        {
             blobs.extend([digest.clone(), parts.manifest.config.digest.clone()]);
             blobs.extend(parts.manifest.layers.iter().map(|layer| layer.digest.clone()));
             places.extend(parts.ids.iter().flat_map(|id| [id.diff.name(), id.chain.name()]));

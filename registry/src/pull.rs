@@ -255,6 +255,9 @@ async fn unchanged(
     if !same || entry.reference() != reference.to_string() {
         return Ok(None);
     }
+    // What was chosen for another platform by name is not this host's choice, though it may run it.
+    let host = entry.chosen_from().map(|_| Platform::host());
+    let wanted = wanted.or(host.as_ref());
     let digest = entry.digest.clone();
     let image = complete(store, entry.reference().to_owned(), entry.digest).await?;
     let lacks_blobs = blocking(store, move |store| {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::error::Result;
 use crate::fetch::blocking;
+use crate::lock::VolumeLock;
 use crate::paths::{DEBTS, GROWN, Paths, make_directories};
 use crate::state::{State, remove_file};
 use crate::store::VolumeStore;
@@ -77,6 +78,14 @@ impl VolumeStore {
         let path = self.inner.config.root.join(GROWN);
         make_directories(&path)?;
         Ok(path)
+    }
+
+    /// Whether nobody works with the volume just now.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub async fn is_idle(&self, name: &str) -> Result<bool> {
+        VolumeLock::is_free(&self.inner.config.root, name).await
     }
 
     /// Tries once what the volume owes to S3: a claim, a sync, a release. Ok if it owes nothing.

@@ -28,13 +28,10 @@ impl VolumeLock {
     /// Waits for the lock of volume `name`. Cancel-safe: a lock that is no longer waited for is given back.
     pub(crate) async fn acquire(root: &Path, name: &str) -> Result<Self> {
         let turn = queue(root.join(name)).lock_owned().await;
-        let (root, name) = (root.to_owned(), name.to_owned());
-        let (at, of) = (root.clone(), name.clone());
-        let free = blocking("take a lock", move || open_lock(&at, &of, FlockOperation::NonBlockingLockExclusive));
-        match free.await {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => {}
-            locked => return locked.map(|file| Self { _file: file, _turn: turn }),
+        if let Some(file) = try_lock(root, name).await? {
+            return Ok(Self { _file: file, _turn: turn });
         }
+        let (root, name) = (root.to_owned(), name.to_owned());
         let (answer, locked) = oneshot::channel();
         let waiting = std::thread::Builder::new().name("volume-lock".to_owned()).spawn({
             let (root, name) = (root.clone(), name);
@@ -46,6 +43,24 @@ impl VolumeLock {
         });
         waiting.map_err(|error| Error::io("start a thread that waits for a lock in", &root, error))?;
         locked.await.map_err(|_| Error::Interrupted { operation: "wait for a lock" })?
+    }
+
+    /// Whether nobody has the lock just now.
+    pub(crate) async fn is_free(root: &Path, name: &str) -> Result<bool> {
+        match queue(root.join(name)).try_lock_owned() {
+            Ok(_turn) => Ok(try_lock(root, name).await?.is_some()),
+            Err(_) => Ok(false),
+        }
+    }
+}
+
+/// The lock, unless another process has it.
+async fn try_lock(root: &Path, name: &str) -> Result<Option<File>> {
+    let (root, name) = (root.to_owned(), name.to_owned());
+    let locked = blocking("take a lock", move || open_lock(&root, &name, FlockOperation::NonBlockingLockExclusive));
+    match locked.await {
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+        locked => locked.map(Some),
     }
 }
 

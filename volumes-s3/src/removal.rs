@@ -146,7 +146,10 @@ async fn delete_history(remote: &Remote, head: Option<&Record>) -> Result<()> {
         let numbers = remote.log.numbers().await?;
         let Some(last) = numbers.last() else { return delete_listed(remote, listed, history).await };
         if remote.log.read(*last).await?.is_some_and(|record| Some(record.volume.as_str()) != history) {
-            return if round == 0 { Ok(()) } else { delete_listed(remote, listed, history).await };
+            return match round {
+                0 => Err(Error::Interrupted { operation: "remove a history that was begun anew meanwhile" }),
+                _ => delete_listed(remote, listed, history).await,
+            };
         }
         // The log goes first, the newest record first: whatever is left of it at any time can be restored. Records that
         // come meanwhile go in the next round; who puts one later finds the one before gone, and takes its own away.

@@ -16,9 +16,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::future::join_all;
 use runtime_core::ContainerId;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -29,8 +29,8 @@ use crate::health::Watches;
 use crate::lock::{ContainerLock, lock_file};
 use crate::runtime::Inner;
 
-/// Containers whose volumes one pass gives back at once: each sync may hold some ten MiB.
-const GIVEN_BACK_AT_ONCE: usize = 4;
+/// Containers whose volumes this process gives back at once, in all passes: each sync may hold some ten MiB.
+static GIVING_BACK: Semaphore = Semaphore::const_new(4);
 
 /// After an error that keeps the keeper from one of its duties: descriptors, memory or a disk may be short for a while.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(60);
@@ -187,12 +187,13 @@ impl Inner {
                 }
             }
         }
-        let of_each = |(id, names)| self.give_back_volumes_of(id, names);
-        stream::iter(used).for_each_concurrent(GIVEN_BACK_AT_ONCE, of_each).await;
+        join_all(used.into_iter().map(|(id, names)| self.give_back_volumes_of(id, names))).await;
     }
 
     /// Those of `names` that a container `id` which is no more has used.
     async fn give_back_volumes_of(&self, id: ContainerId, mut names: Vec<String>) {
+        // It is never closed.
+        let _turn = GIVING_BACK.acquire().await;
         // One that is being created has its lock, and maybe no record yet.
         let Ok(Some(lock)) = ContainerLock::try_acquire(&self.layout.container(&id).lock) else { return };
         let is_gone = match self.container(&id) {

@@ -48,3 +48,21 @@ fn who_waits_leaves_the_runtimes_threads_to_who_works() {
     runtime.shutdown_background();
     done.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_volume_that_somebody_works_with_is_not_idle() {
+    let root = tempfile::tempdir().unwrap();
+    let config = VolumesConfig { s3: None, ..super::config(root.path(), "one") };
+    let directory = config.root.clone();
+    let store = VolumeStore::open(config).await.unwrap();
+    assert!(store.is_idle("v").await.unwrap());
+    // Another process.
+    let lock = open_lock(&directory, "v", FlockOperation::LockExclusive).unwrap();
+    assert!(!store.is_idle("v").await.unwrap());
+    drop(lock);
+    // Another task of this one, though it has not asked for the file yet.
+    let volume = store.lock("v").await.unwrap();
+    assert!(!store.is_idle("v").await.unwrap() && store.is_idle("w").await.unwrap());
+    drop(volume);
+    assert!(store.is_idle("v").await.unwrap());
+}

@@ -21,7 +21,18 @@ impl Inner {
     /// Puts back what says that a running container has its address and ports, if somebody took that away.
     pub(crate) async fn hold_network_again(&self, container: &Container) -> Result<()> {
         let NetworkRecord::Bridge(lease) = &container.record.network else { return Ok(()) };
-        self.networks.hold_again(&container.record.id.to_string(), lease, &container.record.ports).await
+        let (id, ports) = (container.record.id.to_string(), &container.record.ports);
+        if self.networks.are_held(&id, lease, ports) {
+            return Ok(());
+        }
+        // One that has ended meanwhile has given them back, or whoever has the lock sees to that.
+        let Some(_lock) = ContainerLock::try_acquire(&container.paths.lock)? else { return Ok(()) };
+        match self.container(&container.record.id)? {
+            now if now.record.attempt == container.record.attempt && self.exit_record(&now)?.is_none() => {
+                self.networks.hold_again(&id, lease, ports).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reserves the ports that the spec publishes; in the host's network, where there is nothing to publish, one of its

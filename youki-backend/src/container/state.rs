@@ -178,7 +178,8 @@ impl Inner {
     /// No supervisor and no exit record: somebody is creating or starting it right now, or it is lost.
     async fn find_lost(&self, container: &Container) -> Result<Observed> {
         let Some(lock) = ContainerLock::try_acquire(&container.paths.lock)? else {
-            return Ok(if was_created(&container.paths) { Observed::Unsupervised } else { Observed::Pending });
+            let ran = was_created(&container.paths) || self.last_exit(container)?.is_some_and(|ended| ended.restarting);
+            return Ok(if ran { Observed::Unsupervised } else { Observed::Pending });
         };
         // Whoever held the lock a moment ago may have changed all of it.
         let container = match self.container(&container.record.id) {

@@ -68,7 +68,10 @@ impl Inner {
             match apply() {
                 Err(error) if cgroup.exists() => {
                     put_back(&former);
-                    record::write(&path, &kept)?;
+                    if let Err(unwritten) = record::write(&path, &kept) {
+                        let path = path.display();
+                        tracing::error!(%path, error = unwritten.chain(), "it names limits that the kernel refused");
+                    }
                     Err(error)
                 }
                 _ => Ok(()),

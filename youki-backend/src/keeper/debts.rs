@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep};
+use volumes_s3::VolumeStore;
 
 use super::{PAUSE_AFTER_ERROR, until};
 use crate::dir_watch::{Changed, DirWatch};
@@ -88,17 +89,12 @@ async fn pay_all(weak: &Weak<Inner>) -> Result<()> {
     loop {
         while let Some(name) = debts.take(Instant::now()) {
             let Some(volumes) = weak.upgrade().map(|inner| inner.volumes.clone()) else { return Ok(()) };
-            tries.push(async move { (volumes.retry(&name).await, name) });
+            tries.push(async move { (try_to_pay(&volumes, &name).await, name) });
         }
         let next = debts.next();
         tokio::select! {
             () = until(next) => {}
-            Some((tried, name)) = tries.next() => {
-                if let Err(error) = &tried {
-                    tracing::debug!(volume = name, %error, "still owed to S3");
-                }
-                debts.tried(name, tried.is_ok(), Instant::now());
-            }
+            Some((paid, name)) = tries.next() => debts.tried(name, paid, Instant::now()),
             changed = bell.names() => {
                 let names = match changed? {
                     Changed::Names(names) => names,
@@ -113,6 +109,17 @@ async fn pay_all(weak: &Weak<Inner>) -> Result<()> {
             }
         }
     }
+}
+
+/// Whether nothing is owed any more. Whoever works with the volume pays, or tells: waiting for him, a try would keep others
+/// from theirs.
+async fn try_to_pay(volumes: &VolumeStore, name: &str) -> bool {
+    let paid = match volumes.is_idle(name).await {
+        Ok(false) => return false,
+        Ok(true) => volumes.retry(name).await,
+        Err(error) => Err(error),
+    };
+    paid.inspect_err(|error| tracing::debug!(volume = name, %error, "still owed to S3")).is_ok()
 }
 
 /// The bell, and what is owed already: that is due at once. None without a bucket.

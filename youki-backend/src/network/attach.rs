@@ -92,11 +92,9 @@ fn make_pair(place: &Place, network: &Definition, lease: &Lease, namespace: &Fil
         let message = RouteNetlinkMessage::NewLink(pair(network, lease, namespace, bridge));
         match host.request([(message, CREATE)]) {
             Ok(()) => {
-                // A bridge leaves frames for the group addresses of 802.1D to the port itself.
-                bridge::refuse_advertisements(&lease.host_ifname)?;
-                let port = RouteNetlinkMessage::NewLink(as_port(place, &lease.host_ifname));
-                let set = host.request([(port, 0)]);
-                return set.map_err(|e| failed(network, &format!("setting {} up", lease.host_ifname), e));
+                return set_up_outer(place, network, lease, host).inspect_err(|_| {
+                    let _ = delete_link(host, &lease.host_ifname);
+                });
             }
             // Left by an attempt whose namespace is still held by somebody. The lease is ours, so the name is.
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) && tries == 1 => {
@@ -108,6 +106,15 @@ fn make_pair(place: &Place, network: &Definition, lease: &Lease, namespace: &Fil
             Err(e) => return Err(failed(network, &format!("making {}", lease.host_ifname), e)),
         }
     }
+}
+
+/// Makes the host's end a port that containers are kept behind.
+fn set_up_outer(place: &Place, network: &Definition, lease: &Lease, host: &mut Netlink) -> Result<()> {
+    // A bridge leaves frames for the group addresses of 802.1D to the port itself.
+    bridge::refuse_advertisements(&lease.host_ifname)?;
+    let port = RouteNetlinkMessage::NewLink(as_port(place, &lease.host_ifname));
+    let set = host.request([(port, 0)]);
+    set.map_err(|e| failed(network, &format!("setting {} up", lease.host_ifname), e))
 }
 
 fn pair(network: &Definition, lease: &Lease, namespace: &File, bridge: u32) -> LinkMessage {

@@ -239,14 +239,16 @@ impl Networks {
         lease.is_some_and(named) || self.place.ports().join(id).exists()
     }
 
+    /// Whether what keeps the address and the ports of a container from others is there.
+    pub fn are_held(&self, id: &str, lease: &Lease, ports: &[PortMapping]) -> bool {
+        lease::is_held(&self.place, lease, id) && (ports.is_empty() || self.place.ports().join(id).exists())
+    }
+
     /// Puts back what keeps the address and the ports of a container that runs from others, where somebody took that away.
     ///
     /// # Errors
     /// [`Error::Network`] if another has them by now, [`Error::Io`].
     pub async fn hold_again(&self, id: &str, lease: &Lease, ports: &[PortMapping]) -> Result<()> {
-        if lease::is_held(&self.place, lease, id) && (ports.is_empty() || self.place.ports().join(id).exists()) {
-            return Ok(());
-        }
         tracing::warn!(container = id, "what says that its address or ports are taken was gone, and is put back");
         let (id, lease, ports) = (id.to_owned(), lease.clone(), ports.to_vec());
         self.change(move |place| {

@@ -323,11 +323,15 @@ pub(super) fn reconcile(place: &Place, known: &dyn Fn(&str) -> bool) -> Result<V
     let _lock = lock(place)?;
     record::remove_temporaries(&place.ports())?;
     let mut unclosed = Vec::new();
-    for holder in holders(place)? {
-        if !known(&holder)
-            && let Err(error) = close_locked(place, &holder)
-        {
+    let mut firewall_works = true;
+    for holder in holders(place)?.into_iter().filter(|holder| !known(holder)) {
+        let closed = if firewall_works { close_locked(place, &holder) } else { Ok(()) };
+        if let Err(error) = &closed {
             tracing::error!(container = holder, error = error.chain(), "its ports cannot be closed");
+            // Each further try may wait as long for an answer.
+            firewall_works = !matches!(error, Error::Network { .. });
+        }
+        if closed.is_err() || !firewall_works {
             unclosed.push(holder);
         }
     }

@@ -267,6 +267,10 @@ async fn credentials_that_cannot_be_used_are_told_with_their_file(case: Case) {
     let (code, message) = said.refused(1);
     assert!(code == "registry.credentials" && message.contains(path), "{code}: {message}");
     assert!(!said.stderr.contains("s3cret"), "{said:?}");
+    let missing = dir.join("missing.json").display().to_string();
+    let said = berth_with(&root, &["--json", "pull", &image], &[("REGISTRY_AUTH_FILE", &missing)]).await;
+    let (code, message) = said.refused(1);
+    assert!(code == "registry.credentials" && message.contains(&missing), "{code}: {message}");
     // A login that pulls, and cannot push.
     berth(&root, &["pull", "-q", case.suite.busybox().await]).await.succeeded();
     berth(&root, &["tag", case.suite.busybox().await, &image]).await.succeeded();

@@ -126,7 +126,8 @@ async fn a_loaded_archive_runs_without_a_registry(case: Case) {
 
 /// By skopeo and, where it is installed, podman; the digest stays what it was.
 async fn a_saved_image_is_loaded_by_others_and_by_us(case: Case) {
-    let reference = case.push("tosave", &printing("saved")).await;
+    let image = printing("saved");
+    let reference = case.push("tosave", &image).await;
     case.berth(&["pull", "-q", &reference]).await.succeeded();
     case.berth(&["tag", &reference, "example.org/saved:1"]).await.succeeded();
     let file = case.suite.dir.path().join("ours.tar");
@@ -151,6 +152,18 @@ async fn a_saved_image_is_loaded_by_others_and_by_us(case: Case) {
     let refused = case.berth(&["save", "-o", absent.to_str().unwrap(), "example.org/absent:1"]).await;
     assert_eq!(refused.code, 1, "{refused:?}");
     assert!(!absent.exists(), "an image that is not there left a file");
+    // One that fails on its way leaves yesterday's archive as it was, and nothing beside it.
+    let dir = case.suite.dir.path().join("archives");
+    let kept = dir.join("kept.tar");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(&kept, "yesterday").unwrap();
+    let blobs = other.dir.join("images/blobs/sha256");
+    std::fs::remove_file(blobs.join(&digest_of(&image.layers[0].gzip)["sha256:".len()..])).unwrap();
+    let output =
+        command(&other).args(["save", "-o", kept.to_str().unwrap(), "example.org/saved:1"]).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let entries: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(entries == ["kept.tar"] && std::fs::read(&kept).unwrap() == b"yesterday", "{entries:?}");
 }
 
 /// The image is pulled from one registry, tagged for another that wants a password, and pushed there.
@@ -295,7 +308,9 @@ async fn an_index_gives_the_hosts_platform(case: Case) {
     let own = printing("own");
     let other = Image { architecture: "s390x", ..printing("other") };
     let mut manifests = Vec::new();
-    for (tag, image) in [("other", &other), ("own", &own)] {
+    let older = if own.architecture == "arm64" { "arm" } else { "386" };
+    let older = Image { architecture: older, ..printing("older") };
+    for (tag, image) in [("other", &other), ("older", &older), ("own", &own)] {
         registry.push(repository, tag, image).await;
         let mut entry = descriptor(MANIFEST, &image.documents().1);
         entry["platform"] = json!({"os": "linux", "architecture": image.architecture});
@@ -306,6 +321,11 @@ async fn an_index_gives_the_hosts_platform(case: Case) {
     // One that was taken from it by name is not what a run without that name means.
     case.berth(&["pull", "--platform", "linux/s390x", &reference]).await.succeeded();
     assert_eq!(output_of(&case, &reference, PullPolicy::IfNotPresent).await, ["own"]);
+    // Nor where the host could run that as well.
+    let platform = format!("linux/{}", older.architecture);
+    case.berth(&["pull", "--platform", &platform, &reference]).await.succeeded();
+    case.berth(&["pull", &reference]).await.succeeded();
+    assert_eq!(output_of(&case, &reference, PullPolicy::Never).await, ["own"]);
     let foreign = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [manifests[0]]}).to_string();
     let reference = registry.push_document(repository, "foreign", INDEX, foreign.as_bytes()).await;
     let error = case.runtime.pull_image(&reference).await.unwrap_err();

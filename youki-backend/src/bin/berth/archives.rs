@@ -1,31 +1,18 @@
 //! `save` and `load`: images as archives.
 
-use std::io::BufWriter;
-
 use serde_json::json;
 
 use crate::cli::{LoadArgs, SaveArgs};
 use crate::failure::Result;
 use crate::output;
 use crate::session::Session;
-use crate::streams;
+use crate::tar_output::TarOutput;
 
 /// `berth save`
 pub async fn save(session: &Session, args: &SaveArgs) -> Result<i32> {
-    let images = session.runtime.images();
-    // Who is asked for what is not there leaves no file behind.
-    for image in &args.images {
-        images.history(image).await?;
-    }
-    let out = streams::tar_output(args.output.as_deref())?;
-    let saved = images.save(&args.images, BufWriter::new(out)).await;
-    if let (Err(_), Some(path)) = (&saved, &args.output) {
-        // Half an archive is of no use; a device stays.
-        if path.is_file() {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-    saved?;
+    let out = TarOutput::open(args.output.as_deref())?;
+    session.runtime.images().save(&args.images, out.writer()?).await?;
+    out.finish()?;
     Ok(0)
 }
 

@@ -12,6 +12,7 @@ use crate::failure::{Failure, Result};
 use crate::lifecycle::container;
 use crate::session::Session;
 use crate::streams;
+use crate::tar_output::TarOutput;
 
 /// Stands for a tar on standard input or output.
 const TAR: &str = "-";
@@ -47,12 +48,9 @@ pub async fn cp(session: &Session, args: &CpArgs) -> Result<i32> {
 /// `berth export`
 pub async fn export(session: &Session, args: &ExportArgs) -> Result<i32> {
     let id = container(&args.name)?;
-    if args.output.is_some() {
-        // Who is asked for what is not there leaves no file behind.
-        session.runtime.inspect(&id).await?;
-    }
-    let out = streams::tar_output(args.output.as_deref())?;
-    session.runtime.export(&id, io::BufWriter::new(out)).await?;
+    let out = TarOutput::open(args.output.as_deref())?;
+    session.runtime.export(&id, out.writer()?).await?;
+    out.finish()?;
     Ok(0)
 }
 

@@ -37,6 +37,7 @@ mod session;
 mod signals;
 mod stats;
 mod streams;
+mod tar_output;
 mod terminal;
 mod top;
 mod volumes;

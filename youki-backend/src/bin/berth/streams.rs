@@ -1,9 +1,8 @@
 //! Bytes between descriptors, each way on a thread of its own: a slow reader holds its writer back, and nobody else.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -22,17 +21,6 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
 /// One of the command's own standard streams, as a descriptor that can be given away.
 pub fn own(stream: impl AsFd) -> Result<OwnedFd> {
     stream.as_fd().try_clone_to_owned().map_err(|error| Failure::io("duplicating", "a standard stream", &error))
-}
-
-/// Where an archive is written to: a file, else standard output, unless that is a terminal.
-pub fn tar_output(path: Option<&Path>) -> Result<File> {
-    match path {
-        Some(path) => File::create(path).map_err(|error| Failure::io("creating", path, &error)),
-        None if io::stdout().is_terminal() => {
-            Err(Failure::usage("a tar is not for a terminal: redirect the output, or use --output"))
-        }
-        None => own(io::stdout()).map(File::from),
-    }
 }
 
 /// Copies until the end of `from`; dropping both ends it for their other sides. Not cancelled by dropping the handle.
