@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::dropped::{self, Spare};
 use crate::error::{Error, Result};
 use crate::image::Parts;
-use crate::index::{Index, names_content};
+use crate::index::{Entry, Index, names_content, names_id};
 use crate::locks::StoreHold;
 use crate::place::Place;
 use crate::reserve;
@@ -53,19 +53,22 @@ pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users)
     let in_use = users().map_err(Error::UsersUnknown)?;
     let deleted = Index::shrink(&store.paths, |index| {
         let entry = index.find(name)?.cloned().ok_or_else(|| Error::NotPresent(name.to_owned()))?;
-        let all = names_content(name, &entry);
-        let goes = |reference: &str, digest: &str| digest == entry.digest && (all || reference == entry.reference());
-        let stays = index.entries().iter().any(|e| e.digest == entry.digest && !goes(e.reference(), &e.digest));
+        let (all, by_id) = (names_content(name, &entry), names_id(name, &entry));
+        let is_meant = |e: &Entry| e.digest == entry.digest || (by_id && e.id == entry.id);
+        let goes = |e: &Entry| is_meant(e) && (all || e.reference() == entry.reference());
+        let meant: Vec<&Entry> = index.entries().iter().filter(|e| is_meant(e)).collect();
+        let stays = meant.iter().any(|e| !goes(e));
         // Also where other names stay: a container would be left with an image it does not know by its own name.
-        let of_it =
-            |user: &&InUse| user.digest == entry.digest && (!stays || all || user.reference == entry.reference());
+        let of_it = |user: &&InUse| {
+            meant.iter().any(|e| e.digest == user.digest) && (!stays || all || user.reference == entry.reference())
+        };
         let users: Vec<String> = in_use.iter().filter(of_it).map(|user| user.user.clone()).collect();
         if !users.is_empty() && !force {
             return Err(Error::InUse { digest: entry.digest, users });
         }
         let mut deleted = Vec::new();
         index.retain(|e| {
-            let goes = goes(e.reference(), &e.digest);
+            let goes = goes(e);
             if goes {
                 deleted.push(e.reference().to_owned());
             }

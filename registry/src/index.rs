@@ -1,6 +1,6 @@
 //! `index.json`: which references there are. Read whole, changed under a lock, replaced by rename.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -176,20 +176,25 @@ impl Index {
             return reference.map(|_| None);
         }
         let begins = |digest: &str| digest.strip_prefix("sha256:").is_some_and(|hex| hex.starts_with(digits));
-        let found: Vec<&Entry> =
-            self.manifests.iter().filter(|entry| begins(&entry.digest) || begins(&entry.id)).collect();
-        let mut digests: Vec<String> = found.iter().map(|entry| entry.digest.clone()).collect();
-        digests.sort();
-        digests.dedup();
-        if digests.len() > 1 {
-            return Err(Error::Ambiguous { prefix: name.to_owned(), matches: digests });
+        let meant = |entry: &Entry| [&entry.digest, &entry.id].into_iter().find(|digest| begins(digest)).cloned();
+        // One configuration may have several manifests: its layers are compressed in another way.
+        let matches: BTreeSet<String> = self.manifests.iter().filter_map(meant).collect();
+        if matches.len() > 1 {
+            return Err(Error::Ambiguous { prefix: name.to_owned(), matches: matches.into_iter().collect() });
         }
-        Ok(found.first().copied())
+        Ok(self.manifests.iter().find(|entry| meant(entry).is_some()))
     }
 
     fn empty() -> Self {
         Self { schema_version: 2, media_type: oci_index(), manifests: Vec::new() }
     }
+}
+
+/// Whether `name` is the ID of an image, or its beginning: then all manifests that have it are meant.
+pub(crate) fn names_id(name: &str, entry: &Entry) -> bool {
+    let digits = name.strip_prefix("sha256:").unwrap_or(name);
+    let begins = |digest: &str| digest.strip_prefix("sha256:").is_some_and(|hex| hex.starts_with(digits));
+    begins(&entry.id) && !begins(&entry.digest)
 }
 
 /// Whether `name` names content rather than a reference: then all its references are meant.

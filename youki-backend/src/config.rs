@@ -351,7 +351,8 @@ fn check_host(what: &str, host: &str) -> Result<()> {
 /// `/run/berth` for the default root, else a directory beneath it that is the root's own.
 #[must_use]
 pub fn default_run_dir(root: &Path) -> PathBuf {
-    if root == Path::new(DEFAULT_ROOT) {
+    let default = Path::new(DEFAULT_ROOT);
+    if root == default || canonical(root) == canonical(default) {
         return DEFAULT_RUN_DIR.into();
     }
     Path::new(DEFAULT_RUN_DIR).join("roots").join(root_tag(root))
@@ -360,10 +361,13 @@ pub fn default_run_dir(root: &Path) -> PathBuf {
 /// The first 12 hexadecimal digits of the SHA-256 of a root's canonical path: tells the roots of one host apart.
 pub(crate) fn root_tag(root: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
-    // One that does not exist yet is named as it will be.
-    let canonical =
-        std::fs::canonicalize(root).or_else(|_| std::path::absolute(root)).unwrap_or_else(|_| root.to_owned());
-    crate::layout::hex(&Sha256::digest(canonical.as_os_str().as_bytes()))[..12].to_owned()
+    crate::layout::hex(&Sha256::digest(canonical(root).as_os_str().as_bytes()))[..12].to_owned()
+}
+
+/// The path that `root` has, or will have once it is made. What cannot be resolved stays as it is: it is refused by whoever
+/// opens it.
+fn canonical(root: &Path) -> PathBuf {
+    crate::refusal::canonical(root).unwrap_or_else(|_| root.to_owned())
 }
 
 fn read_file(file: Option<&Path>) -> Result<FileConfig> {

@@ -99,7 +99,7 @@ pub(crate) async fn open(mut config: Config, only: Option<&ContainerId>) -> Resu
     })
     .await?;
     spawner.start_reaping()?;
-    let boot_id = read_line("/proc/sys/kernel/random/boot_id")?;
+    let boot_id = boot_id()?;
     let trash = layout.trash();
 
     let inner = Arc::new_cyclic(|weak| Inner {
@@ -327,6 +327,11 @@ fn host_name(root_tag: &str) -> String {
         .filter(|part| !part.is_empty())
         .collect::<Vec<_>>()
         .join("-")
+}
+
+/// This boot's identity.
+pub(crate) fn boot_id() -> Result<String> {
+    read_line("/proc/sys/kernel/random/boot_id")
 }
 
 fn read_line(path: &str) -> Result<String> {

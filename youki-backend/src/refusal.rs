@@ -4,17 +4,22 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
 use crate::cgroup::{CgroupPaths, Hierarchy};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::record;
-use crate::recovery::VERSION_FILE;
+use crate::recovery::{VERSION_FILE, boot_id};
 
 /// The attribute of a cgroup that names the root it belongs to.
 const CGROUP_OWNER: &str = "trusted.berth.root";
 /// The file of a run directory that names the root it belongs to.
 const RUN_DIR_OWNER: &str = "root";
+/// The file of a root that names the run directory it is used with.
+const RUN_DIR: &str = "run-dir.json";
 /// What the overlay cannot be made on (fs/overlayfs, NFS): no whiteouts, no xattrs, or no upper at all.
 const UNSUITABLE_FILESYSTEMS: [(u64, &str); 2] = [(0x794c_7630, "overlayfs"), (0x6969, "NFS")];
 
@@ -33,11 +38,20 @@ pub(crate) fn refuse(config: &Config) -> Result<Hierarchy> {
     let parent = cgroup_parent(config, &hierarchy);
     owner_is(config, &parent, &root)?;
     run_dir_is(&config.run_dir, &root)?;
+    used_with(&root, &config.run_dir)?;
     Ok(hierarchy)
 }
 
+/// What [`RUN_DIR`] holds.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct UsedWith {
+    /// Directories of another boot hold nothing that runs.
+    boot_id: String,
+    run_dir: PathBuf,
+}
+
 /// The path that `root` has, or will have once it is made.
-fn canonical(root: &Path) -> Result<PathBuf> {
+pub(crate) fn canonical(root: &Path) -> Result<PathBuf> {
     let mut there = std::path::absolute(root).map_err(Error::io("resolving", root))?;
     let mut missing = Vec::new();
     loop {
@@ -111,11 +125,52 @@ pub(crate) fn claim_cgroup_parent(config: &Config, hierarchy: &Hierarchy) -> Res
         .map_err(|error| Error::io("claiming", dir)(error.into()))
 }
 
-/// One run directory is one root's, too: sockets, locks and addresses are found there by the containers' names alone.
+/// One run directory is one root's, too: sockets, locks and addresses are found there by the containers' names alone. And a
+/// root has one: by another, its containers would look as if they had lost their supervisors.
 pub(crate) fn claim_run_dir(layout: &Layout) -> Result<()> {
-    match run_dir_is(&layout.run, &layout.root)? {
-        true => Ok(()),
-        false => record::write_bytes(&layout.run.join(RUN_DIR_OWNER), layout.root.as_os_str().as_encoded_bytes()),
+    let Layout { root, run } = layout;
+    if run_dir_is(run, root)? && used_with(root, run)? {
+        return Ok(());
+    }
+    // One after the other: all who claim the same root, then all who claim the same directory.
+    let _locks = [lock_directory(root)?, lock_directory(run)?];
+    if !used_with(root, run)? {
+        let now = UsedWith { boot_id: boot_id()?, run_dir: canonical(run)? };
+        record::write(&root.join(RUN_DIR), &now)?;
+    }
+    if !run_dir_is(run, root)? {
+        record::write_bytes(&run.join(RUN_DIR_OWNER), root.as_os_str().as_encoded_bytes())?;
+    }
+    Ok(())
+}
+
+fn lock_directory(path: &Path) -> Result<std::fs::File> {
+    let directory = std::fs::File::open(path).map_err(Error::io("opening", path))?;
+    rustix::fs::flock(&directory, FlockOperation::LockExclusive)
+        .map_err(|error| Error::io("locking", path)(error.into()))?;
+    Ok(directory)
+}
+
+/// Whether `root` is known to be used with `run_dir`; an error if it is, in this boot, used with another that is still its
+/// own.
+fn used_with(root: &Path, run_dir: &Path) -> Result<bool> {
+    let Some(used) = record::read_intact::<UsedWith>(&root.join(RUN_DIR))? else { return Ok(false) };
+    if used.boot_id != boot_id()? {
+        return Ok(false);
+    }
+    if used.run_dir == canonical(run_dir)? {
+        return Ok(true);
+    }
+    match run_dir_is(&used.run_dir, root) {
+        Ok(true) => Err(Error::Configuration {
+            what: format!("run directory {}", run_dir.display()),
+            reason: format!(
+                "the root {} is used with {}; name that by --run-dir, or remove it once no container runs",
+                root.display(),
+                used.run_dir.display()
+            ),
+        }),
+        _ => Ok(false),
     }
 }
 

@@ -72,6 +72,7 @@ const DEFAULTS: [&str; 14] = [
 
 /// Number of `CAP_SYS_RESOURCE`.
 pub(super) const SYS_RESOURCE: u8 = 24;
+const SYS_PTRACE: u8 = 19;
 
 /// The five sets of a process, as bit masks over capability numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +98,11 @@ impl CapabilitySets {
     /// All that can be given.
     pub(crate) fn all() -> Self {
         Self::of(available())
+    }
+
+    /// Whether who has them may trace processes that keep others from it, but not do all that the host's root may.
+    pub(crate) fn may_trace(&self) -> bool {
+        self.bounding & bit(SYS_PTRACE) != 0 && self.bounding != available()
     }
 
     /// The sets of a process of `uid`: another than 0 keeps of the permitted and effective ones only what is ambient,

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use tokio::task::JoinHandle;
@@ -163,6 +164,7 @@ impl Inner {
                 held_sockets: 0,
                 log_file_max_bytes: max_log_bytes.max(MIN_LOG_BYTES) / LOG_FILES,
                 log_files: LOG_FILES as usize,
+                may_trace: bundle.process.capabilities.may_trace(),
                 log_buffer_bytes: super::log_mode::buffer_bytes(&record.spec.logs, self.config.logs.mode),
                 resolved_env: record.spec.env.values().any(|value| super::environment::is_resolved(value)),
                 removal: record.spec.remove_on_exit.then(|| self.removal(paths, record)),
@@ -241,7 +243,17 @@ fn write_etc([hosts, hostname, resolv_conf]: &[std::path::PathBuf; 3], record: &
     };
     let write = |path: &Path, text: String| {
         let mode = fs::Permissions::from_mode(ETC_MODE);
-        fs::write(path, text).and_then(|()| fs::set_permissions(path, mode)).map_err(Error::io("writing", path))
+        let mut options = fs::OpenOptions::new();
+        options.create(true).write(true).truncate(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let opened = match options.open(path) {
+            // A container that shares them holds a lease on it: it keeps what it has.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                fs::remove_file(path).and_then(|()| options.open(path))
+            }
+            opened => opened,
+        };
+        let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
+        written.and_then(|()| fs::set_permissions(path, mode)).map_err(Error::io("writing", path))
     };
     write(hosts, network::hosts_file(&record.spec, &name, lease)?)?;
     write(hostname, format!("{name}\n"))?;

@@ -17,7 +17,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::bridge::{self, failed};
-use super::definition::{Definition, Place};
+use super::definition::{DEFAULT_NETWORK, Definition, Place};
 use super::netlink::{CREATE, Netlink};
 use super::{Lease, names, ports};
 use crate::error::{Error, Result};
@@ -45,6 +45,9 @@ pub(super) fn attach(place: &Place, network: &Definition, attachment: &Attachmen
     let namespace =
         open_namespace(*pid).map_err(|e| failed(network, &format!("opening the network of process {pid}"), e))?;
     let mut host = Netlink::open().map_err(|e| failed(network, "opening netlink", e))?;
+    if network.name == DEFAULT_NETWORK {
+        place.use_default()?;
+    }
     ports::open(place, id)?;
     // Before anything is made for one that is gone already.
     names::join(place, lease, id, names)?;

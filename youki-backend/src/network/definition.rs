@@ -143,6 +143,37 @@ impl Place {
         Ok(all)
     }
 
+    /// The default network that containers are on, if that is not the one of this configuration: another process's, or that
+    /// of before. Its bridge and the rules for it are theirs as long as one is on it.
+    pub fn default_in_use(&self) -> Result<Option<Definition>> {
+        let used: Option<Definition> = record::read_intact(&self.default_used())?;
+        Ok(used.filter(|used| self.is_other_in_use(used)))
+    }
+
+    /// Notes that a container is about to be on the default network of this configuration.
+    pub fn use_default(&self) -> Result<()> {
+        let path = self.default_used();
+        match record::read_intact::<Definition>(&path)? {
+            Some(used) if used == self.default => Ok(()),
+            Some(used) if self.is_other_in_use(&used) => Err(Error::Configuration {
+                what: format!("bridge {}, subnet {}", self.default.bridge, self.default.subnet),
+                reason: format!(
+                    "containers of this root are on {}, {}: name that by --bridge and --subnet, or stop them first",
+                    used.bridge, used.subnet
+                ),
+            }),
+            _ => record::write(&path, &self.default),
+        }
+    }
+
+    fn is_other_in_use(&self, used: &Definition) -> bool {
+        (&used.bridge, used.subnet) != (&self.default.bridge, self.default.subnet) && has_ports(&used.bridge)
+    }
+
+    fn default_used(&self) -> PathBuf {
+        self.run.join("default-network.json")
+    }
+
     /// The network of that name.
     pub fn find(&self, name: &str) -> Result<Definition> {
         let missing = || Error::NoSuchNetwork { name: name.to_owned() };
@@ -163,6 +194,11 @@ impl Place {
     fn lock(&self) -> Result<fs::File> {
         lease::lock(&self.run, "networks.lock", FlockOperation::LockExclusive)
     }
+}
+
+/// Whether anything is attached to a bridge of this network namespace.
+fn has_ports(bridge: &str) -> bool {
+    fs::read_dir(Path::new("/sys/class/net").join(bridge).join("brif")).is_ok_and(|mut ports| ports.next().is_some())
 }
 
 /// Defines a network. Nothing is made of it on the host until a container needs it.

@@ -136,12 +136,20 @@ pub(crate) struct Networks {
 }
 
 impl Networks {
-    /// Checks the default network; touches nothing.
+    /// Checks the default network; touches nothing. Where containers are on another one, that is it.
     ///
     /// # Errors
     /// [`Error::Configuration`].
-    pub fn new(place: Place) -> Result<Self> {
+    pub fn new(mut place: Place) -> Result<Self> {
         definition::check_bridge_name(&place.default.bridge)?;
+        if let Some(used) = place.default_in_use()? {
+            tracing::warn!(
+                bridge = used.bridge,
+                subnet = %used.subnet,
+                "containers are on this one: it stays the default network until they are gone"
+            );
+            place.default = used;
+        }
         Ok(Self { place: Arc::new(place), changes: Arc::new(Semaphore::new(CONCURRENT_CHANGES)) })
     }
 

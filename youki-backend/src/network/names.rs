@@ -117,15 +117,23 @@ fn spread(place: &Place, network: &str, lock: &fs::File) -> Result<()> {
             lines.push((holder, line(&member)));
         }
     }
+    let mut all_have_it = true;
     for (holder, _) in &lines {
         let others: String = lines.iter().filter(|(other, _)| other != holder).map(|(_, line)| line.as_str()).collect();
         let path = place.containers.join(holder).join("etc/hosts");
         match rewrite(&path, &others) {
             // It is being removed.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => tracing::warn!(path = %path.display(), error = %e, "names of other containers cannot be written"),
+            Err(e) => {
+                tracing::warn!(path = %path.display(), error = %e, "names of other containers cannot be written");
+                all_have_it &= e.kind() != io::ErrorKind::WouldBlock;
+            }
             Ok(()) => {}
         }
+    }
+    if !all_have_it {
+        // The next to come here tries again.
+        return Ok(());
     }
     lock.write_at(digest.as_bytes(), 0).map_err(Error::io("writing", dir.join(LOCK)))?;
     Ok(())
@@ -158,8 +166,10 @@ fn list(dir: &Path) -> Result<Vec<(std::path::PathBuf, String, u64)>> {
 }
 
 fn rewrite(path: &Path, others: &str) -> io::Result<()> {
-    // The container may write to the file but, since it is a mount point there, put nothing in its place.
-    let mut file = fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    // The container may write to the file but, since it is a mount point there, put nothing in its place. A lease that it
+    // holds on the file would keep us for `fs.lease-break-time`, again and again: not waited for.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mut file = fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
     let mut bytes = Vec::new();
     (&mut file).take(MAX_HOSTS_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_HOSTS_BYTES {

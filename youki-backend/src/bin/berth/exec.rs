@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use runtime_core::{ContainerId, ExecOptions};
-use rustix::fs::FileType;
+use rustix::fs::{FileType, FsWord, fstatfs};
 use tokio::task::JoinHandle;
 use youki_backend::{Config, ExecRequest};
 
@@ -21,6 +21,8 @@ use crate::{streams, terminal};
 
 /// `/dev/null`, as Linux numbers it (devices.txt).
 const NULL_DEVICE: u64 = libc::makedev(1, 3);
+/// The filesystem of pipes (linux/magic.h).
+const PIPEFS_MAGIC: FsWord = 0x5049_5045;
 /// Time for what a process on a terminal wrote last, once it has ended.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
 
@@ -111,11 +113,11 @@ fn output(stream: impl AsFd) -> Result<(OwnedFd, Option<JoinHandle<io::Result<()
     Ok((writer, Some(streams::copy(reader, streams::own(stream)?))))
 }
 
-/// Whether a container may hold `stream`: a pipe, or `/dev/null`. Anything else of the host's could be opened anew through
+/// Whether a container may hold `stream`: a pipe that has no name, or `/dev/null`, for which it gets its own. Anything else of the host's could be opened anew through
 /// `/proc/self/fd` and be written to, a directory be left upwards, or a terminal be typed into; so it stays ours.
 fn may_be_given(stream: &impl AsFd) -> bool {
     rustix::fs::fstat(stream).is_ok_and(|stat| match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Fifo => true,
+        FileType::Fifo => fstatfs(stream).is_ok_and(|filesystem| filesystem.f_type == PIPEFS_MAGIC),
         FileType::CharacterDevice => stat.st_rdev == NULL_DEVICE,
         _ => false,
     })

@@ -75,6 +75,9 @@ pub(crate) struct ResidentConfig {
     /// Values of its environment are on no record: execs ask for them.
     #[serde(default)]
     pub resolved_env: bool,
+    /// It has CAP_SYS_PTRACE, but is not to have all that the host's root may do.
+    #[serde(default)]
+    pub may_trace: bool,
     /// For a container that is removed with its end.
     #[serde(default)]
     pub removal: Option<RemovalPlan>,

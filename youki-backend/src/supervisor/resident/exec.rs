@@ -3,12 +3,21 @@
 //! One fork, no helper: this process enters the container's PID namespace for its children, forks, and leaves it again;
 //! the child joins the cgroup and the other namespaces and becomes the program. Never vfork or CLONE_VM: into a frozen
 //! container that would hang for as long as the freeze, while a fork answers at once.
+//!
+//! Not dumpable, the child cannot be looked into from the container, unless by who has CAP_SYS_PTRACE. Where that may be, the
+//! first fork stays outside, and what it forks into the container's PID namespace has nothing of the host's any more.
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, FileType, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, fstat, memfd_create, openat};
 
 use crate::bundle::{CapabilitySets, Rlimit};
 use crate::cgroup::{self, CgroupPaths};
@@ -17,6 +26,11 @@ use crate::supervisor::wire::{ExecRequest, ExecStep};
 
 /// The kernel's limit (BPF_MAXINSNS) times the size of an instruction.
 const MAX_FILTER_BYTES: u64 = 4096 * 8;
+
+/// For the first of two forks to end: somebody may have frozen the cgroup that it joins.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const NULL_DEVICE: u64 = libc::makedev(1, 3);
 
 /// A running exec.
 #[derive(Debug)]
@@ -39,12 +53,20 @@ pub(crate) struct ExecDescriptors {
     pub filter: Option<OwnedFd>,
 }
 
-/// Starts `request` beside the init `init_pid`. The errno pipe of the result tells whether `execve` succeeded.
+/// Where an exec goes.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    pub init_pid: i32,
+    pub cgroup: &'a CgroupPaths,
+    /// Its processes may trace those that are not dumpable.
+    pub may_trace: bool,
+}
+
+/// Starts `request` in `container`, beside its init. The errno pipe of the result tells whether `execve` succeeded.
 pub(crate) fn start(
     request: &ExecRequest,
     descriptors: ExecDescriptors,
-    init_pid: i32,
-    cgroup: &CgroupPaths,
+    container: &Place<'_>,
     number: u64,
 ) -> io::Result<Exec> {
     let filter = descriptors.filter.map(read_filter).transpose()?;
@@ -63,14 +85,14 @@ pub(crate) fn start(
             .collect(),
     })?;
     let cwd = CString::new(request.cwd.as_slice()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let pidfd = pidfd_open(init_pid)?;
+    let pidfd = pidfd_open(container.init_pid)?;
     let (errno_read, errno_write) = pipe()?;
     // After all else that may fail.
-    let own_cgroup = cgroup.make_exec_dir(number)?;
-    let join = cgroup.join_files(own_cgroup.as_deref());
+    let own_cgroup = container.cgroup.make_exec_dir(number)?;
+    let join = container.cgroup.join_files(own_cgroup.as_deref());
 
     let child = Child { request, launch, cwd, join, pidfd, stdio: descriptors.stdio, errno: errno_write };
-    match child.fork() {
+    match if container.may_trace { child.fork_outside() } else { child.fork() } {
         Ok(pid) => Ok(Exec {
             pid,
             connection: None,
@@ -116,31 +138,94 @@ impl Child<'_> {
         let pid = unsafe { libc::fork() };
         let error = io::Error::last_os_error();
         if pid == 0 {
-            let (step, error) = self.become_program();
-            let [a, b, c, d] = error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes();
-            let _ = File::from(self.errno).write_all(&[a, b, c, d, step as u8]);
-            // SAFETY: ends this process without running anything of its parent's.
-            unsafe { libc::_exit(127) };
+            let failed = match self.enter() {
+                Ok(()) => self.become_program(),
+                Err(error) => (ExecStep::Preparation, error),
+            };
+            self.fail(failed);
         }
         // Back, or the next helper would be born inside the container.
         setns(own_namespace.as_raw_fd(), libc::CLONE_NEWPID)?;
         if pid < 0 { Err(error) } else { Ok(pid) }
     }
 
-    /// In the child. Returns only with the reason why it could not.
+    /// Two forks: the first joins the container but for its PID namespace, where it would be seen, and makes the second a
+    /// child of this process in its stead.
+    fn fork_outside(self) -> io::Result<i32> {
+        let second = shared_number()?;
+        second.store(0, Ordering::SeqCst);
+        // SAFETY: as above.
+        let first = check(unsafe { libc::fork() })?;
+        if first == 0 {
+            let entered = self.enter().and_then(|()| setns(self.pidfd.as_raw_fd(), libc::CLONE_NEWPID));
+            if let Err(error) = entered {
+                self.fail((ExecStep::Preparation, error));
+            }
+            // Its number is known before either of them goes on.
+            let flags = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
+            // SAFETY: a fork, of a single-threaded process; the number is in memory that is shared with the parent.
+            match check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, second.as_ptr(), 0, 0) } as i32) {
+                Ok(0) => {
+                    let failed = match launch::die_with_parent() {
+                        Ok(()) => self.become_program(),
+                        Err(error) => (ExecStep::Preparation, error),
+                    };
+                    self.fail(failed)
+                }
+                // SAFETY: ends this process without running anything of its parent's.
+                Ok(_) => unsafe { libc::_exit(0) },
+                Err(error) => self.fail((ExecStep::Preparation, error)),
+            }
+        }
+        let ended = pidfd_open(first).and_then(|pidfd| {
+            let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+            loop {
+                match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    polled => return Ok(polled? > 0),
+                }
+            }
+        });
+        match (ended, second.load(Ordering::SeqCst)) {
+            // Its failure is told by the pipe, and its end like that of the program.
+            (Ok(true), 0) => Ok(first),
+            (Ok(true), second) => {
+                // SAFETY: it is our child, and no status is asked for.
+                unsafe { libc::waitpid(first, std::ptr::null_mut(), 0) };
+                Ok(second)
+            }
+            (other, second) => {
+                for pid in [first, second].into_iter().filter(|pid| *pid > 0) {
+                    // SAFETY: takes integers; neither has been reaped.
+                    unsafe { libc::kill(pid, libc::SIGKILL) };
+                }
+                other.and(Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)))
+            }
+        }
+    }
+
+    /// In a child: tells why it is not the program, and ends.
+    fn fail(&self, (step, error): (ExecStep, io::Error)) -> ! {
+        let [a, b, c, d] = error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes();
+        let _ = rustix::io::write(&self.errno, &[a, b, c, d, step as u8]);
+        // SAFETY: ends this process without running anything of its parent's.
+        unsafe { libc::_exit(127) }
+    }
+
+    /// In the child that is in the container. Returns only with the reason why it could not.
     fn become_program(&self) -> (ExecStep, io::Error) {
-        let entered = self.enter().map_err(|error| (ExecStep::Preparation, error));
+        let ready = self.begin_session().map_err(|error| (ExecStep::Preparation, error));
         // SAFETY: the string lives; chdir takes nothing else.
         let at_home =
             || check(unsafe { libc::chdir(self.cwd.as_ptr()) }).map_err(|error| (ExecStep::WorkingDirectory, error));
         let identified = || self.take_identity().map_err(|error| (ExecStep::Preparation, error));
-        match entered.and_then(|()| at_home()).and_then(|_| identified()) {
+        match ready.and_then(|()| at_home()).and_then(|_| identified()) {
             Ok(()) => (ExecStep::Program, self.launch.run()),
             Err(failed) => failed,
         }
     }
 
-    /// The container's cgroup and namespaces, and nothing of ours but the three streams.
+    /// The container's cgroup and namespaces but that of PIDs, and nothing of ours but the three streams.
     fn enter(&self) -> io::Result<()> {
         launch::die_with_parent()?;
         fs::write("/proc/self/oom_score_adj", self.request.oom_score_adj.to_string()).or_else(permitted)?;
@@ -150,22 +235,36 @@ impl Child<'_> {
         let namespaces =
             libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
         setns(self.pidfd.as_raw_fd(), namespaces)?;
-        // SAFETY: setsid, dup2, this ioctl, close_range and umask take integers.
+        let are_null = self.stdio.each_ref().map(is_null_device);
+        let null = if are_null.contains(&true) { Some(null_device()?) } else { None };
+        // SAFETY: dup2 and close_range take integers.
         unsafe {
-            libc::setsid();
             for (target, source) in self.stdio.iter().enumerate() {
+                let source = null.as_ref().filter(|_| are_null[target]).unwrap_or(source);
                 check(libc::dup2(source.as_raw_fd(), target as i32))?;
             }
+            // Before chdir, so that no directory of the host's is at hand any more. All but the errno pipe, which goes
+            // with execve, and the init's pidfd: until then the container could look at what is open.
+            let (errno, pidfd) = (self.errno.as_raw_fd() as u32, self.pidfd.as_raw_fd() as u32);
+            let mut from = 3;
+            for kept in [errno.min(pidfd), errno.max(pidfd)] {
+                if kept > from {
+                    check(libc::syscall(libc::SYS_close_range, from, kept - 1, 0) as i32)?;
+                }
+                from = kept + 1;
+            }
+            check(libc::syscall(libc::SYS_close_range, from, u32::MAX, 0) as i32)?;
+        }
+        Ok(())
+    }
+
+    fn begin_session(&self) -> io::Result<()> {
+        // SAFETY: setsid, this ioctl and umask take integers.
+        unsafe {
+            libc::setsid();
             if self.request.terminal {
                 check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
             }
-            // Before chdir, so that no directory of the host's is at hand any more. All but the errno pipe, which goes
-            // with execve: until then the container could look at what is open.
-            let errno = self.errno.as_raw_fd() as u32;
-            if errno > 3 {
-                check(libc::syscall(libc::SYS_close_range, 3, errno - 1, 0) as i32)?;
-            }
-            check(libc::syscall(libc::SYS_close_range, errno + 1, u32::MAX, 0) as i32)?;
             libc::umask(0o022);
         }
         Ok(())
@@ -185,6 +284,42 @@ impl Child<'_> {
         }
         launch::raise_effective()
     }
+}
+
+/// A number that this process shares with its children.
+fn shared_number() -> io::Result<&'static AtomicI32> {
+    static SHARED: OnceLock<&AtomicI32> = OnceLock::new();
+    if let Some(shared) = SHARED.get() {
+        return Ok(shared);
+    }
+    let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, of which the kernel chooses the place.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), size_of::<AtomicI32>(), access, flags, -1, 0) };
+    if page == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed, of the right size and alignment, and never unmapped.
+    Ok(SHARED.get_or_init(|| unsafe { &*page.cast::<AtomicI32>() }))
+}
+
+fn is_null_device(descriptor: &OwnedFd) -> bool {
+    fstat(descriptor).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == NULL_DEVICE
+    })
+}
+
+/// The container's own `/dev/null`: the host's would be the container's to change the mode and owner of. Where that is
+/// something else by now, a file that is empty, and stays so.
+fn null_device() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let own = openat(CWD, c"/dev/null", flags, Mode::empty());
+    if let Some(own) = own.ok().filter(is_null_device) {
+        fcntl_setfl(&own, OFlags::RDWR)?;
+        return Ok(own);
+    }
+    let empty = memfd_create(c"null", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    fcntl_add_seals(&empty, SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(empty)
 }
 
 /// Lowering `oom_score_adj` takes CAP_SYS_RESOURCE, which the host may not have: then it stays as it is.

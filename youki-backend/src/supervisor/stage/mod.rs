@@ -73,6 +73,14 @@ fn close_inherited() -> io::Result<()> {
     super::resident::check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } as i32).map(drop)
 }
 
+/// The session keyring of whoever started the agent holds his secrets, and goes with his session: the supervisor, its init
+/// and execs get an empty one. A kernel without keyrings, or whose quota is used up, leaves what there is.
+fn leave_keyring() {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: without a name it takes nothing else.
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+}
+
 /// What comes beside the plan.
 struct Beside {
     /// The container's run directory: this one, which goes if this create is cut off, and not what has its path by then.
@@ -118,6 +126,7 @@ fn receive(connection: &fs::File, bytes: &mut [u8]) -> io::Result<(usize, Vec<Ow
 
 fn set_up(mut plan: CreatePlan, mut beside: Beside) -> Result<std::convert::Infallible> {
     rustix::process::setsid().map_err(|error| Error::io("leaving", "the agent's session")(error.into()))?;
+    leave_keyring();
     super::launch::reset_scheduling();
     super::launch::lift_limits();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));

@@ -23,7 +23,9 @@ impl Attempt {
         self.exec_count += 1;
         self.left_cgroups.retain(|dir| !exec::remove_cgroup(dir));
         let descriptors = ExecDescriptors { stdio: [stdin, stdout, stderr], filter };
-        match exec::start(request, descriptors, self.init_pid, &self.cgroup, self.exec_count) {
+        let container =
+            exec::Place { init_pid: self.init_pid, cgroup: &self.cgroup, may_trace: self.config.may_trace };
+        match exec::start(request, descriptors, &container, self.exec_count) {
             Ok(mut exec) => {
                 exec.connection = Some(slot);
                 let place = place(&mut self.execs, exec);
