@@ -133,29 +133,8 @@ pub(crate) async fn fetch_again(store: &Arc<Inner>, digest: &str, blobs: &[Descr
     Ok(())
 }
 
-/// Fetches those of `blobs` that are missing though what they hold stands: it was unpacked from another blob of the same
-/// content, or is there for a container alone whose image is gone. Where none are kept they count as dropped. The store must
-/// be held.
-pub(crate) async fn complete(store: &Arc<Inner>, session: &Session<'_>, blobs: &[Descriptor]) -> Result<()> {
-    let wanted = blobs.to_vec();
-    let missing = blocking(store, move |store| {
-        let missing: Vec<_> = wanted.into_iter().filter(|blob| is_lost(&store.paths, blob)).collect();
-        if !store.config.drop_blobs {
-            return Ok(missing);
-        }
-        for blob in missing {
-            mark(&store.paths, blob.hex())?;
-        }
-        Ok(Vec::new())
-    })
-    .await?;
-    for blob in &missing {
-        fetch(store, session, blob).await?;
-    }
-    Ok(())
-}
-
-fn mark(paths: &Paths, hex: &str) -> Result<()> {
+/// Says of a blob that it was dropped; blocking.
+pub(crate) fn mark(paths: &Paths, hex: &str) -> Result<()> {
     let path = paths.dropped.join(hex);
     fs::write(&path, b"").map_err(|e| Error::io("writing", &path, e))
 }

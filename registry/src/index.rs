@@ -175,8 +175,7 @@ impl Index {
         if !is_hex {
             return reference.map(|_| None);
         }
-        let begins = |digest: &str| digest.strip_prefix("sha256:").is_some_and(|hex| hex.starts_with(digits));
-        let meant = |entry: &Entry| [&entry.digest, &entry.id].into_iter().find(|digest| begins(digest)).cloned();
+        let meant = |entry: &Entry| [&entry.digest, &entry.id].into_iter().find(|it| begins(it, digits)).cloned();
         // One configuration may have several manifests: its layers are compressed in another way.
         let matches: BTreeSet<String> = self.manifests.iter().filter_map(meant).collect();
         if matches.len() > 1 {
@@ -193,8 +192,11 @@ impl Index {
 /// Whether `name` is the ID of an image, or its beginning: then all manifests that have it are meant.
 pub(crate) fn names_id(name: &str, entry: &Entry) -> bool {
     let digits = name.strip_prefix("sha256:").unwrap_or(name);
-    let begins = |digest: &str| digest.strip_prefix("sha256:").is_some_and(|hex| hex.starts_with(digits));
-    begins(&entry.id) && !begins(&entry.digest)
+    begins(&entry.id, digits) && !begins(&entry.digest, digits)
+}
+
+fn begins(digest: &str, digits: &str) -> bool {
+    digest.strip_prefix("sha256:").is_some_and(|hex| hex.starts_with(digits))
 }
 
 /// Whether `name` names content rather than a reference: then all its references are meant.

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use rustix::io::Errno;
 
+use crate::dropped;
 use crate::durability;
 use crate::error::{Error, Result};
 use crate::image::{self, Parts};
+use crate::index::Index;
 use crate::layer::below::Below;
 use crate::layer::stream::{self, FEED_PIECES, Job, Source};
 use crate::layer::unpack::{Over, Unpacked};
@@ -23,19 +25,26 @@ use crate::session::Session;
 use crate::store::{Inner, TmpDir, blocking};
 use crate::transfer::transfer;
 
-/// Makes all layers stand, bottom first. Without a session only what is here is used.
-pub(crate) async fn layers(
-    store: &Arc<Inner>,
-    parts: &Parts,
-    session: Option<&Session<'_>>,
-    events: Option<&Events>,
-) -> Result<Vec<(Place, About)>> {
+/// Where layers come from, and what for.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    /// Without one only what is here is used.
+    pub(crate) session: Option<&'a Session<'a>>,
+    pub(crate) events: Option<&'a Events>,
+    /// The image is new: that its blobs hold what its configuration says is not known yet, and what stands is no proof. All
+    /// its blobs are to be here afterwards.
+    pub(crate) enters: bool,
+}
+
+/// Makes all layers stand, bottom first.
+pub(crate) async fn layers(store: &Arc<Inner>, parts: &Parts, origin: Origin<'_>) -> Result<Vec<(Place, About)>> {
+    let Origin { session, .. } = origin;
     let at_once = store.config.limits.concurrent_layers.max(1);
     let at_once = session.and_then(Session::max_connections).map_or(at_once, |most| most.clamp(1, at_once));
     let blobs = &parts.manifest.layers;
     // Concurrent, but in this task: dropping the pull drops all of it.
     // Collected: a lazy iterator of futures that borrow is not seen to be Send for every lifetime (rust-lang/rust#89976).
-    let work: Vec<_> = parts.ids.iter().zip(blobs).map(|(id, blob)| obtain(store, id, blob, session, events)).collect();
+    let work: Vec<_> = parts.ids.iter().zip(blobs).map(|(id, blob)| obtain(store, id, blob, origin)).collect();
     let mut obtained = std::pin::pin!(futures_util::stream::iter(work).buffered(at_once));
     let mut settled: Vec<(Place, About)> = Vec::with_capacity(blobs.len());
     let mut ready = VecDeque::new();
@@ -49,7 +58,7 @@ pub(crate) async fn layers(
             continue;
         };
         let (id, blob) = (&parts.ids[settled.len()], &blobs[settled.len()]);
-        let mut settling = std::pin::pin!(settle(store, id, blob, layer, settled, session, events));
+        let mut settling = std::pin::pin!(settle(store, id, blob, layer, settled, origin));
         // The other layers go on meanwhile; one of them may hold a lock that this one waits for.
         settled = loop {
             tokio::select! {
@@ -90,17 +99,17 @@ async fn obtain(
     store: &Arc<Inner>,
     id: &LayerId,
     blob: &Descriptor,
-    session: Option<&Session<'_>>,
-    events: Option<&Events>,
+    origin: Origin<'_>,
 ) -> Result<Obtained> {
+    let Origin { session, events, enters } = origin;
     let chain = store.locks.lock(&store.paths.locks, &id.chain.name()).await?;
-    if stands(store, id).await? {
+    if stands(store, id, blob, enters).await? {
         events.inspect(|events| events.layer(blob, LayerPhase::Exists, blob.size));
         return Ok(Obtained::Stands);
     }
     let diff = store.locks.lock(&store.paths.locks, &id.diff.name()).await?;
     // An image with others below may have brought it meanwhile.
-    if stands(store, id).await? {
+    if stands(store, id, blob, enters).await? {
         events.inspect(|events| events.layer(blob, LayerPhase::Exists, blob.size));
         return Ok(Obtained::Stands);
     }
@@ -112,10 +121,39 @@ fn named<'a>(store: &'a Inner, blob: &'a Descriptor) -> impl Fn(Error) -> Error 
     |error| error.of_room_for(&format_args!("layer {}", blob.digest), &store.config.root)
 }
 
-async fn stands(store: &Arc<Inner>, id: &LayerId) -> Result<bool> {
-    let id = id.clone();
-    blocking(store, move |store| Ok(id.chain.about(&store.paths)?.is_some() || id.diff.about(&store.paths)?.is_some()))
-        .await
+/// Whether a layer stands; of an image that enters, also whether it is what `blob` holds.
+async fn stands(store: &Arc<Inner>, id: &LayerId, blob: &Descriptor, enters: bool) -> Result<bool> {
+    let (id, blob) = (id.clone(), blob.clone());
+    blocking(store, move |store| {
+        let paths = &store.paths;
+        let standing = [id.chain.about(paths)?, id.diff.about(paths)?].into_iter().flatten().collect::<Vec<_>>();
+        if standing.is_empty() || !enters {
+            return Ok(!standing.is_empty());
+        }
+        let unpacked_from_it = standing.iter().any(|about| about.blob == blob.digest);
+        if dropped::is_lost(paths, &blob) {
+            // Where none are kept, it was one of those.
+            let is_spare = unpacked_from_it && store.config.drop_blobs;
+            if is_spare {
+                dropped::mark(paths, blob.hex())?;
+            }
+            return Ok(is_spare);
+        }
+        Ok(unpacked_from_it || id.diff.diff_id() == blob.digest || is_another_images(store, &id, &blob)?)
+    })
+    .await
+}
+
+/// Whether an image that has entered has the same blob for the layer: then it was looked into. Blocking.
+fn is_another_images(store: &Inner, id: &LayerId, blob: &Descriptor) -> Result<bool> {
+    for entry in Index::read(&store.paths)?.entries() {
+        let Some(parts) = Parts::read(&store.paths, &entry.digest)? else { continue };
+        let mut layers = parts.ids.iter().zip(&parts.manifest.layers);
+        if layers.any(|(other, of_it)| other.diff == id.diff && of_it.digest == blob.digest) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Unpacks a layer, from the store's blob or from the network.
@@ -166,7 +204,7 @@ async fn unpack(
     };
     let fetched = !is_stored;
     let self_contained = finalise::is_self_contained(&unpacked) && unpacked.whiteouts.is_empty();
-    let (place, hex) = (id.diff.clone(), blob.hex().to_owned());
+    let (place, hex, digest) = (id.diff.clone(), blob.hex().to_owned(), blob.digest.clone());
     let (unpacked, locks) = blocking(store, {
         let tmp = Arc::clone(&tmp);
         move |store| {
@@ -176,7 +214,7 @@ async fn unpack(
             }
             if self_contained {
                 durability::mark(store, &place)?;
-                place.settle(&store.paths, &unpacked, &tmp.path().join("root"))?;
+                place.settle(&store.paths, &digest, &unpacked, &tmp.path().join("root"))?;
                 tmp.remove_now();
             }
             Ok((unpacked, locks))
@@ -261,9 +299,9 @@ async fn settle(
     blob: &Descriptor,
     obtained: Obtained,
     mut settled: Vec<(Place, About)>,
-    session: Option<&Session<'_>>,
-    events: Option<&Events>,
+    origin: Origin<'_>,
 ) -> Result<Vec<(Place, About)>> {
+    let Origin { session, events, .. } = origin;
     let pending = match obtained {
         Obtained::Pending(pending) => pending,
         Obtained::Stands => {
@@ -311,7 +349,7 @@ fn finish(
     let Finished { root, unpacked, fits_anywhere } = finalise_over(store, id, blob, unpacked, &tmp, settled)?;
     let place = if fits_anywhere { &id.diff } else { &id.chain };
     durability::mark(store, place)?;
-    let about = place.settle(&store.paths, &unpacked, &root)?;
+    let about = place.settle(&store.paths, &blob.digest, &unpacked, &root)?;
     tmp.remove_now();
     Ok((place.clone(), about))
 }

@@ -20,7 +20,7 @@ use crate::image::{Image, Parts, digest_of};
 use crate::index::{Entry, Index, REF_NAME};
 use crate::layer::Compression;
 use crate::layer::tar::{Kind, TarReader};
-use crate::layers::layers;
+use crate::layers::{Origin, layers};
 use crate::limits::MAX_INDEX_DEPTH;
 use crate::locks::StoreHold;
 use crate::manifest::{self, Descriptor, Document, Manifest, OCI_MANIFEST};
@@ -58,7 +58,8 @@ async fn load_all(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
     .await?;
     let mut images = Vec::new();
     for Loaded { names, digest, size, parts } in found {
-        let settled = layers(store, &parts, None, None).await?;
+        let origin = Origin { session: None, events: None, enters: true };
+        let settled = layers(store, &parts, origin).await?;
         let names = if names.is_empty() { vec![format!("<none>@{digest}")] } else { names };
         for name in &names {
             let entry = Entry::new(name, &digest, size, &parts.manifest, None);

@@ -45,6 +45,9 @@ pub(crate) struct About {
     whiteout_parents: Vec<String>,
     entries: u64,
     bytes: u64,
+    /// Digest of the blob that it was unpacked from; empty where an older Berth did that.
+    #[serde(default)]
+    pub(crate) blob: String,
 }
 
 impl Place {
@@ -111,10 +114,10 @@ impl Place {
         }
     }
 
-    /// Lets the unpacked tree `from` appear here. One that stands here already stays, for containers may be mounted from it:
+    /// Lets the tree `from`, unpacked from `blob`, appear here. One that stands here already stays, for containers may be mounted from it:
     /// if what it says of itself is lost, that alone is written anew. Of several who settle the same layer at once one is
     /// first. Blocking.
-    pub(crate) fn settle(&self, paths: &Paths, unpacked: &Unpacked, from: &PathBuf) -> Result<About> {
+    pub(crate) fn settle(&self, paths: &Paths, blob: &str, unpacked: &Unpacked, from: &PathBuf) -> Result<About> {
         if let Some(standing) = self.about(paths)? {
             return Ok(standing);
         }
@@ -127,6 +130,7 @@ impl Place {
             whiteout_parents: parents.into_iter().map(|path| STANDARD_NO_PAD.encode(path)).collect(),
             entries: unpacked.entries,
             bytes: unpacked.bytes,
+            blob: blob.to_owned(),
         };
         let text = serde_json::to_vec(&about)
             .map_err(|e| Error::Damaged { path: self.about_path(paths), reason: e.to_string() })?;

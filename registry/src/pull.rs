@@ -13,7 +13,7 @@ use crate::durability;
 use crate::error::{Error, Result};
 use crate::image::{self, Image, Parts, digest_of};
 use crate::index::{Entry, Index};
-use crate::layers::layers;
+use crate::layers::{Origin, layers};
 use crate::limits::MAX_INDEX_DEPTH;
 use crate::locks::StoreHold;
 use crate::manifest::{self, Document, Manifest};
@@ -61,7 +61,7 @@ pub(crate) async fn complete(store: &Arc<Inner>, reference: String, digest: Stri
         None => {
             let hold_store = Arc::clone(store);
             let _hold = blocking(&hold_store, |store| StoreHold::shared(&store.paths.store_lock)).await?;
-            match layers(store, &parts, None, None).await {
+            match layers(store, &parts, Origin { session: None, events: None, enters: false }).await {
                 Ok(settled) => settled,
                 Err(error @ (Error::NotPresent(_) | Error::DigestMismatch { .. })) => {
                     tracing::info!(image = reference, %error, "a local image is not whole any more");
@@ -146,8 +146,8 @@ async fn fetch(store: &Arc<Inner>, asked: &Asked<'_>) -> Result<Image> {
         return Err(other_platform(&reference.to_string(), &config.image, wanted.as_ref()));
     }
     let parts = Parts::new(resolved.manifest.clone(), config);
-    let settled = layers(store, &parts, Some(session), Some(events)).await?;
-    dropped::complete(store, session, &parts.manifest.layers).await?;
+    let origin = Origin { session: Some(session), events: Some(events), enters: true };
+    let settled = layers(store, &parts, origin).await?;
     let entry = Entry::new(
         &reference.to_string(),
         &resolved.digest,

@@ -36,6 +36,8 @@ pub(crate) struct Manners {
     lie: bool,
     /// The image's configuration has other diff IDs than its layers.
     other_diff_ids: bool,
+    /// The upper layer is another than the one its configuration names.
+    other_top: bool,
     /// Documents are followed by so many spaces.
     padding: usize,
     /// An answer stops after so many bytes, and its connection stays open.
@@ -115,6 +117,9 @@ fn image(manners: &Manners) -> (HashMap<String, Vec<u8>>, Vec<String>) {
     let mut blobs: Vec<Vec<u8>> = tars.iter().map(|tar| gzip(tar)).collect();
     if manners.zeros {
         blobs[1] = zeros(300);
+    }
+    if manners.other_top {
+        blobs[1] = gzip(&with_data(header(b"junk", b'0', 1, |_| {}), b"j"));
     }
     let of_diff = |tar: &Vec<u8>| digest_of(if manners.other_diff_ids { b"other" } else { tar });
     let diff_ids: Vec<String> = tars.iter().map(|tar| format!("\"{}\"", of_diff(tar))).collect();
@@ -412,14 +417,21 @@ async fn wrong_content_is_a_digest_mismatch_and_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_with_wrong_diff_ids_takes_no_layer_from_others() {
     let Some(root) = Root::new() else { return };
-    let (good, wrong) = (Manners::default(), Manners { other_diff_ids: true, ..Manners::default() });
-    let (good, wrong) = (serve(good).await, serve(wrong).await);
-    let store = root.store();
-    let image = store.pull(&format!("{}/x", good.address), PullOptions::default()).await.unwrap();
-    let reference = format!("{}/x", wrong.address);
-    let error = store.pull(&reference, PullOptions::default()).await.unwrap_err();
-    assert_eq!(error.code(), "image.digest_mismatch", "{error}");
-    assert_eq!(store.verify(&image.reference).await.unwrap().damaged, [], "a blob of another image is gone");
+    let good = serve(Manners::default()).await;
+    let image = root.store().pull(&format!("{}/x", good.address), PullOptions::default()).await.unwrap();
+    let of_nobody = Manners { other_diff_ids: true, ..Manners::default() };
+    // What it names is no secret, and stands here for another image.
+    let of_another = Manners { other_top: true, ..Manners::default() };
+    for wrong in [of_nobody, of_another] {
+        let wrong = serve(wrong).await;
+        for drop_blobs in [false, true] {
+            let store = ImageStore::open(StoreConfig { drop_blobs, ..StoreConfig::new(root.0.path().into()) }).unwrap();
+            let error = store.pull(&format!("{}/x", wrong.address), PullOptions::default()).await.unwrap_err();
+            assert_eq!(error.code(), "image.digest_mismatch", "{error}");
+            assert_eq!(store.list().await.unwrap().len(), 1);
+            assert_eq!(store.verify(&image.reference).await.unwrap().damaged, [], "a blob of another image is gone");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

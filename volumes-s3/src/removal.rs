@@ -1,5 +1,6 @@
 //! Removal of local copies and of histories.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -62,13 +63,14 @@ impl VolumeStore {
         .await
     }
 
-    /// Removes local copies that nobody uses and S3 holds as they are, if it has every pack of the newest generation.
+    /// Removes local copies that nobody uses and S3 holds as they are, if it has every pack of the newest generation, but for
+    /// those of volumes to be `kept`.
     ///
     /// # Errors
     /// Those of the disk. A volume whose state cannot be told is kept, and so is one beside which another tree lies.
-    pub async fn prune_local(&self) -> Result<PruneResult> {
+    pub async fn prune_local(&self, kept: &BTreeSet<String>) -> Result<PruneResult> {
         let mut result = PruneResult::default();
-        for name in self.names().await? {
+        for name in self.names().await?.into_iter().filter(|name| !kept.contains(name)) {
             let pruned = self.detached(&name, |store, name| async move {
                 let mut volume = store.lock(&name).await?;
                 let idle =

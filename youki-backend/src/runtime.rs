@@ -1,6 +1,7 @@
 //! [`YoukiRuntime`]: its inherent methods with rich errors, and the [`Runtime`] trait over them.
 
 mod contract;
+mod volumes;
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
@@ -339,21 +340,6 @@ impl YoukiRuntime {
     /// [`Error::NoSuchContainer`].
     pub async fn watch(&self, id: &ContainerId) -> Result<Watched> {
         self.0.watch(id).await
-    }
-
-    /// Syncs and gives back the named volumes of containers that are no more, which nobody else has done yet. The keeper
-    /// does so by itself.
-    pub async fn give_back_volumes(&self) {
-        self.0.give_back_volumes().await;
-    }
-
-    /// Tries again what volumes owe to S3, whether their containers are there or not, within the time that a stop has for
-    /// it (`sync_on_stop`). Tells which of them are not durable yet, and why.
-    ///
-    /// # Errors
-    /// Those of reading the root.
-    pub async fn retry_volumes(&self) -> Result<Vec<(String, volumes_s3::Error)>> {
-        self.0.retry_volumes().await
     }
 
     /// [`Runtime::sync_container_volumes`].

@@ -19,7 +19,7 @@ fn packs(memory: &Memory) -> usize {
 }
 
 async fn pruned(host: &Host) -> bool {
-    let deleted = host.store.prune_local().await.unwrap().deleted;
+    let deleted = host.store.prune_local(&Default::default()).await.unwrap().deleted;
     assert_eq!(host.store.inner_root().join("v").exists(), deleted.is_empty());
     !deleted.is_empty()
 }

@@ -33,7 +33,7 @@ async fn a_volume_whose_state_is_damaged_hides_no_other_and_can_be_removed() {
         "{hint}"
     );
     assert_eq!(code(host.store.status("v").await), "volume.corrupt");
-    assert!(host.store.prune_local().await.unwrap().deleted.len() == 2 && directory.exists());
+    assert!(host.store.prune_local(&Default::default()).await.unwrap().deleted.len() == 2 && directory.exists());
     host.store.remove("v", false, true).await.unwrap();
     assert!(!directory.exists());
     // As the hint says: what S3 holds is there again.

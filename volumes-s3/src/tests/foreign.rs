@@ -38,7 +38,7 @@ async fn what_was_moved_aside_is_told_and_kept() {
     assert_eq!(status.bytes_at_risk, 13);
     assert!(status.last_error.unwrap().contains(data.to_str().unwrap()));
     assert_eq!(code(host.store.remove("v", false, false).await), "volume.foreign");
-    assert!(host.store.prune_local().await.unwrap().deleted.is_empty());
+    assert!(host.store.prune_local(&Default::default()).await.unwrap().deleted.is_empty());
 
     host.acquire().await.unwrap();
     assert_eq!(host.read().await, "synced");
@@ -57,7 +57,7 @@ async fn what_was_moved_aside_is_told_and_kept() {
             assert!(error.to_string().contains(aside.to_str().unwrap()), "it does not say where: {error}");
         }
     }
-    assert!(host.store.prune_local().await.unwrap().deleted.is_empty());
+    assert!(host.store.prune_local(&Default::default()).await.unwrap().deleted.is_empty());
     assert_eq!(fs::read_to_string(aside.join("file")).unwrap(), "of the backup");
     // A sync is not kept from its work, and says that it is there still.
     assert_eq!(host.store.sync("v").await.unwrap().bytes_at_risk, 13);

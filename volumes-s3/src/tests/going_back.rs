@@ -171,7 +171,7 @@ async fn it_is_not_undone_in_silence() {
     let memory = Arc::new(Memory::default());
     let (host, generations) = with_history(&memory, &["old", "new"]).await;
     go_back(&host, generations[0]).await;
-    assert!(host.store.prune_local().await.unwrap().deleted.is_empty());
+    assert!(host.store.prune_local(&Default::default()).await.unwrap().deleted.is_empty());
     assert_eq!(code(host.store.remove("v", false, false).await), "volume.unpublished");
     // Somebody else has gone on meanwhile.
     let other = Host::new("two", &memory).await;

@@ -125,7 +125,7 @@ async fn a_claim_by_hand_is_kept_until_it_was_used() {
     // Who retries leaves it alone, and so does a second claim.
     assert!(two.store.owing().await.unwrap().is_empty());
     two.store.claim("v", false, Progress::default()).await.unwrap();
-    assert!(two.store.prune_local().await.unwrap().deleted.is_empty());
+    assert!(two.store.prune_local(&Default::default()).await.unwrap().deleted.is_empty());
     assert_eq!(code(one.store.claim("v", false, Progress::default()).await), "volume.in_use_elsewhere");
     // The former owner may no longer publish: its tree becomes a branch.
     let Err(Error::Fenced { branch: Some(_), .. }) = one.store.sync("v").await else { panic!("not fenced") };

@@ -120,7 +120,7 @@ async fn an_older_generation_is_restored_and_published_anew() {
     assert!(generation > old);
     assert_eq!(code(host.store.remove("v", false, true).await), "volume.in_use");
     host.store.release("v", "web").await.unwrap();
-    assert_eq!(host.store.prune_local().await.unwrap().deleted, ["v"]);
+    assert_eq!(host.store.prune_local(&Default::default()).await.unwrap().deleted, ["v"]);
     host.acquire().await.unwrap();
     assert_eq!(host.read().await, "old");
     host.store.release("v", "web").await.unwrap();

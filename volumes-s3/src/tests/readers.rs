@@ -27,7 +27,7 @@ async fn a_reader_gets_what_its_host_lacks_and_claims_nothing() {
     let kinds: Vec<_> = one.store.history("v", true).await.unwrap().into_iter().map(|entry| entry.kind).collect();
     assert_eq!(kinds, [RecordKind::Claim, RecordKind::Data, RecordKind::Released]);
     // What it has is in S3: it goes without a word, or is written to.
-    assert_eq!(two.store.prune_local().await.unwrap().deleted, ["v"]);
+    assert_eq!(two.store.prune_local(&Default::default()).await.unwrap().deleted, ["v"]);
     read_only(&two, "reader").await.unwrap();
     two.acquire().await.unwrap();
     two.write("second").await;

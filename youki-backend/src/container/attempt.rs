@@ -255,7 +255,7 @@ fn write_etc([hosts, hostname, resolv_conf]: &[std::path::PathBuf; 3], record: &
         let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
         written.and_then(|()| fs::set_permissions(path, mode)).map_err(Error::io("writing", path))
     };
-    write(hosts, network::hosts_file(&record.spec, &name, lease)?)?;
+    write(hosts, network::hosts_file(&record.id, &record.spec, &name, lease)?)?;
     write(hostname, format!("{name}\n"))?;
     write(resolv_conf, network::resolv_conf(&record.spec)?)
 }

@@ -207,7 +207,14 @@ impl Inner {
             return Ok(record);
         }
         let rebooted = container.record.boot_id != self.boot_id;
-        let why = if rebooted { "lost: host rebooted" } else { "lost: its supervisor is gone" };
+        let why = match rebooted {
+            true => "lost: host rebooted",
+            // Whoever started it was killed before there was anything to supervise.
+            false if !was_created(&container.paths) && self.last_exit(container)?.is_none() => {
+                "lost: its start was cut off"
+            }
+            false => "lost: its supervisor is gone",
+        };
         tracing::warn!(container = %container.record.id, "{why}");
         self.put_lost_on_record(container, lock, why.to_owned()).await
     }

@@ -18,6 +18,8 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::bridge::failed;
+use super::netlink::Netlink;
 use super::subnet::{Subnet, Subnet6};
 use super::{lease, routes};
 use crate::error::{Error, Result};
@@ -147,7 +149,10 @@ impl Place {
     /// of before. Its bridge and the rules for it are theirs as long as one is on it.
     pub fn default_in_use(&self) -> Result<Option<Definition>> {
         let used: Option<Definition> = record::read_intact(&self.default_used())?;
-        Ok(used.filter(|used| self.is_other_in_use(used)))
+        match used {
+            Some(used) if self.is_other_in_use(&used)? => Ok(Some(used)),
+            _ => Ok(None),
+        }
     }
 
     /// Notes that a container is about to be on the default network of this configuration.
@@ -155,7 +160,7 @@ impl Place {
         let path = self.default_used();
         match record::read_intact::<Definition>(&path)? {
             Some(used) if used == self.default => Ok(()),
-            Some(used) if self.is_other_in_use(&used) => Err(Error::Configuration {
+            Some(used) if self.is_other_in_use(&used)? => Err(Error::Configuration {
                 what: format!("bridge {}, subnet {}", self.default.bridge, self.default.subnet),
                 reason: format!(
                     "containers of this root are on {}, {}: name that by --bridge and --subnet, or stop them first",
@@ -166,8 +171,16 @@ impl Place {
         }
     }
 
-    fn is_other_in_use(&self, used: &Definition) -> bool {
-        (&used.bridge, used.subnet) != (&self.default.bridge, self.default.subnet) && has_ports(&used.bridge)
+    fn is_other_in_use(&self, used: &Definition) -> Result<bool> {
+        if (&used.bridge, used.subnet) == (&self.default.bridge, self.default.subnet) {
+            return Ok(false);
+        }
+        let has_ports = || {
+            let mut host = Netlink::open()?;
+            let Some(bridge) = host.link(&used.bridge)? else { return Ok(false) };
+            host.has_ports(bridge.header.index)
+        };
+        has_ports().map_err(|error| failed(used, "listing its ports", error))
     }
 
     fn default_used(&self) -> PathBuf {
@@ -194,11 +207,6 @@ impl Place {
     fn lock(&self) -> Result<fs::File> {
         lease::lock(&self.run, "networks.lock", FlockOperation::LockExclusive)
     }
-}
-
-/// Whether anything is attached to a bridge of this network namespace.
-fn has_ports(bridge: &str) -> bool {
-    fs::read_dir(Path::new("/sys/class/net").join(bridge).join("brif")).is_ok_and(|mut ports| ports.next().is_some())
 }
 
 /// Defines a network. Nothing is made of it on the host until a container needs it.
@@ -238,6 +246,7 @@ pub(super) fn create(place: &Place, name: &str, options: &NetworkOptions) -> Res
 /// Forgets a network that no container has an address of; `take_down` removes what the host has of it, and says whether
 /// all of it is gone. Until it is there is a definition, by which the next removal finds it.
 pub(super) fn remove(place: &Place, name: &str, take_down: impl FnOnce(&Definition) -> Result<bool>) -> Result<()> {
+    let _lock = place.lock()?;
     let definition = match place.find(name) {
         // Its name is all that a removal needs.
         Err(Error::Corrupt { .. }) => {
@@ -248,7 +257,6 @@ pub(super) fn remove(place: &Place, name: &str, take_down: impl FnOnce(&Definiti
     if definition.name == DEFAULT_NETWORK {
         return Err(Error::NetworkInUse { name: name.to_owned(), by: vec!["the root itself".to_owned()] });
     }
-    let _lock = place.lock()?;
     let leases = place.leases(&definition.name);
     // Held until the definition is gone: whoever leases looks for it afterwards.
     let _leases = lease::lock(&leases, lease::LOCK, FlockOperation::LockExclusive)?;

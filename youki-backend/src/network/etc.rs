@@ -6,10 +6,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use runtime_core::ServiceSpec;
 use runtime_core::spec::NetworkMode;
+use runtime_core::{ContainerId, ServiceSpec};
 
-use super::Lease;
+use super::{Lease, names_of};
 use crate::error::{Error, Result};
 
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -28,12 +28,19 @@ const HOST_GATEWAY: &str = "host-gateway";
 ///
 /// # Errors
 /// [`Error::InvalidSpec`] for a malformed extra host, [`Error::Io`].
-pub(crate) fn hosts_file(spec: &ServiceSpec, hostname: &str, lease: Option<&Lease>) -> Result<String> {
+pub(crate) fn hosts_file(
+    id: &ContainerId,
+    spec: &ServiceSpec,
+    hostname: &str,
+    lease: Option<&Lease>,
+) -> Result<String> {
     let host = match spec.network_mode() {
         NetworkMode::Host => read_host_file(Path::new("/etc/hosts"))?,
         _ => None,
     };
-    hosts(&spec.extra_hosts, hostname, lease, host.as_deref())
+    // What the others of its network call it.
+    let names = if lease.is_some() { names_of(id, hostname, spec) } else { Vec::new() };
+    hosts(&spec.extra_hosts, hostname, &names, lease, host.as_deref())
 }
 
 /// Of `/etc/resolv.conf`: the spec's `dns` and `dns_search`, and the host's for whichever of them is empty. Blocks to
@@ -67,7 +74,13 @@ fn read_host_file(path: &Path) -> Result<Option<String>> {
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-fn hosts(extra: &[String], hostname: &str, lease: Option<&Lease>, host: Option<&str>) -> Result<String> {
+fn hosts(
+    extra: &[String],
+    hostname: &str,
+    names: &[String],
+    lease: Option<&Lease>,
+    host: Option<&str>,
+) -> Result<String> {
     let mut text = match host {
         Some(host) => host.trim_end().to_owned() + "\n",
         None => "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
@@ -77,9 +90,11 @@ fn hosts(extra: &[String], hostname: &str, lease: Option<&Lease>, host: Option<&
     if host.is_none() {
         let own = lease.map_or(Ipv4Addr::LOCALHOST, |lease| lease.ip);
         // The short name too, as docker does.
-        let short = hostname.split_once('.').map(|(short, _)| format!(" {short}")).unwrap_or_default();
+        let short = hostname.split_once('.').map(|(short, _)| short);
+        let others = names.iter().map(String::as_str).filter(|name| *name != hostname && Some(*name) != short);
+        let all: Vec<&str> = [hostname].into_iter().chain(short).chain(others).collect();
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{own}\t{hostname}{short}");
+        let _ = writeln!(text, "{own}\t{}", all.join(" "));
     }
     let gateway = lease.map_or(Ipv4Addr::LOCALHOST, |lease| lease.gateway);
     for line in extra {
@@ -189,10 +204,10 @@ mod tests {
     #[test]
     fn hosts_name_the_container_and_what_the_spec_adds() {
         let extra = own(&["db:10.1.2.3", "six:fd00::1", "host.docker.internal:host-gateway", "eq=1.1.1.1"]);
-        let text = hosts(&extra, "web.example.org", Some(&lease()), None).unwrap();
+        let text = hosts(&extra, "web.example.org", &own(&["web", "alias"]), Some(&lease()), None).unwrap();
         for line in [
             "127.0.0.1\tlocalhost",
-            "10.97.0.7\tweb.example.org web",
+            "10.97.0.7\tweb.example.org web alias",
             "10.1.2.3\tdb",
             "fd00::1\tsix",
             "10.97.0.1\thost.docker.internal",
@@ -200,13 +215,13 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
-        assert!(hosts(&[], "web", None, None).unwrap().ends_with("127.0.0.1\tweb\n"));
+        assert!(hosts(&[], "web", &[], None, None).unwrap().ends_with("127.0.0.1\tweb\n"));
         assert_eq!(
-            hosts(&own(&["a:host-gateway"]), "web", None, Some("1.2.3.4 x")).unwrap(),
+            hosts(&own(&["a:host-gateway"]), "web", &[], None, Some("1.2.3.4 x")).unwrap(),
             "1.2.3.4 x\n127.0.0.1\ta\n"
         );
         for wrong in ["db", ":1.2.3.4", "db:nowhere", "a b:1.2.3.4", "a\n:1.2.3.4", "db:"] {
-            assert_eq!(hosts(&own(&[wrong]), "web", None, None).unwrap_err().code(), "spec.invalid", "{wrong:?}");
+            assert_eq!(hosts(&own(&[wrong]), "web", &[], None, None).unwrap_err().code(), "spec.invalid", "{wrong:?}");
         }
     }
 

@@ -8,7 +8,7 @@ use runtime_core::spec::DeviceSpec;
 use runtime_core::{ExecEvent, ExecOptions};
 
 use crate::support::Case;
-use crate::support::case::words;
+use crate::support::case::{IDLE, eventually, words};
 use crate::support::process::supervisor;
 
 crate::tests![
@@ -33,6 +33,8 @@ crate::tests![
     a_descriptor_that_the_agent_left_inheritable_reaches_nobody,
     how_its_creator_is_scheduled_and_its_umask_reach_nobody,
     an_exec_cannot_be_looked_into_before_it_is_the_users_program,
+    who_may_trace_sees_nothing_of_the_hosts_in_an_exec,
+    an_exec_without_streams_has_the_containers_own_null_device,
 ];
 
 async fn the_init_runs_under_the_seccomp_filter(case: Case) {
@@ -297,6 +299,52 @@ async fn an_exec_cannot_be_looked_into_before_it_is_the_users_program(case: Case
         assert_eq!(events.last(), Some(&ExecEvent::Exit(127)), "{events:?}");
     }
     assert_eq!(looking.await.unwrap(), "seen\n", "all that could be read of it");
+}
+
+async fn who_may_trace_sees_nothing_of_the_hosts_in_an_exec(case: Case) {
+    let mut spec = case.script(IDLE).await;
+    spec.capabilities = vec!["SYS_PTRACE".into()];
+    let id = case.start(&spec).await;
+    // A file of the host's that the container has not.
+    let host = case.suite.dir.path().display();
+    let look = format!(
+        "i=0; while [ $i -lt 4000 ]; do i=$((i+1)); for p in /proc/[0-9]*/root{host}; do [ -e $p ] && echo seen && exit; done; done; true"
+    );
+    let looking = {
+        let case = case.clone();
+        let id = id.clone();
+        tokio::spawn(async move { case.exec_ok(&id, &look).await })
+    };
+    let mut execs = 0;
+    while !looking.is_finished() {
+        let told = case.runtime.exec(&id, &words(&["sh", "-c", "echo $PPID; exit 3"])).await.unwrap();
+        assert_eq!(told, (3, "0\n".to_owned(), String::new()));
+        execs += 1;
+    }
+    assert_eq!(looking.await.unwrap(), "", "of the host's, within {execs} execs");
+    let missing = case.runtime.exec(&id, &words(&["no-such-program"])).await.unwrap();
+    assert_eq!(missing.0, 127, "{missing:?}");
+}
+
+async fn an_exec_without_streams_has_the_containers_own_null_device(case: Case) {
+    let id = case.idle().await;
+    let before = std::fs::metadata("/dev/null").unwrap();
+    let script = "chown 7:7 /proc/self/fd/0; chmod 640 /proc/self/fd/0; stat -Lc %t:%T:%u:%a /proc/self/fd/0 /dev/null";
+    let (status, said, _) = case.runtime.exec(&id, &words(&["sh", "-c", script])).await.unwrap();
+    let after = std::fs::metadata("/dev/null").unwrap();
+    let changed = (before.uid(), before.mode()) != (after.uid(), after.mode());
+    if changed {
+        std::fs::set_permissions("/dev/null", before.permissions()).unwrap();
+        std::os::unix::fs::chown("/dev/null", Some(before.uid()), Some(before.gid())).unwrap();
+    }
+    assert!(!changed, "the host's was changed");
+    assert_eq!((status, said.as_str()), (0, "1:3:7:640\n1:3:7:640\n"));
+    // Who has spoilt his can still be looked into; his file is not written to.
+    case.exec_ok(&id, "rm /dev/null; echo kept > /dev/null").await;
+    assert_eq!(case.exec_ok(&id, "cat; echo read").await, "read\n");
+    let detached = ["exec", "-d", &id.to_string(), "sh", "-c", "echo x; echo done > /tmp/done"];
+    case.berth(&detached).await.succeeded();
+    eventually("it is done", || async { case.exec_ok(&id, "cat /tmp/done /dev/null").await == "done\nkept\n" }).await;
 }
 
 async fn how_its_creator_is_scheduled_and_its_umask_reach_nobody(case: Case) {

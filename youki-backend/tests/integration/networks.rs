@@ -278,6 +278,10 @@ async fn others_are_found_by_name_while_they_run(case: Case) {
     for name in [second.service.as_str(), &second.to_string(), "an-alias"] {
         assert_eq!(find(&first, name).await, two, "{name}");
     }
+    // Itself as well: a member of a cluster looks for its own name in the list.
+    for name in [second.service.as_str(), "an-alias"] {
+        assert_eq!(find(&second, name).await, two, "{name}");
+    }
     case.exec_ok(&first, "ping -c 1 -W 5 an-alias").await;
     case.runtime.stop_container(&second, std::time::Duration::ZERO).await.unwrap();
     assert_eq!(find(&first, "an-alias").await, "", "what does not run has no name");

@@ -16,6 +16,7 @@ use crate::support::root::Root;
 crate::tests![
     a_second_root_on_one_cgroup_parent_is_refused,
     a_second_root_on_one_run_directory_is_refused,
+    another_run_directory_for_one_root_is_refused_and_its_containers_run_on,
     a_copy_of_a_root_leaves_the_originals_containers_alone,
     on_a_disk_that_became_read_only_containers_are_stopped_and_their_logs_read,
     after_a_reboot_containers_are_known_to_have_stopped_and_their_volumes_are_synced,
@@ -53,6 +54,26 @@ async fn a_second_root_on_one_run_directory_is_refused(case: Case) {
     youki_backend::YoukiRuntime::open(first.config()).await.unwrap().dismantle().await.unwrap();
     first.wipe();
     drop(second.open().await.unwrap());
+}
+
+async fn another_run_directory_for_one_root_is_refused_and_its_containers_run_on(case: Case) {
+    let root = case.root("used");
+    let runtime = root.open().await.unwrap();
+    let id = case.id_on(&runtime);
+    start_on(&*runtime, &id, &case.script(IDLE).await).await.unwrap();
+    let other = Root { run_dir: case.root("elsewhere").run_dir, dir: root.dir.clone(), ..case.root("same") };
+    let (code, message) = berth(&other, &["--json", "ps"]).await.refused(2);
+    let named = [&root.dir, &root.run_dir].iter().all(|path| message.contains(path.to_str().unwrap()));
+    assert!(code == "config.invalid" && named && message.contains("--run-dir"), "{code}: {message}");
+    assert!(!other.run_dir.exists(), "a refused run directory was made");
+    assert_eq!(runtime.container_state(&id).await, Ok(ContainerState::Running));
+    // Through a link it is the same.
+    let link = case.suite.dir.path().join("link-to-used");
+    std::os::unix::fs::symlink(&root.run_dir, &link).unwrap();
+    let linked =
+        Root { run_dir: link, dir: root.dir.clone(), cgroup_parent: root.cgroup_parent.clone(), ..case.root("linked") };
+    assert!(berth(&linked, &["ps", "-q"]).await.succeeded().contains(&id.to_string()));
+    runtime.remove_container(&id).await.unwrap();
 }
 
 async fn a_copy_of_a_root_leaves_the_originals_containers_alone(case: Case) {

@@ -161,9 +161,9 @@ pub async fn verify(session: &Session, args: &VolumeVerifyArgs) -> Result<i32> {
 
 /// `berth volume rm`
 pub async fn rm(session: &Session, args: &VolumeRmArgs) -> Result<i32> {
-    let volumes = session.runtime.volumes();
-    session.runtime.give_back_volumes().await;
-    let remove = async |name: &str| volumes.remove(name, args.remote, args.force).await.map(|()| name.to_owned());
+    let runtime = &session.runtime;
+    let remove =
+        async |name: &str| runtime.remove_volume(name, args.remote, args.force).await.map(|()| name.to_owned());
     let (removed, status) = session.each(&args.names, remove).await;
     if session.json {
         output::print_json(&removed)?;
@@ -178,13 +178,9 @@ pub async fn prune(session: &Session, args: &VolumePruneArgs) -> Result<i32> {
     if let Some(name) = &args.name {
         return prune_history(session, name, args.force).await;
     }
-    let warning = "This removes the local copies of volumes that nobody uses and S3 holds as they are.";
-    let pruned = if confirmed(args.force, warning)? {
-        session.runtime.give_back_volumes().await;
-        session.runtime.volumes().prune_local().await?
-    } else {
-        PruneResult::default()
-    };
+    let warning = "This removes the local copies of volumes that no container has and S3 holds as they are.";
+    let pruned =
+        if confirmed(args.force, warning)? { session.runtime.prune_volumes().await? } else { PruneResult::default() };
     print_pruned(session, &pruned)?;
     Ok(0)
 }

@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FileType, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, fstat, memfd_create, openat};
+use rustix::fs::{
+    CWD, FileType, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, fstat, memfd_create, openat,
+};
 
 use crate::bundle::{CapabilitySets, Rlimit};
 use crate::cgroup::{self, CgroupPaths};
@@ -243,6 +245,7 @@ impl Child<'_> {
                 let source = null.as_ref().filter(|_| are_null[target]).unwrap_or(source);
                 check(libc::dup2(source.as_raw_fd(), target as i32))?;
             }
+            drop(null);
             // Before chdir, so that no directory of the host's is at hand any more. All but the errno pipe, which goes
             // with execve, and the init's pidfd: until then the container could look at what is open.
             let (errno, pidfd) = (self.errno.as_raw_fd() as u32, self.pidfd.as_raw_fd() as u32);

@@ -23,8 +23,7 @@ impl Attempt {
         self.exec_count += 1;
         self.left_cgroups.retain(|dir| !exec::remove_cgroup(dir));
         let descriptors = ExecDescriptors { stdio: [stdin, stdout, stderr], filter };
-        let container =
-            exec::Place { init_pid: self.init_pid, cgroup: &self.cgroup, may_trace: self.config.may_trace };
+        let container = exec::Place { init_pid: self.init_pid, cgroup: &self.cgroup, may_trace: self.config.may_trace };
         match exec::start(request, descriptors, &container, self.exec_count) {
             Ok(mut exec) => {
                 exec.connection = Some(slot);
