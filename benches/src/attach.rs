@@ -101,13 +101,8 @@ async fn embedded(runtime: &YoukiRuntime, image: &str, number: u32, network: Net
         spec.network.mode = NetworkMode::Bridge;
     }
     if network == Network::Published {
-        spec.port_mappings = vec![PortMapping {
-            host_port: None,
-            host_port_end: None,
-            container_port: 80,
-            protocol: PortProtocol::Tcp,
-            host_ip: None,
-        }];
+        spec.port_mappings =
+            vec![PortMapping { host_port: None, container_port: 80, protocol: PortProtocol::Tcp, host_ip: None }];
     }
     let [.., all] = to_its_end(runtime, &id, &spec).await?;
     Ok(all)

@@ -95,12 +95,7 @@ struct Locks {
 }
 
 /// Gets one layer as far as it goes without the ones below.
-async fn obtain(
-    store: &Arc<Inner>,
-    id: &LayerId,
-    blob: &Descriptor,
-    origin: Origin<'_>,
-) -> Result<Obtained> {
+async fn obtain(store: &Arc<Inner>, id: &LayerId, blob: &Descriptor, origin: Origin<'_>) -> Result<Obtained> {
     let Origin { session, events, enters } = origin;
     let chain = store.locks.lock(&store.paths.locks, &id.chain.name()).await?;
     if stands(store, id, blob, enters).await? {

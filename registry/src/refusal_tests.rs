@@ -129,7 +129,7 @@ async fn digits_that_begin_two_images_are_ambiguous() {
     let error = store.find(&digits).await.unwrap_err();
     assert_eq!(error.code(), "image.ambiguous", "{error}");
     for image in store.list().await.unwrap() {
-        assert!(error.to_string().contains(&image.digest), "{error}");
+        assert!(error.to_string().contains(&image.id), "{error}");
         assert_eq!(store.find(&image.digest).await.unwrap().unwrap().digest, image.digest);
     }
 }

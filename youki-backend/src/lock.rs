@@ -9,10 +9,14 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use crate::error::{Error, Result};
+
+/// After so long it is said what is waited for.
+const NOTICE: Duration = Duration::from_secs(3);
 
 /// A held lock. Its descriptor is close-on-exec, so that no supervisor inherits it.
 #[derive(Debug)]
@@ -38,11 +42,18 @@ impl ContainerLock {
             // Nobody waits any more if the future was dropped.
             let _ = answer.send(locked);
         });
-        let failed = Error::io("locking", &path);
-        match waiting {
-            Ok(_) => locked.await.unwrap_or_else(|_| Err(failed(io::Error::other("its thread broke off")))),
-            Err(error) => Err(failed(error)),
-        }
+        let failed = |error| Error::io("locking", &path)(error);
+        waiting.map_err(failed)?;
+        let mut locked = std::pin::pin!(locked);
+        let locked = match tokio::time::timeout(NOTICE, &mut locked).await {
+            Ok(locked) => locked,
+            Err(_) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                tracing::warn!("waiting for container {name}: {} works with it", holder(&path));
+                locked.await
+            }
+        };
+        locked.unwrap_or_else(|_| Err(failed(io::Error::other("its thread broke off"))))
     }
 
     /// Waits for whoever has the lock at `path`; blocking.
@@ -108,6 +119,25 @@ pub(crate) fn lock_file(file: &File) -> io::Result<()> {
             locked => return locked,
         }
     }
+}
+
+/// Who has the lock of the file at `path`, as `process 12 (berth)`.
+pub(crate) fn holder(path: &Path) -> String {
+    let of_file = |locks: String| {
+        let inode = fs::metadata(path).ok()?.ino().to_string();
+        // `1: FLOCK  ADVISORY  WRITE 12 fe:00:345 0 EOF`: by proc_locks(5). Who waits has an arrow before its kind.
+        locks.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let is_it = fields.get(1) == Some(&"FLOCK") && fields.get(5)?.rsplit(':').next() == Some(&inode);
+            is_it.then(|| fields.get(4)?.parse::<i32>().ok())?
+        })
+    };
+    let described = fs::read_to_string("/proc/locks").ok().and_then(of_file).and_then(|pid| {
+        let stat = procfs::process::Process::new(pid).and_then(|process| process.stat()).ok()?;
+        let stopped = if matches!(stat.state, 'T' | 't') { ", which is stopped," } else { "" };
+        Some(format!("process {pid} ({}){stopped}", stat.comm))
+    });
+    described.unwrap_or_else(|| "somebody else".to_owned())
 }
 
 fn open(path: &Path) -> Result<File> {

@@ -160,7 +160,8 @@ impl Inner {
             }
             cgroup.remove()
         });
-        removed.await.map_err(Error::ThreadLost)?
+        removed.await.map_err(Error::ThreadLost)??;
+        refusal::release_run_dir(&self.layout)
     }
 
     /// Whether a container's cgroup may be touched: a copy of a root names those of the original, which may run.
@@ -187,8 +188,10 @@ impl Inner {
             }
             let inner = self.clone();
             looks.spawn(async move {
-                if let Err(error) = inner.reconcile_one(&id).await {
-                    tracing::error!(container = %id, error = error.chain(), "its state is not known");
+                match inner.reconcile_one(&id).await {
+                    // Removed meanwhile.
+                    Ok(()) | Err(Error::NoSuchContainer { .. }) => {}
+                    Err(error) => tracing::error!(container = %id, error = error.chain(), "its state is not known"),
                 }
             });
         }

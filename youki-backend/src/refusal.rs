@@ -144,6 +144,15 @@ pub(crate) fn claim_run_dir(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
+/// A root that has nothing on the host any more may be used with any run directory.
+pub(crate) fn release_run_dir(layout: &Layout) -> Result<()> {
+    let path = layout.root.join(RUN_DIR);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removing", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 fn lock_directory(path: &Path) -> Result<std::fs::File> {
     let directory = std::fs::File::open(path).map_err(Error::io("opening", path))?;
     rustix::fs::flock(&directory, FlockOperation::LockExclusive)

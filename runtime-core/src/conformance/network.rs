@@ -47,7 +47,7 @@ pub(super) fn idle_in(case: &Case, mode: NetworkMode) -> Verdict<ServiceSpec> {
 
 pub(super) fn mapping(host_port: Option<u16>) -> PortMapping {
     let (protocol, host_ip) = (PortProtocol::Tcp, Some("127.0.0.1".to_owned()));
-    PortMapping { host_port, host_port_end: None, container_port: CONTAINER_PORT, protocol, host_ip }
+    PortMapping { host_port, container_port: CONTAINER_PORT, protocol, host_ip }
 }
 
 pub(super) async fn ip(case: &Case, id: &ContainerId) -> Verdict<IpAddr> {

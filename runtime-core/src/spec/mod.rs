@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::image::PullPolicy;
 pub use byte_size::{ByteSize, InvalidByteSize};
 pub use health::{DEFAULT_INTERVAL, DEFAULT_RETRIES, DEFAULT_START_GRACE, DEFAULT_TIMEOUT, HealthCheck, HealthSpec};
-pub use ports::{EndpointProtocol, EndpointSpec, PortMapping, PortProtocol};
+pub use ports::{EndpointProtocol, EndpointSpec, PortMapping, PortProtocol, PortRange};
 pub use storage::StorageSpec;
 
 /// All that is asked of a container. Only the image is required.
@@ -76,6 +76,9 @@ pub struct ServiceSpec {
     /// Published ports.
     #[serde(default)]
     pub port_mappings: Vec<PortMapping>,
+    /// Ports that are published wherever there is room in a range.
+    #[serde(default)]
+    pub port_ranges: Vec<PortRange>,
     /// Publish also what the image exposes, each at an ephemeral port of the host.
     #[serde(default)]
     pub publish_all: bool,

@@ -9,9 +9,6 @@ pub struct PortMapping {
     /// Port on the host; `None` or 0 for an ephemeral one.
     #[serde(default)]
     pub host_port: Option<u16>,
-    /// Last of a range that begins with `host_port`: the first of them that is free is taken.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host_port_end: Option<u16>,
     /// Port in the container.
     pub container_port: u16,
     /// TCP or UDP.
@@ -22,12 +19,22 @@ pub struct PortMapping {
     pub host_ip: Option<String>,
 }
 
-impl PortMapping {
-    /// Whether it leaves the choice among several ports of the host.
-    #[must_use]
-    pub fn is_range(&self) -> bool {
-        self.host_port_end.is_some() && self.host_port_end != self.host_port
-    }
+/// A port that is published at the first of several of the host's that is free.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortRange {
+    /// First of them.
+    pub host_port: u16,
+    /// Last of them.
+    pub host_port_end: u16,
+    /// Port in the container.
+    pub container_port: u16,
+    /// TCP or UDP.
+    #[serde(default)]
+    pub protocol: PortProtocol,
+    /// Address on the host; all of them if `None`.
+    #[serde(default)]
+    pub host_ip: Option<String>,
 }
 
 /// Transport of a published port.

@@ -404,7 +404,6 @@ fn ports(published: &Value) -> Vec<PortMapping> {
         let container_port = key.split('/').next().and_then(|port| port.parse().ok()).unwrap_or(0);
         ports.extend(bindings.as_array().into_iter().flatten().map(|binding| PortMapping {
             host_port: binding["HostPort"].as_str().and_then(|port| port.parse().ok()),
-            host_port_end: None,
             container_port,
             protocol: if key.ends_with("udp") { PortProtocol::Udp } else { PortProtocol::Tcp },
             host_ip: binding["HostIp"].as_str().map(str::to_owned),

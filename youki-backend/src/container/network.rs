@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use super::Container;
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
-use crate::network::{self, PortRequest};
+use crate::network::{self, PortRequest, Wish};
 use crate::record::{ContainerRecord, NetworkRecord};
 use crate::runtime::Inner;
 
@@ -61,14 +61,13 @@ impl Inner {
             NetworkRecord::Host if !record.spec.env.contains_key(PORT_VARIABLE) => {
                 let any = |host_port| PortMapping {
                     host_port,
-                    host_port_end: None,
                     container_port: 1,
                     protocol: PortProtocol::Tcp,
                     host_ip: None,
                 };
                 let got = self.networks.reserve(&PortRequest {
                     id: &id,
-                    wanted: &[any(None)],
+                    wanted: &[Wish { mapping: any(None), host_port_end: None, field: "host_network".to_owned() }],
                     earlier: &[any(record.port_override)],
                     lease: None,
                     ended: &ended,
@@ -162,8 +161,8 @@ impl Inner {
 }
 
 /// What is to be published: the spec's mappings, and with `publish_all` what the image exposes beside them.
-fn wanted(record: &ContainerRecord) -> Result<Vec<PortMapping>> {
-    let mut wanted = record.spec.port_mappings.clone();
+fn wanted(record: &ContainerRecord) -> Result<Vec<Wish>> {
+    let mut wanted = network::wishes(&record.spec);
     if record.spec.publish_all {
         let config = record.image.config.config().as_ref();
         let exposed = config.and_then(|config| config.exposed_ports().clone()).unwrap_or_default();

@@ -17,6 +17,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,7 @@ use super::definition::{DEFAULT_NETWORK, Definition, Place, subdirectories};
 use super::names;
 use crate::error::{Error, Result};
 use crate::layout::hex;
+use crate::lock::holder;
 
 /// File that is locked by whoever changes leases.
 pub(super) const LOCK: &str = "lock";
@@ -194,13 +196,13 @@ pub(super) fn free(place: &Place, unwanted: impl Fn(&str) -> bool) -> Result<Vec
         if !dir.is_dir() {
             continue;
         }
-        let _lock = lock(&dir, LOCK, FlockOperation::LockExclusive)?;
-        for (ip, holder) in list(&dir)? {
-            if unwanted(&holder) {
-                let path = dir.join(format!("{ip}@{holder}"));
+        let _lock = lock_within(&dir, LOCK, FlockOperation::LockExclusive, OPEN_PATIENCE)?;
+        for (ip, id) in list(&dir)? {
+            if unwanted(&id) {
+                let path = dir.join(format!("{ip}@{id}"));
                 match fs::remove_file(&path) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", path)(e)),
-                    _ => freed.push(holder),
+                    _ => freed.push(id),
                 }
             }
         }
@@ -250,8 +252,19 @@ pub(super) fn host_ifname(table: &str, id: &str) -> String {
     format!("bv{}", &hex(&digest)[..12])
 }
 
-/// Takes the lock `name` in the lease directory; it is held as long as the file is open, or its holder lives.
+/// How long a lock is waited for: whoever has it needs milliseconds, unless it was stopped meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for who opens the root, and only tidies up after others.
+pub(super) const OPEN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Takes the lock `name` in the lease directory; it is held as long as the file is open, or its holder lives. Blocks for a
+/// minute at most.
 pub(super) fn lock(dir: &Path, name: &str, how: FlockOperation) -> Result<File> {
+    lock_within(dir, name, how, PATIENCE)
+}
+
+/// The same within `patience`.
+pub(super) fn lock_within(dir: &Path, name: &str, how: FlockOperation, patience: Duration) -> Result<File> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("creating", dir))?;
     let path = dir.join(name);
     let file = fs::OpenOptions::new()
@@ -262,12 +275,35 @@ pub(super) fn lock(dir: &Path, name: &str, how: FlockOperation) -> Result<File> 
         .mode(0o600)
         .open(&path)
         .map_err(Error::io("opening", &path))?;
-    loop {
-        match flock(&file, how) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(Error::io("locking", path)(error.into())),
-        }
+    let at_once = match how {
+        FlockOperation::LockShared => FlockOperation::NonBlockingLockShared,
+        _ => FlockOperation::NonBlockingLockExclusive,
+    };
+    let failed = |error| Error::io("locking", &path)(error);
+    match flock(&file, at_once) {
+        Ok(()) => return Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {}
+        Err(error) => return Err(failed(error.into())),
+    }
+    let (answer, locked) = std::sync::mpsc::sync_channel(1);
+    let wait = move || {
+        let outcome = loop {
+            match flock(&file, how) {
+                Err(rustix::io::Errno::INTR) => {}
+                outcome => break outcome,
+            }
+        };
+        // The lock goes with the file if nobody waits any more.
+        let _ = answer.send(outcome.map(|()| file));
+    };
+    std::thread::Builder::new().name("berth-net-lock".to_owned()).spawn(wait).map_err(failed)?;
+    match locked.recv_timeout(patience) {
+        Ok(locked) => locked.map_err(|error| failed(error.into())),
+        Err(_) => Err(Error::Network {
+            network: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            what: format!("{} has held {} for {patience:?}", holder(&path), path.display()),
+            source: None,
+        }),
     }
 }
 

@@ -48,7 +48,7 @@ pub use definition::NetworkOptions;
 pub(crate) use definition::{DEFAULT_NETWORK, Definition, Place};
 pub(crate) use etc::{hosts_file, resolv_conf};
 pub(crate) use lease::{Lease, Mac};
-pub(crate) use ports::{MAX_HELD_SOCKETS, PortRequest, Reserved, exposed};
+pub(crate) use ports::{MAX_HELD_SOCKETS, PortRequest, Reserved, Wish, exposed, wishes};
 pub(crate) use subnet::Subnet;
 
 /// How the table of every root begins, and so the alias of its interfaces.
@@ -408,7 +408,7 @@ pub(crate) fn check(spec: &ServiceSpec) -> Result<()> {
     if let Some(name) = spec.network_mode().container() {
         check_joined(spec, name)?;
     }
-    ports::check(&spec.port_mappings)
+    ports::check(&ports::wishes(spec))
 }
 
 /// What belongs to a network is the other container's, where that is joined; docker's rules.
@@ -422,6 +422,7 @@ fn check_joined(spec: &ServiceSpec, name: &str) -> Result<()> {
         (spec.hostname.as_deref().is_some_and(|name| !name.is_empty()), "hostname"),
         (!spec.network.aliases.is_empty(), "network.aliases"),
         (!spec.port_mappings.is_empty(), "port_mappings"),
+        (!spec.port_ranges.is_empty(), "port_ranges"),
         (spec.publish_all, "publish_all"),
         (!spec.dns.is_empty(), "dns"),
         (!spec.dns_search.is_empty(), "dns_search"),

@@ -78,7 +78,7 @@ pub(super) fn leave(place: &Place, lease: &Lease, id: &str) -> Result<()> {
 /// Forgets containers that are not `known`.
 pub(super) fn reconcile(place: &Place, known: &dyn Fn(&str) -> bool) -> Result<()> {
     for dir in subdirectories(&place.run.join("names"))? {
-        let lock = lease::lock(&dir, LOCK, FlockOperation::LockExclusive)?;
+        let lock = lease::lock_within(&dir, LOCK, FlockOperation::LockExclusive, lease::OPEN_PATIENCE)?;
         record::remove_temporaries(&dir)?;
         let mut gone = false;
         for (path, holder, _) in list(&dir)? {

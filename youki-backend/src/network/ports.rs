@@ -14,8 +14,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
-use runtime_core::PortMapping;
 use runtime_core::spec::PortProtocol;
+use runtime_core::{PortMapping, ServiceSpec};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
@@ -43,10 +43,40 @@ pub(super) struct Reservation {
     pub ip6: Option<Ipv6Addr>,
 }
 
+/// A port that is asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    pub mapping: PortMapping,
+    /// Last of a range that begins with the mapping's port of the host.
+    pub host_port_end: Option<u16>,
+    /// What asks for it, as `port_mappings[0]`.
+    pub field: String,
+}
+
+/// What a spec asks for, but for what its image exposes.
+pub(crate) fn wishes(spec: &ServiceSpec) -> Vec<Wish> {
+    let plain = spec.port_mappings.iter().enumerate().map(|(index, mapping)| Wish {
+        mapping: mapping.clone(),
+        host_port_end: None,
+        field: format!("port_mappings[{index}]"),
+    });
+    let ranges = spec.port_ranges.iter().enumerate().map(|(index, range)| Wish {
+        mapping: PortMapping {
+            host_port: Some(range.host_port),
+            container_port: range.container_port,
+            protocol: range.protocol,
+            host_ip: range.host_ip.clone(),
+        },
+        host_port_end: Some(range.host_port_end),
+        field: format!("port_ranges[{index}]"),
+    });
+    plain.chain(ranges).collect()
+}
+
 /// What is asked for.
 pub(crate) struct PortRequest<'a> {
     pub id: &'a str,
-    pub wanted: &'a [PortMapping],
+    pub wanted: &'a [Wish],
     /// What it had in an earlier attempt: ephemeral ports are these again, if they are free.
     pub earlier: &'a [PortMapping],
     pub lease: Option<&'a Lease>,
@@ -63,22 +93,23 @@ pub(crate) struct Reserved {
     pub sockets: Vec<OwnedFd>,
 }
 
-/// The ports that an image exposes (`80/tcp`, `53/udp`, `8000-8010`), but for those that `mappings` publish already.
+/// The ports that an image exposes (`80/tcp`, `53/udp`, `8000-8010`), but for those that are `wished` for already.
 ///
 /// # Errors
 /// [`Error::InvalidSpec`] for more than anybody means.
-pub(crate) fn exposed(image: &[String], mappings: &[PortMapping]) -> Result<Vec<PortMapping>> {
-    let mut found: Vec<PortMapping> = Vec::new();
+pub(crate) fn exposed(image: &[String], wished: &[Wish]) -> Result<Vec<Wish>> {
+    let mut found: Vec<Wish> = Vec::new();
     for text in image {
         let Some((range, protocol)) = parse_exposed(text) else {
             tracing::warn!(port = text, "what the image exposes is not published: it is no tcp or udp port");
             continue;
         };
         for container_port in range {
-            let mapping = PortMapping { host_port: None, host_port_end: None, container_port, protocol, host_ip: None };
-            let same = |other: &PortMapping| other.container_port == container_port && other.protocol == protocol;
-            if !mappings.iter().chain(&found).any(same) {
-                found.push(mapping);
+            let mapping = PortMapping { host_port: None, container_port, protocol, host_ip: None };
+            let same =
+                |other: &Wish| other.mapping.container_port == container_port && other.mapping.protocol == protocol;
+            if !wished.iter().chain(&found).any(same) {
+                found.push(Wish { mapping, host_port_end: None, field: "publish_all".to_owned() });
             }
             if found.len() > MAX_EXPOSED {
                 return Err(Error::invalid("publish_all", format!("the image exposes more than {MAX_EXPOSED} ports")));
@@ -100,26 +131,30 @@ fn parse_exposed(text: &str) -> Option<(std::ops::RangeInclusive<u16>, PortProto
     (first > 0 && first <= last).then_some((first..=last, protocol))
 }
 
-/// Checks a spec's mappings as far as the host does not matter.
-pub(super) fn check(mappings: &[PortMapping]) -> Result<()> {
-    for (index, mapping) in mappings.iter().enumerate() {
-        let wrong = |field: &str, reason: &str| Error::invalid(format!("port_mappings[{index}].{field}"), reason);
+/// Checks what is wished for as far as the host does not matter.
+pub(super) fn check(wishes: &[Wish]) -> Result<()> {
+    for (index, wish) in wishes.iter().enumerate() {
+        let mapping = &wish.mapping;
+        let wrong = |field: &str, reason: &str| Error::invalid(format!("{}.{field}", wish.field), reason);
         if mapping.container_port == 0 {
             return Err(wrong("container_port", "there is no port 0"));
         }
-        if host_ip(mapping, index)? == Some(IpAddr::V6(Ipv6Addr::LOCALHOST)) {
+        if host_ip(wish)? == Some(IpAddr::V6(Ipv6Addr::LOCALHOST)) {
             // The kernel leads nothing from there to a bridge; docker has a proxy for it.
-            let what = format!("port_mappings[{index}].host_ip ::1 (nothing leads from there to a container)");
+            let what = format!("{}.host_ip ::1 (nothing leads from there to a container)", wish.field);
             return Err(Error::Unsupported { what });
         }
-        if mapping.host_port_end.is_some_and(|end| !(1..=end).contains(&mapping.host_port.unwrap_or(0))) {
+        if wish.host_port_end.is_some_and(|end| !(1..=end).contains(&mapping.host_port.unwrap_or(0))) {
             return Err(wrong("host_port_end", "a range begins with a port and does not end before it"));
         }
-        if mapping.is_range() {
+        if wish.host_port_end.is_some() {
             continue;
         }
-        let same = |other: &PortMapping| mapping.host_port.is_some_and(|port| port != 0) && clash(mapping, other);
-        if mappings[..index].iter().any(same) {
+        let same = |other: &Wish| {
+            let is_one = other.host_port_end.is_none() && mapping.host_port.is_some_and(|port| port != 0);
+            is_one && clash(mapping, &other.mapping)
+        };
+        if wishes[..index].iter().any(same) {
             return Err(wrong("host_port", "it is asked for twice"));
         }
     }
@@ -140,15 +175,15 @@ pub(super) fn reserve(place: &Place, request: &PortRequest<'_>) -> Result<Reserv
     let mut search =
         Search { place, ended: request.ended, others, asked_for: request.wanted, got: Reserved::default() };
     for (index, wanted) in request.wanted.iter().enumerate() {
-        let addresses = addresses(host_ip(wanted, index)?, v6).ok_or_else(|| {
-            Error::invalid(format!("port_mappings[{index}].host_ip"), "the container's network has no IPv6")
+        let addresses = addresses(host_ip(wanted)?, v6).ok_or_else(|| {
+            Error::invalid(format!("{}.host_ip", wanted.field), "the container's network has no IPv6")
         })?;
         let earlier = request.earlier.get(index).and_then(|earlier| earlier.host_port);
-        let wanted = Wanted { mapping: wanted, index, addresses: &addresses };
-        match wanted.mapping.host_port.filter(|port| *port != 0) {
-            Some(_) if wanted.mapping.is_range() => search.one_of_range(&wanted, earlier)?,
-            Some(port) => search.this(&wanted, port)?,
-            None => search.ephemeral(&wanted, earlier)?,
+        let wanted = Wanted { wish: wanted, addresses: &addresses };
+        match (wanted.wish.mapping.host_port.filter(|port| *port != 0), wanted.wish.host_port_end) {
+            (Some(first), Some(last)) => search.one_of_range(&wanted, first..=last, earlier)?,
+            (Some(port), None) => search.this(&wanted, port)?,
+            (None, _) => search.ephemeral(&wanted, earlier)?,
         }
     }
     let got = search.got;
@@ -176,18 +211,16 @@ pub(super) fn hold_again(place: &Place, lease: &Lease, id: &str, ports: Vec<Port
     record::write(&path, &Reservation { ports, ip, ip6 })
 }
 
-/// One mapping that a port is looked for.
+/// What a port is looked for.
 struct Wanted<'a> {
-    mapping: &'a PortMapping,
-    /// Its place in the spec.
-    index: usize,
+    wish: &'a Wish,
     /// Where the host must have the port free.
     addresses: &'a [IpAddr],
 }
 
 impl Wanted<'_> {
     fn at(&self, port: u16) -> PortMapping {
-        PortMapping { host_port: Some(port), host_port_end: None, ..self.mapping.clone() }
+        PortMapping { host_port: Some(port), ..self.wish.mapping.clone() }
     }
 }
 
@@ -196,8 +229,8 @@ struct Search<'a> {
     place: &'a Place,
     ended: &'a dyn Fn(&str) -> bool,
     others: Vec<(String, Reservation)>,
-    /// All mappings: a port that one of them names is no other's choice.
-    asked_for: &'a [PortMapping],
+    /// All that is: a port that is asked for by its number is no other's choice.
+    asked_for: &'a [Wish],
     got: Reserved,
 }
 
@@ -210,7 +243,7 @@ impl Search<'_> {
         }
         if self.got.ports.iter().any(|other| clash(&mapping, other)) {
             return Err(Error::invalid(
-                format!("port_mappings[{}].host_port", wanted.index),
+                format!("{}.host_port", wanted.wish.field),
                 format!("{port} is another mapping's already"),
             ));
         }
@@ -220,16 +253,21 @@ impl Search<'_> {
     }
 
     /// The first that is free.
-    fn one_of_range(&mut self, wanted: &Wanted<'_>, earlier: Option<u16>) -> Result<()> {
-        let first = wanted.mapping.host_port.unwrap_or(0);
-        let range = first..=wanted.mapping.host_port_end.unwrap_or(first);
+    fn one_of_range(
+        &mut self,
+        wanted: &Wanted<'_>,
+        range: std::ops::RangeInclusive<u16>,
+        earlier: Option<u16>,
+    ) -> Result<()> {
+        let spelled = spelled(&wanted.wish.mapping, Some(*range.end()));
         let earlier = earlier.filter(|port| range.contains(port));
         for port in earlier.into_iter().chain(range) {
             if self.try_this(wanted, port)? {
                 return Ok(());
             }
         }
-        Err(taken(wanted.mapping, "containers and processes of the host, every one of them".to_owned()))
+        let owner = "containers and processes of the host, every one of them".to_owned();
+        Err(Error::PortTaken { port: spelled, owner })
     }
 
     /// One that the kernel says is free and nobody has.
@@ -241,18 +279,19 @@ impl Search<'_> {
         }
         let first = wanted.addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         for _ in 0..MAX_OFFERS {
-            let port = sockets::free_port(wanted.mapping.protocol, first)
-                .map_err(|error| cannot_bind(wanted.mapping, wanted.index, first, error))?;
+            let port = sockets::free_port(wanted.wish.mapping.protocol, first)
+                .map_err(|error| cannot_bind(&wanted.wish.mapping, &wanted.wish.field, first, error))?;
             if self.try_this(wanted, port)? {
                 return Ok(());
             }
         }
-        Err(taken(wanted.mapping, "every port that was tried".to_owned()))
+        Err(taken(&wanted.wish.mapping, "every port that was tried".to_owned()))
     }
 
     fn try_this(&mut self, wanted: &Wanted<'_>, port: u16) -> Result<bool> {
         let mapping = wanted.at(port);
-        let mut named = self.asked_for.iter().filter(|other| !other.is_range()).chain(&self.got.ports);
+        let by_number = self.asked_for.iter().filter(|other| other.host_port_end.is_none()).map(|other| &other.mapping);
+        let mut named = by_number.chain(&self.got.ports);
         if named.any(|other| clash(&mapping, other)) || self.holder(&mapping)?.is_some() {
             return Ok(false);
         }
@@ -320,7 +359,7 @@ pub(super) fn reconcile(place: &Place, known: &dyn Fn(&str) -> bool) -> Result<V
     if !place.ports().exists() {
         return Ok(Vec::new());
     }
-    let _lock = lock(place)?;
+    let _lock = lease::lock_within(&place.ports(), LOCK, FlockOperation::LockExclusive, lease::OPEN_PATIENCE)?;
     record::remove_temporaries(&place.ports())?;
     let mut unclosed = Vec::new();
     let mut firewall_works = true;
@@ -405,12 +444,12 @@ fn holders(place: &Place) -> Result<Vec<String>> {
 fn hold(mapping: &PortMapping, wanted: &Wanted<'_>) -> Result<Vec<OwnedFd>> {
     let one = |address: &IpAddr| {
         sockets::hold(mapping.protocol, *address, mapping.host_port.unwrap_or(0))
-            .map_err(|error| cannot_bind(mapping, wanted.index, *address, error))
+            .map_err(|error| cannot_bind(mapping, &wanted.wish.field, *address, error))
     };
     wanted.addresses.iter().map(one).collect()
 }
 
-fn cannot_bind(mapping: &PortMapping, index: usize, address: IpAddr, error: io::Error) -> Error {
+fn cannot_bind(mapping: &PortMapping, field: &str, address: IpAddr, error: io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::EADDRINUSE) => {
             let owner = mapping.host_port.and_then(|port| sockets::owner(mapping.protocol, address, port));
@@ -418,26 +457,25 @@ fn cannot_bind(mapping: &PortMapping, index: usize, address: IpAddr, error: io::
         }
         Some(libc::EADDRNOTAVAIL) => {
             let reason = format!("{address} is no address of this host");
-            Error::invalid(format!("port_mappings[{index}].host_ip"), reason)
+            Error::invalid(format!("{field}.host_ip"), reason)
         }
-        _ => Error::Io { action: "binding", path: spelled(mapping).into(), source: error },
+        _ => Error::Io { action: "binding", path: spelled(mapping, None).into(), source: error },
     }
 }
 
 fn taken(mapping: &PortMapping, owner: String) -> Error {
-    Error::PortTaken { port: spelled(mapping), owner }
+    Error::PortTaken { port: spelled(mapping, None), owner }
 }
 
-/// As `127.0.0.1:80/tcp`.
-fn spelled(mapping: &PortMapping) -> String {
+/// As `127.0.0.1:80/tcp`, or `127.0.0.1:80-90/tcp`.
+fn spelled(mapping: &PortMapping, end: Option<u16>) -> String {
     let host = mapping.host_ip.as_deref().unwrap_or("0.0.0.0");
     let protocol = match mapping.protocol {
         PortProtocol::Tcp => "tcp",
         PortProtocol::Udp => "udp",
     };
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    let range = if mapping.is_range() { mapping.host_port_end } else { None };
-    let range = range.map(|end| format!("-{end}")).unwrap_or_default();
+    let range = end.map(|end| format!("-{end}")).unwrap_or_default();
     format!("{host}:{}{range}/{protocol}", mapping.host_port.unwrap_or(0))
 }
 
@@ -453,11 +491,11 @@ fn clash(one: &PortMapping, other: &PortMapping) -> bool {
     one.protocol == other.protocol && one.host_port == other.host_port && meet
 }
 
-fn host_ip(mapping: &PortMapping, index: usize) -> Result<Option<IpAddr>> {
-    let Some(text) = mapping.host_ip.as_deref().filter(|text| !text.is_empty()) else { return Ok(None) };
+fn host_ip(wish: &Wish) -> Result<Option<IpAddr>> {
+    let Some(text) = wish.mapping.host_ip.as_deref().filter(|text| !text.is_empty()) else { return Ok(None) };
     text.parse()
         .map(Some)
-        .map_err(|_| Error::invalid(format!("port_mappings[{index}].host_ip"), format!("{text:?} is not an address")))
+        .map_err(|_| Error::invalid(format!("{}.host_ip", wish.field), format!("{text:?} is not an address")))
 }
 
 /// The addresses that the host must have the port free at; `None` if the network cannot be reached there.

@@ -479,10 +479,15 @@ fn forwarding_of_ipv6_keeps_the_hosts_routers_and_brings_it_no_new_ones() {
 }
 
 /// `count` ports from 20000 on, of protocol udp.
-fn many_ports(count: u16) -> Vec<runtime_core::PortMapping> {
-    let one = |port: u16| format!(r#"{{"host_port":{port},"container_port":{port},"protocol":"udp"}}"#);
-    let all: Vec<String> = (20_000..20_000 + count).map(one).collect();
-    serde_json::from_str(&format!("[{}]", all.join(","))).unwrap()
+fn many_ports(count: u16) -> Vec<Wish> {
+    let one = |port: u16| PortMapping {
+        host_port: Some(port),
+        container_port: port,
+        protocol: runtime_core::spec::PortProtocol::Udp,
+        host_ip: None,
+    };
+    let port_mappings = (20_000..20_000 + count).map(one).collect();
+    wishes(&ServiceSpec { port_mappings, ..ServiceSpec::new("image") })
 }
 
 fn elements(table: &str, map: &str) -> usize {
@@ -586,6 +591,11 @@ fn what_no_network_can_have_is_refused_by_its_field() {
         let error = check(&spec).unwrap_err();
         assert!(error.code() == "spec.invalid" && error.to_string().starts_with(field), "{error}");
     }
+    spec.port_mappings.clear();
+    let range = r#"[{"host_port":90,"host_port_end":80,"container_port":80}]"#;
+    spec.port_ranges = serde_json::from_str(range).unwrap();
+    assert!(check(&spec).unwrap_err().to_string().starts_with("port_ranges[0].host_port_end"));
+    spec.port_ranges.clear();
     // One port is two of two protocols, and of two addresses.
     spec.port_mappings = serde_json::from_str(
         r#"[{"host_port":8,"container_port":1},{"host_port":8,"container_port":1,"protocol":"udp"}]"#,

@@ -191,19 +191,26 @@ pub(crate) fn reset_scheduling() {
     }
 }
 
-/// Takes those limits off this process that would end it, or its container, in the middle of their work: whoever creates a
-/// container may have some. As far as that is permitted.
+/// Gives this process the limits that one of the host has, as far as that is permitted: whoever creates a container may have
+/// others, and they would end it, or its supervisor, in the middle of their work. The number of files is another matter.
 pub(crate) fn lift_limits() {
-    for resource in [libc::RLIMIT_FSIZE, libc::RLIMIT_CPU, libc::RLIMIT_AS, libc::RLIMIT_DATA] {
-        let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    /// The kernel's default (_STK_LIM).
+    const STACK_BYTES: u64 = 8 << 20;
+    let unlimited = [libc::RLIMIT_FSIZE, libc::RLIMIT_CPU, libc::RLIMIT_AS, libc::RLIMIT_DATA, libc::RLIMIT_RSS];
+    let soft = unlimited.map(|resource| (resource, libc::RLIM_INFINITY));
+    for (resource, soft) in soft.into_iter().chain([(libc::RLIMIT_STACK, STACK_BYTES)]) {
+        let mut limit = libc::rlimit { rlim_cur: soft, rlim_max: libc::RLIM_INFINITY };
         // SAFETY: the struct outlives the calls.
         unsafe {
             if libc::setrlimit(resource, &raw const limit) != 0 && libc::getrlimit(resource, &raw mut limit) == 0 {
-                limit.rlim_cur = limit.rlim_max;
+                limit.rlim_cur = soft.min(limit.rlim_max);
                 libc::setrlimit(resource, &raw const limit);
             }
         }
     }
+    // Where a file may not grow further that is an error of the write, not the end of a supervisor.
+    // SAFETY: takes integers; this process is single-threaded.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// `struct __user_cap_header_struct`.

@@ -52,7 +52,14 @@ fn rows() -> Vec<(Value, &'static str)> {
         (json!({"network": {"aliases": ["a b"]}}), "network.aliases"),
         (json!({"host_network": true, "network": {"mode": "front"}}), "host_network"),
         (port(json!({"container_port": 0})), "port_mappings[0].container_port"),
-        (port(json!({"container_port": 80, "host_port": 90, "host_port_end": 80})), "port_mappings[0].host_port"),
+        (
+            json!({"port_ranges": [{"container_port": 80, "host_port": 90, "host_port_end": 80}]}),
+            "port_ranges[0].host_port_end",
+        ),
+        (
+            json!({"network": {"mode": "container:x"}, "port_ranges": [{"container_port": 80, "host_port": 80, "host_port_end": 90}]}),
+            "port_ranges",
+        ),
         (port(json!({"container_port": 80, "host_ip": "nowhere"})), "port_mappings[0].host_ip"),
         (json!({"hostname": "a b"}), "hostname"),
         (json!({"dns": ["nobody"]}), "dns"),

@@ -233,7 +233,7 @@ pub fn web(name: &str) -> String {
 
 pub fn published(host_port: Option<u16>, container_port: u16, host_ip: Option<&str>) -> PortMapping {
     let host_ip = host_ip.map(str::to_owned);
-    PortMapping { host_port, host_port_end: None, container_port, protocol: PortProtocol::Tcp, host_ip }
+    PortMapping { host_port, container_port, protocol: PortProtocol::Tcp, host_ip }
 }
 
 /// What curl gets, asking again while the server is coming up, or is between two connections.

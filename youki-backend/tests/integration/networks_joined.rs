@@ -150,13 +150,7 @@ async fn what_cannot_be_joined_is_an_error(case: Case) {
         assert!(case.runtime.container_state(&id).await.is_err(), "{name}: something is left");
     }
 
-    let port = PortMapping {
-        host_port: None,
-        host_port_end: None,
-        container_port: 80,
-        protocol: Default::default(),
-        host_ip: None,
-    };
+    let port = PortMapping { host_port: None, container_port: 80, protocol: Default::default(), host_ip: None };
     for (field, set) in [
         ("hostname", (|spec, _| spec.hostname = Some("x".into())) as fn(&mut ServiceSpec, PortMapping)),
         ("network.aliases", |spec, _| spec.network.aliases = vec!["x".into()]),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use runtime_core::spec::{NetworkMode, PortProtocol};
+use runtime_core::spec::{NetworkMode, PortProtocol, PortRange};
 use runtime_core::{AgentError, ContainerId, PortMapping};
 
 use crate::networks::{Outside, address, curl, on_bridge, published, web};
@@ -30,6 +30,13 @@ async fn serving(case: &Case, name: &str, mapping: PortMapping) -> ContainerId {
     let mut spec = case.script(&web(name)).await;
     spec.network.mode = NetworkMode::Bridge;
     spec.port_mappings = vec![mapping];
+    case.start(&spec).await
+}
+
+async fn serving_at_one_of(case: &Case, name: &str, range: PortRange) -> ContainerId {
+    let mut spec = case.script(&web(name)).await;
+    spec.network.mode = NetworkMode::Bridge;
+    spec.port_ranges = vec![range];
     case.start(&spec).await
 }
 
@@ -213,12 +220,18 @@ async fn what_ended_unseen_gives_its_port_and_name_back_at_the_next_open(case: C
 async fn a_port_out_of_a_range_is_the_first_that_is_free(case: Case) {
     let lowest = case.suite.share.ports(3);
     let taken = std::net::TcpListener::bind(("127.0.0.1", lowest)).expect("a free port");
-    let range = PortMapping { host_port_end: Some(lowest + 2), ..published(Some(lowest), 80, Some("127.0.0.1")) };
-    let first = serving(&case, "first", range.clone()).await;
-    let second = serving(&case, "second", range.clone()).await;
+    let range = PortRange {
+        host_port: lowest,
+        host_port_end: lowest + 2,
+        container_port: 80,
+        protocol: PortProtocol::Tcp,
+        host_ip: Some("127.0.0.1".into()),
+    };
+    let first = serving_at_one_of(&case, "first", range.clone()).await;
+    let second = serving_at_one_of(&case, "second", range.clone()).await;
     assert_eq!((host_port(&case, &first).await, host_port(&case, &second).await), (lowest + 1, lowest + 2));
     let mut spec = case.script(IDLE).await;
-    spec.port_mappings = vec![range];
+    spec.port_ranges = vec![range];
     spec.network.mode = NetworkMode::Bridge;
     let error = case.runtime.create_container(&case.id(), &spec).await.unwrap_err();
     assert!(
@@ -226,7 +239,7 @@ async fn a_port_out_of_a_range_is_the_first_that_is_free(case: Case) {
         "{error}"
     );
     drop(taken);
-    let third = serving(&case, "third", spec.port_mappings.remove(0)).await;
+    let third = serving_at_one_of(&case, "third", spec.port_ranges.remove(0)).await;
     assert_eq!(host_port(&case, &third).await, lowest);
 }
 

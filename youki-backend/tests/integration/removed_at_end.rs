@@ -61,13 +61,8 @@ async fn spec(case: &Case, script: &str) -> ServiceSpec {
 async fn with_much(case: &Case, script: &str, host_port: Option<u16>) -> ServiceSpec {
     let mut spec = spec(case, script).await;
     spec.network.mode = NetworkMode::Bridge;
-    spec.port_mappings = vec![PortMapping {
-        host_port,
-        container_port: 80,
-        host_port_end: None,
-        protocol: PortProtocol::Tcp,
-        host_ip: None,
-    }];
+    spec.port_mappings =
+        vec![PortMapping { host_port, container_port: 80, protocol: PortProtocol::Tcp, host_ip: None }];
     spec.storage = vec![StorageSpec::Anonymous { target: "/scratch".into() }];
     spec
 }

@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use crate::run_flags::RunArgs;
 
 /// Fields of a spec, or of an exec's options, and the flags that make them.
-const FLAGS: [(&str, &str); 30] = [
+const FLAGS: [(&str, &str); 31] = [
     ("capabilities", "--cap-add"),
     ("command.workdir", "--workdir"),
     ("devices", "--device"),
@@ -20,6 +20,7 @@ const FLAGS: [(&str, &str); 30] = [
     ("network", "--network"),
     ("network.aliases", "--network-alias"),
     ("port_mappings", "--publish"),
+    ("port_ranges", "--publish"),
     ("resources.cpu", "--cpus"),
     ("resources.cpu_shares", "--cpu-shares"),
     ("resources.cpuset", "--cpuset-cpus"),

@@ -3,15 +3,23 @@
 
 use std::net::IpAddr;
 
-use runtime_core::spec::{PortMapping, PortProtocol};
+use runtime_core::spec::{PortMapping, PortProtocol, PortRange};
 
 use crate::failure::{Failure, Result};
 
 const PUBLISH: &str = "--publish";
 const EXPOSE: &str = "--expose";
 
-/// The mappings that one `--publish` asks for.
-pub fn publish(text: &str) -> Result<Vec<PortMapping>> {
+/// What one `--publish` asks for.
+#[derive(Debug, Default)]
+pub struct Published {
+    pub mappings: Vec<PortMapping>,
+    /// Any of several for one port of the container.
+    pub range: Option<PortRange>,
+}
+
+/// Reads one `--publish`.
+pub fn publish(text: &str) -> Result<Published> {
     let standard = if text.contains('=') { from_pairs(text)? } else { text.to_owned() };
     let wrong = |reason: &str| wrong(PUBLISH, text, reason);
     let (host, container) = standard.rsplit_once(':').unwrap_or(("", &standard));
@@ -26,29 +34,30 @@ pub fn publish(text: &str) -> Result<Vec<PortMapping>> {
         range => Some(ports(range).ok_or_else(|| wrong(&format!("{range:?} is no port of the host")))?),
     };
     let (first, last) = container_ports;
-    let one = |container_port: u16, host_port: Option<u16>, host_port_end: Option<u16>| PortMapping {
+    let one = |container_port: u16, host_port: Option<u16>| PortMapping {
         host_port,
-        host_port_end,
         container_port,
         protocol,
         host_ip: host_ip.clone(),
     };
-    Ok(match host_ports {
-        None => (first..=last).map(|port| one(port, None, None)).collect(),
+    let mappings = match host_ports {
+        None => (first..=last).map(|port| one(port, None)).collect(),
         Some((begin, end)) if end - begin == last - first => {
-            (first..=last).zip(begin..=end).map(|(port, host)| one(port, Some(host), None)).collect()
+            (first..=last).zip(begin..=end).map(|(port, host)| one(port, Some(host))).collect()
         }
-        // Any of several for one port of the container.
-        Some((begin @ 1.., end)) if first == last => vec![one(first, Some(begin), Some(end))],
+        Some((host_port @ 1.., host_port_end)) if first == last => {
+            let range = PortRange { host_port, host_port_end, container_port: first, protocol, host_ip };
+            return Ok(Published { mappings: Vec::new(), range: Some(range) });
+        }
         Some(_) => return Err(wrong("the two ranges are not of the same length")),
-    })
+    };
+    Ok(Published { mappings, range: None })
 }
 
 /// The ports that one `--expose` names.
 pub fn expose(text: &str) -> Result<Vec<PortMapping>> {
     let ((first, last), protocol) = ports_and_protocol(EXPOSE, text, text)?;
-    let one =
-        |container_port| PortMapping { host_port: None, host_port_end: None, container_port, protocol, host_ip: None };
+    let one = |container_port| PortMapping { host_port: None, container_port, protocol, host_ip: None };
     Ok((first..=last).map(one).collect())
 }
 
@@ -101,14 +110,19 @@ mod tests {
 
     /// As `ip host[-end] container/protocol`.
     fn shown(text: &str) -> Vec<String> {
-        let one = |port: PortMapping| {
+        let one = |ip: Option<String>, host: String, container_port: u16, protocol: PortProtocol| {
+            format!("{} {host} {container_port}/{protocol:?}", ip.unwrap_or_else(|| "*".to_owned())).to_lowercase()
+        };
+        let plain = |port: PortMapping| {
             let host = port.host_port.map_or_else(|| "-".to_owned(), |host| host.to_string());
-            let end = port.host_port_end.map(|end| format!("-{end}")).unwrap_or_default();
-            let ip = port.host_ip.unwrap_or_else(|| "*".to_owned());
-            format!("{ip} {host}{end} {}/{:?}", port.container_port, port.protocol).to_lowercase()
+            one(port.host_ip, host, port.container_port, port.protocol)
+        };
+        let range = |range: PortRange| {
+            let host = format!("{}-{}", range.host_port, range.host_port_end);
+            one(range.host_ip, host, range.container_port, range.protocol)
         };
         match publish(text) {
-            Ok(ports) => ports.into_iter().map(one).collect(),
+            Ok(found) => found.mappings.into_iter().map(plain).chain(found.range.map(range)).collect(),
             Err(failure) => vec![format!("! {}", failure.code())],
         }
     }

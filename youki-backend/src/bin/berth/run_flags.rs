@@ -305,7 +305,9 @@ impl RunArgs {
         }
         spec.network.aliases.clone_from(&self.network_alias);
         for text in &self.publish {
-            spec.port_mappings.extend(publish(text)?);
+            let published = publish(text)?;
+            spec.port_mappings.extend(published.mappings);
+            spec.port_ranges.extend(published.range);
         }
         spec.publish_all = self.publish_all;
         for text in &self.expose {

@@ -100,7 +100,9 @@ fn log_to_stderr(level: &str) -> Result<()> {
     let filter = EnvFilter::builder()
         .parse(filter)
         .map_err(|error| Failure::usage(format!("--log-level {level:?}: {error}")))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What standard error does not take is lost; to tell that there, too, would end this process in the middle of its work.
+    let subscriber =
+        tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter).with_writer(std::io::stderr);
     if is_plain {
         subscriber.event_format(AsWarning).init();
     } else {
