@@ -79,6 +79,13 @@ pub(super) fn oldest(dir: &Path) -> Result<Position> {
     Ok(Position { file: numbers(dir)?.first().copied().unwrap_or(0), offset: 0 })
 }
 
+/// Where the log ends now.
+pub(super) fn end(dir: &Path) -> Result<Position> {
+    let file = numbers(dir)?.last().copied().unwrap_or(0);
+    let offset = open(dir, file)?.map_or(Ok(0), |file| file.metadata().map(|metadata| metadata.len()));
+    Ok(Position { file, offset: offset.map_err(Error::io("looking at", path(dir, file)))? })
+}
+
 /// A place before which all lines are older than `since`: by the first lines of the files, none is read through.
 pub(super) fn before(dir: &Path, since: DateTime<Utc>) -> Result<Position> {
     let numbers = numbers(dir)?;

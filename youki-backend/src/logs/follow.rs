@@ -149,7 +149,9 @@ impl Filter {
             (None, None, Some(since)) => (files::before(dir, since)?, [None; 2]),
             (None, None, None) => (files::oldest(dir)?, [None; 2]),
         };
-        Ok(Self { reader: LineReader::new(dir, start), options, from })
+        let reader = LineReader::new(dir, start);
+        let reader = if options.follow { reader } else { reader.ending_at(files::end(dir)?) };
+        Ok(Self { reader, options, from })
     }
 
     fn read(&mut self, into: &mut VecDeque<LogRecord>) -> Result<bool> {

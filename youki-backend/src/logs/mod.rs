@@ -44,7 +44,7 @@ pub(crate) fn read(dir: &Path, service: &str, id: &str, tail: usize) -> Result<V
             (found.start, Joiner::starting_at(service, id, found))
         }
     };
-    let mut reader = LineReader::new(dir, start);
+    let mut reader = LineReader::new(dir, start).ending_at(files::end(dir)?);
     while reader.advance(|here, _next, line| joiner.add(here, line))? {}
     reader.report_malformed(joiner.malformed);
     let mut entries = joiner.finish();

@@ -20,6 +20,8 @@ const MAX_LINE_BYTES: usize = 4 << 20;
 pub(super) struct LineReader {
     dir: PathBuf,
     at: Position,
+    /// What begins here or later is not read.
+    end: Option<Position>,
     open: Option<File>,
     buffer: Vec<u8>,
     /// In the midst of a line that is too long: all up to its newline is passed over.
@@ -30,14 +32,19 @@ pub(super) struct LineReader {
 
 impl LineReader {
     pub fn new(dir: &Path, at: Position) -> Self {
-        Self { dir: dir.to_owned(), at, open: None, buffer: Vec::new(), skipping: false, lost_bytes: 0 }
+        Self { dir: dir.to_owned(), at, end: None, open: None, buffer: Vec::new(), skipping: false, lost_bytes: 0 }
+    }
+
+    /// Reads to `end` only: who writes faster than it reads would keep it for ever.
+    pub fn ending_at(self, end: Position) -> Self {
+        Self { end: Some(end), ..self }
     }
 
     /// Reads on and gives each whole line with its place and the next one's to `each`. False at the end of what is
     /// there now: there may be more later.
     pub fn advance(&mut self, mut each: impl FnMut(Position, Position, &[u8])) -> Result<bool> {
         loop {
-            if self.open.is_none() && !self.open_current()? {
+            if self.is_at_end() || self.open.is_none() && !self.open_current()? {
                 return Ok(false);
             }
             let Some(len) = self.fill()? else {
@@ -122,9 +129,15 @@ impl LineReader {
         }
     }
 
+    fn is_at_end(&self) -> bool {
+        self.end.is_some_and(|end| self.at >= end)
+    }
+
     fn take(&mut self, len: usize, each: &mut impl FnMut(Position, Position, &[u8])) {
         let mut start = 0;
-        while let Some(newline) = memchr(b'\n', &self.buffer[start..len]) {
+        while !self.is_at_end()
+            && let Some(newline) = memchr(b'\n', &self.buffer[start..len])
+        {
             let here = self.at;
             let line = &self.buffer[start..start + newline];
             start += newline + 1;

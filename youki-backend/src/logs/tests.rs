@@ -185,6 +185,19 @@ async fn a_stream_chooses_by_time_tail_and_cursor() {
 }
 
 #[tokio::test]
+async fn who_does_not_follow_ends_where_the_log_ended_when_he_came() {
+    let log = Log::new();
+    for number in 0..20_000 {
+        log.append(0, &line(number, "stdout F", "a line of some length, so that it is read in several pieces"));
+    }
+    let mut stream = log.stream(LogsOptions::default(), std::future::pending());
+    stream.next().await.unwrap().unwrap();
+    log.append(0, &line(20_000, "stdout F", "later"));
+    log.append(1, &line(20_001, "stdout F", "later"));
+    assert_eq!(stream.count().await, 19_999);
+}
+
+#[tokio::test]
 async fn following_sees_each_line_once_across_rotation_and_ends_after_the_writer() {
     const LINES: u64 = 20_000;
     let log = Log::new();

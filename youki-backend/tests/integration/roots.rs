@@ -54,6 +54,7 @@ async fn a_second_root_on_one_run_directory_is_refused(case: Case) {
     youki_backend::YoukiRuntime::open(first.config()).await.unwrap().dismantle().await.unwrap();
     first.wipe();
     drop(second.open().await.unwrap());
+    youki_backend::YoukiRuntime::open(second.config()).await.unwrap().dismantle().await.unwrap();
 }
 
 async fn another_run_directory_for_one_root_is_refused_and_its_containers_run_on(case: Case) {
