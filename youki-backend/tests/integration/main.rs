@@ -45,6 +45,7 @@ mod networks_named;
 mod outcomes;
 mod processes;
 mod published_ports;
+mod questions;
 mod removal;
 mod removed_at_end;
 mod restarts;
@@ -130,6 +131,7 @@ fn trials() -> Vec<Trial> {
         supervisor_killed::tests(),
         unit_restarted::tests(),
         command_line::tests(),
+        questions::tests(),
         bad_flags::tests(),
         bad_specs::tests(),
         builds_that_hang::tests(),

@@ -77,11 +77,11 @@ async fn what_is_kept_is_whole_and_the_rest_is_gone(case: Case) {
         numbers.push(generation(&case, &root, text).await);
     }
     let (packs, bytes) = objects(&case, &root, "").await;
-    let said = berth(&root, &["volume", "prune", "data"]).await;
+    let said = berth(&root, &["volume", "prune", "-f", "data"]).await;
     assert!(said.code == 0 && said.stderr.contains("no retention is configured"), "{said:?}");
     assert_eq!(objects(&case, &root, "").await.0, packs, "something went");
     let keep_two = keeping(&case, &root, 2);
-    let pruned = berth(&root, &["--config", &keep_two, "volume", "prune", "data", "--json"]).await.json();
+    let pruned = berth(&root, &["--config", &keep_two, "volume", "prune", "-f", "data", "--json"]).await.json();
     assert_eq!((&pruned["removed"], &pruned["kept"]), (&json!(numbers[..2]), &json!(numbers[2..])), "{pruned}");
     assert!(pruned["space_reclaimed"].as_u64() > Some(2_000_000), "{pruned}");
     let left = objects(&case, &root, "").await.1;
@@ -94,7 +94,7 @@ async fn what_is_kept_is_whole_and_the_rest_is_gone(case: Case) {
     // It goes on, here and on another host, which begins with what is left.
     let other = Root { keeper: false, ..case.root_with_s3("other", "p").await };
     numbers.push(generation(&case, &other, "fifth").await);
-    let said = berth(&root, &["--config", &keep_two, "volume", "prune", "data"]).await.succeeded();
+    let said = berth(&root, &["--config", &keep_two, "volume", "prune", "-f", "data"]).await.succeeded();
     assert!(said.starts_with(&format!("Deleted: generation {}\nTotal reclaimed space: ", numbers[2])), "{said}");
     assert_eq!(text_of(&case, &other, numbers[3]).await.unwrap(), "fourth\n");
     assert_eq!(text_of(&case, &other, numbers[4]).await.unwrap(), "fifth\n");
@@ -110,7 +110,7 @@ async fn a_prune_killed_in_the_middle_is_finished_by_the_next(case: Case) {
     let (packs, _) = objects(&case, &root, "packs/").await;
     // It comes to the record, and not to the end of what that names.
     switch.let_delete(5);
-    let mut prune = command(&root).args(["--config", &keep_one, "volume", "prune", "data"]).spawn().unwrap();
+    let mut prune = command(&root).args(["--config", &keep_one, "volume", "prune", "-f", "data"]).spawn().unwrap();
     eventually("it has decided", || async {
         let (log, _) = objects(&case, &root, "log/").await;
         let (lists, _) = objects(&case, &root, "prunes/").await;
@@ -130,7 +130,7 @@ async fn a_prune_killed_in_the_middle_is_finished_by_the_next(case: Case) {
     is_whole(&root).await;
     let sixth = generation(&case, &root, "sixth").await;
     is_whole(&root).await;
-    berth(&root, &["--config", &keep_one, "volume", "prune", "data"]).await.succeeded();
+    berth(&root, &["--config", &keep_one, "volume", "prune", "-f", "data"]).await.succeeded();
     assert_eq!(generations(&root).await, [sixth]);
     is_whole(&root).await;
     let (left, bytes) = objects(&case, &root, "packs/").await;
@@ -149,7 +149,7 @@ async fn who_does_not_own_it_prunes_nothing(case: Case) {
     berth(&root, &idle).await.succeeded();
     let before = objects(&case, &root, "").await;
     let keep_one = keeping(&case, &other, 1);
-    let prune = ["--config", &keep_one, "volume", "prune", "data", "--json"];
+    let prune = ["--config", &keep_one, "volume", "prune", "-f", "data", "--json"];
     let said = berth(&other, &prune).await;
     let error: serde_json::Value = serde_json::from_str(said.stderr.lines().last().unwrap()).unwrap();
     assert_eq!((said.code, &error["error"]["code"]), (1, &json!("volume.in_use_elsewhere")), "{said:?}");

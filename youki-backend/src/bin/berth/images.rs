@@ -1,6 +1,6 @@
 //! `pull`, `push`, `images`, `tag`, `rmi`, `prune`, and `image`.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead, Read};
 
 use registry::{PullOptions, PushOptions, Removed, Verified};
 use runtime_core::PruneResult;
@@ -16,6 +16,8 @@ use crate::session::Session;
 
 /// Characters of a step's command that are shown.
 const SHOWN_COMMAND: usize = 60;
+/// Longest answer that is read: a yes is shorter.
+const MAX_ANSWER_BYTES: u64 = 1 << 10;
 
 /// `berth pull`
 pub async fn pull(session: &Session, args: &PullArgs) -> Result<i32> {
@@ -246,14 +248,18 @@ fn deletions(deleted: &[String]) -> String {
     deleted.iter().map(|one| format!("{}: {one}\n", verb(one))).collect()
 }
 
-/// Asks, where there is somebody to ask, as docker does.
+/// Asks, as docker does whatever standard input is: no answer is a no, and who has none to give says `--force`.
 pub fn confirmed(force: bool, warning: &str) -> Result<bool> {
-    if force || !io::stdin().is_terminal() {
+    if force {
         return Ok(true);
     }
     eprint_line(&format!("{warning} Continue? [y/N]"));
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
+    let mut answer = Vec::new();
+    let read = io::stdin().lock().take(MAX_ANSWER_BYTES).read_until(b'\n', &mut answer);
     read.map_err(|error| Failure::io("reading", "standard input", &error))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    let confirmed = matches!(answer.trim_ascii(), b"y" | b"Y" | b"yes");
+    if !confirmed {
+        eprint_line("berth: nothing was removed; with --force it is not asked");
+    }
+    Ok(confirmed)
 }

@@ -59,6 +59,11 @@ impl Case {
     pub async fn berth_on(&self, root: &Root, args: &[&str]) -> Said {
         run(root, args, b"").await
     }
+
+    /// The same with `input` as its standard input.
+    pub async fn berth_on_with(&self, root: &Root, args: &[&str], input: &[u8]) -> Said {
+        run(root, args, input).await
+    }
 }
 
 async fn run(root: &Root, args: &[&str], input: &[u8]) -> Said {
