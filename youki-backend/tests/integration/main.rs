@@ -51,6 +51,7 @@ mod removed_at_end;
 mod restarts;
 mod restarts_killed;
 mod roots;
+mod run_given_up;
 mod supervisor_killed;
 mod tiny_init;
 mod unit_restarted;
@@ -132,6 +133,7 @@ fn trials() -> Vec<Trial> {
         unit_restarted::tests(),
         command_line::tests(),
         questions::tests(),
+        run_given_up::tests(),
         bad_flags::tests(),
         bad_specs::tests(),
         builds_that_hang::tests(),

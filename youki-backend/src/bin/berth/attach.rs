@@ -14,7 +14,7 @@ use crate::cli::AttachArgs;
 use crate::failure::{Failure, Result, eprint_line};
 use crate::lifecycle::{container, warn_of_volumes};
 use crate::session::Session;
-use crate::signals::Signals;
+use crate::signals::{self, Signals};
 use crate::streams;
 use crate::terminal::Lent;
 
@@ -27,6 +27,8 @@ pub enum Left {
     Detached,
     /// Whoever read the command's output: it runs on.
     Unread,
+    /// The user, by a second signal of that number that asks to end, while it was still starting.
+    Starting(i32),
 }
 
 /// What is connected.
@@ -51,6 +53,7 @@ pub async fn attach(session: &Session, args: &AttachArgs) -> Result<i32> {
     let started = std::future::ready(Ok(()));
     match connect(&session.runtime, &id, &mut watched, wanted, &mut signals, started).await? {
         Left::Ended(code) => Ok(code),
+        Left::Starting(number) => Ok(128 + number),
         Left::Detached | Left::Unread => Ok(0),
     }
 }
@@ -69,18 +72,20 @@ pub async fn connect(
         return Err(Failure::usage("standard input is no terminal: leave --tty out"));
     }
     let mut attached = Attached::begin(runtime, id, wanted).await?;
-    start.await?;
+    let early = match started(start, signals).await? {
+        Ok(early) => early,
+        Err(number) => return Ok(Left::Starting(number)),
+    };
+    for number in early {
+        pass_on(runtime, id, number).await;
+    }
     let unread = attached.unread.clone();
     let outcome = loop {
         tokio::select! {
             outcome = watched.wait() => break outcome?,
             () = attached.left() => return Ok(Left::Detached),
             () = unread.notified() => return Ok(Left::Unread),
-            number = signals.next() => match runtime.forward_signal(id, number).await {
-                // It ended meanwhile: the wait tells.
-                Ok(()) | Err(Error::NotRunning { .. } | Error::NoSuchContainer { .. }) => {}
-                Err(error) => tracing::warn!(container = %id, error = error.chain(), "a signal was not passed on"),
-            },
+            number = signals.next() => pass_on(runtime, id, number).await,
         }
     };
     let copied = attached.finish().await;
@@ -90,6 +95,35 @@ pub async fn connect(
     }
     copied?;
     Ok(Left::Ended(outcome.exit_code))
+}
+
+/// Waits for `start`; the signals that came meanwhile, in their order, or the second one that asks to end.
+async fn started(
+    start: impl Future<Output = Result<()>>,
+    signals: &mut Signals,
+) -> Result<std::result::Result<Vec<i32>, i32>> {
+    let mut start = std::pin::pin!(start);
+    let mut early = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            started = &mut start => return started.map(|()| Ok(early)),
+            number = signals.next() => {
+                if signals::asks_to_end(number) && early.iter().any(|before| signals::asks_to_end(*before)) {
+                    return Ok(Err(number));
+                }
+                early.push(number);
+            }
+        }
+    }
+}
+
+async fn pass_on(runtime: &YoukiRuntime, id: &ContainerId, number: i32) {
+    match runtime.forward_signal(id, number).await {
+        // It ended meanwhile: the wait tells.
+        Ok(()) | Err(Error::NotRunning { .. } | Error::NoSuchContainer { .. }) => {}
+        Err(error) => tracing::warn!(container = %id, error = error.chain(), "a signal was not passed on"),
+    }
 }
 
 /// The container's output on its way to the command's, and the other way round.

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use runtime_core::spec::StorageSpec;
 use runtime_core::{ContainerId, ServiceSpec};
@@ -24,6 +25,8 @@ use crate::signals::Signals;
 
 /// Longest spec that is read; one of a thousand variables has some 100 KiB.
 const MAX_SPEC_BYTES: u64 = 4 << 20;
+/// Time that a create has to come to its end and be undone, once a signal asked to end.
+const TIME_TO_UNDO: Duration = Duration::from_secs(10);
 
 /// `berth create`
 pub async fn create(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
@@ -92,6 +95,11 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
     {
         // It runs on, and what it leaves stays.
         Ok(Left::Detached) => return Ok(0),
+        // Whoever starts it may never come to an end.
+        Ok(Left::Starting(number)) => {
+            eprint_line(&format!("berth: {}: left while it was starting: see `berth ps -a`", wanted.id));
+            return Ok(128 + number);
+        }
         Ok(Left::Ended(code)) => Ok(code),
         // As a program in a pipeline ends.
         Ok(Left::Unread) => {
@@ -187,7 +195,8 @@ impl Wanted {
         Ok(())
     }
 
-    /// The same, unless a signal asks to end before: then the exit code, and nothing is left.
+    /// The same, unless a signal asks to end before: then the exit code, and nothing is left, or nothing that the next
+    /// command does not undo.
     async fn create_or_give_up(&self, session: &Session, signals: &mut Signals) -> Result<Option<i32>> {
         let (sender, mut shown) = progress::pull(self.show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
@@ -201,12 +210,23 @@ impl Wanted {
             }
             number = signals.next_ending() => number,
         };
-        // A pull may be left at any point, and can be long; what follows it is short, and has to be undone.
-        if shown.is_over().await {
+        // A pull may be left at any point, and can be long; what follows it has to be undone.
+        if !shown.is_over().await {
+            return Ok(Some(128 + number));
+        }
+        let undoing = async {
             creating.await?;
             warn_of_volumes(session.runtime.remove(&self.id, true).await?);
             session.runtime.deletions().await;
+            Ok(())
+        };
+        // It may be long, too: a volume is restored, or waited for. Then the next command undoes what is left here.
+        tokio::select! {
+            undone = undoing => return undone.map(|()| Some(128 + number)),
+            _ = signals.next_ending() => {}
+            () = tokio::time::sleep(TIME_TO_UNDO) => {}
         }
+        eprint_line(&format!("berth: {}: left before it was undone, which the next command does", self.id));
         Ok(Some(128 + number))
     }
 }

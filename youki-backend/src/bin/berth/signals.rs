@@ -28,6 +28,9 @@ const FORWARDED: [i32; 16] = [
     libc::SIGXCPU,
 ];
 
+/// Those by which somebody asks a command to end.
+const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
 /// Listens to them from the time it is made.
 #[derive(Debug)]
 pub struct Signals(Vec<(i32, Signal)>);
@@ -62,9 +65,14 @@ impl Signals {
     pub async fn next_ending(&mut self) -> i32 {
         loop {
             let number = self.next().await;
-            if [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM].contains(&number) {
+            if asks_to_end(number) {
                 return number;
             }
         }
     }
+}
+
+/// Whether who sends it wants the command to end.
+pub fn asks_to_end(number: i32) -> bool {
+    ENDING.contains(&number)
 }

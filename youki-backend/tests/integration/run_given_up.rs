@@ -1,0 +1,93 @@
+//! A foreground `run` that is told to end before its program runs: it does, in time, and leaves nothing that the next
+//! command would not undo.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Child;
+
+use crate::support::Case;
+use crate::support::berth::{berth, command};
+use crate::support::pace::patience;
+use crate::support::process::signal;
+use crate::support::root::Root;
+
+crate::tests![
+    a_run_that_waits_for_a_volume_heeds_the_second_signal,
+    a_run_that_waits_for_a_volume_heeds_one_signal_in_time
+];
+
+/// Two roots on one bucket: the first holds volume `data`, the second would wait ten minutes to take it over.
+async fn held_elsewhere(case: &Case) -> (Root, Root, String) {
+    let holder = Root { keeper: false, ..case.root_with_s3("holder", "p").await };
+    let root = Root { keeper: false, ..case.root_with_s3("root", "p").await };
+    let file = case.suite.dir.path().join(format!("{}.toml", root.name));
+    std::fs::write(&file, "[volumes]\ntake_over_after = \"10m\"\n").unwrap();
+    let file = file.to_str().unwrap().to_owned();
+    let image = case.suite.busybox().await;
+    berth(&holder, &["--config", &file, "run", "--rm", "--network", "none", "-v", "data:/data", image, "true"])
+        .await
+        .succeeded();
+    berth(&holder, &["--config", &file, "volume", "claim", "data"]).await.succeeded();
+    berth(&root, &["pull", "-q", image]).await.succeeded();
+    (holder, root, file)
+}
+
+/// A foreground `run` once it has said that it waits.
+async fn waiting(case: &Case, root: &Root, file: &str) -> Child {
+    let image = case.suite.busybox().await;
+    let words =
+        ["--config", file, "run", "--rm", "--name", "web", "--network", "none", "-v", "data:/data", image, "true"];
+    let mut run = command(root);
+    run.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut run = run.spawn().unwrap();
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
+    let told = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("for a sign of life") {
+                return;
+            }
+        }
+        panic!("it does not wait");
+    };
+    tokio::time::timeout(patience(Duration::from_secs(30)), told).await.expect("it never says that it waits");
+    // Whatever it says further has a reader.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    run
+}
+
+/// Its exit code, which must come within `limit`.
+async fn ended_within(run: &mut Child, limit: Duration) -> Option<i32> {
+    let ended = tokio::time::timeout(patience(limit), run.wait()).await;
+    ended.unwrap_or_else(|_| panic!("it runs on for {limit:?}")).unwrap().code()
+}
+
+async fn nothing_is_left(root: &Root, holder: &Root, file: &str) {
+    assert_eq!(berth(root, &["ps", "-aq"]).await.succeeded(), "");
+    assert_eq!(berth(root, &["volume", "ls", "-q"]).await.succeeded(), "");
+    // Who holds it goes on.
+    berth(holder, &["--config", file, "volume", "sync", "data"]).await.succeeded();
+}
+
+async fn a_run_that_waits_for_a_volume_heeds_the_second_signal(case: Case) {
+    let (holder, root, file) = held_elsewhere(&case).await;
+    let mut run = waiting(&case, &root, &file).await;
+    let pid = run.id().unwrap();
+    signal(pid, Signal::INT);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    signal(pid, Signal::INT);
+    assert_eq!(ended_within(&mut run, Duration::from_secs(2)).await, Some(130));
+    nothing_is_left(&root, &holder, &file).await;
+}
+
+async fn a_run_that_waits_for_a_volume_heeds_one_signal_in_time(case: Case) {
+    let (holder, root, file) = held_elsewhere(&case).await;
+    let mut run = waiting(&case, &root, &file).await;
+    let begin = Instant::now();
+    signal(run.id().unwrap(), Signal::TERM);
+    assert_eq!(ended_within(&mut run, Duration::from_secs(15)).await, Some(143));
+    assert!(begin.elapsed() < patience(Duration::from_secs(15)));
+    nothing_is_left(&root, &holder, &file).await;
+}
