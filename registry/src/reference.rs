@@ -90,6 +90,17 @@ impl Reference {
         self.digest.as_deref()
     }
 
+    /// Whether `text` means this one: all of it, where it has a tag or a digest, else any of its repository. What is no
+    /// reference means none.
+    #[must_use]
+    pub fn is_meant_by(&self, text: &str) -> bool {
+        let Ok(wanted) = Self::parse(text) else { return false };
+        if text.rsplit('/').next().is_some_and(|last| last.contains([':', '@'])) {
+            return *self == wanted;
+        }
+        self.registry == wanted.registry && self.repository == wanted.repository
+    }
+
     /// Host and port that are connected to.
     pub(crate) fn endpoint(&self) -> &str {
         if self.registry == DOCKER_HUB { DOCKER_HUB_ENDPOINT } else { &self.registry }
@@ -179,6 +190,19 @@ mod tests {
     use super::*;
 
     const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn a_text_means_all_of_it_or_a_repository() {
+        let stored = Reference::parse("docker.io/library/busybox:1.36").unwrap();
+        for text in ["busybox", "library/busybox", "docker.io/busybox", "index.docker.io/busybox", "busybox:1.36"] {
+            assert!(stored.is_meant_by(text), "{text}");
+        }
+        for text in
+            ["busybox:latest", "box", "quay.io/busybox", "a/busybox", "", "no name", &format!("busybox@sha256:{HEX}")]
+        {
+            assert!(!stored.is_meant_by(text), "{text}");
+        }
+    }
 
     #[test]
     fn references_complete_to_dockers_full_form() {

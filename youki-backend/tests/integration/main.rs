@@ -34,6 +34,7 @@ mod isolation;
 mod keeper;
 mod lifecycle;
 mod limits;
+mod listings;
 mod logs;
 mod logs_non_blocking;
 mod many;
@@ -132,6 +133,7 @@ fn trials() -> Vec<Trial> {
         supervisor_killed::tests(),
         unit_restarted::tests(),
         command_line::tests(),
+        listings::tests(),
         questions::tests(),
         run_given_up::tests(),
         bad_flags::tests(),

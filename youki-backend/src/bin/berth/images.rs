@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, Read};
 
-use registry::{PullOptions, PushOptions, Removed, Verified};
+use registry::{PullOptions, PushOptions, Reference, Removed, Verified};
 use runtime_core::PruneResult;
 use serde_json::json;
 
@@ -57,17 +57,8 @@ pub async fn push(session: &Session, args: &PushArgs) -> Result<i32> {
 pub async fn images(session: &Session, args: &ImagesArgs) -> Result<i32> {
     let mut images = session.runtime.images().list().await?;
     if let Some(wanted) = &args.repository {
-        let wanted_reference = registry::Reference::parse(wanted)?;
-        // A name without a tag means all of its tags.
-        let tagged = wanted.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
-        images.retain(|image| match registry::Reference::parse(&image.reference) {
-            Ok(reference) if tagged => reference == wanted_reference,
-            Ok(reference) => {
-                reference.registry() == wanted_reference.registry()
-                    && reference.repository() == wanted_reference.repository()
-            }
-            Err(_) => false,
-        });
+        Reference::parse(wanted)?;
+        images.retain(|image| Reference::parse(&image.reference).is_ok_and(|reference| reference.is_meant_by(wanted)));
     }
     if session.json {
         output::print_json(&images)?;
@@ -82,7 +73,7 @@ pub async fn images(session: &Session, args: &ImagesArgs) -> Result<i32> {
     }
     let mut table = Table::new(["REPOSITORY", "TAG", "IMAGE ID", "DIGEST", "SIZE", "UNIQUE", "SHARED"]);
     for image in &images {
-        let (repository, tag) = match registry::Reference::parse(&image.reference) {
+        let (repository, tag) = match Reference::parse(&image.reference) {
             Ok(name) => {
                 // One pulled by digest has no tag here, whatever was written before the digest.
                 let tag = name.tag().filter(|_| name.digest().is_none());

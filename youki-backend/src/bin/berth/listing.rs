@@ -1,6 +1,7 @@
 //! `ps` and `inspect`.
 
 use chrono::{DateTime, Utc};
+use registry::Reference;
 use runtime_core::spec::NetworkMode;
 use serde_json::{Value, json};
 use youki_backend::Inspect;
@@ -15,10 +16,15 @@ use crate::session::Session;
 
 /// Width of a command in the table, as docker's.
 const COMMAND_WIDTH: usize = 20;
+/// Fewer digits of a digest name no image.
+const SHORTEST_DIGEST: usize = 4;
 
 /// `berth ps`
 pub async fn ps(session: &Session, args: &PsArgs) -> Result<i32> {
-    let filters = args.filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>>>()?;
+    let mut filters = args.filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>>>()?;
+    for filter in &mut filters {
+        filter.look_up(session).await;
+    }
     let template = args.format.as_deref().map(Template::parse).transpose()?;
     let mut containers = session.runtime.inspect_all().await?;
     let last = args.last.or(args.latest.then_some(1));
@@ -170,13 +176,17 @@ fn dockers(one: &Inspect, path: &[String]) -> Option<Value> {
     })
 }
 
+/// What `--filter status=` takes: the states, then docker's words.
+const STATUSES: [&str; 10] =
+    ["pending", "initializing", "running", "paused", "stopping", "exited", "failed", "created", "restarting", "dead"];
+
 /// A `--filter`.
 enum Filter {
     Id(String),
     Name(String),
     Status(String),
     Label(String, Option<String>),
-    Ancestor(String),
+    Ancestor(Ancestor),
     Exited(i32),
     Network(String),
     Volume(String),
@@ -192,10 +202,8 @@ impl Filter {
             "id" => Self::Id(value),
             "name" => Self::Name(value),
             "status" => {
-                let known =
-                    ["pending", "initializing", "running", "paused", "stopping", "exited", "failed", "created", "dead"];
-                if !known.contains(&value.as_str()) {
-                    return Err(wrong(&format!("a status is one of {}", known.join(", "))));
+                if !STATUSES.contains(&value.as_str()) {
+                    return Err(wrong(&format!("a status is one of {}", STATUSES.join(", "))));
                 }
                 Self::Status(value)
             }
@@ -203,7 +211,7 @@ impl Filter {
                 Some((name, value)) => Self::Label(name.to_owned(), Some(value.to_owned())),
                 None => Self::Label(value, None),
             },
-            "ancestor" => Self::Ancestor(value),
+            "ancestor" => Self::Ancestor(Ancestor::parse(value).map_err(|reason| wrong(&reason))?),
             "exited" => Self::Exited(value.parse().map_err(|_| wrong("not an exit code"))?),
             "network" => Self::Network(value),
             "volume" => Self::Volume(value),
@@ -214,6 +222,15 @@ impl Filter {
                 ));
             }
         })
+    }
+
+    /// Asks this root for what the filter cannot tell by itself.
+    async fn look_up(&mut self, session: &Session) {
+        if let Self::Ancestor(ancestor) = self
+            && let Ok(Some(image)) = session.runtime.images().find(&ancestor.text).await
+        {
+            ancestor.digest = Some(image.digest);
+        }
     }
 
     fn is_about_states(&self) -> bool {
@@ -234,24 +251,54 @@ impl Filter {
             Self::Id(text) => one.id.starts_with(text),
             Self::Name(text) => one.name.contains(text.trim_start_matches('/')) || one.id == *text,
             Self::Status(status) => match status.as_str() {
-                "created" => one.state == "initializing",
+                "created" => one.state == "initializing" && !restarts(one),
+                "restarting" => restarts(one),
                 "dead" => one.state == "failed",
                 status => one.state == status,
             },
             Self::Label(name, value) => {
                 one.spec.labels.get(name).is_some_and(|own| value.as_ref().is_none_or(|value| own == value))
             }
-            Self::Ancestor(image) => {
-                let bare = one.image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map(|(bare, _)| bare);
-                one.image == *image || bare == Some(image) || one.image_digest.contains(image.as_str())
-            }
-            Self::Exited(code) => one.exit_code == Some(*code),
+            Self::Ancestor(ancestor) => ancestor.is_of(one),
+            // Another attempt may follow or run: then the code is the last one's.
+            Self::Exited(code) => one.exit_code == Some(*code) && matches!(one.state, "exited" | "failed"),
             Self::Network(name) => network_names(one).any(|network| network == name),
             Self::Volume(name) => one.mounts.iter().any(|mount| mount_name(mount) == *name || mount.target == *name),
             Self::Health(status) => {
                 one.health.as_ref().map_or("none", |health| health.status.as_str()) == status.as_str()
             }
         }
+    }
+}
+
+/// The image of `--filter ancestor=`: its name in any spelling, or the begin of its digest or id.
+struct Ancestor {
+    text: String,
+    /// Of the image that is so called here now.
+    digest: Option<String>,
+}
+
+impl Ancestor {
+    fn parse(text: String) -> std::result::Result<Self, String> {
+        let ancestor = Self { text, digest: None };
+        match Reference::parse(&ancestor.text) {
+            Err(error) if ancestor.digits().is_none() => Err(error.to_string()),
+            _ => Ok(ancestor),
+        }
+    }
+
+    /// It as the begin of a digest, if it can be one.
+    fn digits(&self) -> Option<&str> {
+        let digits = self.text.strip_prefix("sha256:").unwrap_or(&self.text);
+        let is_hex = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        (is_hex && digits.len() >= SHORTEST_DIGEST).then_some(digits)
+    }
+
+    fn is_of(&self, one: &Inspect) -> bool {
+        let begins = |digits| one.image_digest.strip_prefix("sha256:").is_some_and(|hex| hex.starts_with(digits));
+        self.digest.as_ref() == Some(&one.image_digest)
+            || self.digits().is_some_and(begins)
+            || Reference::parse(&one.image).is_ok_and(|image| image.is_meant_by(&self.text))
     }
 }
 
