@@ -6,6 +6,7 @@ use std::path::Path;
 use youki_backend::{CopyInOptions, Owner, YoukiRuntime};
 
 use crate::support::Case;
+use crate::support::berth::{command, said};
 use crate::support::case::{finish_on, start_on};
 use crate::support::image::Image;
 
@@ -48,6 +49,14 @@ async fn files_go_in_and_out_by_dockers_rules(case: Case) {
             "inside 0:0\n",
             "{args:?}"
         );
+    }
+    case.exec_ok(&id, "mkdir /tmp/dot /tmp/up").await;
+    let root = &case.suite.shared().await.root;
+    for (source, target, shown) in [("./", "/tmp/dot", "/tmp/dot/file"), ("..", "/tmp/up", "/tmp/up/tree/sub/file")] {
+        let mut berth = command(root);
+        berth.args(["cp", source, &at(target)]).current_dir(host.join("tree/sub"));
+        said(berth).await.succeeded();
+        assert_eq!(case.exec_ok(&id, &format!("cat {shown}")).await, "inside", "{source}");
     }
     case.berth(&["cp", "-a", &tree, &at("/tmp/kept")]).await.succeeded();
     assert_eq!(case.exec_ok(&id, "stat -c %u:%g /tmp/kept/sub/file").await, "1000:1000\n");

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use runtime_core::ContainerId;
+use tokio::task::JoinError;
 use youki_backend::{CopyInOptions, Error, Owner, PathKind, pack_path, unpack_into};
 
 use crate::cli::{CpArgs, ExportArgs};
@@ -71,10 +72,11 @@ struct Goal {
     name: PathBuf,
 }
 
-/// Docker's rules. `found` is what is at the target.
-fn goal(source: &str, kind: PathKind, target: &str, found: Option<PathKind>) -> Result<Goal> {
-    let contents = source == "." || source.ends_with("/.");
-    let own = Path::new(source).file_name().map_or_else(|| PathBuf::from("root"), PathBuf::from);
+/// Docker's rules. `own` is the name of what `source` leads to, `found` what is at the target.
+fn goal(source: &str, own: PathBuf, kind: PathKind, target: &str, found: Option<PathKind>) -> Result<Goal> {
+    // `dir/./` too: components leave a dot out.
+    let bare = source.trim_end_matches('/');
+    let contents = bare == "." || bare.ends_with("/.");
     let path = Path::new(target);
     let beside = || {
         let dir = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -103,7 +105,7 @@ async fn copy_out(session: &Session, args: &CpArgs, id: &ContainerId, source: &s
         return Ok(session.runtime.copy_out(id, &path, args.follow_link, io::BufWriter::new(out)).await?);
     };
     let kind = session.runtime.look(id, &path, args.follow_link || source.ends_with('/')).await?;
-    let goal = goal(source, kind, target, on_host(target))?;
+    let goal = goal(source, own_name(&path), kind, target, on_host(target))?;
     // Whoever calls it owns what he gets, as with docker.
     let owner = if args.archive {
         Owner::Kept
@@ -115,7 +117,7 @@ async fn copy_out(session: &Session, args: &CpArgs, id: &ContainerId, source: &s
     let (dir, reader) = (goal.dir.clone(), File::from(reader));
     let unpacking = tokio::task::spawn_blocking(move || unpack_into(&dir, Some(&goal.name), reader, owner));
     let packed = session.runtime.copy_out(id, &path, follow, io::BufWriter::new(File::from(writer))).await;
-    both(packed, unpacking.await, "unpacking into", &goal.dir)
+    both(there(packed), here(unpacking.await, "unpacking into", &goal.dir))
 }
 
 async fn copy_in(session: &Session, args: &CpArgs, id: &ContainerId, source: &Place<'_>, target: &str) -> Result<()> {
@@ -135,31 +137,63 @@ async fn copy_in(session: &Session, args: &CpArgs, id: &ContainerId, source: &Pl
     };
     let absolute = path.display().to_string();
     let trailing = if target.ends_with('/') && absolute != "/" { "/" } else { "" };
-    let Goal { dir, name } = goal(source, kind, &format!("{absolute}{trailing}"), found)?;
+    let own = own_name_on_host(source).map_err(|error| Failure::io("reading", source, &error))?;
+    let Goal { dir, name } = goal(source, own, kind, &format!("{absolute}{trailing}"), found)?;
     let (reader, writer) = streams::pipe()?;
     let from = PathBuf::from(source);
     let out = io::BufWriter::new(File::from(writer));
     let packing = tokio::task::spawn_blocking(move || pack_path(&from, follow, Path::new("tree"), out));
     let options = CopyInOptions { rename: Some(name), owner };
     let unpacked = session.runtime.copy_in(id, &dir, io::BufReader::new(File::from(reader)), options).await;
-    both(unpacked, packing.await, "packing", Path::new(source))
+    both(here(packing.await, "packing", Path::new(source)), there(unpacked))
 }
 
-/// The failure of a copy whose two sides run at once: of the one that did not only lose the other.
-fn both(
-    there: std::result::Result<(), Error>,
-    here: std::result::Result<io::Result<()>, tokio::task::JoinError>,
-    action: &str,
-    path: &Path,
-) -> Result<()> {
-    match (there, here) {
-        (Err(Error::Io { source, .. }), Ok(Err(error))) if source.kind() == io::ErrorKind::BrokenPipe => {
-            Err(Failure::io(action, path, &error))
+/// One side of a copy: its failure, and whether that is only that the other one was lost.
+type Side = std::result::Result<(), (Failure, bool)>;
+
+fn there(done: std::result::Result<(), Error>) -> Side {
+    done.map_err(|error| {
+        let is_loss = matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe);
+        (error.into(), is_loss)
+    })
+}
+
+fn here(done: std::result::Result<io::Result<()>, JoinError>, action: &str, path: &Path) -> Side {
+    done.map_err(io::Error::other).flatten().map_err(|error| {
+        let is_loss = error.kind() == io::ErrorKind::BrokenPipe;
+        (Failure::io(action, path, &error), is_loss)
+    })
+}
+
+/// The failure of a copy whose two sides run at once: of the one that did not only lose the other. What failed to be packed
+/// is no archive, and fails to be unpacked for that.
+fn both(packed: Side, unpacked: Side) -> Result<()> {
+    match (packed, unpacked) {
+        (Err((failure, false)), _) => Err(failure),
+        (_, Err((failure, _))) => Err(failure),
+        // Who has read all that counts may leave before the last zeros of it.
+        (Err((_, true)) | Ok(()), Ok(())) => Ok(()),
+    }
+}
+
+/// The last name of a path, `..` taken out of it; `root` for the root, which has none.
+fn own_name(path: &Path) -> PathBuf {
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.push(name),
+            Component::ParentDir => drop(names.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
         }
-        (Err(error), _) => Err(error.into()),
-        (Ok(()), Ok(Err(error))) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        (Ok(()), Ok(Err(error))) => Err(Failure::io(action, path, &error)),
-        (Ok(()), _) => Ok(()),
+    }
+    names.pop().unwrap_or("root".as_ref()).into()
+}
+
+/// The same of a path on the host, which may lead out of the working directory.
+fn own_name_on_host(path: &str) -> io::Result<PathBuf> {
+    match Path::new(path).file_name() {
+        Some(name) => Ok(name.into()),
+        None => std::fs::canonicalize(path).map(|path| own_name(&path)),
     }
 }
 
@@ -213,13 +247,29 @@ mod tests {
             ("/a/f", File, "/t/new/", None, None),
             ("/a/d", Directory, "/t", Some(Directory), to("/t", "d")),
             ("/a/d/.", Directory, "/t", Some(Directory), to("/t", ".")),
+            ("/a/d/./", Directory, "/t", Some(Directory), to("/t", ".")),
+            (".", Directory, "/t", Some(Directory), to("/t", ".")),
+            ("./", Directory, "/t", Some(Directory), to("/t", ".")),
+            ("./", Directory, "/t/new", None, to("/t", "new")),
+            ("/a/d/..", Directory, "/t", Some(Directory), to("/t", "a")),
+            ("/a/..", Directory, "/t", Some(Directory), to("/t", "root")),
             ("/a/d/.", Directory, "/t/new", None, to("/t", "new")),
             ("/a/d", Directory, "/t/new", None, to("/t", "new")),
             ("/a/d", Directory, "/t/f", Some(File), None),
             ("/", Directory, "/t", Some(Directory), to("/t", "root")),
         ] {
-            let found = goal(source, kind, target, found).ok();
+            let found = goal(source, own_name(Path::new(source)), kind, target, found).ok();
             assert_eq!(found, expected, "{source} to {target}");
         }
+    }
+
+    #[test]
+    fn a_directory_has_its_name_however_it_is_written() {
+        let own = std::env::current_dir().unwrap();
+        let parent = own.parent().and_then(Path::file_name).unwrap();
+        for (path, name) in [("src/", "src".as_ref()), ("..", parent), ("./src/..", own.file_name().unwrap())] {
+            assert_eq!(own_name_on_host(path).unwrap(), Path::new(name), "{path}");
+        }
+        assert_eq!(own_name_on_host("/").unwrap(), Path::new("root"));
     }
 }
