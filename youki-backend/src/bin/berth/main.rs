@@ -193,11 +193,31 @@ fn print_completion(shell: clap_complete::Shell) -> Result<i32> {
     Ok(0)
 }
 
+/// The command's name among `words`, which is not the value of a flag before it.
+fn command_of(words: &[String]) -> Option<&String> {
+    let known = Cli::definition();
+    let takes_value = |word: &str| {
+        let flag = word.strip_prefix("--").filter(|name| !name.is_empty());
+        let found = flag.and_then(|name| known.get_arguments().find(|arg| arg.get_long() == Some(name)));
+        found.is_some_and(|arg| arg.get_action().takes_values())
+    };
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        if known.find_subcommand(word).is_some() {
+            return Some(word);
+        }
+        if takes_value(word) {
+            words.next();
+        }
+    }
+    None
+}
+
 /// Prints what clap has to say; the exit code.
 fn report_usage(error: &clap::Error) -> i32 {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let known = Cli::definition();
-    let command = words.iter().find(|word| known.find_subcommand(word.as_str()).is_some());
+    // One that is not UTF-8 may be what it has to say.
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let command = command_of(&words);
     let passes_codes = command.is_some_and(|name| ["run", "create", "exec"].contains(&name.as_str()));
     let status = i32::from(if passes_codes { OWN_STATUS } else { USAGE_STATUS });
     match error.kind() {
@@ -275,6 +295,21 @@ mod tests {
         ] {
             let command = Cli::read(["berth"].iter().chain(words)).unwrap().command;
             assert_eq!(Statuses::of(&command).status(&failure), status, "{words:?} {}", failure.text());
+        }
+    }
+
+    #[test]
+    fn a_flags_value_is_no_command() {
+        for (words, command) in [
+            (&["run", "ps"][..], Some("run")),
+            (&["--root", "run", "ps"], Some("ps")),
+            (&["--root=run", "--json", "exec"], Some("exec")),
+            (&["--subnet", "exec", "ps"], Some("ps")),
+            (&["--bogus", "run"], Some("run")),
+            (&["--root", "run"], None),
+        ] {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            assert_eq!(command_of(&words).map(String::as_str), command, "{words:?}");
         }
     }
 
