@@ -53,6 +53,7 @@ mod restarts;
 mod restarts_killed;
 mod roots;
 mod run_given_up;
+mod shutdown;
 mod supervisor_killed;
 mod tiny_init;
 mod unit_restarted;
@@ -136,6 +137,7 @@ fn trials() -> Vec<Trial> {
         listings::tests(),
         questions::tests(),
         run_given_up::tests(),
+        shutdown::tests(),
         bad_flags::tests(),
         bad_specs::tests(),
         builds_that_hang::tests(),

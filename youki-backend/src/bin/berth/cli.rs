@@ -315,6 +315,9 @@ pub struct EventsArgs {
 
 #[derive(Debug, Args)]
 pub struct ShutdownArgs {
+    /// Seconds after which a container that does not stop is killed, if it has not less by its own time-out; -1 for never
+    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
+    pub timeout: i64,
     /// Take down the bridge, the firewall table and the cgroups, too; what a container needs is made again
     #[arg(long)]
     pub dismantle: bool,

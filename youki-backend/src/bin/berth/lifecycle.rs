@@ -1,9 +1,11 @@
-//! `start`, `stop`, `kill`, `pause`, `unpause`, `rm`, `wait`, `shutdown`: one verb on several containers. One that fails does not keep it from the rest.
+//! `start`, `stop`, `kill`, `pause`, `unpause`, `update`, `rm`, `wait`, `shutdown`: one verb on several containers. One that
+//! fails does not keep it from the rest.
 
 use futures_util::{StreamExt, stream};
 use runtime_core::ContainerId;
 use runtime_core::spec::ResourcesSpec;
-use youki_backend::Changes;
+use serde_json::json;
+use youki_backend::{Changes, DEFAULT_STOP_TIMEOUT, Error};
 
 use crate::cli::{KillArgs, NamesArgs, RmArgs, ShutdownArgs, StopArgs, UpdateArgs};
 use crate::failure::{Failure, Result, USAGE_STATUS, eprint_line};
@@ -71,18 +73,27 @@ pub async fn update(session: &Session, args: &UpdateArgs) -> Result<i32> {
     each_named(session, &args.names, verb).await
 }
 
-/// `berth shutdown`: stops every container, each in its own time, then tries again what S3 refused.
+/// `berth shutdown`: stops every container, each in its own time up to a bound for all, and beside that tries again what S3
+/// refused; then once more what is owed by then.
 pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
     let all = session.runtime.container_ids()?.into_iter().map(|id| id.to_string()).collect::<Vec<_>>();
+    let longest = stop_timeout(args.timeout);
     // What is not durable after that is tried again, and told then. Whose state cannot be told is stopped all the same.
     let stop = async |id: ContainerId| {
-        let known = session.runtime.inspect(&id).await;
-        if known.is_ok_and(|known| matches!(known.state, "exited" | "failed")) {
-            return Ok(false);
+        let own = match session.runtime.inspect(&id).await {
+            Ok(known) if matches!(known.state, "exited" | "failed") => return Ok(false),
+            Ok(known) => known.spec.stop_timeout,
+            Err(_) => None,
+        };
+        let timeout = own.unwrap_or(DEFAULT_STOP_TIMEOUT).min(longest);
+        match session.runtime.stop(&id, Some(timeout)).await {
+            // One with `--rm` has ended by itself meanwhile.
+            Err(Error::NoSuchContainer { .. }) => Ok(false),
+            stopped => Ok(stopped.map(|_| true)?),
         }
-        Ok(session.runtime.stop(&id, None).await.map(|_| true)?)
     };
-    let mut status = each_named(session, &all, stop).await?;
+    let (stopped, owed) = tokio::join!(each_named(session, &all, stop), session.runtime.retry_volumes());
+    let (mut status, _) = (stopped?, owed?);
     let owed = session.runtime.retry_volumes().await?;
     if !owed.is_empty() {
         warn_of_volumes(owed);
@@ -97,7 +108,7 @@ pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
 /// `berth rm`
 pub async fn rm(session: &Session, args: &RmArgs) -> Result<i32> {
     let verb = async |id: ContainerId| match session.runtime.remove(&id, args.force).await {
-        Err(youki_backend::Error::NoSuchContainer { .. }) if args.force => Ok(false),
+        Err(Error::NoSuchContainer { .. }) if args.force => Ok(false),
         other => Ok(other.map(warn_of_volumes).map(|()| true)?),
     };
     let status = each_named(session, &args.names, verb).await;
@@ -109,7 +120,7 @@ pub async fn rm(session: &Session, args: &RmArgs) -> Result<i32> {
 pub async fn wait(session: &Session, args: &NamesArgs) -> Result<i32> {
     let mut outcomes = Vec::new();
     let verb = async |id: ContainerId| Ok(session.runtime.wait(&id).await?);
-    let status = each(session, &args.names, verb, |_, outcome| {
+    let status = each(session, &args.names, verb, |name, outcome| {
         if session.json {
             outcomes.push(outcome);
             return Ok(());
@@ -179,7 +190,7 @@ async fn each<T>(
 
 /// A name that cannot be a container's names none.
 pub fn no_such(name: &str) -> Failure {
-    youki_backend::Error::NoSuchContainer { id: name.to_owned() }.into()
+    Error::NoSuchContainer { id: name.to_owned() }.into()
 }
 
 /// The container that `name` means.

@@ -86,6 +86,7 @@ pub const ROWS: &[(&str, &[(&str, Value)])] = &[
     ),
     ("apply", &[("--file", Refused("/no/such/file")), ("--name", Bad("../x")), ("--creds", Bad("nobody"))]),
     ("stop", &[("--time", Bad("soon"))]),
+    ("shutdown", &[("--timeout", Bad("soon"))]),
     ("kill", &[("--signal", Bad("BOGUS"))]),
     (
         "update",
