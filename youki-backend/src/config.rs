@@ -231,6 +231,13 @@ impl Config {
         crate::network::check_default(&self.network)?;
         crate::cgroup::check_parent(&self.cgroup_parent)?;
         self.volumes.keep.as_ref().map_or(Ok(()), volumes_s3::Keep::check)?;
+        let shortest = volumes_s3::SHORTEST_TAKE_OVER;
+        if let Some(after) = self.volumes.take_over_after.filter(|after| *after < shortest) {
+            return Err(Error::Configuration {
+                what: "volumes.take_over_after".to_owned(),
+                reason: format!("{after:?} is shorter than {shortest:?}"),
+            });
+        }
         if self.volumes.live_sync.is_some_and(|interval| interval < SHORTEST_LIVE_SYNC) {
             return Err(Error::Configuration {
                 what: "volumes.live_sync".to_owned(),

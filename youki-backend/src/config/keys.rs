@@ -39,7 +39,7 @@ const BAD_VALUES: [(&str, &str, &[&str]); 32] = [
     ("[s3]\nbucket = 'b'\n", "region", &["'a b'"]),
     ("[s3]\nbucket = 'b'\n", "sse", &["'rot13'"]),
     ("[volumes]\n", "sync_on_stop", &["'soon'", "'-1s'"]),
-    ("[volumes]\n", "take_over_after", &["'soon'"]),
+    ("[volumes]\n", "take_over_after", &["'soon'", "'1ms'"]),
     ("[volumes]\n", "live_sync", &["'soon'", "'1ms'"]),
     ("[volumes]\n", "prune_grace", &["'soon'", "'-1s'"]),
     ("[volumes.keep]\n", "last", &["0", "-1", "4294967296"]),
