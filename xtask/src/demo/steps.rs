@@ -123,7 +123,7 @@ async fn pull(runtime: &YoukiRuntime, image: &str) -> Result<()> {
     runtime.images().pull(image, options).await?;
     shown.await?;
     let images = runtime.list_images().await?;
-    let found = images.iter().find(|listed| listed.reference == image || listed.reference.ends_with(image));
+    let found = images.iter().find(|listed| is_listed_as(image, &listed.reference));
     let found = found.with_context(|| format!("{image} is not in the list of images"))?;
     note(format!(
         "{}  {}  {} bytes",
@@ -132,6 +132,11 @@ async fn pull(runtime: &YoukiRuntime, image: &str) -> Result<()> {
         found.size_bytes.unwrap_or(0)
     ));
     Ok(())
+}
+
+/// Whether the list's `listed`, which is complete, is what `image` means, which may be one of docker's short forms.
+fn is_listed_as(image: &str, listed: &str) -> bool {
+    ::registry::Reference::parse(image).is_ok_and(|wanted| wanted.to_string() == listed)
 }
 
 async fn logs(runtime: &dyn Runtime, id: &ContainerId) -> Result<()> {
@@ -251,4 +256,22 @@ pub(super) async fn clean_up(place: &Place) -> Result<()> {
     }
     runtime.dismantle().await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_found_in_the_list_by_its_short_forms() {
+        let listed = "docker.io/library/busybox:latest";
+        for image in ["busybox", "busybox:latest", "docker.io/busybox", "docker.io/library/busybox", listed] {
+            assert!(is_listed_as(image, listed), "{image}");
+        }
+        for image in ["busybox:1.36", "box", "library/box:latest", "quay.io/library/busybox", "not a name"] {
+            assert!(!is_listed_as(image, listed), "{image}");
+        }
+        let local = "127.0.0.1:5000/web:2";
+        assert!(is_listed_as(local, local) && !is_listed_as("web:2", local));
+    }
 }
