@@ -130,7 +130,7 @@ impl Inner {
         connection.send_with(&Request::Exec(Box::new(exec)), &descriptors).await.map_err(Error::supervisor(id))?;
         // Ours must be closed, or their readers never see the end.
         drop(request.stdio);
-        let deadline = request.options.timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = request.options.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         match connection.receive().await.map_err(Error::supervisor(id))? {
             Some(Reply::ExecStarted { pid }) => {
                 let pid = u32::try_from(pid).unwrap_or(0);

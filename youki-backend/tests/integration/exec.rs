@@ -15,6 +15,7 @@ crate::tests![
     code_stdout_and_stderr_come_back_apart,
     not_found_is_127_and_not_executable_126,
     a_missing_working_directory_is_126_and_named,
+    a_time_limit_beyond_all_time_is_none,
     an_empty_command_is_invalid,
     binary_output_comes_back_lossy_and_whole,
     it_has_the_identity_of_the_container_and_its_filter,
@@ -71,6 +72,13 @@ async fn a_missing_working_directory_is_126_and_named(case: Case) {
         let [ExecEvent::Stderr(said), ExecEvent::Exit(126)] = &events[..] else { panic!("{events:?}") };
         assert!(said.contains(workdir), "{said}");
     }
+}
+
+async fn a_time_limit_beyond_all_time_is_none(case: Case) {
+    let id = case.idle().await;
+    let options = ExecOptions { timeout: Some(std::time::Duration::MAX), ..ExecOptions::default() };
+    let events = collect(case.runtime.exec_with(&id, &words(&["true"]), &options, None).await.unwrap()).await;
+    assert!(matches!(&events[..], [ExecEvent::Exit(0)]), "{events:?}");
 }
 
 async fn an_empty_command_is_invalid(case: Case) {
