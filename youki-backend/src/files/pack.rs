@@ -23,42 +23,86 @@ const MAX_UNSIZED_BYTES: u64 = 64 << 20;
 /// What files of `/sys` say that they have, whatever that is. Those of `/proc` say nothing.
 const SYSFS_SIZE: i64 = 4096;
 
+/// A block where a header is expected that can be none: its checksum is no number.
+const NO_HEADER: [u8; 512] = [0xff; 512];
+
 /// Writes what `source` (an `O_PATH` descriptor will do) is as a tar: under the name `top`, or, without one, what is in
 /// that directory. What is mounted beneath is walked as it is seen. Sockets are left out: a tar has none.
+/// One that fails is no whole archive to whoever reads it.
 pub(crate) fn pack(source: BorrowedFd<'_>, top: Option<&Path>, out: impl Write) -> io::Result<()> {
-    let mut pack = Pack { builder: Builder::new(out), links: HashMap::new() };
-    let stat = fstat(source)?;
-    match (FileType::from_raw_mode(stat.st_mode), top) {
-        (FileType::Directory, top) => {
-            let dir = openat(source, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            if let Some(top) = top {
-                pack.directory(&dir, top, &stat)?;
-            }
-            pack.entries(dir.as_fd(), top.unwrap_or(Path::new("")), 0)?;
+    let output = Output { out, is_closed: false };
+    let mut pack = Pack { builder: Builder::new(output), links: HashMap::new(), is_within_file: false };
+    match pack.all(source, top) {
+        Ok(()) => pack.builder.into_inner()?.flush(),
+        Err(error) => {
+            pack.spoil();
+            Err(error)
         }
-        (FileType::RegularFile, Some(top)) => {
-            // Not blocking: one of `/proc` may have nothing to give yet.
-            let again = format!("/proc/self/fd/{}", source.as_raw_fd());
-            let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(again)?;
-            if is_made_as_read(&stat) { pack.made_as_read(&file, top, &stat)? } else { pack.file(file, top)? }
-        }
-        (FileType::Symlink, Some(top)) => {
-            let target = readlinkat(source, "", Vec::new())?;
-            pack.symlink(top, &target, &stat)?;
-        }
-        (kind, Some(top)) => pack.special(top, kind, &stat)?,
-        (_, None) => return Err(io::ErrorKind::NotADirectory.into()),
     }
-    pack.builder.into_inner()?.flush()
+}
+
+/// Where a tar goes.
+struct Output<W> {
+    out: W,
+    /// Nothing is taken any more.
+    is_closed: bool,
+}
+
+impl<W: Write> Write for Output<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_closed { Err(io::ErrorKind::BrokenPipe.into()) } else { self.out.write(bytes) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 struct Pack<W: Write> {
-    builder: Builder<W>,
+    builder: Builder<Output<W>>,
     /// Files of several names, by device and inode: the name under which each went out.
     links: HashMap<(u64, u64), PathBuf>,
+    /// A file's content goes out: what follows is taken for more of it.
+    is_within_file: bool,
 }
 
 impl<W: Write> Pack<W> {
+    fn all(&mut self, source: BorrowedFd<'_>, top: Option<&Path>) -> io::Result<()> {
+        let stat = fstat(source)?;
+        match (FileType::from_raw_mode(stat.st_mode), top) {
+            (FileType::Directory, top) => {
+                let dir = openat(source, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+                if let Some(top) = top {
+                    self.directory(&dir, top, &stat)?;
+                }
+                self.entries(dir.as_fd(), top.unwrap_or(Path::new("")), 0)
+            }
+            (FileType::RegularFile, Some(top)) => {
+                // Not blocking: one of `/proc` may have nothing to give yet.
+                let again = format!("/proc/self/fd/{}", source.as_raw_fd());
+                let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(again)?;
+                if is_made_as_read(&stat) { self.made_as_read(&file, top, &stat) } else { self.file(file, top) }
+            }
+            (FileType::Symlink, Some(top)) => {
+                let target = readlinkat(source, "", Vec::new())?;
+                self.symlink(top, &target, &stat)
+            }
+            (kind, Some(top)) => self.special(top, kind, &stat),
+            (_, None) => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    /// Keeps what has gone out from being read as a whole archive: the builder writes an archive's end when it is dropped,
+    /// and most readers take the end of the bytes between two files for one, too.
+    fn spoil(&mut self) {
+        let output = self.builder.get_mut();
+        if !self.is_within_file {
+            // The failure itself is what is told.
+            let _ = output.write_all(&NO_HEADER).and_then(|()| output.flush());
+        }
+        output.is_closed = true;
+    }
+
     fn entries(&mut self, dir: BorrowedFd<'_>, path: &Path, depth: usize) -> io::Result<()> {
         if depth > MAX_DEPTH {
             return Err(io::Error::other(format!("directories are nested deeper than {MAX_DEPTH}")));
@@ -121,7 +165,10 @@ impl<W: Write> Pack<W> {
         let mut header = header(EntryType::Regular, &stat);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         header.set_size(size);
-        self.builder.append_data(&mut header, path, Exactly { file, left: size })
+        self.is_within_file = true;
+        self.builder.append_data(&mut header, path, Exactly { file, left: size })?;
+        self.is_within_file = false;
+        Ok(())
     }
 
     /// One whose size only its end tells. In memory: a tar says it first.
@@ -230,5 +277,32 @@ pub(super) fn pax_time(seconds: i64, nanos: i64) -> String {
     match seconds {
         ..0 if nanos > 0 => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanos),
         _ => format!("{seconds}.{nanos:09}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tar::Archive;
+
+    use super::*;
+
+    #[test]
+    fn what_failed_is_no_whole_archive() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut deep = dir.path().to_owned();
+        for _ in 0..MAX_DEPTH + 2 {
+            deep.push("d");
+        }
+        std::fs::create_dir_all(&deep).unwrap();
+        let mut out = Vec::new();
+        pack(File::open(dir.path()).unwrap().as_fd(), Some(Path::new("top")), &mut out).unwrap_err();
+        let mut archive = Archive::new(&out[..]);
+        let entries: Vec<_> = archive.entries().unwrap().map(|entry| entry.is_ok()).collect();
+        assert!(entries.len() > MAX_DEPTH && entries.last() == Some(&false), "it ends as a whole one");
+        std::fs::remove_dir_all(dir.path().join("d")).unwrap();
+        std::fs::write(dir.path().join("file"), "x").unwrap();
+        out.clear();
+        pack(File::open(dir.path()).unwrap().as_fd(), Some(Path::new("top")), &mut out).unwrap();
+        assert!(Archive::new(&out[..]).entries().unwrap().all(|entry| entry.is_ok()));
     }
 }
