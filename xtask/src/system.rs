@@ -33,7 +33,10 @@ pub(crate) const TEST: &[&str] = &[
 
 /// Makes Debian's package scripts start no service: 101 is "action forbidden by policy" (invoke-rc.d(8)).
 const POLICY_FILE: &str = "/usr/sbin/policy-rc.d";
-const POLICY: &str = "#!/bin/sh\nexit 101\n";
+/// Its text. A run that is killed leaves it: it then takes itself away when it is next asked, and forbids nothing.
+fn policy(pid: u32) -> String {
+    format!("#!/bin/sh\nkill -0 {pid} 2>/dev/null && exit 101\nrm -f \"$0\"\nexit 0\n")
+}
 
 /// Containers need root.
 pub(crate) fn require_root(command: &str) -> Result<()> {
@@ -135,7 +138,7 @@ impl ServicePolicy {
         if Path::new(POLICY_FILE).exists() {
             return Ok(Self { ours: false });
         }
-        std::fs::write(POLICY_FILE, POLICY).with_context(|| format!("writing {POLICY_FILE}"))?;
+        std::fs::write(POLICY_FILE, policy(std::process::id())).with_context(|| format!("writing {POLICY_FILE}"))?;
         let guard = Self { ours: true };
         std::fs::set_permissions(POLICY_FILE, std::fs::Permissions::from_mode(0o755))
             .with_context(|| format!("making {POLICY_FILE} executable"))?;
@@ -148,5 +151,22 @@ impl Drop for ServicePolicy {
         if self.ours && std::fs::remove_file(POLICY_FILE).is_err() {
             eprintln!("xtask: {POLICY_FILE} could not be removed again; it keeps packages from starting services");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_whose_run_was_killed_goes_and_forbids_nothing() {
+        let file = std::env::temp_dir().join(format!("berth-policy-{}", std::process::id()));
+        let ask = || Command::new("sh").arg(&file).arg("ssh").arg("start").status().unwrap().code();
+        std::fs::write(&file, policy(std::process::id())).unwrap();
+        assert_eq!((ask(), file.exists()), (Some(101), true));
+        let mut dead = Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        std::fs::write(&file, policy(dead.id())).unwrap();
+        assert_eq!((ask(), file.exists()), (Some(0), false));
     }
 }

@@ -13,8 +13,9 @@ mod steps;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::account::{Account, note};
 use self::image::{Image, LayerBuilder};
@@ -87,7 +88,13 @@ async fn demo(options: Options) -> Result<()> {
         }
     };
     let place = Place::new(dir.path(), endpoint, bucket);
-    let result = steps::all(&mut account, &place, &image).await;
+    // An interrupted one cleans up, too.
+    let mut terminated = signal(SignalKind::terminate()).context("listening for signals")?;
+    let result = tokio::select! {
+        result = steps::all(&mut account, &place, &image) => result,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("it was interrupted")),
+        _ = terminated.recv() => Err(anyhow!("it was told to end")),
+    };
     account.step("Cleaning up");
     let cleaned = steps::clean_up(&place).await;
     let left = place.remove();
