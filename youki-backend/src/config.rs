@@ -1,6 +1,7 @@
 //! [`Config`]: where everything lies and how it behaves. Read from file and environment, or built in code.
 
 use std::collections::BTreeMap;
+use std::env::VarError;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -178,14 +179,29 @@ impl Config {
     /// [`Error::Configuration`] naming the file and what is wrong in it; a named file must exist. [`Error::Volume`] for a
     /// bucket or an endpoint of S3 that cannot be.
     pub fn load(file: Option<&Path>) -> Result<Self> {
-        Self::load_from(file, |name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        Self::load_from(file, Self::variable)
+    }
+
+    /// A variable of this process's own environment; an empty one counts as none.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] naming it where it is not UTF-8: to go on as if it were not set would use another root.
+    pub fn variable(name: &str) -> Result<Option<String>> {
+        match std::env::var(name) {
+            Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+            Err(VarError::NotPresent) => Ok(None),
+            Err(VarError::NotUnicode(_)) => {
+                let (what, reason) = (name.to_owned(), "the variable's value is not UTF-8".to_owned());
+                Err(Error::Configuration { what, reason })
+            }
+        }
     }
 
     /// [`Config::load`] with another source of the variables, for a caller whose own flags win over the environment.
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn load_from(file: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    pub fn load_from(file: Option<&Path>, env: impl Fn(&str) -> Result<Option<String>>) -> Result<Self> {
         let FileConfig {
             root,
             run_dir,
@@ -200,26 +216,27 @@ impl Config {
             limits,
             registry,
         } = read_file(file)?;
-        let root = env("BERTH_ROOT").map(PathBuf::from).or(root).unwrap_or_else(|| DEFAULT_ROOT.into());
+        let root = env("BERTH_ROOT")?.map(PathBuf::from).or(root).unwrap_or_else(|| DEFAULT_ROOT.into());
         let mut config = Self { network, s3, volumes, logs, images, limits, registries: registry, ..Self::new(root) };
-        if let Some(run_dir) = env("BERTH_RUN_DIR").map(PathBuf::from).or(run_dir) {
+        if let Some(run_dir) = env("BERTH_RUN_DIR")?.map(PathBuf::from).or(run_dir) {
             config.run_dir = run_dir;
         }
         let set = |field: &mut String, name: &str, from_file: Option<String>| {
-            if let Some(value) = env(name).or(from_file) {
+            if let Some(value) = env(name)?.or(from_file) {
                 *field = value;
             }
+            Ok::<_, Error>(())
         };
-        set(&mut config.cgroup_parent, "BERTH_CGROUP_PARENT", cgroup_parent);
-        set(&mut config.log_level, "BERTH_LOG", log_level);
-        set(&mut config.network.bridge, "BERTH_BRIDGE", None);
-        set(&mut config.network.subnet, "BERTH_SUBNET", None);
+        set(&mut config.cgroup_parent, "BERTH_CGROUP_PARENT", cgroup_parent)?;
+        set(&mut config.log_level, "BERTH_LOG", log_level)?;
+        set(&mut config.network.bridge, "BERTH_BRIDGE", None)?;
+        set(&mut config.network.subnet, "BERTH_SUBNET", None)?;
         config.keeper = keeper.unwrap_or(config.keeper);
         config.set_s3(
-            env("BERTH_S3_BUCKET"),
-            env("BERTH_S3_ENDPOINT"),
-            env("BERTH_S3_PREFIX"),
-            env("BERTH_S3_REGION"),
+            env("BERTH_S3_BUCKET")?,
+            env("BERTH_S3_ENDPOINT")?,
+            env("BERTH_S3_PREFIX")?,
+            env("BERTH_S3_REGION")?,
         )?;
         config.check()?;
         Ok(config)
@@ -403,7 +420,7 @@ mod tests {
     pub(super) fn load(text: &str, env: &[(&str, &str)]) -> Result<Config> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        let env = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let env = |name: &str| Ok(env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()));
         Config::load_from(Some(file.path()), env)
     }
 

@@ -1,17 +1,20 @@
 //! The `berth` command: exit codes, errors, and what it prints.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 
 use crate::support::Case;
-use crate::support::berth::command;
+use crate::support::berth::{command, command_but_for, said};
 use crate::support::pace::patience;
 use crate::support::terminal::Terminal;
 
 crate::tests![
     a_name_or_a_command_that_cannot_be_is_a_usage_error,
+    a_word_that_is_not_utf_8_is_a_usage_error,
     what_is_refused_is_refused_alone,
     a_spec_that_cannot_be_applied_ends_in_one_way,
     an_s3_endpoint_that_is_none_is_refused_before_anything_is_tried,
@@ -65,6 +68,37 @@ async fn a_name_or_a_command_that_cannot_be_is_a_usage_error(case: Case) {
         assert_eq!(said.code, code, "{args:?}: {said:?}");
         assert!(said.stderr.contains(named), "{args:?}: {said:?}");
     }
+}
+
+async fn a_word_that_is_not_utf_8_is_a_usage_error(case: Case) {
+    let root = &case.suite.shared().await.root;
+    let bad = OsStr::from_bytes(b"caf\xe9");
+    let words = |words: &[&'static str]| words.iter().map(|word| OsStr::new(*word)).chain([bad]).collect::<Vec<_>>();
+    for (args, code) in [
+        (words(&["exec", "web", "cat"]), 125),
+        (words(&["run", "image", "sh", "-c"]), 125),
+        (words(&["inspect"]), 2),
+        (words(&["ps", "--filter"]), 2),
+    ] {
+        for format in [&[][..], &["--json"]] {
+            let mut berth = command(root);
+            berth.args(format).args(&args);
+            let said = said(berth).await;
+            assert!(said.code == code && said.stderr.contains("UTF-8"), "{args:?}: {said:?}");
+            assert!(format.is_empty() || said.refused(code).0 == "usage", "{args:?}: {said:?}");
+        }
+    }
+    for variable in ["BERTH_ROOT", "BERTH_LOG"] {
+        let mut berth = command_but_for(root, if variable == "BERTH_ROOT" { "--root" } else { "" });
+        berth.args(["--json", "ps"]).env(variable, bad);
+        let (code, message) = said(berth).await.refused(2);
+        assert!(code == "config.invalid" && message.contains(variable), "{message}");
+    }
+    let image = case.suite.busybox().await;
+    let mut berth = command(root);
+    berth.args(["create", "-e", "LATIN_1", image, "true"]).env("LATIN_1", bad);
+    let said = said(berth).await;
+    assert!(said.code == 125 && said.stderr.contains("LATIN_1"), "{said:?}");
 }
 
 async fn what_is_refused_is_refused_alone(case: Case) {

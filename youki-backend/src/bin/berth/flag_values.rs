@@ -1,6 +1,10 @@
 //! Values of flags, in docker's grammars. Text in, values out; only what must be looked at on disk is.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::env::VarError;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -135,19 +139,34 @@ pub fn env_file(path: &Path, text: &str, own: impl Fn(&str) -> Option<String>) -
 
 /// The environment that files and flags make together; flags win, and the later of two.
 pub fn environment(files: &[PathBuf], flags: &[String]) -> Result<BTreeMap<String, String>> {
-    let own = |name: &str| std::env::var(name).ok();
+    let unreadable = Cell::new(None);
+    let own = |name: &str| match std::env::var(name) {
+        Ok(value) => Some(value),
+        Err(VarError::NotPresent) => None,
+        Err(VarError::NotUnicode(_)) => {
+            unreadable.set(Some(name.to_owned()));
+            None
+        }
+    };
     let mut all = BTreeMap::new();
     for path in files {
         let failed = |error: std::io::Error| Failure::io("reading", path, &error);
-        if std::fs::metadata(path).map_err(failed)?.len() > MAX_ENV_FILE_BYTES {
+        // A pipe or a device does not say its size.
+        let mut text = String::new();
+        let file = File::open(path).map_err(failed)?;
+        file.take(MAX_ENV_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+        if text.len() as u64 > MAX_ENV_FILE_BYTES {
             return Err(wrong("--env-file", &path.display().to_string(), "it is larger than 2 MiB"));
         }
-        all.extend(env_file(path, &std::fs::read_to_string(path).map_err(failed)?, own)?);
+        all.extend(env_file(path, &text, own)?);
     }
     for flag in flags {
         all.extend(env(flag, own)?);
     }
-    Ok(all)
+    match unreadable.take() {
+        Some(name) => Err(wrong("--env", &name, "its value here is not UTF-8")),
+        None => Ok(all),
+    }
 }
 
 /// `-v NAME:/path[:ro]`, `-v /abs:/path[:ro]`, `-v /path`. A source that begins with a dot is made absolute against

@@ -79,9 +79,10 @@ pub fn configure(global: &GlobalArgs) -> Result<Config> {
         "BERTH_LOG" => global.log_level.clone(),
         _ => None,
     };
-    let set = |text: &String| !text.is_empty();
-    let mut config = Config::load_from(global.config.as_deref(), |variable| {
-        flag(variable).or_else(|| std::env::var(variable).ok()).filter(set)
+    let mut config = Config::load_from(global.config.as_deref(), |variable| match flag(variable) {
+        // An empty one takes the place of what the environment has, and is none itself.
+        Some(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        None => Config::variable(variable),
     })?;
     // One that follows containers is `berth keeper`, not a command that comes and goes.
     config.keeper = false;
