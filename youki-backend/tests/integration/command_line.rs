@@ -63,6 +63,9 @@ async fn a_name_or_a_command_that_cannot_be_is_a_usage_error(case: Case) {
         (&["--log-level", "foo", "ps"], 2, "foo"),
         (&["volume", "inspect", "../x"], 2, "../x"),
         (&["volume", "history", "../x"], 2, "../x"),
+        (&["rmi", "BAD REF"], 2, "BAD REF"),
+        (&["image", "verify", "BAD REF"], 2, "BAD REF"),
+        (&["--root", "run", "ps", "--bogus"], 2, "berth ps --help"),
     ] {
         let said = case.berth(args).await;
         assert_eq!(said.code, code, "{args:?}: {said:?}");

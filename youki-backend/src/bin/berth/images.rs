@@ -114,10 +114,7 @@ pub async fn rmi(session: &Session, args: &RmiArgs) -> Result<i32> {
                 all.deleted.extend(deleted);
                 all.space_reclaimed += space_reclaimed;
             }
-            Err(error) => {
-                Failure::from(error).print(session.json);
-                status = 1;
-            }
+            Err(error) => status = status.max(session.told(error)),
         }
     }
     if session.json {
@@ -189,13 +186,12 @@ pub async fn verify(session: &Session, args: &ImageNamesArgs) -> Result<i32> {
         let verified = match session.runtime.images().verify(name).await {
             Ok(verified) => verified,
             Err(error) => {
-                Failure::from(error).print(session.json);
-                status = 1;
+                status = status.max(session.told(error));
                 continue;
             }
         };
         for damage in &verified.damaged {
-            status = 1;
+            status = status.max(1);
             let damaged = format!("image {name} is damaged: {}: {}", damage.part, damage.reason);
             let hint = "remove it and what uses it (`berth rmi --force`), and pull it again";
             Failure::found("image.damaged", damaged, hint).print(session.json);

@@ -8,7 +8,7 @@ use serde_json::json;
 use youki_backend::{Changes, DEFAULT_STOP_TIMEOUT, Error};
 
 use crate::cli::{KillArgs, NamesArgs, RmArgs, ShutdownArgs, StopArgs, UpdateArgs};
-use crate::failure::{Failure, Result, USAGE_STATUS, eprint_line};
+use crate::failure::{Failure, Result, eprint_line};
 use crate::flag_values::{self, stop_timeout};
 use crate::named_flags::naming_its_flag;
 use crate::output;
@@ -122,6 +122,9 @@ pub async fn wait(session: &Session, args: &NamesArgs) -> Result<i32> {
     let verb = async |id: ContainerId| Ok(session.runtime.wait(&id).await?);
     let status = each(session, &args.names, verb, |name, outcome| {
         if session.json {
+            // One that cannot be waited for is not among them: whose each is must be told.
+            let mut outcome = json!(outcome);
+            outcome["container"] = name.into();
             outcomes.push(outcome);
             return Ok(());
         }
@@ -179,10 +182,7 @@ async fn each<T>(
     while let Some((name, result)) = results.next().await {
         match result {
             Ok(value) => done(name, value)?,
-            Err(failure) => {
-                failure.print(session.json);
-                status = status.max(if failure.is_usage() { i32::from(USAGE_STATUS) } else { 1 });
-            }
+            Err(failure) => status = status.max(session.told(failure)),
         }
     }
     Ok(status)

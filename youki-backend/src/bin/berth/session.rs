@@ -53,14 +53,17 @@ impl Session {
         for name in names {
             match verb(name).await {
                 Ok(value) => done.push(value),
-                Err(error) => {
-                    let failure = error.into();
-                    failure.print(self.json);
-                    status = status.max(if failure.is_usage() { i32::from(USAGE_STATUS) } else { 1 });
-                }
+                Err(error) => status = status.max(self.told(error)),
             }
         }
         (done, status)
+    }
+
+    /// Prints what failed of several things; the exit code for it.
+    pub fn told(&self, error: impl Into<Failure>) -> i32 {
+        let failure = error.into();
+        failure.print(self.json);
+        if failure.is_usage() { i32::from(USAGE_STATUS) } else { 1 }
     }
 }
 
