@@ -69,9 +69,10 @@ fn main() -> ExitCode {
 
 fn dispatch(mut args: Vec<String>) -> Result<ExitCode> {
     let own_args = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
-    if args.is_empty() || args[..own_args].iter().any(|arg| arg == "-h" || arg == "--help") {
+    let names_none = args.iter().all(|arg| arg == "--no-install");
+    if names_none || args[..own_args].iter().any(|arg| arg == "-h" || arg == "--help") {
         print!("{USAGE}");
-        return Ok(if args.is_empty() { ExitCode::from(2) } else { ExitCode::SUCCESS });
+        return Ok(if names_none { ExitCode::from(2) } else { ExitCode::SUCCESS });
     }
     let install = !args[..own_args].iter().any(|arg| arg == "--no-install");
     if !install {
