@@ -4,7 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, XattrFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{CgroupPaths, Hierarchy};
@@ -116,13 +117,23 @@ pub(crate) fn is_root(path: &Path) -> bool {
 pub(crate) fn claim_cgroup_parent(config: &Config, hierarchy: &Hierarchy) -> Result<()> {
     let parent = cgroup_parent(config, hierarchy);
     parent.create()?;
-    if owner_is(config, &parent, &config.root)? {
-        return Ok(());
-    }
     let Some(dir) = parent.distinct().into_iter().next() else { return Ok(()) };
     let root = config.root.as_os_str().as_encoded_bytes();
-    rustix::fs::setxattr(dir, CGROUP_OWNER, root, rustix::fs::XattrFlags::empty())
-        .map_err(|error| Error::io("claiming", dir)(error.into()))
+    loop {
+        if owner_is(config, &parent, &config.root)? {
+            return Ok(());
+        }
+        // Two roots may come at one moment: who is second finds the first. That of a root that is gone is in the way only.
+        let flags = match cgroup_owner(dir)? {
+            None => XattrFlags::CREATE,
+            Some(owner) if is_root(&owner) => continue,
+            Some(_) => XattrFlags::REPLACE,
+        };
+        match rustix::fs::setxattr(dir, CGROUP_OWNER, root, flags) {
+            Err(Errno::EXIST | Errno::NODATA) => {}
+            other => return other.map_err(|error| Error::io("claiming", dir)(error.into())),
+        }
+    }
 }
 
 /// One run directory is one root's, too: sockets, locks and addresses are found there by the containers' names alone. And a
@@ -136,7 +147,10 @@ pub(crate) fn claim_run_dir(layout: &Layout) -> Result<()> {
     let _locks = [lock_directory(root)?, lock_directory(run)?];
     if !used_with(root, run)? {
         let now = UsedWith { boot_id: boot_id()?, run_dir: canonical(run)? };
-        record::write(&root.join(RUN_DIR), &now)?;
+        // A disk that is full or read-only keeps nobody out.
+        if let Err(error) = record::write(&root.join(RUN_DIR), &now) {
+            tracing::warn!(error = error.chain(), "another run directory would not be refused");
+        }
     }
     if !run_dir_is(run, root)? {
         record::write_bytes(&run.join(RUN_DIR_OWNER), root.as_os_str().as_encoded_bytes())?;
