@@ -56,14 +56,19 @@ fn kernel() -> Found {
 }
 
 fn writable(dir: &Path) -> Found {
-    let shown = dir.display();
-    fs::create_dir_all(dir).map_err(|error| format!("creating {shown}: {error}"))?;
-    let probe = Scratch::new(dir)?;
-    fs::write(probe.0.join("probe"), b"x").map_err(|error| format!("writing in {shown}: {error}"))?;
-    Ok(shown.to_string())
+    let (shown, there) = (dir.display(), existing(dir));
+    let probe = Scratch::new(there)?;
+    fs::write(probe.0.join("probe"), b"x").map_err(|error| format!("writing in {}: {error}", there.display()))?;
+    Ok(if there == dir { shown.to_string() } else { format!("{shown} can be made in {}", there.display()) })
+}
+
+/// What there is of `dir`: it is not for a check to make what an open may refuse.
+fn existing(dir: &Path) -> &Path {
+    dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."))
 }
 
 fn space(root: &Path) -> Found {
+    let root = existing(root);
     let filesystem = rustix::fs::statvfs(root).map_err(|error| format!("{}: {error}", root.display()))?;
     let bytes = filesystem.f_bavail.saturating_mul(filesystem.f_frsize);
     let found = format!("{} free", crate::output::decimal_size(bytes));
@@ -102,6 +107,7 @@ fn controllers(
 
 /// Mounts an overlay on the root's filesystem, in a mount namespace of a thread's own, which goes with it.
 fn overlay(root: &Path) -> Found {
+    let root = existing(root);
     let scratch = Scratch::new(root)?;
     let dir = scratch.0.clone();
     let thread = std::thread::Builder::new().name("berth-doctor".to_owned());
@@ -213,6 +219,17 @@ mod tests {
         let (version, have, need) = controllers(v2, read);
         assert_eq!((version, have.len(), need), ("v2", 4, &CONTROLLERS_V2[..]));
         assert_eq!(controllers("", |_| None).1, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_made() {
+        let parent = tempfile::tempdir().unwrap();
+        let missing = parent.path().join("a/b");
+        assert!(writable(&missing).unwrap().contains("can be made in"));
+        assert_eq!(existing(&missing), parent.path());
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+        fs::create_dir_all(&missing).unwrap();
+        assert_eq!(writable(&missing).unwrap(), missing.display().to_string());
     }
 
     #[test]
