@@ -17,6 +17,7 @@ use crate::lifecycle::container;
 use crate::named_flags::naming_its_flag;
 use crate::run::with_exec_status;
 use crate::session::Session;
+use crate::signals::Signals;
 use crate::{streams, terminal};
 
 /// `/dev/null`, as Linux numbers it (devices.txt).
@@ -81,9 +82,14 @@ async fn on_terminal(
     let request = ExecRequest { command: command.to_vec(), options, stdio };
     let running = session.runtime.start_exec(id, request).await.map_err(refused)?;
     let shown = master.try_clone().map_err(|error| Failure::io("using", "the terminal", &error))?;
+    let mut ending = Signals::listen_to_ending()?;
     let lent = terminal::Lent::to(master, args.interactive)?;
     let output = streams::copy(shown, streams::own(io::stdout())?);
-    let code = running.wait().await;
+    // What would end the command at once would leave its terminal raw.
+    let code = tokio::select! {
+        code = running.wait() => code,
+        number = ending.next_ending() => Ok(128 + number),
+    };
     // Something that it started may hold its terminal open.
     let _ = tokio::time::timeout(LAST_OUTPUT, output).await;
     drop(lent);

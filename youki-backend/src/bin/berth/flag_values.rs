@@ -171,7 +171,7 @@ pub fn environment(files: &[PathBuf], flags: &[String]) -> Result<BTreeMap<Strin
 
 /// `-v NAME:/path[:ro]`, `-v /abs:/path[:ro]`, `-v /path`. A source that begins with a dot is made absolute against
 /// `cwd`.
-pub fn volume(text: &str, cwd: &Path) -> Result<StorageSpec> {
+pub fn volume(text: &str, cwd: Option<&Path>) -> Result<StorageSpec> {
     let parts: Vec<&str> = text.split(':').collect();
     let (source, target, options) = match parts.as_slice() {
         [target] => (None, *target, ""),
@@ -207,11 +207,14 @@ pub fn volume(text: &str, cwd: &Path) -> Result<StorageSpec> {
     })
 }
 
-/// A path of the host's: absolute, or of the working directory if it begins with a dot.
-pub fn host_path(flag: &str, text: &str, path: &str, cwd: &Path) -> Result<String> {
+/// A path of the host's: absolute, or of the working directory, which may be gone, if it begins with a dot.
+pub fn host_path(flag: &str, text: &str, path: &str, cwd: Option<&Path>) -> Result<String> {
     match path {
         _ if path.starts_with('/') => Ok(path.to_owned()),
-        _ if path.starts_with('.') => Ok(cwd.join(path).display().to_string()),
+        _ if path.starts_with('.') => match cwd {
+            Some(cwd) => Ok(cwd.join(path).display().to_string()),
+            None => Err(wrong(flag, text, "the working directory is gone")),
+        },
         _ => Err(wrong(flag, text, "a path on the host must be absolute or begin with ./")),
     }
 }

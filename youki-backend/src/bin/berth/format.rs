@@ -18,7 +18,12 @@ pub struct Template {
 #[derive(Debug, PartialEq, Eq)]
 enum Part {
     Text(String),
-    Field { path: Vec<String>, as_json: bool },
+    /// With `has_key` the last of the path is a key of a map, which may not be there.
+    Field {
+        path: Vec<String>,
+        has_key: bool,
+        as_json: bool,
+    },
 }
 
 impl Template {
@@ -26,7 +31,10 @@ impl Template {
     pub fn parse(text: &str) -> Result<Self> {
         let (text, is_table) = text.strip_prefix(TABLE).map_or((text, false), |rest| (rest, true));
         if text == "json" {
-            return Ok(Self { parts: vec![Part::Field { path: Vec::new(), as_json: true }], is_table: false });
+            return Ok(Self {
+                parts: vec![Part::Field { path: Vec::new(), has_key: false, as_json: true }],
+                is_table: false,
+            });
         }
         let mut parts = Vec::new();
         let mut rest = text;
@@ -50,8 +58,10 @@ impl Template {
         for part in &self.parts {
             match part {
                 Part::Text(literal) => text.push_str(literal),
-                Part::Field { path, as_json } => {
-                    let found = lookup(path).or_else(|| find(value, path));
+                Part::Field { path, has_key, as_json } => {
+                    let in_map = || path.split_last().filter(|_| *has_key).and_then(|(_, map)| find(value, map));
+                    let missing = || in_map().filter(Value::is_object).map(|_| Value::Null);
+                    let found = lookup(path).or_else(|| find(value, path)).or_else(missing);
                     let found =
                         found.ok_or_else(|| Failure::usage(format!("--format: there is no .{}", path.join("."))))?;
                     text.push_str(&if *as_json { found.to_string() } else { plain(&found) });
@@ -89,10 +99,10 @@ fn field(inner: &str) -> Option<Part> {
         return None;
     }
     path.extend(key.map(str::to_owned));
-    Some(Part::Field { path, as_json })
+    Some(Part::Field { path, has_key: key.is_some(), as_json })
 }
 
-/// The value at `path`, names compared without regard to case; the last one may be a key that is not there.
+/// The value at `path`, names compared without regard to case.
 fn find(value: &Value, path: &[String]) -> Option<Value> {
     let Some((name, rest)) = path.split_first() else { return Some(value.clone()) };
     match value {
@@ -149,6 +159,10 @@ mod tests {
             (r"{{.name}}\t{{json .nets}}\n", "web\t[{\"ipv4\":\"10.0.0.2\"}]\n"),
             ("{{.nets.0.ipv4}}", "10.0.0.2"),
             (r#"{{index .spec.labels "a.b"}}"#, "c"),
+            (r#"{{index .spec.labels "x"}}|{{json .spec.labels "x"}}"#, "|null"),
+            (r#"{{index .spec.nothing "x"}}"#, "! usage"),
+            (r#"{{index .name "x"}}"#, "! usage"),
+            ("{{.spec.labels.x}}", "! usage"),
             ("{{json .spec}}", r#"{"labels":{"a.b":"c"}}"#),
             ("plain", "plain"),
             ("{{.nothing}}", "! usage"),

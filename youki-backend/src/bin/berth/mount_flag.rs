@@ -8,7 +8,7 @@ use crate::failure::{Failure, Result};
 use crate::flag_values::{host_path, memory};
 
 /// What one `--mount` asks for.
-pub fn mount(text: &str, cwd: &Path) -> Result<StorageSpec> {
+pub fn mount(text: &str, cwd: Option<&Path>) -> Result<StorageSpec> {
     let fields = Fields::read(text)?;
     let wrong = |reason: &str| wrong(text, reason);
     let target = fields.target.clone().ok_or_else(|| wrong("target= is missing"))?;
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_mount_is_written_as_dockers() {
-        let of = |text: &str| mount(text, Path::new("/cwd"));
+        let of = |text: &str| mount(text, Some(Path::new("/cwd")));
         let bind = |source: &str, readonly| StorageSpec::Bind { source: source.into(), target: "/t".into(), readonly };
         assert_eq!(of("type=bind,source=/a,target=/t").unwrap(), bind("/a", false));
         assert_eq!(of("type=bind,src=/a,dst=/t,readonly").unwrap(), bind("/a", true));
@@ -147,7 +147,7 @@ mod tests {
             ("type=bind,source=/a,target=/t,bind-propagation=rshared", "unsupported"),
             ("type=image,source=a,target=/t", "unsupported"),
         ] {
-            assert_eq!(mount(text, Path::new("/")).unwrap_err().code(), code, "{text}");
+            assert_eq!(mount(text, Some(Path::new("/"))).unwrap_err().code(), code, "{text}");
         }
     }
 }

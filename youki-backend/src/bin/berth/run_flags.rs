@@ -71,7 +71,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "NUMBER")]
     pub cpus: Option<String>,
     /// Relative weight when CPUs are short
-    #[arg(long, value_name = "WEIGHT")]
+    #[arg(short, long, value_name = "WEIGHT")]
     pub cpu_shares: Option<u64>,
     /// CPUs it may run on (0-2,4)
     #[arg(long, value_name = "LIST")]
@@ -286,12 +286,14 @@ impl RunArgs {
     }
 
     fn set_storage(&self, spec: &mut ServiceSpec) -> Result<()> {
-        let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
+        // Needed for paths that begin with a dot alone.
+        let cwd = std::env::current_dir().ok();
+        let cwd = cwd.as_deref();
         for text in &self.volume {
-            spec.storage.push(values::volume(text, &cwd)?);
+            spec.storage.push(values::volume(text, cwd)?);
         }
         for text in &self.mount {
-            spec.storage.push(mount(text, &cwd)?);
+            spec.storage.push(mount(text, cwd)?);
         }
         for text in &self.tmpfs {
             spec.storage.push(values::tmpfs(text)?);

@@ -43,6 +43,15 @@ impl Signals {
         if !std::io::stdout().is_terminal() && !std::io::stdin().is_terminal() {
             numbers.push(libc::SIGWINCH);
         }
+        Self::to(numbers)
+    }
+
+    /// The same for those alone that ask to end.
+    pub fn listen_to_ending() -> Result<Self> {
+        Self::to(ENDING.to_vec())
+    }
+
+    fn to(numbers: Vec<i32>) -> Result<Self> {
         let listen = |number| Ok((number, signal(SignalKind::from_raw(number))?));
         let signals = numbers.into_iter().map(listen).collect::<std::io::Result<_>>();
         signals.map(Self).map_err(|error| Failure::io("listening for", "signals", &error))

@@ -69,7 +69,7 @@ fn env_files_are_taken_as_they_are() {
 
 #[test]
 fn volumes_by_name_path_and_target_alone() {
-    let cwd = Path::new("/here");
+    let cwd = Some(Path::new("/here"));
     let bind = |source: &str, readonly| StorageSpec::Bind { source: source.into(), target: "/t".into(), readonly };
     let named = |readonly| StorageSpec::Named {
         name: "data".into(),
