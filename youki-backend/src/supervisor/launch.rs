@@ -3,13 +3,18 @@
 //! They run between fork and `execve` in a single-threaded process. [`Launch::prepare`] does all that allocates;
 //! [`Launch::run`] only makes system calls.
 
-use std::ffi::{CString, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
 use super::init;
 use crate::bundle::seccomp::load;
 use crate::bundle::{CapabilitySets, Rlimit};
+
+/// The kernel's NAME_MAX: a program looked for in `PATH` is one name of a directory.
+const MAX_NAME_BYTES: usize = 255;
+/// The kernel's PATH_MAX, with the NUL at the end.
+const MAX_PATH_BYTES: usize = libc::PATH_MAX as usize;
 
 /// What is to be executed, and as what.
 #[derive(Debug)]
@@ -28,8 +33,7 @@ pub(crate) struct Program<'a> {
 /// A program ready to be executed.
 #[derive(Debug)]
 pub(crate) struct Launch {
-    /// Where `execvp` would look, in order.
-    candidates: Vec<CString>,
+    /// The program's name first; never empty.
     args: Vec<CString>,
     env: Vec<CString>,
     capabilities: CapabilitySets,
@@ -42,17 +46,8 @@ impl Launch {
     /// Copies everything into the form the kernel takes. An empty command, or a NUL byte in any text, is `EINVAL`.
     pub fn prepare(program: Program<'_>) -> io::Result<Self> {
         let Program { args, env, capabilities, no_new_privileges, filter, rlimits } = program;
-        let name = args.first().filter(|name| !name.is_empty()).ok_or(invalid())?;
-        let path = env.iter().find_map(|entry| entry.strip_prefix(b"PATH="));
-        Ok(Self {
-            candidates: candidates(name, path.unwrap_or(b""))?,
-            args: strings(args)?,
-            env: strings(env)?,
-            capabilities,
-            no_new_privileges,
-            filter,
-            rlimits,
-        })
+        args.first().filter(|name| !name.is_empty()).ok_or(invalid())?;
+        Ok(Self { args: strings(args)?, env: strings(env)?, capabilities, no_new_privileges, filter, rlimits })
     }
 
     /// Takes on the filter and the capabilities, resets signals, and executes. Returns only with the reason why not.
@@ -116,20 +111,46 @@ impl Launch {
             strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
         };
         let (args, env) = (pointers(&self.args), pointers(&self.env));
-        let mut reason = io::Error::from_raw_os_error(libc::ENOENT);
-        for candidate in &self.candidates {
+        let Some(program) = self.args.first() else { return invalid() };
+        let path = self.env.iter().find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
+        search(program, path.unwrap_or_default(), |candidate| {
             // SAFETY: all three are NUL-terminated, the two arrays NULL-terminated, and they outlive the call.
             unsafe { libc::execve(candidate.as_ptr(), args.as_ptr(), env.as_ptr()) };
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ENOTDIR) => {}
-                // As execvp: the search goes on, but if nothing else is found, this is the answer.
-                Some(libc::EACCES) => reason = error,
-                _ => return error,
-            }
-        }
-        reason
+            io::Error::last_os_error()
+        })
     }
+}
+
+/// Calls `attempt`, which returns only with the reason why not, where `execvp` would look for `program`: at the path itself if
+/// it holds a slash, else in each directory of `path`. Nothing is allocated: both texts may be an image's, and in a
+/// supervisor their product is the host's memory.
+fn search(program: &CStr, path: &[u8], mut attempt: impl FnMut(&CStr) -> io::Error) -> io::Error {
+    let name = program.to_bytes_with_nul();
+    if name.contains(&b'/') {
+        return attempt(program);
+    }
+    if name.len() > MAX_NAME_BYTES + 1 {
+        return io::Error::from_raw_os_error(libc::ENAMETOOLONG);
+    }
+    let mut room = [0; MAX_PATH_BYTES];
+    let mut reason = io::Error::from_raw_os_error(libc::ENOENT);
+    for dir in path.split(|byte| *byte == b':') {
+        let dir = if dir.is_empty() { b"." } else { dir };
+        // As execvp: what is longer than any path is passed over.
+        let Some(candidate) = room.get_mut(..dir.len() + 1 + name.len()) else { continue };
+        candidate[..dir.len()].copy_from_slice(dir);
+        candidate[dir.len()] = b'/';
+        candidate[dir.len() + 1..].copy_from_slice(name);
+        let Ok(candidate) = CStr::from_bytes_with_nul(candidate) else { return invalid() };
+        let error = attempt(candidate);
+        match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => {}
+            // As execvp: the search goes on, but if nothing else is found, this is the answer.
+            Some(libc::EACCES) => reason = error,
+            _ => return error,
+        }
+    }
+    reason
 }
 
 /// As a shell tells it: 127 when there is no such program, 126 when it cannot be executed.
@@ -267,19 +288,6 @@ pub(crate) fn prctl(option: i32, a: u64, b: u64) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The paths to try for `program`: itself if it holds a slash, else one in each directory of `path`.
-fn candidates(program: &[u8], path: &[u8]) -> io::Result<Vec<CString>> {
-    if program.contains(&b'/') {
-        return Ok(vec![CString::new(program).map_err(|_| invalid())?]);
-    }
-    path.split(|byte| *byte == b':')
-        .map(|dir| {
-            let dir = if dir.is_empty() { b"." } else { dir };
-            CString::new([dir, b"/", program].concat()).map_err(|_| invalid())
-        })
-        .collect()
-}
-
 fn strings(texts: &[Vec<u8>]) -> io::Result<Vec<CString>> {
     texts.iter().map(|text| CString::new(text.as_slice()).map_err(|_| invalid())).collect()
 }
@@ -292,11 +300,45 @@ fn invalid() -> io::Error {
 mod tests {
     use super::*;
 
+    /// Where it is looked for, while there is nothing.
+    fn looked_for(program: &[u8], path: &[u8]) -> (Vec<CString>, Option<i32>) {
+        let mut tried = Vec::new();
+        let reason = search(&CString::new(program).unwrap(), path, |candidate| {
+            tried.push(candidate.to_owned());
+            io::Error::from_raw_os_error(libc::ENOENT)
+        });
+        (tried, reason.raw_os_error())
+    }
+
     #[test]
     fn a_program_is_looked_for_as_execvp_does() {
-        let found = candidates(b"sh", b"/bin::/usr/bin").unwrap();
+        let (found, reason) = looked_for(b"sh", b"/bin::/usr/bin");
         assert_eq!(found, [c"/bin/sh".to_owned(), c"./sh".to_owned(), c"/usr/bin/sh".to_owned()]);
-        assert_eq!(candidates(b"./a", b"/bin").unwrap(), [c"./a".to_owned()]);
+        assert_eq!(reason, Some(libc::ENOENT));
+        assert_eq!(looked_for(b"./a", b"/bin").0, [c"./a".to_owned()]);
+        assert_eq!(looked_for(b"sh", b"").0, [c"./sh".to_owned()]);
+    }
+
+    #[test]
+    fn what_is_found_and_cannot_be_executed_is_the_answer_if_nothing_else_is() {
+        for (errnos, calls, answer) in [
+            ([libc::EACCES, libc::ENOENT, libc::ENOTDIR], 3, libc::EACCES),
+            ([libc::ENOENT, libc::E2BIG, libc::EACCES], 2, libc::E2BIG),
+        ] {
+            let mut left = errnos.iter();
+            let reason = search(c"a", b"/1:/2:/3", |_| io::Error::from_raw_os_error(*left.next().unwrap()));
+            assert_eq!((errnos.len() - left.len(), reason.raw_os_error()), (calls, Some(answer)));
+        }
+    }
+
+    #[test]
+    fn a_name_or_a_directory_longer_than_any_is_not_tried() {
+        let name = [b'x'; 256];
+        assert_eq!(looked_for(&name, &[b':'; 1 << 20]), (vec![], Some(libc::ENAMETOOLONG)));
+        assert_eq!(looked_for(&name[1..], b"/a:/b").0.len(), 2);
+        let long = |bytes: usize| [&vec![b'd'; bytes], &b":/bin"[..]].concat();
+        assert_eq!(looked_for(b"sh", &long(4092)).0.len(), 2);
+        assert_eq!(looked_for(b"sh", &long(4093)).0, [c"/bin/sh".to_owned()]);
     }
 
     #[test]

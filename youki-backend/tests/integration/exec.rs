@@ -9,7 +9,7 @@ use crate::support::Case;
 use crate::support::case::{eventually, soon, words};
 use crate::support::image::Image;
 use crate::support::pace::patience;
-use crate::support::process::{private_dirty_bytes, supervisor};
+use crate::support::process::{private_dirty_bytes, status_line, supervisor};
 
 crate::tests![
     code_stdout_and_stderr_come_back_apart,
@@ -37,6 +37,7 @@ crate::tests![
     what_is_beyond_the_bound_is_cut_off_and_counted,
     a_child_that_holds_the_output_open_does_not_hold_the_exec,
     a_large_one_leaves_no_memory_with_the_supervisor,
+    a_long_name_in_a_long_path_costs_the_supervisor_no_memory,
     a_detached_one_goes_on_until_it_or_the_container_ends,
 ];
 
@@ -305,6 +306,21 @@ async fn exec_in_a_stopped_container_is_an_error(case: Case) {
     case.finish(&id).await.succeeded();
     assert!(case.runtime.exec(&id, &words(&["true"])).await.is_err());
     assert!(case.runtime.exec_stream(&id, &words(&["true"])).await.is_err());
+}
+
+/// As an image's HEALTHCHECK may have it: the supervisor is the last that the kernel kills for want of memory.
+async fn a_long_name_in_a_long_path_costs_the_supervisor_no_memory(case: Case) {
+    let id = case.idle().await;
+    let supervisor = supervisor(&*case.runtime, &id).await;
+    let env = [("PATH".to_owned(), ":".repeat(1000))].into();
+    let options = ExecOptions { env, ..ExecOptions::default() };
+    let command = ["x".repeat(100_000)];
+    let events = collect(case.runtime.exec_with(&id, &command, &options, None).await.unwrap()).await;
+    let [ExecEvent::Stderr(said), ExecEvent::Exit(126)] = &events[..] else { panic!("{:?}", events.len()) };
+    assert!(said.contains("too long"), "{}", said.len());
+    let peak = status_line(supervisor, "VmHWM:");
+    let kib: u64 = peak.trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 16 << 10, "{peak}");
 }
 
 async fn a_detached_one_goes_on_until_it_or_the_container_ends(case: Case) {
