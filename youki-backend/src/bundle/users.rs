@@ -2,16 +2,15 @@
 //!
 //! What cannot be resolved is an error: nobody becomes root by a typing error or a broken file.
 
-use std::fs::File;
 use std::io::Read;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::{FileType, OFlags, fstat};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::files::open_within;
+use crate::files::{open_regular, open_within};
 
 /// Largest passwd or group file that is read. A million bytes hold some 15,000 users; an image that has more can use
 /// numbers.
@@ -170,21 +169,17 @@ fn decimal(text: &str) -> Option<u32> {
 /// The text of a file beneath `root`; empty where there is none. Bytes that are not UTF-8 are replaced: names are
 /// compared with text.
 fn read(root: BorrowedFd<'_>, path: &'static str) -> Result<String> {
-    // Not blocking: a FIFO in its place must not hold us.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let fd = match open_within(root, Path::new(path), flags) {
-        Ok(fd) => fd,
+    let there = match open_within(root, Path::new(path), OFlags::PATH) {
+        Ok(there) => there,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
         Err(errno) => return Err(Error::io("opening the image's", format!("/{path}"))(errno.into())),
     };
     let corrupt = |reason: String| Error::Corrupt { path: format!("/{path}").into(), reason };
-    let stat = fstat(&fd).map_err(|errno| Error::io("reading the image's", format!("/{path}"))(errno.into()))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(corrupt("it is not a regular file".to_owned()));
-    }
+    let (file, _) = open_regular(there, OFlags::RDONLY)
+        .map_err(|errno| Error::io("opening the image's", format!("/{path}"))(errno.into()))?
+        .ok_or_else(|| corrupt("it is not a regular file".to_owned()))?;
     let mut bytes = Vec::new();
-    File::from(fd)
-        .take(MAX_FILE_BYTES + 1)
+    file.take(MAX_FILE_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(Error::io("reading the image's", format!("/{path}")))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
@@ -198,6 +193,8 @@ mod tests {
     use std::fs;
     use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
+
+    use rustix::fs::{FileType, Mode, mknodat};
 
     use super::*;
 
@@ -302,17 +299,38 @@ noline
         assert_eq!(resolve(root.as_fd(), Some("good")).unwrap_err().code(), "root.corrupt");
 
         fs::remove_file(dir.path().join("root/etc/passwd")).unwrap();
-        rustix::fs::mknodat(&root, "etc/passwd", FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o644), 0).unwrap();
-        for user in ["good", "5:wheel"] {
-            assert_eq!(resolve(root.as_fd(), Some(user)).unwrap_err().code(), "root.corrupt", "{user}");
-        }
-        for (user, ids) in [(None, (0, 0)), (Some("5"), (5, 0)), (Some("5:6"), (5, 6))] {
-            let found = resolve(root.as_fd(), user).unwrap();
-            assert_eq!((found.uid, found.gid), ids, "{user:?}");
-        }
+        mknodat(&root, "etc/passwd", FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
+        only_numbers_resolve(root.as_fd());
 
         fs::remove_file(dir.path().join("root/etc/passwd")).unwrap();
         fs::write(dir.path().join("root/etc/passwd"), b"caf\xe9:x:1:1::/:\nok:x:2:3::/:\n").unwrap();
         assert_eq!(resolve(root.as_fd(), Some("ok")).unwrap().uid, 2);
+    }
+
+    fn only_numbers_resolve(root: BorrowedFd<'_>) {
+        for user in ["good", "5:wheel"] {
+            assert_eq!(resolve(root, Some(user)).unwrap_err().code(), "root.corrupt", "{user}");
+        }
+        for (user, ids) in [(None, (0, 0)), (Some("5"), (5, 0)), (Some("5:6"), (5, 6))] {
+            let found = resolve(root, user).unwrap();
+            assert_eq!((found.uid, found.gid), ids, "{user:?}");
+        }
+    }
+
+    /// One that no driver has: to open it fails, and would be another error.
+    #[test]
+    fn a_device_in_their_place_is_not_opened() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not root: not checked");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        let root = fs::File::open(dir.path()).unwrap();
+        for (kind, file) in [(FileType::CharacterDevice, "etc/passwd"), (FileType::BlockDevice, "etc/group")] {
+            mknodat(&root, file, kind, Mode::from_raw_mode(0o644), rustix::fs::makedev(120, 7)).unwrap();
+            assert!(fs::File::open(dir.path().join(file)).is_err(), "120:7 can be opened: nothing is tested");
+        }
+        only_numbers_resolve(root.as_fd());
     }
 }

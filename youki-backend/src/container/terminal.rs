@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::exec::{ExecRequest, events_of, exit_of, unfinished};
 use crate::error::{Error, Result};
-use crate::files::open_within;
+use crate::files::{open_within, reopen};
 use crate::runtime::Inner;
 
 /// Type of the filesystem that has terminals (`DEVPTS_SUPER_MAGIC`).
@@ -151,8 +151,7 @@ fn open(init: u32, size: TerminalSize) -> io::Result<Terminal> {
     if !is_ptmx || fstatfs(&found)?.f_type as u64 != DEVPTS {
         return Err(io::Error::other("its /dev/pts/ptmx is not the kernel's"));
     }
-    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
-    let master = openat(CWD, path, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    let master = reopen(&found, OFlags::RDWR | OFlags::NOCTTY)?;
     unlockpt(&master)?;
     let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     size.set(&master)?;

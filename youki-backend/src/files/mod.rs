@@ -4,6 +4,7 @@
 //! `openat2` within the tree's root, and what is walked is walked by descriptors that follow no link.
 
 pub(crate) mod pack;
+mod regular;
 pub(crate) mod unpack;
 mod within;
 
@@ -14,6 +15,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use serde::Serialize;
 
+pub(crate) use regular::{open_regular, reopen};
 pub(crate) use within::open_within;
 
 /// Directories nested deeper than this are refused: each level holds a descriptor.
