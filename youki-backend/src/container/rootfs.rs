@@ -124,11 +124,12 @@ fn of_running(init: &Init, view: View) -> Result<Root> {
     let root = format!("/proc/{}/root", init.pid);
     let open = || -> io::Result<OwnedFd> {
         if view == View::RootAlone {
-            // SAFETY: this thread is ours alone, and shares its root and working directory with others no longer.
-            unsafe { unshare_unsafe(UnshareFlags::FS) }?;
-            move_into_thread_name_spaces(init.process.as_fd(), ThreadNameSpaceType::MOUNT)?;
-            // A copy of this one mount, without what is mounted on it.
-            return Ok(open_tree(CWD, "/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?);
+            // On a thread more, so that this one keeps the host's `/proc`.
+            return std::thread::scope(|scope| {
+                let take = || root_mount(init.process.as_fd());
+                let taker = std::thread::Builder::new().name("berth-rootfs".to_owned()).spawn_scoped(scope, take)?;
+                taker.join().map_err(|_| io::Error::other("it broke off"))?
+            });
         }
         let opened = openat(CWD, &root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         // As long as it has not ended, its number is nobody else's.
@@ -139,6 +140,15 @@ fn of_running(init: &Init, view: View) -> Result<Root> {
     };
     let fd = open().map_err(Error::io("opening", &root))?;
     Ok(Root { fd, _mounted: None })
+}
+
+/// A copy of the mount that is the root of `process`, without what is mounted on it. Leaves the calling thread in the mount
+/// namespace of `process`.
+fn root_mount(process: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: this thread is ours alone, and shares its root and working directory with others no longer.
+    unsafe { unshare_unsafe(UnshareFlags::FS) }?;
+    move_into_thread_name_spaces(process, ThreadNameSpaceType::MOUNT)?;
+    Ok(open_tree(CWD, "/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
 }
 
 fn of_ended(container: &Container, view: View, lock: ContainerLock) -> Result<Root> {

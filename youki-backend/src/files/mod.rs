@@ -83,6 +83,8 @@ pub(crate) fn look(root: BorrowedFd<'_>, path: &Path, follow: bool) -> io::Resul
 mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, PoisonError};
 
     use super::pack::pack;
     use super::unpack::{Owner, unpack};
@@ -198,6 +200,46 @@ mod tests {
         for dir in ["tree", "tree/sub"] {
             assert_eq!(fs::metadata(to.path().join(dir)).unwrap().mode() & 0o7777, 0o755, "{dir}");
         }
+    }
+
+    /// For tests that rename without a pause: two at once would be more than a walk is begun again for.
+    pub(super) static RENAMING: Mutex<()> = Mutex::new(());
+
+    /// The device is one that no driver has: to open it fails.
+    #[test]
+    fn a_device_that_takes_a_files_place_is_not_opened() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not root: not checked");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let _alone = RENAMING.lock().unwrap_or_else(PoisonError::into_inner);
+        let (from, device) = (open(dir.path()), rustix::fs::makedev(120, 7));
+        fs::write(dir.path().join("a"), "content").unwrap();
+        rustix::fs::mknodat(&from, "b", FileType::CharacterDevice, Mode::RUSR, device).unwrap();
+        assert!(fs::File::open(dir.path().join("b")).is_err(), "120:7 can be opened: nothing is tested");
+        let (done, exchanged) = (AtomicBool::new(false), rustix::fs::RenameFlags::EXCHANGE);
+        let mut files_named = [0; 2];
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    rustix::fs::renameat_with(&from, "a", &from, "b", exchanged).unwrap();
+                }
+            });
+            let packed: io::Result<()> = (0..2000).try_for_each(|_| {
+                let mut tar = Vec::new();
+                pack(from.as_fd(), None, &mut tar)?;
+                for entry in tar::Archive::new(&tar[..]).entries()? {
+                    let entry = entry?;
+                    let is_file = entry.header().entry_type().is_file();
+                    files_named[usize::from(entry.path()?.ends_with("a"))] += usize::from(is_file);
+                }
+                Ok(())
+            });
+            done.store(true, Ordering::Relaxed);
+            packed.unwrap();
+        });
+        assert!(files_named.iter().all(|count| *count > 0), "nobody exchanged them meanwhile: {files_named:?}");
     }
 
     #[test]

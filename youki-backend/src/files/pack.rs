@@ -2,19 +2,16 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat, statat,
-};
+use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat};
 use tar::{Builder, EntryType, Header};
 
-use super::{MAX_DEPTH, XATTR_PREFIX};
+use super::{MAX_DEPTH, XATTR_PREFIX, open_regular};
 
 /// Longest list of names, and longest value, that the kernel has.
 const MAX_XATTR_BYTES: usize = 64 << 10;
@@ -79,9 +76,11 @@ impl<W: Write> Pack<W> {
             }
             (FileType::RegularFile, Some(top)) => {
                 // Not blocking: one of `/proc` may have nothing to give yet.
-                let again = format!("/proc/self/fd/{}", source.as_raw_fd());
-                let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(again)?;
-                if is_made_as_read(&stat) { self.made_as_read(&file, top, &stat) } else { self.file(file, top) }
+                match open_regular(source, OFlags::RDONLY)? {
+                    Some((file, stat)) if is_made_as_read(&stat) => self.made_as_read(&file, top, &stat),
+                    Some((file, stat)) => self.file(file, top, &stat),
+                    None => Ok(()),
+                }
             }
             (FileType::Symlink, Some(top)) => {
                 let target = readlinkat(source, "", Vec::new())?;
@@ -123,21 +122,21 @@ impl<W: Write> Pack<W> {
     }
 
     fn entry(&mut self, parent: BorrowedFd<'_>, name: &CStr, path: &Path, depth: usize) -> io::Result<()> {
-        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let nofollow = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let there = openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = fstat(&there)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
-                let dir = openat(parent, name, nofollow | OFlags::DIRECTORY, Mode::empty())?;
+                let dir = openat(&there, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+                drop(there);
                 self.directory(&dir, path, &fstat(&dir)?)?;
                 self.entries(dir.as_fd(), path, depth + 1)
             }
-            FileType::RegularFile => {
-                // Not blocking: it may be a FIFO by now.
-                let file = openat(parent, name, nofollow | OFlags::NONBLOCK, Mode::empty())?;
-                self.file(file.into(), path)
-            }
+            FileType::RegularFile => match open_regular(&there, OFlags::RDONLY)? {
+                Some((file, stat)) => self.file(file, path, &stat),
+                None => Ok(()),
+            },
             FileType::Symlink => {
-                let target = readlinkat(parent, name, Vec::new())?;
+                let target = readlinkat(&there, "", Vec::new())?;
                 self.symlink(path, &target, &stat)
             }
             kind => self.special(path, kind, &stat),
@@ -149,20 +148,16 @@ impl<W: Write> Pack<W> {
         self.builder.append_data(&mut header(EntryType::Directory, stat), path, io::empty())
     }
 
-    fn file(&mut self, file: File, path: &Path) -> io::Result<()> {
-        let stat = fstat(&file)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Ok(());
-        }
+    fn file(&mut self, file: File, path: &Path, stat: &Stat) -> io::Result<()> {
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
                 let first = first.clone();
-                return self.builder.append_link(&mut header(EntryType::Link, &stat), path, first);
+                return self.builder.append_link(&mut header(EntryType::Link, stat), path, first);
             }
             self.links.insert((stat.st_dev, stat.st_ino), path.to_owned());
         }
-        self.attributes(Some(file.as_fd()), &stat)?;
-        let mut header = header(EntryType::Regular, &stat);
+        self.attributes(Some(file.as_fd()), stat)?;
+        let mut header = header(EntryType::Regular, stat);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         header.set_size(size);
         self.is_within_file = true;

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Result;
 
-/// Opens what `there`, an `O_PATH` descriptor, is of, whatever has its name by now. Close-on-exec. For the thread's own
-/// `/proc`: not once it has joined a container's mount namespace.
+/// Opens what `there`, an `O_PATH` descriptor, is of, whatever has its name by now. Close-on-exec. By the `/proc` that
+/// the thread sees, which must be its own: not within a container's mount namespace.
 ///
 /// # Errors
 /// The kernel's.

@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
-use super::{MAX_DEPTH, XATTR_PREFIX, open_within};
+use super::{MAX_DEPTH, XATTR_PREFIX, open_regular, open_within};
 
 /// Whom the files belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,21 +237,18 @@ impl Attributes {
 
 /// A new file under `name`, in place of one that is there.
 fn create(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
-    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match clear(parent, name) {
-        // Something is mounted on it, as on /etc/hosts: its content is what can be replaced. Not blocking: it may be a
-        // FIFO by now.
+        // Something is mounted on it, as on /etc/hosts: its content is what can be replaced.
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            let mounted = File::from(openat(parent, name, flags | OFlags::NONBLOCK, Mode::empty())?);
-            if !mounted.metadata()?.is_file() {
-                return Err(error);
-            }
+            let there = openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let Some((mounted, _)) = open_regular(there, OFlags::WRONLY)? else { return Err(error) };
             mounted.set_len(0)?;
             return Ok(mounted);
         }
         other => other?,
     }
-    let new = openat(parent, name, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let new = openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?;
     Ok(new.into())
 }
 

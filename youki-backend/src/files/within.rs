@@ -39,6 +39,7 @@ mod tests {
 
     #[test]
     fn renames_elsewhere_do_not_cut_a_walk_off() {
+        let _alone = crate::files::tests::RENAMING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::create_dir(root.path().join("dir")).unwrap();
         let fd = fs::File::open(root.path()).unwrap();
