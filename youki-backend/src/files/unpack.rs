@@ -1,14 +1,14 @@
 //! A tar stream into a tree.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawMode, Statx, StatxFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
-    XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statx,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RawMode, Statx, StatxFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
+    XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, fstat, futimens, linkat, mkdirat, mknodat, openat, statx,
     symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
@@ -128,7 +128,7 @@ impl Target<'_> {
                 let link = entry.link_name()?.ok_or_else(|| io::Error::other("a link without a target"))?;
                 clear(&parent, &name)?;
                 symlinkat(&*link, &parent, &*name)?;
-                attributes.set_on_name(&parent, &name, None)
+                attributes.set_on_link(&parent, &name)
             }
             EntryType::Fifo | EntryType::Char | EntryType::Block => {
                 let header = entry.header();
@@ -143,7 +143,7 @@ impl Target<'_> {
                 };
                 clear(&parent, &name)?;
                 mknodat(&parent, &*name, kind, Mode::RUSR | Mode::WUSR, device)?;
-                attributes.set_on_name(&parent, &name, Some(attributes.mode))
+                attributes.set_on_node(&parent, &name, kind)
             }
             kind if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() => {
                 let mut file = create(&parent, &name)?;
@@ -221,13 +221,24 @@ impl Attributes {
         Ok(futimens(fd, &self.times())?)
     }
 
-    fn set_on_name(&self, parent: &OwnedFd, name: &OsString, mode: Option<u32>) -> io::Result<()> {
+    fn set_on_link(&self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-        if let Some(mode) = mode {
-            chmodat(parent, name, Mode::from_raw_mode(mode as RawMode), AtFlags::empty())?;
-        }
         Ok(utimensat(parent, name, &self.times(), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// For what has just been made as such a node. Whoever is in the tree may have put something else in its place: a link
+    /// would be followed on the host.
+    fn set_on_node(&self, parent: &OwnedFd, name: &OsStr, kind: FileType) -> io::Result<()> {
+        let node = openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        if FileType::from_raw_mode(fstat(&node)?.st_mode) != kind {
+            return Err(io::Error::other("something else has taken its place"));
+        }
+        let node = format!("/proc/self/fd/{}", node.as_raw_fd());
+        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        chownat(CWD, &node, Some(uid), Some(gid), AtFlags::empty())?;
+        chmodat(CWD, &node, Mode::from_raw_mode(self.mode as RawMode), AtFlags::empty())?;
+        Ok(utimensat(CWD, &node, &self.times(), AtFlags::empty())?)
     }
 
     fn times(&self) -> Timestamps {
@@ -292,6 +303,29 @@ fn parse_time(text: &str) -> Option<Timespec> {
 mod tests {
     use super::*;
     use crate::files::pack::pax_time;
+
+    #[test]
+    fn a_link_in_the_place_of_a_node_is_not_followed() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let dir = tempfile::tempdir().unwrap();
+        let (file, parent) = (dir.path().join("file"), File::open(dir.path()).unwrap().into());
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&file, dir.path().join("link")).unwrap();
+        let before = std::fs::metadata(&file).unwrap();
+        let (uid, gid) = (before.uid(), before.gid());
+        let mtime = Timespec { tv_sec: 1, tv_nsec: 0 };
+        let attributes = Attributes { mode: 0o4777, uid, gid, mtime, xattrs: Vec::new() };
+        for name in ["link", "file"] {
+            attributes.set_on_node(&parent, OsStr::new(name), FileType::Fifo).unwrap_err();
+        }
+        let after = std::fs::metadata(&file).unwrap();
+        assert_eq!((after.mode(), after.mtime()), (before.mode(), before.mtime()));
+        mknodat(&parent, "fifo", FileType::Fifo, Mode::RUSR, 0).unwrap();
+        attributes.set_on_node(&parent, OsStr::new("fifo"), FileType::Fifo).unwrap();
+        let fifo = std::fs::metadata(dir.path().join("fifo")).unwrap();
+        assert_eq!((fifo.mode() & 0o7777, fifo.mtime()), (0o4777, 1));
+    }
 
     #[test]
     fn times_before_1970_are_written_and_read_as_they_are() {
