@@ -76,11 +76,19 @@ impl CgroupPaths {
     /// Lets its processes use what `rules` allow and no other device. To be called once, before anyone joins.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Unsupported`] on v2 where the kernel knows no such programs.
+    /// [`Error::Io`]; [`Error::Unsupported`] on v1 without that controller, and on v2 where the kernel knows no such programs,
+    /// unless every device may be used.
     pub fn limit_devices(&self, rules: &[DeviceRule]) -> Result<()> {
         match &self.dirs {
             Dirs::V1(dirs) => {
-                let Some(dir) = dirs.get("devices") else { return Ok(()) };
+                let Some(dir) = dirs.get("devices") else {
+                    return match rules.contains(&DeviceRule::ALL) {
+                        true => Ok(()),
+                        false => Err(Error::Unsupported {
+                            what: "limiting devices on a host whose cgroup v1 has no devices controller".to_owned(),
+                        }),
+                    };
+                };
                 let write = |name: &str, rule: &str| {
                     let file = dir.join(name);
                     fs::write(&file, rule).map_err(Error::io("writing", file))

@@ -161,6 +161,16 @@ fn a_device_that_no_rule_allows_is_refused() {
 }
 
 #[test]
+fn devices_that_cannot_be_limited_are_refused_or_all_allowed() {
+    let pids = ("pids".to_owned(), PathBuf::from("/sys/fs/cgroup/pids/berth/none"));
+    let cgroup = CgroupPaths { path: "/berth/none".to_owned(), dirs: Dirs::V1([pids].into()) };
+    let null = DeviceRule { kind: Some(DeviceKind::Char), major: Some(1), minor: Some(3), access: Access::ALL };
+    let error = cgroup.limit_devices(&[null]).unwrap_err();
+    assert_eq!(error.code(), "unsupported.here", "{error}");
+    cgroup.limit_devices(&[DeviceRule::ALL]).unwrap();
+}
+
+#[test]
 fn what_does_not_exist_is_empty_dead_thawed_and_removed() {
     let cgroup = Hierarchy::detect().unwrap().container_dirs("/berth-test-none/never");
     assert_eq!(cgroup.pids().unwrap(), Vec::<u32>::new());
