@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, fstatfs, openat, readlinkat};
 use tar::{Builder, EntryType, Header};
 
 use super::{MAX_DEPTH, XATTR_PREFIX, open_regular};
@@ -19,12 +19,16 @@ const MAX_XATTR_BYTES: usize = 64 << 10;
 const MAX_UNSIZED_BYTES: u64 = 64 << 20;
 /// What files of `/sys` say that they have, whatever that is. Those of `/proc` say nothing.
 const SYSFS_SIZE: i64 = 4096;
+/// Types of the filesystems whose files the kernel makes up: `/proc`, `/sys`, cgroups of both versions, message queues,
+/// terminals. Some of their files cannot be read, others never end, and none is of use elsewhere.
+const MADE_UP: [u64; 6] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x1980_0202, 0x1cd1];
 
 /// A block where a header is expected that can be none: its checksum is no number.
 const NO_HEADER: [u8; 512] = [0xff; 512];
 
 /// Writes what `source` (an `O_PATH` descriptor will do) is as a tar: under the name `top`, or, without one, what is in
-/// that directory. What is mounted beneath is walked as it is seen. Sockets are left out: a tar has none.
+/// that directory. What is mounted beneath is walked as it is seen, but for the kernel's own filesystems: of these there is
+/// the directory alone. Sockets are left out: a tar has none.
 /// One that fails is no whole archive to whoever reads it.
 pub(crate) fn pack(source: BorrowedFd<'_>, top: Option<&Path>, out: impl Write) -> io::Result<()> {
     let output = Output { out, is_closed: false };
@@ -72,7 +76,10 @@ impl<W: Write> Pack<W> {
                 if let Some(top) = top {
                     self.directory(&dir, top, &stat)?;
                 }
-                self.entries(dir.as_fd(), top.unwrap_or(Path::new("")), 0)
+                match is_made_up(&dir)? {
+                    true => Ok(()),
+                    false => self.entries(dir.as_fd(), top.unwrap_or(Path::new("")), 0),
+                }
             }
             (FileType::RegularFile, Some(top)) => {
                 // Not blocking: one of `/proc` may have nothing to give yet.
@@ -128,7 +135,11 @@ impl<W: Write> Pack<W> {
             FileType::Directory => {
                 let dir = openat(&there, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
                 drop(there);
-                self.directory(&dir, path, &fstat(&dir)?)?;
+                let stat = fstat(&dir)?;
+                self.directory(&dir, path, &stat)?;
+                if stat.st_dev != fstat(parent)?.st_dev && is_made_up(&dir)? {
+                    return Ok(());
+                }
                 self.entries(dir.as_fd(), path, depth + 1)
             }
             FileType::RegularFile => match open_regular(&there, OFlags::RDONLY)? {
@@ -230,6 +241,10 @@ impl<W: Write> Pack<W> {
 /// content lies in its inode looks so, too, and may be read in the same way.
 fn is_made_as_read(stat: &Stat) -> bool {
     stat.st_blocks == 0 && stat.st_size <= SYSFS_SIZE
+}
+
+fn is_made_up(dir: &OwnedFd) -> io::Result<bool> {
+    Ok(MADE_UP.contains(&(fstatfs(dir)?.f_type as u64)))
 }
 
 fn header(kind: EntryType, stat: &Stat) -> Header {

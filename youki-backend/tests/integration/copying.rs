@@ -20,6 +20,7 @@ crate::tests![
     export_is_the_root_filesystem_with_its_attributes,
     what_is_not_there_is_named,
     a_file_that_does_not_say_its_size_is_whole,
+    what_the_kernel_makes_up_is_left_out_of_a_tree,
 ];
 
 fn dir(case: &Case, name: &str) -> std::path::PathBuf {
@@ -270,5 +271,24 @@ async fn a_file_that_does_not_say_its_size_is_whole(case: Case) {
         let mut found = String::new();
         std::io::Read::read_to_string(&mut entry, &mut found).unwrap();
         assert_eq!(found, content, "{path}");
+    }
+}
+
+/// Docker's copy has none of it either.
+async fn what_the_kernel_makes_up_is_left_out_of_a_tree(case: Case) {
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.storage = vec![runtime_core::spec::StorageSpec::Anonymous { target: "/data".into() }];
+    let id = case.start(&spec).await;
+    case.exec_ok(&id, "echo volume > /data/file; echo memory > /dev/shm/file").await;
+    let (out, sys) = (dir(&case, "whole").join("out"), dir(&case, "whole").join("sys"));
+    case.berth(&["cp", &format!("{id}:/"), out.to_str().unwrap()]).await.succeeded();
+    case.berth(&["cp", &format!("{id}:/sys"), sys.to_str().unwrap()]).await.succeeded();
+    for (path, text) in [("data/file", "volume\n"), ("dev/shm/file", "memory\n")] {
+        assert_eq!(std::fs::read_to_string(out.join(path)).unwrap(), text, "{path}");
+    }
+    assert!(out.join("bin/busybox").is_file() && out.join("etc/hosts").is_file());
+    for kernels in [out.join("proc"), out.join("sys"), out.join("dev/pts"), out.join("dev/mqueue"), sys] {
+        let found: Vec<_> = std::fs::read_dir(&kernels).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(found.is_empty(), "{}: {found:?}", kernels.display());
     }
 }
