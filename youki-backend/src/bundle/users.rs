@@ -2,9 +2,10 @@
 //!
 //! What cannot be resolved is an error: nobody becomes root by a typing error or a broken file.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -15,6 +16,9 @@ use crate::files::{open_regular, open_within};
 /// Largest passwd or group file that is read. A million bytes hold some 15,000 users; an image that has more can use
 /// numbers.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Time for a process of the container that holds a lease on such a file to give it up. An exec waits that long, on a thread
+/// that others need.
+const LEASE_PATIENCE: Duration = Duration::from_millis(100);
 /// Largest uid and gid, as with docker: the kernel's largest is a marker for "none", and tools read signed numbers.
 const MAX_ID: u32 = i32::MAX as u32;
 /// The kernel's NGROUPS_MAX.
@@ -49,6 +53,8 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, user: Option<&str>) -> Result<Identi
     let lines = |path| match read(root, path) {
         // Whoever gives numbers has no use for it.
         Err(Error::Corrupt { .. }) if !needs_files => Ok(String::new()),
+        // Nor may a process of the container keep him out by a lease on it.
+        Err(Error::Io { source, .. }) if !needs_files && source.kind() == ErrorKind::WouldBlock => Ok(String::new()),
         other => other,
     };
     identity(user, group, &lines("etc/passwd")?, &lines("etc/group")?)
@@ -175,7 +181,7 @@ fn read(root: BorrowedFd<'_>, path: &'static str) -> Result<String> {
         Err(errno) => return Err(Error::io("opening the image's", format!("/{path}"))(errno.into())),
     };
     let corrupt = |reason: String| Error::Corrupt { path: format!("/{path}").into(), reason };
-    let (file, _) = open_regular(there, OFlags::RDONLY)
+    let (file, _) = open_regular(there, OFlags::RDONLY, LEASE_PATIENCE)
         .map_err(|errno| Error::io("opening the image's", format!("/{path}"))(errno.into()))?
         .ok_or_else(|| corrupt("it is not a regular file".to_owned()))?;
     let mut bytes = Vec::new();
@@ -315,6 +321,18 @@ noline
             let found = resolve(root, user).unwrap();
             assert_eq!((found.uid, found.gid), ids, "{user:?}");
         }
+    }
+
+    #[test]
+    fn who_holds_a_lease_on_them_keeps_no_number_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let passwd = dir.path().join("etc/passwd");
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        fs::write(&passwd, PASSWD).unwrap();
+        let _held = crate::files::lease(&passwd);
+        let root = fs::File::open(dir.path()).unwrap();
+        assert_eq!(resolve(root.as_fd(), Some("app")).unwrap_err().code(), "io.failed");
+        assert_eq!(resolve(root.as_fd(), Some("1000")).unwrap().uid, 1000);
     }
 
     /// One that no driver has: to open it fails, and would be another error.

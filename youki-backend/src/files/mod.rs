@@ -11,15 +11,20 @@ mod within;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use serde::Serialize;
 
+#[cfg(test)]
+pub(crate) use regular::tests::lease;
 pub(crate) use regular::{open_regular, reopen};
 pub(crate) use within::open_within;
 
 /// Directories nested deeper than this are refused: each level holds a descriptor.
 const MAX_DEPTH: usize = 512;
+/// Time for who holds a lease on a file, as file servers do, to give it up.
+const LEASE_PATIENCE: Duration = Duration::from_secs(5);
 /// The attribute of a tar's entry that holds the extended attribute of that name.
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, fstatfs, openat, readlinkat};
 use tar::{Builder, EntryType, Header};
 
-use super::{MAX_DEPTH, XATTR_PREFIX, open_regular};
+use super::{LEASE_PATIENCE, MAX_DEPTH, XATTR_PREFIX, open_regular};
 
 /// Longest list of names, and longest value, that the kernel has.
 const MAX_XATTR_BYTES: usize = 64 << 10;
@@ -83,7 +83,7 @@ impl<W: Write> Pack<W> {
             }
             (FileType::RegularFile, Some(top)) => {
                 // Not blocking: one of `/proc` may have nothing to give yet.
-                match open_regular(source, OFlags::RDONLY)? {
+                match open_regular(source, OFlags::RDONLY, LEASE_PATIENCE)? {
                     Some((file, stat)) if is_made_as_read(&stat) => self.made_as_read(&file, top, &stat),
                     Some((file, stat)) => self.file(file, top, &stat),
                     None => Ok(()),
@@ -142,7 +142,7 @@ impl<W: Write> Pack<W> {
                 }
                 self.entries(dir.as_fd(), path, depth + 1)
             }
-            FileType::RegularFile => match open_regular(&there, OFlags::RDONLY)? {
+            FileType::RegularFile => match open_regular(&there, OFlags::RDONLY, LEASE_PATIENCE)? {
                 Some((file, stat)) => self.file(file, path, &stat),
                 None => Ok(()),
             },

@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
-use super::{MAX_DEPTH, XATTR_PREFIX, open_regular, open_within};
+use super::{LEASE_PATIENCE, MAX_DEPTH, XATTR_PREFIX, open_regular, open_within};
 
 /// Whom the files belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,7 +252,7 @@ fn create(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
         // Something is mounted on it, as on /etc/hosts: its content is what can be replaced.
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
             let there = openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-            let Some((mounted, _)) = open_regular(there, OFlags::WRONLY)? else { return Err(error) };
+            let Some((mounted, _)) = open_regular(there, OFlags::WRONLY, LEASE_PATIENCE)? else { return Err(error) };
             mounted.set_len(0)?;
             return Ok(mounted);
         }
