@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use capabilities::CapabilitySets;
 pub(crate) use command::{environment, image_volumes, workdir as working_directory};
 pub(crate) use devices::device_rules;
-pub(crate) use mounts::{MountPlan, MountSource, check as check_storage};
+pub(crate) use mounts::{MountPlan, MountSource, check as check_storage, is_own};
 pub(crate) use rlimits::Rlimit;
 pub(crate) use seccomp::SeccompPlan;
 pub(crate) use sysctls::apply as apply_sysctls;

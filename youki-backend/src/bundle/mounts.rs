@@ -147,6 +147,11 @@ pub(super) fn normal_target(target: &str) -> std::result::Result<String, String>
     if normal.is_empty() { Err("the root itself cannot be mounted over".to_owned()) } else { Ok(normal) }
 }
 
+/// Whether a target, in its shortest form, is a mount of the runtime's own that nobody may cover.
+pub(crate) fn is_own(target: &str) -> bool {
+    refuse_own(target).is_err()
+}
+
 fn refuse_own(target: &str) -> std::result::Result<(), String> {
     if OWN.contains(&target) {
         return Err(format!("{target} is the runtime's own mount"));

@@ -24,6 +24,7 @@ crate::tests![
     a_read_only_root_cannot_be_written_and_its_mounts_can,
     two_containers_of_one_image_do_not_see_each_others_writes,
     a_target_through_a_symlink_stays_in_the_container,
+    no_link_of_an_image_leads_a_mount_into_proc_sys_or_dev,
     an_s3_mount_is_unsupported_by_name,
     a_relative_target_is_invalid,
     what_a_layer_deletes_is_gone,
@@ -197,6 +198,27 @@ async fn a_target_through_a_symlink_stays_in_the_container(case: Case) {
         assert_eq!(case.finish(&id).await.succeeded(), ["in"]);
     }
     assert_eq!(std::fs::read_dir(&escape).unwrap().count(), 0, "it was followed on the host");
+}
+
+async fn no_link_of_an_image_leads_a_mount_into_proc_sys_or_dev(case: Case) {
+    let layer = LayerBuilder::new()
+        .symlink("p", "/proc")
+        .symlink("d", "/dev")
+        .symlink("s", "/sys")
+        .symlink("shared", "/dev/shm/data")
+        .finish();
+    let image = case.push("own", &Image::busybox().layer(layer)).await;
+    for target in ["/p", "/p/sys", "/p/self/fd", "/d", "/d/pts", "/d/made", "/s", "/s/fs/cgroup", "/dev/fd"] {
+        let mut spec = case.script("true").await;
+        spec.image.name.clone_from(&image);
+        spec.storage = vec![StorageSpec::Anonymous { target: target.into() }];
+        let error = case.try_start(&case.id(), &spec).await.expect_err(target);
+        assert!(error.to_string().contains("a link leads it into"), "{target}: {error}");
+    }
+    let mut spec = case.script("grep -q ' /dev/shm/data ' /proc/self/mountinfo").await;
+    spec.image.name = image;
+    spec.storage = vec![StorageSpec::Anonymous { target: "/shared".into() }];
+    case.run(&spec).await.succeeded();
 }
 
 async fn an_s3_mount_is_unsupported_by_name(case: Case) {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, open, stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, fstat, open, stat, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
@@ -15,7 +15,7 @@ use rustix::mount::{
 };
 
 use super::root_path::{Make, open_or_make};
-use crate::bundle::{MountPlan, MountSource, RootPlan};
+use crate::bundle::{MountPlan, MountSource, RootPlan, is_own};
 use crate::error::{Error, Result};
 use crate::mount_attributes;
 
@@ -45,8 +45,9 @@ impl RootMounts {
         let root = open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| Error::io("opening", "the container's root")(error.into()))?;
         let null = null_device().map_err(Error::io("opening", "/dev/null of the container"))?;
+        let mut own = Own::begin().map_err(Error::io("looking at", "/proc and /dev of the container"))?;
         for (mount, bind) in self.plan.mounts.iter().zip(&self.binds) {
-            place(root.as_fd(), mount, bind.as_ref()).map_err(|error| failed(mount, &error))?;
+            place(root.as_fd(), mount, bind.as_ref(), &mut own).map_err(|error| failed(mount, &error))?;
         }
         for path in &self.plan.read_only_paths {
             protect(path).map_err(Error::io("making read-only", path))?;
@@ -90,7 +91,44 @@ fn take(source: &Path, attributes: u64) -> io::Result<OwnedFd> {
     Ok(tree)
 }
 
-fn place(root: BorrowedFd<'_>, mount: &MountPlan, bind: Option<&OwnedFd>) -> io::Result<()> {
+/// The mounts of the runtime's own that stand already, each with its path and the kernel's number for it. A target's text was
+/// checked, but a link of the image may lead it to one of them.
+struct Own(Vec<(String, u64)>);
+
+impl Own {
+    /// Those of libcontainer.
+    fn begin() -> io::Result<Self> {
+        let own = ["/proc", "/dev"].into_iter().map(|path| {
+            let found = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?;
+            Ok((path.to_owned(), found.stx_mnt_id))
+        });
+        Ok(Self(own.collect::<io::Result<_>>()?))
+    }
+
+    /// One that is mounted at `target` now.
+    fn add(&mut self, target: &str, mounted: &OwnedFd) -> io::Result<()> {
+        if is_own(target) {
+            self.0.push((target.to_owned(), mount_number(mounted)?));
+        }
+        Ok(())
+    }
+
+    /// An error if `place`, to which `target` led, lies in one of them, and `target` does not say so.
+    fn refuse(&self, target: &str, place: &OwnedFd) -> io::Result<()> {
+        let number = mount_number(place)?;
+        let said = |path: &str| target.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+        match self.0.iter().find(|(path, own)| *own == number && !said(path)) {
+            Some((path, _)) => Err(io::Error::other(format!("a link leads it into the runtime's own {path}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn mount_number(file: &OwnedFd) -> io::Result<u64> {
+    Ok(statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
+}
+
+fn place(root: BorrowedFd<'_>, mount: &MountPlan, bind: Option<&OwnedFd>, own: &mut Own) -> io::Result<()> {
     let made;
     let source = match (&mount.source, bind) {
         (MountSource::Filesystem { kind, options }, _) => {
@@ -102,6 +140,7 @@ fn place(root: BorrowedFd<'_>, mount: &MountPlan, bind: Option<&OwnedFd>) -> io:
     };
     let is_dir = is_directory(source)?;
     let target = open_or_make(root, Path::new(&mount.target), if is_dir { Make::Directory } else { Make::File })?;
+    own.refuse(&mount.target, &target)?;
     // The kernel would say no more than that an argument is invalid.
     match (is_dir, is_directory(&target)?) {
         (true, false) => return Err(Errno::NOTDIR.into()),
@@ -109,7 +148,8 @@ fn place(root: BorrowedFd<'_>, mount: &MountPlan, bind: Option<&OwnedFd>) -> io:
         _ => {}
     }
     let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(move_mount(source, "", &target, "", empty)?)
+    move_mount(source, "", &target, "", empty)?;
+    own.add(&mount.target, source)
 }
 
 fn is_directory(file: &OwnedFd) -> io::Result<bool> {
