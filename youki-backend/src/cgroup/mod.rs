@@ -1,8 +1,8 @@
 //! The cgroups of a container: where they are, who is in them, how they are frozen, emptied and removed.
 //!
 //! On v1 a container has one directory per controller, at the same path beneath each controller's mount; on v2 one.
-//! A host with both (hybrid) is v1: its v2 tree has no controllers, and neither that nor systemd's named hierarchy is
-//! ours. Everything here blocks; none of it may run on a tokio worker.
+//! A host with both (hybrid) is v1, if v1 has `pids`, `memory` or `devices`: its v2 tree has no controllers then, and neither
+//! that nor systemd's named hierarchy is ours. Everything here blocks; none of it may run on a tokio worker.
 
 mod devices;
 mod join;

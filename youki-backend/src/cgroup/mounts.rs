@@ -22,7 +22,11 @@ const CONTROLLERS: [&str; 13] = [
     "pids",
 ];
 
-/// Finds the hierarchies in the text of `/proc/<pid>/mountinfo`. v1 if any v1 controller is mounted.
+/// Those of v1 without which no container is limited. A host that has another alone beside v2, as a VPN mounts `net_cls`, has
+/// what containers need in v2.
+const OF_V1: [&str; 3] = ["pids", "memory", "devices"];
+
+/// Finds the hierarchies in the text of `/proc/<pid>/mountinfo`. v1 if it has what containers need, or if there is no v2.
 pub(super) fn find(table: &str) -> Option<Hierarchy> {
     let mut controllers: BTreeMap<String, (PathBuf, bool)> = BTreeMap::new();
     let mut unified: Option<(PathBuf, bool)> = None;
@@ -41,8 +45,13 @@ pub(super) fn find(table: &str) -> Option<Hierarchy> {
             _ => {}
         }
     }
+    if !OF_V1.iter().any(|name| controllers.contains_key(*name))
+        && let Some((root, _)) = unified
+    {
+        return Some(Hierarchy::V2 { root });
+    }
     if controllers.is_empty() {
-        return unified.map(|(root, _)| Hierarchy::V2 { root });
+        return None;
     }
     Some(Hierarchy::V1 { controllers: controllers.into_iter().map(|(name, (point, _))| (name, point)).collect() })
 }
@@ -114,6 +123,12 @@ mod tests {
                     ("memory", "/sys/fs/cgroup/memory"),
                 ]),
             ),
+            // What somebody mounted of v1 beside v2 makes no v1 host, unless there is nothing else.
+            (
+                "1 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n2 1 0:2 / /vpn rw - cgroup net_cls rw,net_cls\n",
+                v2("/sys/fs/cgroup"),
+            ),
+            ("2 1 0:2 / /vpn rw - cgroup net_cls rw,net_cls\n", v1(&[("net_cls", "/vpn")])),
             // A bind of a part does not win over the whole, whichever comes first.
             (
                 "1 1 0:1 /docker/x /mnt/part rw - cgroup cgroup rw,pids\n2 1 0:1 / /a\\040b rw - cgroup cgroup rw,pids\n",
