@@ -21,8 +21,9 @@ pub(crate) use regular::tests::lease;
 pub(crate) use regular::{open_regular, reopen};
 pub(crate) use within::open_within;
 
-/// Directories nested deeper than this are refused: each level holds a descriptor.
-const MAX_DEPTH: usize = 512;
+/// Directories nested deeper than this are refused: each level holds a descriptor, and an agent may have 1,024. As many as the
+/// paths of an image's layers have.
+const MAX_DEPTH: usize = 256;
 /// Time for who holds a lease on a file, as file servers do, to give it up.
 const LEASE_PATIENCE: Duration = Duration::from_secs(5);
 /// The attribute of a tar's entry that holds the extended attribute of that name.

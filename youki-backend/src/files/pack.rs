@@ -68,6 +68,7 @@ struct Pack<W: Write> {
 }
 
 impl<W: Write> Pack<W> {
+<<<<<<< HEAD
     fn all(&mut self, source: BorrowedFd<'_>, top: Option<&Path>) -> io::Result<()> {
         let stat = fstat(source)?;
         match (FileType::from_raw_mode(stat.st_mode), top) {
@@ -78,7 +79,7 @@ impl<W: Write> Pack<W> {
                 }
                 match is_made_up(&dir)? {
                     true => Ok(()),
-                    false => self.entries(dir.as_fd(), top.unwrap_or(Path::new("")), 0),
+                    false => self.entries(dir, top.unwrap_or(Path::new("")), 0),
                 }
             }
             (FileType::RegularFile, Some(top)) => {
@@ -110,15 +111,20 @@ impl<W: Write> Pack<W> {
     }
 
     fn entries(&mut self, dir: BorrowedFd<'_>, path: &Path, depth: usize) -> io::Result<()> {
+=======
+    fn entries(&mut self, dir: OwnedFd, path: &Path, depth: usize) -> io::Result<()> {
+>>>>>>> 9d90a4f (Hold one descriptor for each level of a copied tree)
         if depth > MAX_DEPTH {
             return Err(io::Error::other(format!("directories are nested deeper than {MAX_DEPTH}")));
         }
-        for entry in Dir::read_from(dir)? {
+        // No descriptor more for reading it: there is one for each level.
+        let mut dir = Dir::new(dir)?;
+        while let Some(entry) = dir.read() {
             let entry = entry?;
             let name = entry.file_name();
             if name != c"." && name != c".." {
                 let path = path.join(OsStr::from_bytes(name.to_bytes()));
-                match self.entry(dir, name, &path, depth) {
+                match self.entry(dir.fd()?, name, &path, depth) {
                     // It was removed while its directory was read.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     other => other?,
@@ -140,7 +146,7 @@ impl<W: Write> Pack<W> {
                 if stat.st_dev != fstat(parent)?.st_dev && is_made_up(&dir)? {
                     return Ok(());
                 }
-                self.entries(dir.as_fd(), path, depth + 1)
+                self.entries(dir, path, depth + 1)
             }
             FileType::RegularFile => match open_regular(&there, OFlags::RDONLY, LEASE_PATIENCE)? {
                 Some((file, stat)) => self.file(file, path, &stat),
