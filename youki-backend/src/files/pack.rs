@@ -68,7 +68,6 @@ struct Pack<W: Write> {
 }
 
 impl<W: Write> Pack<W> {
-<<<<<<< HEAD
     fn all(&mut self, source: BorrowedFd<'_>, top: Option<&Path>) -> io::Result<()> {
         let stat = fstat(source)?;
         match (FileType::from_raw_mode(stat.st_mode), top) {
@@ -110,10 +109,7 @@ impl<W: Write> Pack<W> {
         output.is_closed = true;
     }
 
-    fn entries(&mut self, dir: BorrowedFd<'_>, path: &Path, depth: usize) -> io::Result<()> {
-=======
     fn entries(&mut self, dir: OwnedFd, path: &Path, depth: usize) -> io::Result<()> {
->>>>>>> 9d90a4f (Hold one descriptor for each level of a copied tree)
         if depth > MAX_DEPTH {
             return Err(io::Error::other(format!("directories are nested deeper than {MAX_DEPTH}")));
         }
