@@ -92,8 +92,12 @@ pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
             stopped => Ok(stopped.map(|_| true)?),
         }
     };
-    let (stopped, owed) = tokio::join!(each_named(session, &all, stop), session.runtime.retry_volumes());
-    let (mut status, _) = (stopped?, owed?);
+    let mut stopping = std::pin::pin!(each_named(session, &all, stop));
+    // Once all are stopped, what is under way is waited for by the try that follows, in its time.
+    let mut status = tokio::select! {
+        stopped = &mut stopping => stopped?,
+        _ = session.runtime.retry_volumes() => stopping.await?,
+    };
     let owed = session.runtime.retry_volumes().await?;
     if !owed.is_empty() {
         warn_of_volumes(owed);
