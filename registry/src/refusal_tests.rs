@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Manners, Root, serve};
+use super::{Manners, Root, gzip, serve};
 use crate::image::digest_of;
 use crate::layer::tar::tests::{header, with_data};
 use crate::{Error, ImageStore, PullOptions, StoreConfig};
@@ -132,6 +132,36 @@ async fn digits_that_begin_two_images_are_ambiguous() {
         assert!(error.to_string().contains(&image.id), "{error}");
         assert_eq!(store.find(&image.digest).await.unwrap().unwrap().digest, image.digest);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_means_its_image_however_that_is_compressed() {
+    let Some(root) = Root::new() else { return };
+    let store = root.store();
+    let layer = with_data(header(b"f", b'0', 1, |_| {}), b"f");
+    let (diff_id, architecture) = (digest_of(&layer), crate::platform::Platform::host().architecture);
+    let config = format!(
+        r#"{{"architecture":"{architecture}","os":"linux","rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}}}}"#
+    );
+    for (name, layer) in [("example.org/plain:1", layer.clone()), ("example.org/packed:1", gzip(&layer))] {
+        let file = root.0.path().join("archive.tar");
+        std::fs::write(&file, archive(name, &config, &layer)).unwrap();
+        store.load(&file).await.unwrap();
+    }
+    let images = store.list().await.unwrap();
+    assert!(images.len() == 2 && images[0].digest != images[1].digest && images[0].id == images[1].id, "{images:?}");
+    let id = images[0].id["sha256:".len()..].to_owned();
+    for name in [&id[..12], &id] {
+        assert_eq!(store.find(name).await.unwrap().unwrap().id, images[0].id);
+    }
+    let packed = images.iter().find(|image| image.reference.contains("packed")).unwrap();
+    let gone = store.remove(&packed.digest["sha256:".len()..][..12], false, Arc::new(|| Ok(Vec::new()))).await.unwrap();
+    assert_eq!(gone.deleted[0], packed.reference);
+    assert_eq!(store.list().await.unwrap().len(), 1, "a digest means one of them");
+    let file = root.0.path().join("archive.tar");
+    store.load(&file).await.unwrap();
+    store.remove(&id[..12], false, Arc::new(|| Ok(Vec::new()))).await.unwrap();
+    assert!(store.list().await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

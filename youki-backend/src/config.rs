@@ -468,4 +468,17 @@ mod tests {
         assert_eq!(default_run_dir(Path::new(DEFAULT_ROOT)), Path::new(DEFAULT_RUN_DIR));
         assert_ne!(default_run_dir(Path::new("/a")), default_run_dir(Path::new("/b")));
     }
+
+    #[test]
+    fn a_root_has_one_run_directory_whatever_leads_to_it_and_before_it_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let spellings = [real.join("root"), link.join("root"), real.join("../link/root"), link.join("./root/")];
+        let tags = || spellings.iter().map(|root| default_run_dir(root)).collect::<std::collections::HashSet<_>>();
+        let before = tags();
+        std::fs::create_dir(real.join("root")).unwrap();
+        assert_eq!((before.len(), &tags()), (1, &before));
+    }
 }

@@ -239,4 +239,30 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("1.1.1.1\tme\n{BEGIN}\n10.0.0.4\tb\n{END}\n"));
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "a mount of the file would see nothing of another");
     }
+
+    #[test]
+    fn who_holds_a_lease_on_a_hosts_file_keeps_nobody() {
+        use std::os::fd::AsRawFd;
+        /// Of linux/fcntl.h.
+        const F_SETSIG: libc::c_int = 10;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hosts");
+        fs::write(&path, "1.1.1.1\tme\n").unwrap();
+        let leased = fs::File::open(&path).unwrap();
+        // The signal that it is to be given up, which is ignored by default, unlike SIGIO.
+        // SAFETY: both take integers.
+        let taken = unsafe {
+            libc::fcntl(leased.as_raw_fd(), F_SETSIG, libc::SIGURG)
+                + libc::fcntl(leased.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK)
+        };
+        if taken != 0 {
+            // No lease to be had on this filesystem.
+            return;
+        }
+        let begun = std::time::Instant::now();
+        assert_eq!(rewrite(&path, "10.0.0.3\tdb\n").unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "it was waited for");
+        drop(leased);
+        rewrite(&path, "10.0.0.3\tdb\n").unwrap();
+    }
 }

@@ -58,6 +58,50 @@ impl Bridge {
 }
 
 #[test]
+fn who_is_stopped_with_a_lock_is_named_and_not_waited_for_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut holder = Command::new("flock").arg(dir.path().join("lock")).args(["sleep", "60"]).spawn().unwrap();
+    let lock = |patience| lease::lock_within(dir.path(), "lock", rustix::fs::FlockOperation::LockExclusive, patience);
+    let error = loop {
+        match lock(Duration::from_millis(50)) {
+            // It has not begun yet.
+            Ok(free) => drop(free),
+            Err(error) => break error,
+        }
+    };
+    let told = error.to_string();
+    assert!(error.code() == "network.failed" && told.contains("process "), "{told}");
+    let waiting = std::thread::spawn({
+        let path = dir.path().to_owned();
+        move || lease::lock(&path, "lock", rustix::fs::FlockOperation::LockExclusive).map(drop)
+    });
+    // flock's child has it, too.
+    let _ = Command::new("pkill").args(["-P", &holder.id().to_string()]).status();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    waiting.join().unwrap().unwrap();
+}
+
+#[test]
+fn another_default_network_waits_until_nobody_is_on_the_one_of_before() {
+    isolated(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let bridge = Bridge::new(place(&dir, "first", "10.251.20.0/24")).unwrap();
+        // Opened before anybody was on a network, with another configuration.
+        let early = Bridge::new(place(&dir, "first2", "10.251.21.0/24")).unwrap();
+        let (container, lease) = (Container::new(), bridge.lease("one-rep-0").unwrap());
+        bridge.attach(&lease, container.pid()).await.unwrap();
+        let late = Bridge::new(place(&dir, "first3", "10.251.22.0/24")).unwrap();
+        assert_eq!(late.place().default, bridge.place().default);
+        let (second, theirs) = (Container::new(), early.lease("two-rep-0").unwrap());
+        let error = early.attach(&theirs, second.pid()).await.unwrap_err();
+        assert!(error.code() == "config.invalid" && error.to_string().contains("10.251.20.0/24"), "{error}");
+        bridge.detach(&lease).await.unwrap();
+        early.attach(&theirs, second.pid()).await.unwrap();
+    });
+}
+
+#[test]
 fn no_two_containers_have_one_address_whoever_asks() {
     let dir = tempfile::tempdir().unwrap();
     // A Bridge each, as in processes of their own: only the lock file is between them.

@@ -134,6 +134,7 @@ async fn a_spec_that_cannot_be_applied_ends_in_one_way(case: Case) {
         (r#""storage": [{"type": "named", "name": "../x", "target": "/d"}]"#, "volume.invalid_name", "../x"),
         (r#""storage": [{"type": "named", "name": "x", "target": "d"}]"#, "spec.invalid", "storage[0].target"),
         (r#""platform": "bogus""#, "image.invalid_platform", "bogus"),
+        (r#""env": {"A": null}"#, "spec.invalid", "null"),
     ] {
         let spec = format!(r#"{{"image": {{"name": {image:?}}}, {spec}}}"#);
         let said = case.berth_with(&["--json", "apply", "-f", "-", "--name", "never"], spec.as_bytes()).await;
@@ -363,6 +364,7 @@ async fn ps_filters_and_formats_as_docker_does(case: Case) {
     case.finish(&ended).await;
     let ended = ended.to_string();
     let label = "label=berth.test=filtered";
+    let service = running.trim_end_matches("-rep-0");
     for (args, expected) in [
         (&["ps", "-q", "--filter", label][..], vec![&running]),
         (&["ps", "-aq", "--filter", label], vec![&ended, &running]),
@@ -370,6 +372,8 @@ async fn ps_filters_and_formats_as_docker_does(case: Case) {
         (&["ps", "-q", "-f", label, "-f", "status=exited", "-f", "status=running"], vec![&ended, &running]),
         (&["ps", "-q", "-f", "label=berth.test", "-f", "exited=3"], vec![&ended]),
         (&["ps", "-aq", "-f", &format!("name={running}")], vec![&running]),
+        (&["ps", "-aq", "-f", &format!("name=^/{service}$")], vec![&running]),
+        (&["ps", "-aq", "-f", &format!("name=^{}", &service[1..])], vec![]),
         (&["ps", "-aq", "-f", label, "-f", "label=other"], vec![]),
     ] {
         let text = case.berth(args).await.succeeded();
@@ -381,7 +385,12 @@ async fn ps_filters_and_formats_as_docker_does(case: Case) {
     let table = case.berth(&["ps", "-f", label, "--format", r"table {{.Names}}\t{{.Status}}"]).await.succeeded();
     let mut lines = table.lines();
     assert!(lines.next().unwrap().starts_with("NAMES  ") && lines.next().unwrap().contains("Up "), "{table}");
-    for bad in [&["ps", "-f", "bogus=1"][..], &["ps", "-f", "status=asleep"], &["ps", "--format", "{{.ID"]] {
+    for bad in [
+        &["ps", "-f", "bogus=1"][..],
+        &["ps", "-f", "status=asleep"],
+        &["ps", "-f", "name=a["],
+        &["ps", "--format", "{{.ID"],
+    ] {
         assert_eq!(case.berth(bad).await.code, 2, "{bad:?}");
     }
 }

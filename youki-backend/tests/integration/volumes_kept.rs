@@ -18,6 +18,7 @@ crate::tests![
     a_volume_with_a_damaged_state_is_listed_and_removed,
     a_damaged_volume_is_not_removed_beneath_its_container_and_does_not_keep_that,
     prune_keeps_a_copy_of_what_the_bucket_has_lost,
+    a_stopped_containers_volume_is_neither_removed_nor_pruned,
 ];
 
 /// `run --rm` with `mount`.
@@ -43,6 +44,23 @@ async fn rm_keeps_what_the_bucket_lacks_also_where_no_bucket_is_named(case: Case
     assert_eq!(run(&case, &root, "data:/data", "cat /data/file").await.succeeded(), "one\n");
     run(&case, &without, "local:/data", "echo x > /data/file").await.succeeded();
     assert_eq!(berth(&without, &["volume", "rm", "data", "local"]).await.succeeded(), "data\nlocal\n");
+}
+
+async fn a_stopped_containers_volume_is_neither_removed_nor_pruned(case: Case) {
+    let root = case.root_with_s3("root", "p").await;
+    let image = case.suite.busybox().await;
+    let words = ["run", "-d", "--name", "web", "--network", "none", "-v", "data:/data", image, "sleep", "300"];
+    berth(&root, &words).await.succeeded();
+    berth(&root, &["exec", "web", "sh", "-c", "echo kept > /data/file"]).await.succeeded();
+    berth(&root, &["stop", "-t", "0", "web"]).await.succeeded();
+    let (code, message) = berth(&root, &["--json", "volume", "rm", "data"]).await.refused(1);
+    assert!(code == "volume.in_use" && message.contains("web"), "{code}: {message}");
+    let pruned = berth(&root, &["--json", "volume", "prune", "-f"]).await.json();
+    assert_eq!(pruned["deleted"], serde_json::json!([]), "{pruned}");
+    berth(&root, &["start", "web"]).await.succeeded();
+    assert_eq!(berth(&root, &["exec", "web", "cat", "/data/file"]).await.succeeded(), "kept\n");
+    berth(&root, &["rm", "-f", "web"]).await.succeeded();
+    assert_eq!(berth(&root, &["volume", "rm", "data"]).await.succeeded(), "data\n");
 }
 
 async fn a_read_only_volume_is_restored_where_the_host_lacks_it(case: Case) {

@@ -180,10 +180,37 @@ fn dockers(one: &Inspect, path: &[String]) -> Option<Value> {
 const STATUSES: [&str; 10] =
     ["pending", "initializing", "running", "paused", "stopping", "exited", "failed", "created", "restarting", "dead"];
 
+/// Of docker's regular expressions those that are used: a part of a name, tied to its begin or end.
+struct NamePattern {
+    text: String,
+    from_start: bool,
+    to_end: bool,
+}
+
+impl NamePattern {
+    fn parse(pattern: &str) -> Option<Self> {
+        let (text, from_start) = pattern.strip_prefix('^').map_or((pattern, false), |text| (text, true));
+        let (text, to_end) = text.strip_suffix('$').map_or((text, false), |text| (text, true));
+        // Docker's names begin with it.
+        let text = text.strip_prefix('/').unwrap_or(text);
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+        is_plain.then(|| Self { text: text.to_owned(), from_start, to_end })
+    }
+
+    fn holds(&self, name: &str) -> bool {
+        match (self.from_start, self.to_end) {
+            (true, true) => name == self.text,
+            (true, false) => name.starts_with(&self.text),
+            (false, true) => name.ends_with(&self.text),
+            (false, false) => name.contains(&self.text),
+        }
+    }
+}
+
 /// A `--filter`.
 enum Filter {
     Id(String),
-    Name(String),
+    Name(NamePattern),
     Status(String),
     Label(String, Option<String>),
     Ancestor(Ancestor),
@@ -200,7 +227,9 @@ impl Filter {
         let value = value.to_owned();
         Ok(match key {
             "id" => Self::Id(value),
-            "name" => Self::Name(value),
+            "name" => {
+                Self::Name(NamePattern::parse(&value).ok_or_else(|| wrong("a name, with ^ before or $ behind it"))?)
+            }
             "status" => {
                 if !STATUSES.contains(&value.as_str()) {
                     return Err(wrong(&format!("a status is one of {}", STATUSES.join(", "))));
@@ -249,7 +278,7 @@ impl Filter {
     fn holds(&self, one: &Inspect) -> bool {
         match self {
             Self::Id(text) => one.id.starts_with(text),
-            Self::Name(text) => one.name.contains(text.trim_start_matches('/')) || one.id == *text,
+            Self::Name(pattern) => pattern.holds(&one.name) || one.id == pattern.text,
             Self::Status(status) => match status.as_str() {
                 "created" => one.state == "initializing" && !restarts(one),
                 "restarting" => restarts(one),

@@ -65,7 +65,14 @@ fn read_spec(path: &Path) -> Result<ServiceSpec> {
     if text.len() as u64 > MAX_SPEC_BYTES {
         return Err(invalid("it is larger than 4 MiB".to_owned()));
     }
-    singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(text.trim_start_matches('\u{feff}')))
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    if text.starts_with('{')
+        && let Ok(json) = serde_json::from_str::<serde_json::Value>(text)
+    {
+        // YAML would take a null where a text is due for the word.
+        return serde_json::from_value(json).map_err(|error| invalid(error.to_string()));
+    }
+    singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(text))
         .map_err(|error| invalid(error.to_string()))
 }
 

@@ -34,7 +34,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
         Check::from("seccomp", Verdict::Fail, seccomp()),
         Check::from("helpers", Verdict::Fail, helpers(config)),
         Check::from("nft", Verdict::Warn, nft()),
-        Check::from("forwarding", Verdict::Warn, forwarding()),
+        Check::from("forwarding", Verdict::Warn, forwarding(&config.network.bridge)),
     ]
 }
 
@@ -173,14 +173,38 @@ fn nft() -> Found {
     Err(format!("nft list tables: {}", String::from_utf8_lossy(&output.stderr).trim()))
 }
 
-/// No host needs it on, nor off: it is told, since it changes what a host with several networks does.
-fn forwarding() -> Found {
+/// No host needs it on, nor off: it is told, since it changes what a host with several networks does. A firewall that drops
+/// what it does not know would have to know the bridge.
+fn forwarding(bridge: &str) -> Found {
     let path = "/proc/sys/net/ipv4/ip_forward";
     let value = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    let chains = Command::new("nft").args(["list", "chains"]).stdin(Stdio::null()).output();
+    let chains = chains.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    if let Some(chain) = dropping_chain(&chains) {
+        return Err(format!(
+            "{chain} drops what no rule of its own accepts: unless it has some, containers reach nothing and nobody reaches \
+             published ports from outside: `nft insert rule {chain} iifname {bridge} accept`, and the same with oifname"
+        ));
+    }
     Ok(match value.trim() {
         "0" => "off: the first container on a bridge turns it on, for all interfaces of the host".to_owned(),
         _ => "on".to_owned(),
     })
+}
+
+/// The first of `nft list chains` that drops what is forwarded, as `ip filter FORWARD`.
+fn dropping_chain(listed: &str) -> Option<String> {
+    let (mut table, mut chain) = ("", "");
+    for line in listed.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("table ") {
+            table = name.trim_end_matches([' ', '{']);
+        } else if let Some(name) = line.strip_prefix("chain ") {
+            chain = name.trim_end_matches([' ', '{']);
+        } else if line.contains("hook forward") && line.contains("policy drop") {
+            return Some(format!("{table} {chain}"));
+        }
+    }
+    None
 }
 
 /// A directory that goes when it is dropped.
@@ -219,6 +243,18 @@ mod tests {
         let (version, have, need) = controllers(v2, read);
         assert_eq!((version, have.len(), need), ("v2", 4, &CONTROLLERS_V2[..]));
         assert_eq!(controllers("", |_| None).1, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_firewall_that_drops_what_is_forwarded_is_found() {
+        let chain = |policy: &str| {
+            format!(
+                "table ip nat {{\n\tchain POSTROUTING {{\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n\t}}\n}}\n\
+                 table ip filter {{\n\tchain FORWARD {{\n\t\ttype filter hook forward priority filter; policy {policy};\n\t}}\n}}\n"
+            )
+        };
+        assert_eq!(dropping_chain(&chain("drop")).as_deref(), Some("ip filter FORWARD"));
+        assert_eq!(dropping_chain(&chain("accept")), None);
     }
 
     #[test]
