@@ -158,7 +158,13 @@ impl Place {
     /// Notes that a container is about to be on the default network of this configuration.
     pub fn use_default(&self) -> Result<()> {
         let path = self.default_used();
-        match record::read_intact::<Definition>(&path)? {
+        let noted = || record::read_intact::<Definition>(&path);
+        if noted()?.as_ref() == Some(&self.default) {
+            return Ok(());
+        }
+        // One after the other: who comes second finds what the first has noted.
+        let _lock = self.lock()?;
+        match noted()? {
             Some(used) if used == self.default => Ok(()),
             Some(used) if self.is_other_in_use(&used)? => Err(Error::Configuration {
                 what: format!("bridge {}, subnet {}", self.default.bridge, self.default.subnet),
