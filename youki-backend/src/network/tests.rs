@@ -379,16 +379,15 @@ fn half_made_things_are_finished_and_foreign_ones_left_alone() {
 
         // And one that nobody of us made.
         make_bridge("bertht-foreign");
-        let theirs = Bridge::new(place(&dir, "foreign", "10.251.6.0/24")).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let theirs = Bridge::new(place(&elsewhere, "foreign", "10.251.6.0/24")).unwrap();
         assert_eq!(theirs.attach(&lease, other.pid()).await.unwrap_err().code(), "config.invalid");
         theirs.remove().await.unwrap();
         assert!(host.link("bertht-foreign").unwrap().is_some());
 
         // A subnet configured anew takes effect once nobody is attached.
-        let moved = Bridge::new(place(&dir, "half", "10.251.7.0/24")).unwrap();
-        let lease = moved.lease("e").unwrap();
-        let third = Container::new();
-        assert_eq!(moved.attach(&lease, third.pid()).await.unwrap_err().code(), "config.invalid");
+        let moved = || Bridge::new(place(&dir, "half", "10.251.7.0/24")).unwrap();
+        assert_eq!(moved().place().default, ours);
         drop((stale, container, other));
         let index = host.link(&ours.bridge).unwrap().unwrap().header.index;
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -396,8 +395,10 @@ fn half_made_things_are_finished_and_foreign_ones_left_alone() {
             assert!(Instant::now() < deadline, "{:?}", links());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        let moved = moved();
+        let (third, lease) = (Container::new(), moved.lease("e").unwrap());
         moved.attach(&lease, third.pid()).await.unwrap();
-        assert!(talk(third.echo_server(lease.ip)));
+        assert!(moved.place().default.subnet.is_host(lease.ip) && talk(third.echo_server(lease.ip)));
     });
 }
 
