@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::store::{Inner, TmpDir, read_small};
 
 /// After so long the kernel has written what a pull wrote, as a rule.
 const OLD: Duration = Duration::from_secs(60);
-/// The mark of what is no layer.
+/// How the marks of what is no layer begin.
 const INDEX: &str = "index";
 /// How long an open waits for a sync.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -84,7 +85,10 @@ pub(crate) fn recover(store: &Inner) -> Result<()> {
 /// Syncs in the background what was written: index, manifests and configurations, and what this boot left unsynced. A
 /// command may end before that has begun: then the next open finds its mark.
 pub(crate) fn sync_in_background(store: &Arc<Inner>) {
-    if let Err(error) = mark_as(store, INDEX) {
+    // One of its own: the sync of another, begun before, does not cover this.
+    static MARKS: AtomicU64 = AtomicU64::new(0);
+    let mark = format!("{INDEX}-{}-{}", std::process::id(), MARKS.fetch_add(1, Ordering::Relaxed));
+    if let Err(error) = mark_as(store, &mark) {
         tracing::debug!(%error, "nobody but this process syncs what is entered");
     }
     start_sync(store, marks(store));
@@ -117,7 +121,8 @@ fn marks(store: &Inner) -> Vec<PathBuf> {
     let entries = fs::read_dir(store.paths.unsynced.join(&store.boot_id)).into_iter().flatten();
     let stands = |mark: &fs::DirEntry| {
         let place = mark.file_name().to_str().and_then(Place::parse);
-        mark.file_name() == INDEX || place.is_some_and(|place| place.path(&store.paths).is_dir())
+        mark.file_name().as_encoded_bytes().starts_with(INDEX.as_bytes())
+            || place.is_some_and(|place| place.path(&store.paths).is_dir())
     };
     entries.filter_map(std::result::Result::ok).filter(stands).map(|entry| entry.path()).collect()
 }

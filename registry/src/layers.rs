@@ -208,7 +208,9 @@ async fn unpack(
                 fs::rename(&from, &to).map_err(|e| Error::io("moving a blob to", &to, e))?;
             }
             if self_contained {
-                durability::mark(store, &place)?;
+                if place.about(&store.paths)?.is_none() {
+                    durability::mark(store, &place)?;
+                }
                 place.settle(&store.paths, &digest, &unpacked, &tmp.path().join("root"))?;
                 tmp.remove_now();
             }
@@ -343,7 +345,10 @@ fn finish(
     let Pending { unpacked, tmp, _chain } = pending;
     let Finished { root, unpacked, fits_anywhere } = finalise_over(store, id, blob, unpacked, &tmp, settled)?;
     let place = if fits_anywhere { &id.diff } else { &id.chain };
-    durability::mark(store, place)?;
+    // What stands may have been on the disk for long.
+    if place.about(&store.paths)?.is_none() {
+        durability::mark(store, place)?;
+    }
     let about = place.settle(&store.paths, &blob.digest, &unpacked, &root)?;
     tmp.remove_now();
     Ok((place.clone(), about))

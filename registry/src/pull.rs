@@ -185,7 +185,10 @@ async fn local(
             return Ok(Some((entry.clone(), false)));
         }
         // What `run` is given may be an id, too; a registry is only asked if it is none.
-        Ok(index.find(&name).ok().flatten().map(|entry| (entry.clone(), true)))
+        match index.find(&name) {
+            Err(error @ Error::Ambiguous { .. }) => Err(error),
+            found => Ok(found.ok().flatten().map(|entry| (entry.clone(), true))),
+        }
     });
     let Some((entry, by_id)) = found.await? else { return Ok(None) };
     let one_of_several = entry.chosen_from().is_some();

@@ -192,6 +192,11 @@ impl Inner {
 
     /// Those of `names` that a container `id` which is no more has used.
     async fn give_back_volumes_of(&self, id: ContainerId, mut names: Vec<String>) {
+        // What somebody sees to already takes no turn.
+        match ContainerLock::try_acquire(&self.layout.container(&id).lock) {
+            Ok(Some(_free)) => {}
+            _ => return,
+        }
         // It is never closed.
         let _turn = GIVING_BACK.acquire().await;
         // One that is being created has its lock, and maybe no record yet.

@@ -119,6 +119,10 @@ pub(crate) fn claim_cgroup_parent(config: &Config, hierarchy: &Hierarchy) -> Res
     parent.create()?;
     let Some(dir) = parent.distinct().into_iter().next() else { return Ok(()) };
     let root = config.root.as_os_str().as_encoded_bytes();
+    if owner_is(config, &parent, &config.root)? {
+        return Ok(());
+    }
+    let _lock = lock_directory(dir)?;
     loop {
         if owner_is(config, &parent, &config.root)? {
             return Ok(());
@@ -149,7 +153,7 @@ pub(crate) fn claim_run_dir(layout: &Layout) -> Result<()> {
         let now = UsedWith { boot_id: boot_id()?, run_dir: canonical(run)? };
         // A disk that is full or read-only keeps nobody out.
         if let Err(error) = record::write(&root.join(RUN_DIR), &now) {
-            tracing::warn!(error = error.chain(), "another run directory would not be refused");
+            tracing::debug!(error = error.chain(), "another run directory would not be refused");
         }
     }
     if !run_dir_is(run, root)? {

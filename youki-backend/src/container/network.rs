@@ -26,9 +26,13 @@ impl Inner {
             return Ok(());
         }
         // One that has ended meanwhile has given them back, or whoever has the lock sees to that.
-        let Some(_lock) = ContainerLock::try_acquire(&container.paths.lock)? else { return Ok(()) };
-        match self.container(&container.record.id)? {
-            now if now.record.attempt == container.record.attempt && self.exit_record(&now)?.is_none() => {
+        let Some(lock) = ContainerLock::try_acquire(&container.paths.lock)? else { return Ok(()) };
+        match self.container(&container.record.id) {
+            Err(error) => {
+                lock.remove();
+                Err(error)
+            }
+            Ok(now) if now.record.attempt == container.record.attempt && self.exit_record(&now)?.is_none() => {
                 self.networks.hold_again(&id, lease, ports).await
             }
             _ => Ok(()),

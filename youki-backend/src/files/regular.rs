@@ -37,7 +37,12 @@ pub(crate) fn open_regular(there: impl AsFd, flags: OFlags, patience: Duration) 
         // The first has its holder told.
         match reopen(&there, flags | OFlags::NONBLOCK) {
             Err(Errno::AGAIN) if Instant::now() < deadline => thread::sleep(PAUSE),
-            file => return Ok(Some((file?.into(), stat))),
+            file => {
+                // Its holder may have written to it until now.
+                let file = file?;
+                let stat = fstat(&file)?;
+                return Ok(Some((file.into(), stat)));
+            }
         }
     }
 }
@@ -62,7 +67,13 @@ pub(crate) mod tests {
         // SAFETY: these calls take integers.
         unsafe {
             assert_eq!(libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG), 0);
-            assert_eq!(libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind), 0, "{}", std::io::Error::last_os_error());
+            // What another test forks has the file open, too, until it is executed.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) != 0 {
+                let error = std::io::Error::last_os_error();
+                assert!(error.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < deadline, "{error}");
+                thread::sleep(PAUSE);
+            }
         }
     }
 

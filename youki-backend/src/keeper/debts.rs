@@ -63,6 +63,13 @@ impl Debts {
         Some(name)
     }
 
+    /// Somebody works with `name`, so that it was not tried.
+    fn put_off(&mut self, name: String, now: Instant) {
+        if let Some(pause) = self.under_way.remove(&name) {
+            self.due.insert(name, Due { at: now + FIRST_PAUSE, pause });
+        }
+    }
+
     /// `name` was tried. If one could be paid, S3 is there: the others need not wait.
     fn tried(&mut self, name: String, paid: bool, now: Instant) {
         let Some(pause) = self.under_way.remove(&name) else { return };
@@ -94,7 +101,10 @@ async fn pay_all(weak: &Weak<Inner>) -> Result<()> {
         let next = debts.next();
         tokio::select! {
             () = until(next) => {}
-            Some((paid, name)) = tries.next() => debts.tried(name, paid, Instant::now()),
+            Some((tried, name)) = tries.next() => match tried {
+                Some(paid) => debts.tried(name, paid, Instant::now()),
+                None => debts.put_off(name, Instant::now()),
+            },
             changed = bell.names() => {
                 let names = match changed? {
                     Changed::Names(names) => names,
@@ -111,15 +121,15 @@ async fn pay_all(weak: &Weak<Inner>) -> Result<()> {
     }
 }
 
-/// Whether nothing is owed any more. Whoever works with the volume pays, or tells: waiting for him, a try would keep others
+/// Whether nothing is owed any more; `None` where somebody works with the volume: waiting for him, a try would keep others
 /// from theirs.
-async fn try_to_pay(volumes: &VolumeStore, name: &str) -> bool {
+async fn try_to_pay(volumes: &VolumeStore, name: &str) -> Option<bool> {
     let paid = match volumes.is_idle(name).await {
-        Ok(false) => return false,
+        Ok(false) => return None,
         Ok(true) => volumes.retry(name).await,
         Err(error) => Err(error),
     };
-    paid.inspect_err(|error| tracing::debug!(volume = name, %error, "still owed to S3")).is_ok()
+    Some(paid.inspect_err(|error| tracing::debug!(volume = name, %error, "still owed to S3")).is_ok())
 }
 
 /// The bell, and what is owed already: that is due at once. None without a bucket.

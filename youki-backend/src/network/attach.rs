@@ -46,7 +46,7 @@ pub(super) fn attach(place: &Place, network: &Definition, attachment: &Attachmen
         open_namespace(*pid).map_err(|e| failed(network, &format!("opening the network of process {pid}"), e))?;
     let mut host = Netlink::open().map_err(|e| failed(network, "opening netlink", e))?;
     if network.name == DEFAULT_NETWORK {
-        place.use_default()?;
+        place.use_default(network)?;
     }
     ports::open(place, id)?;
     // Before anything is made for one that is gone already.

@@ -127,7 +127,7 @@ impl Place {
 
     /// All networks, the default one first, the others by name.
     pub fn all(&self) -> Result<Vec<Definition>> {
-        let mut all = vec![self.default.clone()];
+        let mut all = vec![self.default_now()?];
         let entries = match fs::read_dir(&self.definitions) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(all),
             other => other.map_err(Error::io("listing", &self.definitions))?,
@@ -150,43 +150,34 @@ impl Place {
     pub fn default_in_use(&self) -> Result<Option<Definition>> {
         let used: Option<Definition> = record::read_intact(&self.default_used())?;
         match used {
-            Some(used) if self.is_other_in_use(&used)? => Ok(Some(used)),
+            Some(used) if (&used.bridge, used.subnet) == (&self.default.bridge, self.default.subnet) => Ok(None),
+            Some(used) if has_ports(&used)? => Ok(Some(used)),
             _ => Ok(None),
         }
     }
 
-    /// Notes that a container is about to be on the default network of this configuration.
-    pub fn use_default(&self) -> Result<()> {
+    /// The default network: the one that containers are on, else that of this configuration.
+    fn default_now(&self) -> Result<Definition> {
+        Ok(self.default_in_use()?.unwrap_or_else(|| self.default.clone()))
+    }
+
+    /// Notes that a container is about to be on `network`, the default one.
+    pub fn use_default(&self, network: &Definition) -> Result<()> {
         let path = self.default_used();
         let noted = || record::read_intact::<Definition>(&path);
-        if noted()?.as_ref() == Some(&self.default) {
+        if noted()?.as_ref() == Some(network) {
             return Ok(());
         }
         // One after the other: who comes second finds what the first has noted.
         let _lock = self.lock()?;
         match noted()? {
-            Some(used) if used == self.default => Ok(()),
-            Some(used) if self.is_other_in_use(&used)? => Err(Error::Configuration {
-                what: format!("bridge {}, subnet {}", self.default.bridge, self.default.subnet),
-                reason: format!(
-                    "containers of this root are on {}, {}: name that by --bridge and --subnet, or stop them first",
-                    used.bridge, used.subnet
-                ),
+            Some(used) if used != *network && has_ports(&used)? => Err(Error::Network {
+                network: network.name.clone(),
+                what: format!("containers have come to be on {}, {}: try again", used.bridge, used.subnet),
+                source: None,
             }),
-            _ => record::write(&path, &self.default),
+            _ => record::write(&path, network),
         }
-    }
-
-    fn is_other_in_use(&self, used: &Definition) -> Result<bool> {
-        if (&used.bridge, used.subnet) == (&self.default.bridge, self.default.subnet) {
-            return Ok(false);
-        }
-        let has_ports = || {
-            let mut host = Netlink::open()?;
-            let Some(bridge) = host.link(&used.bridge)? else { return Ok(false) };
-            host.has_ports(bridge.header.index)
-        };
-        has_ports().map_err(|error| failed(used, "listing its ports", error))
     }
 
     fn default_used(&self) -> PathBuf {
@@ -197,7 +188,7 @@ impl Place {
     pub fn find(&self, name: &str) -> Result<Definition> {
         let missing = || Error::NoSuchNetwork { name: name.to_owned() };
         match name {
-            DEFAULT_NETWORK | "default" => Ok(self.default.clone()),
+            DEFAULT_NETWORK | "default" => self.default_now(),
             _ if !is_name(name) => Err(missing()),
             _ => record::read(&self.file(name))?.ok_or_else(missing),
         }
@@ -213,6 +204,16 @@ impl Place {
     fn lock(&self) -> Result<fs::File> {
         lease::lock(&self.run, "networks.lock", FlockOperation::LockExclusive)
     }
+}
+
+/// Whether anything is attached to the bridge of a network.
+fn has_ports(network: &Definition) -> Result<bool> {
+    let look = || {
+        let mut host = Netlink::open()?;
+        let Some(bridge) = host.link(&network.bridge)? else { return Ok(false) };
+        host.has_ports(bridge.header.index)
+    };
+    look().map_err(|error| failed(network, "listing its ports", error))
 }
 
 /// Defines a network. Nothing is made of it on the host until a container needs it.

@@ -301,7 +301,7 @@ pub(super) fn lock_within(dir: &Path, name: &str, how: FlockOperation, patience:
         Ok(locked) => locked.map_err(|error| failed(error.into())),
         Err(_) => Err(Error::Network {
             network: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            what: format!("{} has held {} for {patience:?}", holder(&path), path.display()),
+            what: format!("{} has {}: waited {patience:?} for it", holder(&path), path.display()),
             source: None,
         }),
     }

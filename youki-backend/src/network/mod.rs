@@ -140,7 +140,7 @@ impl Networks {
     ///
     /// # Errors
     /// [`Error::Configuration`].
-    pub fn new(mut place: Place) -> Result<Self> {
+    pub fn new(place: Place) -> Result<Self> {
         definition::check_bridge_name(&place.default.bridge)?;
         if let Some(used) = place.default_in_use()? {
             tracing::warn!(
@@ -148,7 +148,6 @@ impl Networks {
                 subnet = %used.subnet,
                 "containers are on this one: it stays the default network until they are gone"
             );
-            place.default = used;
         }
         Ok(Self { place: Arc::new(place), changes: Arc::new(Semaphore::new(CONCURRENT_CHANGES)) })
     }

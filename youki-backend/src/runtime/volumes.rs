@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use runtime_core::PruneResult;
 
 use super::{Inner, YoukiRuntime};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl YoukiRuntime {
     /// Syncs and gives back the named volumes of containers that are no more, which nobody else has done yet. The keeper
@@ -32,7 +32,7 @@ impl YoukiRuntime {
         self.give_back_volumes().await;
         if !force {
             let users: Vec<String> =
-                self.0.volumes_on_record()?.filter(|(_, of)| of == name).map(|(id, _)| id).collect();
+                self.0.volumes_on_record()?.into_iter().filter(|(_, of)| of == name).map(|(id, _)| id).collect();
             if !users.is_empty() {
                 let name = name.to_owned();
                 return Err(volumes_s3::Error::InUse { name, operation: "removal", users }.into());
@@ -47,19 +47,23 @@ impl YoukiRuntime {
     /// [`Error::Volume`](crate::Error::Volume), [`Error::Io`](crate::Error::Io).
     pub async fn prune_volumes(&self) -> Result<PruneResult> {
         self.give_back_volumes().await;
-        let kept: BTreeSet<String> = self.0.volumes_on_record()?.map(|(_, name)| name).collect();
+        let kept: BTreeSet<String> = self.0.volumes_on_record()?.into_iter().map(|(_, name)| name).collect();
         Ok(self.0.volumes.prune_local(&kept).await?)
     }
 }
 
 impl Inner {
-    /// Each container with each of its named volumes. What cannot be read names none.
-    fn volumes_on_record(&self) -> Result<impl Iterator<Item = (String, String)>> {
-        let containers = self.container_ids()?.into_iter().filter_map(|id| self.container(&id).ok());
-        Ok(containers.flat_map(|container| {
-            let id = container.record.id.to_string();
-            let names: Vec<String> = container.record.named_volumes().into_iter().map(str::to_owned).collect();
-            names.into_iter().map(move |name| (id.clone(), name))
-        }))
+    /// Each container with each of its named volumes. One whose record cannot be read is an error: nobody knows what it has.
+    fn volumes_on_record(&self) -> Result<Vec<(String, String)>> {
+        let mut found = Vec::new();
+        for id in self.container_ids()? {
+            let container = match self.container(&id) {
+                Err(Error::NoSuchContainer { .. }) => continue,
+                container => container?,
+            };
+            let names = container.record.named_volumes().into_iter();
+            found.extend(names.map(|name| (id.to_string(), name.to_owned())));
+        }
+        Ok(found)
     }
 }

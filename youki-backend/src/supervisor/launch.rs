@@ -69,7 +69,8 @@ impl Launch {
         }
     }
 
-    fn take_on(&self) -> io::Result<()> {
+    /// All of [`run`](Self::run) but the program itself.
+    pub fn take_on(&self) -> io::Result<()> {
         for Rlimit { resource, soft, hard } in &self.rlimits {
             let limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
             // SAFETY: the struct is live; no old limit is asked for.

@@ -31,12 +31,13 @@ async fn one_that_never_ends_by_itself_keeps_neither_it_nor_what_others_are_owed
     assert!(said.code == 0 && said.stderr.contains("not durable yet"), "{said:?}");
     switch.turn_on().await;
     let begin = Instant::now();
-    let timeout = Duration::from_secs(8);
-    let mut shutdown = command(&root).args(["shutdown", "--timeout", "8"]).kill_on_drop(true).spawn().unwrap();
+    let timeout = patience(Duration::from_secs(12));
+    let seconds = timeout.as_secs().to_string();
+    let mut shutdown = command(&root).args(["shutdown", "--timeout", &seconds]).kill_on_drop(true).spawn().unwrap();
     let at_risk = async || berth(&root, &["volume", "inspect", "data"]).await.json()[0]["bytes_at_risk"].as_u64();
     eventually("what was owed is paid", || async { at_risk().await == Some(0) }).await;
     let paid = begin.elapsed();
-    let ended = tokio::time::timeout(patience(Duration::from_secs(30)), shutdown.wait()).await;
+    let ended = tokio::time::timeout(timeout + patience(Duration::from_secs(30)), shutdown.wait()).await;
     assert!(ended.expect("it waits for the deaf one").unwrap().success());
     assert!(begin.elapsed() >= timeout, "it did not give the deaf one its time: {:?}", begin.elapsed());
     assert!(paid < timeout, "it paid only after the deaf one: {paid:?}");

@@ -6,12 +6,19 @@ use crate::cli::{LoadArgs, SaveArgs};
 use crate::failure::Result;
 use crate::output;
 use crate::session::Session;
+use crate::signals::Signals;
 use crate::tar_output::TarOutput;
 
 /// `berth save`
 pub async fn save(session: &Session, args: &SaveArgs) -> Result<i32> {
     let out = TarOutput::open(args.output.as_deref())?;
-    session.runtime.images().save(&args.images, out.writer()?).await?;
+    let mut signals = Signals::listen_to_ending()?;
+    let writer = out.writer()?;
+    tokio::select! {
+        saved = session.runtime.images().save(&args.images, writer) => saved?,
+        // What is written so far goes with `out`.
+        number = signals.next_ending() => return Ok(128 + number),
+    }
     out.finish()?;
     Ok(0)
 }

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io::{self, IsTerminal};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use runtime_core::{ContainerId, WaitReason};
 use tokio::sync::Notify;
@@ -104,13 +105,17 @@ async fn started(
 ) -> Result<std::result::Result<Vec<i32>, i32>> {
     let mut start = std::pin::pin!(start);
     let mut early = Vec::new();
+    let mut asked: Option<Instant> = None;
     loop {
         tokio::select! {
             biased;
             started = &mut start => return started.map(|()| Ok(early)),
             number = signals.next() => {
-                if signals::asks_to_end(number) && early.iter().any(|before| signals::asks_to_end(*before)) {
-                    return Ok(Err(number));
+                if signals::asks_to_end(number) {
+                    if asked.is_some_and(|asked| asked.elapsed() > signals::TWO_FOR_ONE) {
+                        return Ok(Err(number));
+                    }
+                    asked = asked.or_else(|| Some(Instant::now()));
                 }
                 early.push(number);
             }

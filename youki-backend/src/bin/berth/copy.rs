@@ -12,6 +12,7 @@ use crate::cli::{CpArgs, ExportArgs};
 use crate::failure::{Failure, Result};
 use crate::lifecycle::container;
 use crate::session::Session;
+use crate::signals::Signals;
 use crate::streams;
 use crate::tar_output::TarOutput;
 
@@ -50,7 +51,13 @@ pub async fn cp(session: &Session, args: &CpArgs) -> Result<i32> {
 pub async fn export(session: &Session, args: &ExportArgs) -> Result<i32> {
     let id = container(&args.name)?;
     let out = TarOutput::open(args.output.as_deref())?;
-    session.runtime.export(&id, out.writer()?).await?;
+    let mut signals = Signals::listen_to_ending()?;
+    let writer = out.writer()?;
+    tokio::select! {
+        exported = session.runtime.export(&id, writer) => exported?,
+        // What is written so far goes with `out`.
+        number = signals.next_ending() => return Ok(128 + number),
+    }
     out.finish()?;
     Ok(0)
 }

@@ -119,8 +119,9 @@ fn output(stream: impl AsFd) -> Result<(OwnedFd, Option<JoinHandle<io::Result<()
     Ok((writer, Some(streams::copy(reader, streams::own(stream)?))))
 }
 
-/// Whether a container may hold `stream`: a pipe that has no name, or `/dev/null`, for which it gets its own. Anything else of the host's could be opened anew through
-/// `/proc/self/fd` and be written to, a directory be left upwards, or a terminal be typed into; so it stays ours.
+/// Whether a container may hold `stream`: a pipe that has no name, or `/dev/null`, for which it gets its own. Anything else of
+/// the host's could be opened anew through `/proc/self/fd` and be written to, a directory be left upwards, or a terminal be
+/// typed into; so it stays ours.
 fn may_be_given(stream: &impl AsFd) -> bool {
     rustix::fs::fstat(stream).is_ok_and(|stat| match FileType::from_raw_mode(stat.st_mode) {
         FileType::Fifo => fstatfs(stream).is_ok_and(|filesystem| filesystem.f_type == PIPEFS_MAGIC),

@@ -66,11 +66,9 @@ fn read_spec(path: &Path) -> Result<ServiceSpec> {
         return Err(invalid("it is larger than 4 MiB".to_owned()));
     }
     let text = text.trim_start_matches('\u{feff}').trim_start();
-    if text.starts_with('{')
-        && let Ok(json) = serde_json::from_str::<serde_json::Value>(text)
-    {
+    if text.starts_with('{') && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() {
         // YAML would take a null where a text is due for the word.
-        return serde_json::from_value(json).map_err(|error| invalid(error.to_string()));
+        return serde_json::from_str(text).map_err(|error| invalid(error.to_string()));
     }
     singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(text))
         .map_err(|error| invalid(error.to_string()))
@@ -221,20 +219,20 @@ impl Wanted {
         if !shown.is_over().await {
             return Ok(Some(128 + number));
         }
-        let undoing = async {
-            creating.await?;
-            warn_of_volumes(session.runtime.remove(&self.id, true).await?);
-            session.runtime.deletions().await;
-            Ok(())
-        };
         // It may be long, too: a volume is restored, or waited for. Then the next command undoes what is left here.
         tokio::select! {
-            undone = undoing => return undone.map(|()| Some(128 + number)),
-            _ = signals.next_ending() => {}
-            () = tokio::time::sleep(TIME_TO_UNDO) => {}
-        }
-        eprint_line(&format!("berth: {}: left before it was undone, which the next command does", self.id));
+            created = &mut creating => created?,
+            () = signals.another_ending() => return Ok(Some(self.left(number))),
+            () = tokio::time::sleep(TIME_TO_UNDO) => return Ok(Some(self.left(number))),
+        };
+        warn_of_volumes(session.runtime.remove(&self.id, true).await?);
+        session.runtime.deletions().await;
         Ok(Some(128 + number))
+    }
+
+    fn left(&self, number: i32) -> i32 {
+        eprint_line(&format!("berth: {}: left before it was undone, which the next command does", self.id));
+        128 + number
     }
 }
 

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use runtime_core::spec::{DEFAULT_INTERVAL, DEFAULT_RETRIES, DEFAULT_TIMEOUT, HealthCheck, HealthSpec, PortMapping};
+use runtime_core::spec::{
+    DEFAULT_INTERVAL, DEFAULT_RETRIES, DEFAULT_TIMEOUT, HealthCheck, HealthSpec, PortMapping, PortRange,
+};
 use runtime_core::{ContainerId, PullPolicy, RegistryAuth, ServiceSpec};
 
 use crate::cli::parse_pull_policy;
@@ -317,7 +319,9 @@ impl RunArgs {
             let published = |one: &PortMapping| {
                 let same =
                     |other: &PortMapping| other.container_port == one.container_port && other.protocol == one.protocol;
-                spec.port_mappings.iter().any(same)
+                let range =
+                    |range: &PortRange| range.container_port == one.container_port && range.protocol == one.protocol;
+                spec.port_mappings.iter().any(same) || spec.port_ranges.iter().any(range)
             };
             let more: Vec<PortMapping> = exposed.into_iter().filter(|one| !published(one)).collect();
             // Without --publish-all it is said, and of no effect: every port can be reached within the network.

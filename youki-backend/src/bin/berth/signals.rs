@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io::IsTerminal;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -30,6 +31,9 @@ const FORWARDED: [i32; 16] = [
 
 /// Those by which somebody asks a command to end.
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
+/// Signals that follow each other within that are meant as one.
+pub const TWO_FOR_ONE: Duration = Duration::from_millis(300);
 
 /// Listens to them from the time it is made.
 #[derive(Debug)]
@@ -76,6 +80,18 @@ impl Signals {
             let number = self.next().await;
             if asks_to_end(number) {
                 return number;
+            }
+        }
+    }
+
+    /// Another one that asks to end, some time after the first: `timeout` and a terminal that closes send two for one.
+    /// Cancel-safe.
+    pub async fn another_ending(&mut self) {
+        let begun = Instant::now();
+        loop {
+            self.next_ending().await;
+            if begun.elapsed() > TWO_FOR_ONE {
+                return;
             }
         }
     }

@@ -26,9 +26,9 @@ impl TarOutput {
             return Ok(Self { file: streams::own(io::stdout()).map(File::from)?, unfinished: None });
         };
         let failed = |error| Failure::io("creating", path, &error);
-        // A device, a pipe or a directory, which is refused with its name.
-        if path.exists() && !path.is_file() {
-            let file = File::options().write(true).open(path).map_err(failed)?;
+        // A device, a pipe, a link to nothing, or a directory, which is refused with its name.
+        if !path.is_file() && path.symlink_metadata().is_ok() {
+            let file = File::options().write(true).create(true).open(path).map_err(failed)?;
             return Ok(Self { file, unfinished: None });
         }
         // What a link leads to is replaced, not the link.

@@ -5,7 +5,9 @@
 //! container that would hang for as long as the freeze, while a fork answers at once.
 //!
 //! Not dumpable, the child cannot be looked into from the container, unless by who has CAP_SYS_PTRACE. Where that may be, the
-//! first fork stays outside, and what it forks into the container's PID namespace has nothing of the host's any more.
+//! first fork stays outside until it is what the program is to be, filter and capabilities included, and what it forks into
+//! the container's PID namespace has nothing more to do than to be executed. Such a container can read in it what this
+//! process knows of it.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -30,7 +32,7 @@ use crate::supervisor::wire::{ExecRequest, ExecStep};
 const MAX_FILTER_BYTES: u64 = 4096 * 8;
 
 /// For the first of two forks to end: somebody may have frozen the cgroup that it joins.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 const NULL_DEVICE: u64 = libc::makedev(1, 3);
 
@@ -151,8 +153,8 @@ impl Child<'_> {
         if pid < 0 { Err(error) } else { Ok(pid) }
     }
 
-    /// Two forks: the first joins the container but for its PID namespace, where it would be seen, and makes the second a
-    /// child of this process in its stead.
+    /// Two forks: the first joins the container but for its PID namespace, where it would be seen, takes on all that the
+    /// program is to have, and makes the second a child of this process in its stead.
     fn fork_outside(self) -> io::Result<i32> {
         let second = shared_number()?;
         second.store(0, Ordering::SeqCst);
@@ -160,16 +162,19 @@ impl Child<'_> {
         let first = check(unsafe { libc::fork() })?;
         if first == 0 {
             let entered = self.enter().and_then(|()| setns(self.pidfd.as_raw_fd(), libc::CLONE_NEWPID));
-            if let Err(error) = entered {
-                self.fail((ExecStep::Preparation, error));
+            let ready = entered.and_then(|()| keep_to_this_process(second));
+            let ready = ready.map_err(|error| (ExecStep::Preparation, error)).and_then(|()| self.take_place());
+            let ready = ready.and_then(|()| self.launch.take_on().map_err(|error| (ExecStep::Program, error)));
+            if let Err(failed) = ready {
+                self.fail(failed);
             }
             // Its number is known before either of them goes on.
             let flags = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
             // SAFETY: a fork, of a single-threaded process; the number is in memory that is shared with the parent.
             match check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, second.as_ptr(), 0, 0) } as i32) {
                 Ok(0) => {
-                    let failed = match launch::die_with_parent() {
-                        Ok(()) => self.become_program(),
+                    let failed = match launch::die_with_parent().and_then(|()| self.begin_session()) {
+                        Ok(()) => (ExecStep::Program, self.launch.execute()),
                         Err(error) => (ExecStep::Preparation, error),
                     };
                     self.fail(failed)
@@ -188,6 +193,10 @@ impl Child<'_> {
                 }
             }
         });
+        if !matches!(ended, Ok(true)) {
+            // SAFETY: takes integers; it has not been reaped.
+            unsafe { libc::kill(first, libc::SIGKILL) };
+        }
         match (ended, second.load(Ordering::SeqCst)) {
             // Its failure is told by the pipe, and its end like that of the program.
             (Ok(true), 0) => Ok(first),
@@ -197,9 +206,9 @@ impl Child<'_> {
                 Ok(second)
             }
             (other, second) => {
-                for pid in [first, second].into_iter().filter(|pid| *pid > 0) {
-                    // SAFETY: takes integers; neither has been reaped.
-                    unsafe { libc::kill(pid, libc::SIGKILL) };
+                if second > 0 {
+                    // SAFETY: as above.
+                    unsafe { libc::kill(second, libc::SIGKILL) };
                 }
                 other.and(Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)))
             }
@@ -217,14 +226,17 @@ impl Child<'_> {
     /// In the child that is in the container. Returns only with the reason why it could not.
     fn become_program(&self) -> (ExecStep, io::Error) {
         let ready = self.begin_session().map_err(|error| (ExecStep::Preparation, error));
-        // SAFETY: the string lives; chdir takes nothing else.
-        let at_home =
-            || check(unsafe { libc::chdir(self.cwd.as_ptr()) }).map_err(|error| (ExecStep::WorkingDirectory, error));
-        let identified = || self.take_identity().map_err(|error| (ExecStep::Preparation, error));
-        match ready.and_then(|()| at_home()).and_then(|_| identified()) {
+        match ready.and_then(|()| self.take_place()) {
             Ok(()) => (ExecStep::Program, self.launch.run()),
             Err(failed) => failed,
         }
+    }
+
+    /// The working directory and the user.
+    fn take_place(&self) -> std::result::Result<(), (ExecStep, io::Error)> {
+        // SAFETY: the string lives; chdir takes nothing else.
+        check(unsafe { libc::chdir(self.cwd.as_ptr()) }).map_err(|error| (ExecStep::WorkingDirectory, error))?;
+        self.take_identity().map_err(|error| (ExecStep::Preparation, error))
     }
 
     /// The container's cgroup and namespaces but that of PIDs, and nothing of ours but the three streams.
@@ -303,6 +315,13 @@ fn shared_number() -> io::Result<&'static AtomicI32> {
     }
     // SAFETY: zeroed, of the right size and alignment, and never unmapped.
     Ok(SHARED.get_or_init(|| unsafe { &*page.cast::<AtomicI32>() }))
+}
+
+/// No child of this process, which the container may look into, gets the number's page.
+fn keep_to_this_process(shared: &AtomicI32) -> io::Result<()> {
+    let page = shared.as_ptr().cast();
+    // SAFETY: the page is a mapping of its own, and stays.
+    check(unsafe { libc::madvise(page, size_of::<AtomicI32>(), libc::MADV_DONTFORK) }).map(drop)
 }
 
 fn is_null_device(descriptor: &OwnedFd) -> bool {
