@@ -28,7 +28,7 @@ impl TarOutput {
         let failed = |error| Failure::io("creating", path, &error);
         // A device, a pipe, a link to nothing, or a directory, which is refused with its name.
         if !path.is_file() && path.symlink_metadata().is_ok() {
-            let file = File::options().write(true).create(true).open(path).map_err(failed)?;
+            let file = File::options().write(true).create(true).truncate(true).open(path).map_err(failed)?;
             return Ok(Self { file, unfinished: None });
         }
         // What a link leads to is replaced, not the link.
