@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -20,11 +21,14 @@ use crate::manifest::{Descriptor, OCI_INDEX};
 use crate::reference::Reference;
 use crate::store::{Inner, blocking};
 
+/// What is written to, as far as it is known here.
+const ARCHIVE: &str = "the archive";
 /// Size of a record of the archive format.
 const BLOCK: usize = 512;
 
 /// Writes the images `names` to `out`. An error leaves half an archive there.
 pub(crate) async fn save(store: &Arc<Inner>, names: Vec<String>, out: impl Write + Send + 'static) -> Result<()> {
+    let what = format!("an archive of {}", names.join(" and "));
     let (hold, images) = blocking(store, move |store| {
         let hold = StoreHold::shared(&store.paths.store_lock)?;
         Ok((hold, chosen(store, &names)?))
@@ -34,7 +38,7 @@ pub(crate) async fn save(store: &Arc<Inner>, names: Vec<String>, out: impl Write
         dropped::fetch_again(store, &image.digest, &image.parts.manifest.layers).await?;
     }
     blocking(store, move |store| {
-        write(store, &images, out)?;
+        write(store, &images, out).map_err(|error| error.of_room_for(&what, Path::new(ARCHIVE)))?;
         drop(hold);
         dropped::drop_layers(store)
     })
@@ -181,5 +185,5 @@ fn header(name: &str, size: u64) -> [u8; BLOCK] {
 }
 
 fn unwritable(error: io::Error) -> Error {
-    Error::io("writing", "the archive", error)
+    Error::io("writing", ARCHIVE, error)
 }

@@ -205,7 +205,8 @@ impl ImageStore {
                 entry.set_reference(&name.to_string());
                 index.put(entry);
                 Ok(())
-            })?;
+            })
+            .map_err(|error| error.of_room_for(&format_args!("the tag {name}"), &store.config.root))?;
             durability::sync_in_background(store);
             Ok(())
         })

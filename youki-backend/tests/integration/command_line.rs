@@ -142,6 +142,13 @@ async fn a_spec_that_cannot_be_applied_ends_in_one_way(case: Case) {
         assert_eq!((said.code, told["error"]["code"].as_str()), (2, Some(code)), "{spec}: {said:?}");
         assert!(told["error"]["message"].as_str().unwrap().contains(named), "{told}");
     }
+    // As a template writes it for what it lacks, where YAML's parser takes it for a word.
+    for (line, field) in [("env: {A: null}", "env.A"), ("command: {args: [echo, ~]}", "command.args.1")] {
+        let spec = format!("image: {{name: {image}}}\n{line}\n");
+        let said = case.berth_with(&["--json", "apply", "-f", "-", "--name", "never"], spec.as_bytes()).await;
+        let (code, message) = said.refused(2);
+        assert!(code == "spec.invalid" && message.contains(field), "{line}: {message}");
+    }
 }
 
 async fn an_s3_endpoint_that_is_none_is_refused_before_anything_is_tried(case: Case) {

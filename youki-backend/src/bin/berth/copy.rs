@@ -95,6 +95,7 @@ fn goal(source: &str, own: PathBuf, kind: PathKind, target: &str, found: Option<
             Ok(Goal { dir: path.to_owned(), name: ".".into() })
         }
         (_, Some(PathKind::Directory)) => Ok(Goal { dir: path.to_owned(), name: own }),
+        (_, Some(_)) if target.ends_with('/') => Err(Failure::usage(format!("{target} is not a directory"))),
         (PathKind::Directory, Some(_)) => {
             Err(Failure::usage(format!("{target} is a file: a directory cannot be copied over it")))
         }
@@ -252,6 +253,7 @@ mod tests {
             ("/a/f", File, "/t/g", Some(File), to("/t", "g")),
             ("/a/f", File, "g", None, to(".", "g")),
             ("/a/f", File, "/t/new/", None, None),
+            ("/a/f", File, "/t/g/", Some(File), None),
             ("/a/d", Directory, "/t", Some(Directory), to("/t", "d")),
             ("/a/d/.", Directory, "/t", Some(Directory), to("/t", ".")),
             ("/a/d/./", Directory, "/t", Some(Directory), to("/t", ".")),

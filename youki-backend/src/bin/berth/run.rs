@@ -70,8 +70,36 @@ fn read_spec(path: &Path) -> Result<ServiceSpec> {
         // YAML would take a null where a text is due for the word.
         return serde_json::from_str(text).map_err(|error| invalid(error.to_string()));
     }
-    singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(text))
-        .map_err(|error| invalid(error.to_string()))
+    let spec: ServiceSpec = singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(text))
+        .map_err(|error| invalid(error.to_string()))?;
+    let written = serde_yaml_ng::from_str(text).map_err(|error| invalid(error.to_string()))?;
+    match null_as_text(&written, &json!(spec)) {
+        Some(field) => Err(Error::InvalidSpec { field, reason: "a null is not a text".to_owned() }.into()),
+        None => Ok(spec),
+    }
+}
+
+/// Where YAML took a null, which a template writes for what it lacks, for a word.
+fn null_as_text(written: &serde_yaml_ng::Value, read: &serde_json::Value) -> Option<String> {
+    use serde_json::Value as Json;
+    use serde_yaml_ng::Value as Yaml;
+    let within = |name: String, written, read| {
+        let deeper = null_as_text(written, read)?;
+        Some(if deeper.is_empty() { name } else { format!("{name}.{deeper}") })
+    };
+    match (written, read) {
+        (Yaml::Null, Json::String(_)) => Some(String::new()),
+        (Yaml::Mapping(written), Json::Object(read)) => written.iter().find_map(|(key, value)| {
+            let key = key.as_str()?;
+            within(key.to_owned(), value, read.get(key)?)
+        }),
+        (Yaml::Sequence(written), Json::Array(read)) => written
+            .iter()
+            .zip(read)
+            .enumerate()
+            .find_map(|(index, (written, read))| within(index.to_string(), written, read)),
+        _ => None,
+    }
 }
 
 /// `berth run`
