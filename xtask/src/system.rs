@@ -135,7 +135,7 @@ struct ServicePolicy {
 impl ServicePolicy {
     fn forbid() -> Result<Self> {
         use std::os::unix::fs::PermissionsExt;
-        if Path::new(POLICY_FILE).exists() {
+        if std::fs::read_to_string(POLICY_FILE).is_ok_and(|text| !is_left_over(&text)) {
             return Ok(Self { ours: false });
         }
         std::fs::write(POLICY_FILE, policy(std::process::id())).with_context(|| format!("writing {POLICY_FILE}"))?;
@@ -144,6 +144,12 @@ impl ServicePolicy {
             .with_context(|| format!("making {POLICY_FILE} executable"))?;
         Ok(guard)
     }
+}
+
+/// Whether it is the policy of a run that was killed.
+fn is_left_over(text: &str) -> bool {
+    let pid = text.split_whitespace().skip_while(|word| *word != "-0").nth(1).and_then(|pid| pid.parse().ok());
+    pid.is_some_and(|pid: u32| text == policy(pid) && !Path::new("/proc").join(pid.to_string()).exists())
 }
 
 impl Drop for ServicePolicy {
@@ -166,6 +172,8 @@ mod tests {
         assert_eq!((ask(), file.exists()), (Some(101), true));
         let mut dead = Command::new("true").spawn().unwrap();
         dead.wait().unwrap();
+        assert!(is_left_over(&policy(dead.id())) && !is_left_over(&policy(std::process::id())));
+        assert!(!is_left_over("#!/bin/sh\nexit 101\n"));
         std::fs::write(&file, policy(dead.id())).unwrap();
         assert_eq!((ask(), file.exists()), (Some(0), false));
     }
