@@ -131,6 +131,12 @@ fn alias(place: &Place, network: &Definition) -> String {
     format!("{} {subnet} {gateway} {subnet6} {}", place.table, mtu.unwrap_or(0))
 }
 
+/// Whether a link is a bridge of this root.
+pub(super) fn is_own(place: &Place, link: &LinkMessage) -> bool {
+    let is_ours = |text: &String| text.split(' ').next() == Some(&place.table);
+    link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::IfAlias(text) if is_ours(text)))
+}
+
 fn find(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<Found> {
     let found = netlink.link(&network.bridge).map_err(|e| failed(network, "looking for it", e))?;
     let Some(link) = found else { return Ok(Found::No) };
@@ -149,7 +155,7 @@ fn find(place: &Place, network: &Definition, netlink: &mut Netlink) -> Result<Fo
             }
             Ok(if is_whole { Found::Ready(index) } else { Found::Unfinished(index) })
         }
-        Some(text) if text.split(' ').next() == Some(&place.table) => Ok(Found::Outdated(index)),
+        Some(_) if is_own(place, &link) => Ok(Found::Outdated(index)),
         _ => Err(Error::Configuration {
             what: format!("bridge {}", network.bridge),
             reason: "an interface of this name exists and is not this root's; choose another --bridge and --subnet"

@@ -18,7 +18,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::bridge::failed;
+use super::bridge::{failed, is_own};
 use super::netlink::Netlink;
 use super::subnet::{Subnet, Subnet6};
 use super::{lease, routes};
@@ -151,7 +151,7 @@ impl Place {
         let used: Option<Definition> = record::read_intact(&self.default_used())?;
         match used {
             Some(used) if (&used.bridge, used.subnet) == (&self.default.bridge, self.default.subnet) => Ok(None),
-            Some(used) if has_ports(&used)? => Ok(Some(used)),
+            Some(used) if has_ports(self, &used)? => Ok(Some(used)),
             _ => Ok(None),
         }
     }
@@ -171,7 +171,7 @@ impl Place {
         // One after the other: who comes second finds what the first has noted.
         let _lock = self.lock()?;
         match noted()? {
-            Some(used) if used != *network && has_ports(&used)? => Err(Error::Network {
+            Some(used) if used != *network && has_ports(self, &used)? => Err(Error::Network {
                 network: network.name.clone(),
                 what: format!("containers have come to be on {}, {}: try again", used.bridge, used.subnet),
                 source: None,
@@ -206,12 +206,12 @@ impl Place {
     }
 }
 
-/// Whether anything is attached to the bridge of a network.
-fn has_ports(network: &Definition) -> Result<bool> {
+/// Whether anything is attached to the bridge of a network. One of another root's is none of it.
+fn has_ports(place: &Place, network: &Definition) -> Result<bool> {
     let look = || {
         let mut host = Netlink::open()?;
-        let Some(bridge) = host.link(&network.bridge)? else { return Ok(false) };
-        host.has_ports(bridge.header.index)
+        let bridge = host.link(&network.bridge)?.filter(|link| is_own(place, link));
+        bridge.map_or(Ok(false), |bridge| host.has_ports(bridge.header.index))
     };
     look().map_err(|error| failed(network, "listing its ports", error))
 }

@@ -95,6 +95,16 @@ fn another_default_network_waits_until_nobody_is_on_the_one_of_before() {
         for other in [&early, &late] {
             assert_eq!(other.place().find(DEFAULT_NETWORK).unwrap(), bridge.place().default);
         }
+        // Another root's, by mistake: that binds nobody to it.
+        let elsewhere = tempfile::tempdir().unwrap();
+        let lost = |tag: &str| {
+            let place = place(&elsewhere, tag, "10.251.20.0/24");
+            Bridge::new(Place { table: "berth_lost".into(), ..place }).unwrap()
+        };
+        let theirs = lost("first").lease("lost-rep-0").unwrap();
+        let refused = lost("first").attach(&theirs, Container::new().pid()).await.unwrap_err();
+        assert_eq!(refused.code(), "config.invalid", "{refused}");
+        assert_eq!(lost("lost").place().find(DEFAULT_NETWORK).unwrap().bridge, "bertht-lost");
         let (second, beside) = (Container::new(), early.lease("two-rep-0").unwrap());
         early.attach(&beside, second.pid()).await.unwrap();
         assert!(talk(second.echo_server(beside.ip)) && bridge.place().default.subnet.is_host(beside.ip));

@@ -358,9 +358,32 @@ async fn how_its_creator_is_scheduled_and_its_umask_reach_nobody(case: Case) {
     let args = ["run", "--rm", "-v", "/anonymous", image, "sh", "-c", script];
     let ordinary = case.berth(&args).await.succeeded();
     assert!(ordinary.ends_with("644\n644\n644\n755\n"), "{ordinary}");
-    let command = crate::support::berth::command(&case.suite.shared().await.root);
-    let mut odd = tokio::process::Command::new("sh");
-    odd.args(["-c", r#"umask 077; ulimit -f 1000 -t 5; exec nice -n 7 chrt -b 0 taskset -c 0 setarch -R "$@""#, "sh"]);
-    odd.arg(command.as_std().get_program()).args(command.as_std().get_args()).args(args);
+    let mut odd = crate::support::berth::command(&case.suite.shared().await.root);
+    let cpu_seconds = crate::support::pace::patience(std::time::Duration::from_secs(5)).as_secs();
+    // SAFETY: between fork and exec it makes system calls only, on integers and structs of its own.
+    unsafe {
+        odd.args(args).pre_exec(move || {
+            let limit = |resource, most: u64| {
+                let mut limit: libc::rlimit = std::mem::zeroed();
+                // Not the hard limit, which not everybody may raise again.
+                libc::getrlimit(resource, &raw mut limit);
+                limit.rlim_cur = most;
+                libc::setrlimit(resource, &raw const limit)
+            };
+            let mut first: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(0, &mut first);
+            let normal: libc::sched_param = std::mem::zeroed();
+            libc::umask(0o077);
+            let results = [
+                limit(libc::RLIMIT_FSIZE, 1_000 << 10),
+                limit(libc::RLIMIT_CPU, cpu_seconds),
+                libc::setpriority(libc::PRIO_PROCESS, 0, 7),
+                libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const normal),
+                libc::sched_setaffinity(0, size_of_val(&first), &raw const first),
+                libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong).min(0),
+            ];
+            if results.contains(&-1) { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+        });
+    }
     assert_eq!(crate::support::berth::said(odd).await.succeeded(), ordinary);
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
@@ -28,7 +29,8 @@ impl TarOutput {
         let failed = |error| Failure::io("creating", path, &error);
         // A device, a pipe, a link to nothing, or a directory, which is refused with its name.
         if !path.is_file() && path.symlink_metadata().is_ok() {
-            let file = File::options().write(true).create(true).truncate(true).open(path).map_err(failed)?;
+            let file =
+                File::options().write(true).create(true).truncate(true).mode(0o600).open(path).map_err(failed)?;
             return Ok(Self { file, unfinished: None });
         }
         // What a link leads to is replaced, not the link.
