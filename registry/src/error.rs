@@ -303,7 +303,7 @@ impl Error {
             Self::Registry { .. } | Self::NoProgress { .. } => "try again later; what arrived whole is kept",
             Self::PlainHttp { .. } => "set plain_http = true for it in [registry.\"host:port\"]",
             Self::DigestMismatch { .. } | Self::SizeMismatch { .. } => {
-                "pull again; if it stays, the registry or something in between alters content"
+                "get it again; if it stays, the image is broken, or what it comes from or through alters content"
             }
             Self::InvalidManifest { .. } | Self::InvalidLayer { .. } => "the image is broken: build it anew",
             Self::NoPlatform { .. } => "choose one of them with --platform, if this host can run it",

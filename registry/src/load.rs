@@ -46,9 +46,9 @@ pub(crate) async fn load(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> 
 
 async fn load_all(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
     let _hold = blocking(store, |store| StoreHold::shared(&store.paths.store_lock)).await?;
-    let path = path.to_path_buf();
+    let from = path.to_path_buf();
     let found = blocking(store, move |store| {
-        let source = Source::open(store, &path)?;
+        let source = Source::open(store, &from)?;
         let images = match source.read("index.json", store.config.limits.manifest_bytes)? {
             Some(index) => source.layout_images(store, &index)?,
             None => source.docker_images(store)?,
@@ -59,8 +59,9 @@ async fn load_all(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for Loaded { names, digest, size, parts } in found {
         let origin = Origin { session: None, events: None, enters: true };
-        let settled = layers(store, &parts, origin).await?;
         let names = if names.is_empty() { vec![format!("<none>@{digest}")] } else { names };
+        let settled = layers(store, &parts, origin).await;
+        let settled = settled.map_err(|error| error.of_image(&format!("{} in {}", names[0], path.display())))?;
         for name in &names {
             let entry = Entry::new(name, &digest, size, &parts.manifest, None);
             let put = move |index: &mut Index| {

@@ -217,6 +217,7 @@ async fn broken_archives_are_typed_errors_and_enter_nothing() {
         std::fs::write(&path, bytes).unwrap();
         let error = store.load(&path).await.unwrap_err();
         assert_eq!(error.code(), code, "{what}: {error}");
+        assert!(error.to_string().contains("archive"), "{what}: {error}");
         assert!(store.list().await.unwrap().is_empty(), "{what}");
     }
     store.prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();

@@ -277,6 +277,12 @@ pub enum Error {
         /// The option or method.
         what: String,
     },
+    /// Who asked for it has called it off while it was waited for.
+    #[error("volume {name}: no longer waited for: it was called off")]
+    CalledOff {
+        /// The volume.
+        name: String,
+    },
     /// A thread of ours ended before its work.
     #[error("{operation}: the worker ended early")]
     Interrupted {
@@ -318,6 +324,7 @@ impl Error {
             Self::DiskFull { .. } => "volume.disk_full",
             Self::Io { .. } => "volume.io",
             Self::Unsupported { .. } => "volume.unsupported",
+            Self::CalledOff { .. } => "volume.called_off",
             Self::Interrupted { .. } => "volume.interrupted",
         }
     }
@@ -332,6 +339,7 @@ impl Error {
             | Self::InUse { name, .. }
             | Self::BeingFilled { name, .. }
             | Self::InUseElsewhere { name, .. }
+            | Self::CalledOff { name }
             | Self::Fenced { name, .. }
             | Self::SyncTimedOut { name, .. }
             | Self::Conflict { name, .. }
@@ -418,6 +426,7 @@ impl Error {
             Self::DiskFull { .. } => "free some space and try again".into(),
             Self::Io { .. } => "see that the path is there, and that it may be read and written".into(),
             Self::Unsupported { .. } => "the README's table says what is built".into(),
+            Self::CalledOff { .. } => "ask again; nothing was changed".into(),
             Self::Interrupted { .. } => "try again; nothing was lost".into(),
         })
     }
@@ -468,6 +477,7 @@ mod tests {
             Error::InUse { name: name(), operation: "removal", users: Vec::new() },
             Error::BeingFilled { name: name(), users: Vec::new() },
             Error::InUseElsewhere { name: name(), host: "h".into(), record: 1 },
+            Error::CalledOff { name: name() },
             Error::Fenced { name: name(), owner: Some("h".into()), branch: None },
             Error::SyncTimedOut { name: name(), patience: std::time::Duration::from_secs(1) },
             Error::Conflict { name: name(), local: None, remote: 1 },

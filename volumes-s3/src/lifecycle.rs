@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use runtime_core::VolumeStatus;
+use tokio_util::sync::CancellationToken;
 
 use crate::claim::{self, Standing, TakeOver};
 use crate::error::{Error, Result};
@@ -30,6 +31,9 @@ pub struct AcquireOptions {
     pub tier: Option<String>,
     /// Is told how a restore goes on.
     pub progress: Progress,
+    /// Calls it off as long as it waits, for another host's sign of life or for whoever works with the volume here: it then
+    /// changes nothing. What has begun goes on to its end.
+    pub called_off: CancellationToken,
 }
 
 /// A volume that can be mounted.
@@ -55,15 +59,20 @@ impl VolumeStore {
     ///
     /// # Errors
     /// [`Error::InUseElsewhere`]; [`Error::Conflict`] when the tree here and the newest generation both changed;
-    /// [`Error::S3Unreachable`]; [`Error::BucketMissing`]; [`Error::RacyServer`]; [`Error::Unsupported`] for a size.
+    /// [`Error::S3Unreachable`]; [`Error::BucketMissing`]; [`Error::RacyServer`]; [`Error::Unsupported`] for a size;
+    /// [`Error::CalledOff`].
     pub async fn acquire(&self, name: &str, user: &str, options: AcquireOptions) -> Result<Acquired> {
         if options.size.is_some() {
             return Err(Error::Unsupported { what: "a size limit of a volume".into() });
         }
         let user = user.to_owned();
-        let take_over = self.may_take_over(name, &options).await?;
+        let permission = options.called_off.run_until_cancelled(self.may_take_over(name, &options)).await;
+        let take_over = permission.unwrap_or_else(|| Err(Error::CalledOff { name: name.to_owned() }))?;
         self.detached(name, move |store, name| async move {
             let mut volume = store.lock(&name).await?;
+            if options.called_off.is_cancelled() {
+                return Err(Error::CalledOff { name });
+            }
             let acquired = store.make_usable(&mut volume, &user, &options, take_over).await;
             if let Err(error) = acquired {
                 store.give_up(&mut volume).await;

@@ -11,6 +11,7 @@ use registry::{Image, PullEvent, PullOptions};
 use runtime_core::spec::{LogMode, NetworkMode, RestartKind, StorageSpec};
 use runtime_core::{ContainerId, Event, EventKind, RegistryAuth, ServiceSpec};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio_util::sync::CancellationToken;
 use volumes_s3::AcquireOptions;
 
 use super::Container;
@@ -34,6 +35,9 @@ pub struct CreateOptions {
     pub auth: Option<RegistryAuth>,
     /// Is told how the pull goes.
     pub progress: Option<UnboundedSender<PullEvent>>,
+    /// Calls the create off while it waits for a volume, for which another host's claim may let it wait for long: it is
+    /// undone, and fails with `volume.called_off`. Otherwise it goes on to its end.
+    pub called_off: CancellationToken,
 }
 
 impl Inner {
@@ -81,7 +85,7 @@ impl Inner {
         };
         let record = self.new_record(id, spec, image);
         let mut container = Container { paths, record };
-        let created = self.make(&mut container, hold).await;
+        let created = self.make(&mut container, hold, &options.called_off).await;
         if let Err(error) = created {
             if let Err(also) = self.discard(&container, self.config.volumes.sync_on_stop).await {
                 tracing::warn!(container = %id, error = also.chain(), "undoing a failed create");
@@ -121,7 +125,12 @@ impl Inner {
     }
 
     /// Everything that must be undone if a later step fails.
-    async fn make(&self, container: &mut Container, hold: registry::StoreHold) -> Result<()> {
+    async fn make(
+        &self,
+        container: &mut Container,
+        hold: registry::StoreHold,
+        called_off: &CancellationToken,
+    ) -> Result<()> {
         let paths = container.paths.clone();
         for dir in [paths.dir.join("etc"), paths.logs(), paths.run.clone()] {
             fs::create_dir_all(&dir).map_err(Error::io("creating", &dir))?;
@@ -129,7 +138,7 @@ impl Inner {
         let supervisor = self.start_supervisor(&paths)?;
         container.record.network = self.lease_network(container).await?;
         let held = self.reserve_ports(&mut container.record)?;
-        let fill = self.resolve_mounts(container).await?;
+        let fill = self.resolve_mounts(container, called_off).await?;
         // The record makes the container: from here on it is found again, whatever dies.
         record::write(&paths.record(), &container.record)?;
         drop(hold);
@@ -149,7 +158,7 @@ impl Inner {
     }
 
     /// Finds or makes the source of each mount. Tells which of them are to be filled from the image.
-    async fn resolve_mounts(&self, container: &mut Container) -> Result<Vec<FillPlan>> {
+    async fn resolve_mounts(&self, container: &mut Container, called_off: &CancellationToken) -> Result<Vec<FillPlan>> {
         let record = &container.record;
         let mut mounts = Vec::new();
         let mut fill = Vec::new();
@@ -157,7 +166,8 @@ impl Inner {
         let mut volumes = BTreeMap::new();
         // In the order of their names: two creates that fill what the other one waits for would wait for ever.
         for name in record.named_volumes() {
-            volumes.insert(name.to_owned(), self.acquire_volume(record, name, true).await?);
+            let asked = AcquireOptions { fill: true, called_off: called_off.clone(), ..AcquireOptions::default() };
+            volumes.insert(name.to_owned(), self.acquire_volume(record, name, asked).await?);
         }
         let image_volumes = bundle::image_volumes(&record.image.config, &record.spec);
         let implied = image_volumes.into_iter().map(|target| StorageSpec::Anonymous { target });
@@ -192,29 +202,27 @@ impl Inner {
         Ok(fill)
     }
 
-    /// Makes the volume `name` this container's, as its spec asks. Only a create fills a new one.
+    /// Makes the volume `name` this container's, as its spec and the caller ask. Only a create fills a new one.
     pub(super) async fn acquire_volume(
         &self,
         record: &ContainerRecord,
         name: &str,
-        fill: bool,
+        asked: AcquireOptions,
     ) -> Result<volumes_s3::Acquired> {
         // Mounted more than once, it is claimed if any of its mounts is writable.
-        let mut wanted: Option<AcquireOptions> = None;
+        let mut all = AcquireOptions { readonly: true, ..asked };
         for storage in &record.spec.storage {
             if let StorageSpec::Named { name: other, readonly, tier, size, take_over, .. } = storage
                 && other == name
             {
-                let all = wanted.get_or_insert(AcquireOptions { readonly: true, ..AcquireOptions::default() });
                 all.readonly &= readonly;
                 all.take_over |= take_over;
                 all.size = all.size.or(size.map(|size| size.as_u64()));
                 all.tier = all.tier.take().or(tier.clone());
             }
         }
-        let options = AcquireOptions { fill, ..wanted.unwrap_or_default() };
         loop {
-            match self.volumes.acquire(name, &record.id.to_string(), options.clone()).await {
+            match self.volumes.acquire(name, &record.id.to_string(), all.clone()).await {
                 Err(volumes_s3::Error::BeingFilled { users, .. }) => self.wait_until_filled(name, users).await?,
                 acquired => return acquired.map_err(|source| Error::of_volume(name, source)),
             }

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use runtime_core::ContainerId;
+use volumes_s3::AcquireOptions;
 
 use super::attempt::Launch;
 use super::exit::Settling;
@@ -80,7 +81,7 @@ impl Inner {
         for index in 0..container.record.mounts.len() {
             let mount = &container.record.mounts[index];
             if let (MountKind::Named, Some(name)) = (mount.kind, mount.name.clone()) {
-                let acquired = self.acquire_volume(&container.record, &name, false).await?;
+                let acquired = self.acquire_volume(&container.record, &name, AcquireOptions::default()).await?;
                 container.record.mounts[index].source = acquired.path;
             }
         }

@@ -35,6 +35,8 @@ crate::tests![
     update_changes_limits_while_it_runs_and_for_the_next_start,
     shutdown_takes_down_what_a_root_has_on_the_host,
     a_spec_is_applied_from_json_as_from_yaml,
+    a_key_twice_in_a_spec_is_refused,
+    with_json_all_that_is_said_is_json,
     a_limit_of_the_file_holds,
     an_exec_gets_no_file_of_the_host,
 ];
@@ -584,6 +586,38 @@ async fn a_spec_is_applied_from_json_as_from_yaml(case: Case) {
         assert_eq!(case.berth(&["wait", &id]).await.succeeded(), "0\n");
         assert_eq!(case.berth(&["rm", "--json", &id]).await.json(), serde_json::json!([id]));
     }
+}
+
+async fn a_key_twice_in_a_spec_is_refused(case: Case) {
+    for spec in [
+        r#"{"image": {"name": "a"}, "env": {"A": "1", "A": "2"}}"#,
+        r#"{"image": {"name": "a"}, "image": {"name": "b"}}"#,
+        "image:\n  name: a\nlabels:\n  a: '1'\n  a: '2'\n",
+        "image:\n  name: a\nimage:\n  name: b\n",
+    ] {
+        let said = case.berth_with(&["apply", "-f", "-", "--name", "twice"], spec.as_bytes()).await;
+        assert!(said.code == 2 && said.stderr.contains("duplicate"), "{spec}: {said:?}");
+    }
+}
+
+async fn with_json_all_that_is_said_is_json(case: Case) {
+    let root = case.root("root");
+    let image = case.suite.busybox().await;
+    let warnings = |stderr: &str| -> Vec<String> {
+        let lines = stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.map(|line| line["warning"]["message"].as_str().unwrap().to_owned()).collect()
+    };
+    let words = ["create", "--json", "--network", "none", "-v", "data:/data", image];
+    let said = case.berth_on(&root, &words).await;
+    assert!(warnings(&said.stderr).concat().contains("no bucket is configured"), "{said:?}");
+    let id = said.json()["id"].as_str().unwrap().to_owned();
+    let record = root.dir.join("containers").join(&id).join("container.json");
+    let whole = std::fs::read(&record).unwrap();
+    std::fs::write(&record, "{").unwrap();
+    let said = case.berth_on(&root, &["--json", "ps", "-a"]).await;
+    assert!(warnings(&said.stderr).concat().contains(&id), "{said:?}");
+    std::fs::write(&record, whole).unwrap();
+    case.berth_on(&root, &["rm", &id]).await.succeeded();
 }
 
 async fn a_limit_of_the_file_holds(case: Case) {

@@ -28,6 +28,10 @@ async fn a_prune_takes_its_answer_from_whatever_stands_on_standard_input(case: C
             assert!(answered.code == 0 && answered.stderr.contains("nothing was removed"), "{words:?}: {answered:?}");
         }
     }
+    for words in prunes {
+        let answered = case.berth_on_with(&root, &[words, &["--json"]].concat(), b"n\n").await;
+        assert_eq!(answered.json()["deleted"], serde_json::json!([]), "{words:?}");
+    }
     assert_eq!(there().await, (1, true), "something went");
     for words in prunes {
         let answered = case.berth_on_with(&root, words, b"y\n").await;

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use youki_backend::{Error, Watched, YoukiRuntime};
 
 use crate::cli::AttachArgs;
-use crate::failure::{Failure, Result, eprint_line};
+use crate::failure::{Failure, Result, say};
 use crate::lifecycle::{container, warn_of_volumes};
 use crate::session::Session;
 use crate::signals::{self, Signals};
@@ -92,7 +92,7 @@ pub async fn connect(
     let copied = attached.finish().await;
     warn_of_volumes(watched.settle().await?);
     if outcome.reason == WaitReason::RuntimeError {
-        eprint_line(&format!("berth: {id}: how it ended is not known; its supervisor was lost"));
+        say(&format!("{id}: how it ended is not known; its supervisor was lost"));
     }
     copied?;
     Ok(Left::Ended(outcome.exit_code))

@@ -1,9 +1,10 @@
-//! [`Failure`]: what the command ends with when something went wrong, as it is printed.
+//! What goes to standard error: [`Failure`], with which the command ends when something went wrong, and what is said beside.
 
 use std::error::Error as StdError;
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
@@ -21,6 +22,9 @@ const BROKEN_PIPE_STATUS: u8 = 141;
 const KEYED_FIELDS: [&str; 3] = ["env.", "rlimits.", "sysctls."];
 
 const FLAGS_HINT: &str = "`berth COMMAND --help` says what its flags take";
+
+/// Whether what goes to standard error is JSON. The one thing that all who write there have in common.
+static AS_JSON: AtomicBool = AtomicBool::new(false);
 
 /// A message with its causes, and what to do.
 #[derive(Debug)]
@@ -147,11 +151,11 @@ impl Failure {
     }
 
     /// Writes it to standard error, unless it is one that nobody wants to read.
-    pub fn print(&self, as_json: bool) {
+    pub fn print(&self) {
         if self.status == Some(BROKEN_PIPE_STATUS) {
             return;
         }
-        let text = if as_json {
+        let text = if AS_JSON.load(Ordering::Relaxed) {
             let (code, message, causes, hint) = (self.code, &self.message, &self.causes, &self.hint);
             json!({"error": {"code": code, "message": message, "causes": causes, "hint": hint}}).to_string()
         } else {
@@ -162,9 +166,46 @@ impl Failure {
     }
 }
 
+/// From here on all that goes to standard error is JSON, a document a line: `--json`.
+pub fn speak_json() {
+    AS_JSON.store(true, Ordering::Relaxed);
+}
+
+/// What the user should know of, beside the command's result.
+pub fn warn(text: &str) {
+    eprint_line(&in_form(Kind::Warning, text));
+}
+
+/// What the command is at, or how it ends.
+pub fn say(text: &str) {
+    eprint_line(&in_form(Kind::Notice, text));
+}
+
+/// Kinds of what is said beside a command's result.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    /// Something went wrong, but not what was asked for.
+    Error,
+    /// The user should know of it.
+    Warning,
+    /// What the command is at.
+    Notice,
+}
+
+/// A line of the kind, without its end.
+pub fn in_form(kind: Kind, text: &str) -> String {
+    match (kind, AS_JSON.load(Ordering::Relaxed)) {
+        (Kind::Error, false) => format!("berth: error: {text}"),
+        (Kind::Warning, false) => format!("berth: warning: {text}"),
+        (Kind::Notice, false) => format!("berth: {text}"),
+        // An error is what a command ends with.
+        (Kind::Error | Kind::Warning, true) => json!({"warning": {"message": text}}).to_string(),
+        (Kind::Notice, true) => json!({"notice": {"message": text}}).to_string(),
+    }
+}
+
 /// A line to standard error; there is nobody to tell that it cannot be written.
 pub fn eprint_line(text: &str) {
-    use std::io::Write;
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 

@@ -7,7 +7,7 @@ use runtime_core::PruneResult;
 use serde_json::json;
 
 use crate::cli::{ImageHistoryArgs, ImageNamesArgs, ImagesArgs, PruneArgs, PullArgs, PushArgs, RmiArgs, TagArgs};
-use crate::failure::{Failure, Result, eprint_line};
+use crate::failure::{Failure, Result, say};
 use crate::flag_values as values;
 use crate::named_flags::naming_its_flag;
 use crate::output::{self, Table, decimal_size};
@@ -125,11 +125,12 @@ pub async fn rmi(session: &Session, args: &RmiArgs) -> Result<i32> {
 
 /// `berth prune`
 pub async fn prune(session: &Session, args: &PruneArgs) -> Result<i32> {
-    if !confirmed(args.force, "This removes all images that no container uses.")? {
-        return Ok(0);
+    let mut pruned = PruneResult::default();
+    if confirmed(args.force, "This removes all images that no container uses.")? {
+        let removed = session.runtime.prune_images().await?;
+        pruned = PruneResult { deleted: removed.deleted, space_reclaimed: removed.space_reclaimed };
     }
-    let removed = session.runtime.prune_images().await?;
-    print_pruned(session, &PruneResult { deleted: removed.deleted, space_reclaimed: removed.space_reclaimed })?;
+    print_pruned(session, &pruned)?;
     Ok(0)
 }
 
@@ -194,7 +195,7 @@ pub async fn verify(session: &Session, args: &ImageNamesArgs) -> Result<i32> {
             status = status.max(1);
             let damaged = format!("image {name} is damaged: {}: {}", damage.part, damage.reason);
             let hint = "remove it and what uses it (`berth rmi --force`), and pull it again";
-            Failure::found("image.damaged", damaged, hint).print(session.json);
+            Failure::found("image.damaged", damaged, hint).print();
         }
         if !session.json && verified.damaged.is_empty() {
             output::print(&as_it_should_be(name, &verified))?;
@@ -240,13 +241,13 @@ pub fn confirmed(force: bool, warning: &str) -> Result<bool> {
     if force {
         return Ok(true);
     }
-    eprint_line(&format!("{warning} Continue? [y/N]"));
+    say(&format!("{warning} Continue? [y/N]"));
     let mut answer = Vec::new();
     let read = io::stdin().lock().take(MAX_ANSWER_BYTES).read_until(b'\n', &mut answer);
     read.map_err(|error| Failure::io("reading", "standard input", &error))?;
     let confirmed = matches!(answer.trim_ascii(), b"y" | b"Y" | b"yes");
     if !confirmed {
-        eprint_line("berth: nothing was removed; with --force it is not asked");
+        say("nothing was removed; with --force it is not asked");
     }
     Ok(confirmed)
 }

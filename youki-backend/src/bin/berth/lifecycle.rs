@@ -8,7 +8,7 @@ use serde_json::json;
 use youki_backend::{Changes, DEFAULT_STOP_TIMEOUT, Error};
 
 use crate::cli::{KillArgs, NamesArgs, RmArgs, ShutdownArgs, StopArgs, UpdateArgs};
-use crate::failure::{Failure, Result, eprint_line};
+use crate::failure::{Failure, Result, warn};
 use crate::flag_values::{self, stop_timeout};
 use crate::named_flags::naming_its_flag;
 use crate::output;
@@ -208,13 +208,13 @@ pub fn warn_of_volumes(owed: Vec<(String, volumes_s3::Error)>) {
     for (volume, error) in owed {
         let hint = error.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
         if matches!(error, volumes_s3::Error::Fenced { .. }) {
-            eprint_line(&format!("berth: warning: {error}{hint}"));
+            warn(&format!("{error}{hint}"));
         } else {
             // Trouble that passes is the keeper's.
             let hint = if matches!(error, volumes_s3::Error::Damaged { .. }) { hint } else { String::new() };
             let why = Failure::from(error).text();
             let why = why.strip_prefix(&format!("volume {volume}: ")).unwrap_or(&why);
-            eprint_line(&format!("berth: warning: volume {volume}: not durable yet: {why}{hint}"));
+            warn(&format!("volume {volume}: not durable yet: {why}{hint}"));
         }
     }
 }

@@ -4,11 +4,12 @@ use std::io::{self, BufWriter, Write};
 
 use chrono::Utc;
 use futures_util::{FutureExt, StreamExt};
-use runtime_core::{ContainerId, LogRecord, LogStream, LogsOptions};
+use runtime_core::{ContainerId, LogRecord, LogSource, LogStream, LogsOptions};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::LogsArgs;
-use crate::failure::{Failure, Result, eprint_line};
+use crate::failure::{Failure, Result, say};
 use crate::flag_values as values;
 use crate::lifecycle::container;
 use crate::session::Session;
@@ -72,7 +73,7 @@ impl Printer {
     fn record(&mut self, record: &LogRecord) -> Result<()> {
         if record.dropped_bytes > 0 {
             self.flush()?;
-            eprint_line(&format!("berth: {} bytes that the container wrote here are missing", record.dropped_bytes));
+            say(&format!("{} bytes that the container wrote here are missing", record.dropped_bytes));
             return Ok(());
         }
         // The order between the two is kept where both go to one place.
@@ -93,19 +94,19 @@ impl Printer {
         Ok(())
     }
 
-    /// The fields of a `LogEntry`, and what else is known of the record.
+    /// A record, and whose it is.
     fn json(&mut self, id: &ContainerId, record: &LogRecord) -> Result<()> {
-        let line = json!({
-            "timestamp": runtime_core::time::format(&record.timestamp),
-            "stream": record.stream,
-            "message": String::from_utf8_lossy(&record.bytes),
-            "source": {"container": id.to_string()},
-            "service": id.service,
-            "deployment": null,
-            "partial": record.partial,
-            "dropped_bytes": record.dropped_bytes,
-            "cursor": record.cursor,
-        });
+        /// What is known beside the record of whose it is, as a `LogEntry` has it.
+        #[derive(Serialize)]
+        struct Line<'a> {
+            #[serde(flatten)]
+            record: &'a LogRecord,
+            source: LogSource,
+            service: &'a str,
+            deployment: Option<&'a str>,
+        }
+        let source = LogSource::Container(id.to_string());
+        let line = json!(Line { record, source, service: &id.service, deployment: None });
         writeln!(self.stdout, "{line}").map_err(|error| crate::output::stdout_failed(&error))
     }
 

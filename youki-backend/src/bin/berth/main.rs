@@ -35,6 +35,7 @@ mod run;
 mod run_flags;
 mod session;
 mod signals;
+mod spec_file;
 mod stats;
 mod streams;
 mod tar_output;
@@ -55,12 +56,14 @@ fn main() {
         Ok(cli) => cli,
         Err(error) => exit(report_usage(&error)),
     };
-    let json = cli.global.json;
+    if cli.global.json {
+        failure::speak_json();
+    }
     let statuses = Statuses::of(&cli.command);
     let status = match execute(cli) {
         Ok(status) => status,
         Err(failure) => {
-            failure.print(json);
+            failure.print();
             i32::from(statuses.status(&failure))
         }
     };
@@ -217,6 +220,9 @@ fn command_of(words: &[String]) -> Option<&String> {
 fn report_usage(error: &clap::Error) -> i32 {
     // One that is not UTF-8 may be what it has to say.
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if words.iter().any(|word| word == "--json") {
+        failure::speak_json();
+    }
     let command = command_of(&words);
     let passes_codes = command.is_some_and(|name| ["run", "create", "exec"].contains(&name.as_str()));
     let status = i32::from(if passes_codes { OWN_STATUS } else { USAGE_STATUS });
@@ -232,7 +238,7 @@ fn report_usage(error: &clap::Error) -> i32 {
         }
         _ if passes_codes && docker_habits::not_built(error).is_some() => {
             let flag = docker_habits::not_built(error).unwrap_or_default();
-            Failure::unsupported(flag).print(words.iter().any(|word| word == "--json"));
+            Failure::unsupported(flag).print();
             status
         }
         kind => {
@@ -247,7 +253,7 @@ fn report_usage(error: &clap::Error) -> i32 {
             let named = command.map(|name| format!(" {name}")).unwrap_or_default();
             let see = format!("see `berth{named} --help`");
             let hint = tip.map_or(see.clone(), |tip| format!("{tip}; {see}"));
-            Failure::usage(message).with_hint(hint).print(words.iter().any(|word| word == "--json"));
+            Failure::usage(message).with_hint(hint).print();
             status
         }
     }

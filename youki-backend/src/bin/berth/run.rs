@@ -2,19 +2,18 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use runtime_core::spec::StorageSpec;
 use runtime_core::{ContainerId, ServiceSpec};
 use serde_json::json;
-use serde_yaml_ng::with::singleton_map_recursive;
 use youki_backend::{Config, CreateOptions, Error};
 
 use crate::attach::{self, Left};
 use crate::cli::ApplyArgs;
-use crate::failure::{Failure, Result, eprint_line};
+use crate::failure::{Failure, Result, say, warn};
 use crate::flag_values::credentials;
 use crate::lifecycle::warn_of_volumes;
 use crate::output;
@@ -22,11 +21,12 @@ use crate::progress::{self, Show};
 use crate::run_flags::RunArgs;
 use crate::session::Session;
 use crate::signals::Signals;
+use crate::spec_file;
 
-/// Longest spec that is read; one of a thousand variables has some 100 KiB.
-const MAX_SPEC_BYTES: u64 = 4 << 20;
 /// Time that a create has to come to its end and be undone, once a signal asked to end.
 const TIME_TO_UNDO: Duration = Duration::from_secs(10);
+/// After so long it is said what takes that time.
+const UNSAID: Duration = Duration::from_secs(1);
 
 /// `berth create`
 pub async fn create(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
@@ -46,60 +46,12 @@ pub async fn apply(config: Config, as_json: bool, args: &ApplyArgs) -> Result<i3
     id.validate().map_err(|error| Failure::from(error).of_flag("--name"))?;
     let auth = args.creds.as_deref().map(credentials).transpose()?;
     let options = CreateOptions { auth, ..CreateOptions::default() };
-    let wanted = Wanted { id, spec: read_spec(&args.file)?, options, quiet: false, cidfile: None };
+    let wanted = Wanted { id, spec: spec_file::read(&args.file)?, options, quiet: false, cidfile: None };
     let session = Session::open(config, as_json).await?;
     wanted.create(&session).await?;
     session.runtime.start(&wanted.id).await?;
     print_id(&session, &wanted.id)?;
     Ok(0)
-}
-
-/// Reads a spec from a file, or from standard input. JSON is YAML, too, in which a variant with a value is a map.
-fn read_spec(path: &Path) -> Result<ServiceSpec> {
-    let failed = |error: io::Error| Failure::io("reading", path, &error);
-    let mut text = String::new();
-    let source: Box<dyn Read> =
-        if path == Path::new("-") { Box::new(io::stdin()) } else { Box::new(File::open(path).map_err(failed)?) };
-    source.take(MAX_SPEC_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
-    let invalid = |reason: String| Failure::from(Error::InvalidSpec { field: path.display().to_string(), reason });
-    if text.len() as u64 > MAX_SPEC_BYTES {
-        return Err(invalid("it is larger than 4 MiB".to_owned()));
-    }
-    let text = text.trim_start_matches('\u{feff}').trim_start();
-    if text.starts_with('{') && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() {
-        // YAML would take a null where a text is due for the word.
-        return serde_json::from_str(text).map_err(|error| invalid(error.to_string()));
-    }
-    let spec: ServiceSpec = singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(text))
-        .map_err(|error| invalid(error.to_string()))?;
-    let written = serde_yaml_ng::from_str(text).map_err(|error| invalid(error.to_string()))?;
-    match null_as_text(&written, &json!(spec)) {
-        Some(field) => Err(Error::InvalidSpec { field, reason: "a null is not a text".to_owned() }.into()),
-        None => Ok(spec),
-    }
-}
-
-/// Where YAML took a null, which a template writes for what it lacks, for a word.
-fn null_as_text(written: &serde_yaml_ng::Value, read: &serde_json::Value) -> Option<String> {
-    use serde_json::Value as Json;
-    use serde_yaml_ng::Value as Yaml;
-    let within = |name: String, written, read| {
-        let deeper = null_as_text(written, read)?;
-        Some(if deeper.is_empty() { name } else { format!("{name}.{deeper}") })
-    };
-    match (written, read) {
-        (Yaml::Null, Json::String(_)) => Some(String::new()),
-        (Yaml::Mapping(written), Json::Object(read)) => written.iter().find_map(|(key, value)| {
-            let key = key.as_str()?;
-            within(key.to_owned(), value, read.get(key)?)
-        }),
-        (Yaml::Sequence(written), Json::Array(read)) => written
-            .iter()
-            .zip(read)
-            .enumerate()
-            .find_map(|(index, (written, read))| within(index.to_string(), written, read)),
-        _ => None,
-    }
 }
 
 /// `berth run`
@@ -130,7 +82,7 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
         Ok(Left::Detached) => return Ok(0),
         // Whoever starts it may never come to an end.
         Ok(Left::Starting(number)) => {
-            eprint_line(&format!("berth: {}: left while it was starting: see `berth ps -a`", wanted.id));
+            say(&format!("{}: left while it was starting: see `berth ps -a`", wanted.id));
             return Ok(128 + number);
         }
         Ok(Left::Ended(code)) => Ok(code),
@@ -191,7 +143,7 @@ impl Drop for IdFile {
 
 impl Wanted {
     fn from_flags(args: &RunArgs) -> Result<Self> {
-        let options = CreateOptions { auth: args.auth()?, progress: None };
+        let options = CreateOptions { auth: args.auth()?, ..CreateOptions::default() };
         let (id, spec) = (args.id()?, args.spec()?);
         let cidfile = args.cidfile.as_deref().map(|path| IdFile::make(path, &id)).transpose()?;
         Ok(Self { id, spec, options, quiet: args.quiet, cidfile })
@@ -214,7 +166,7 @@ impl Wanted {
             _ => None,
         });
         if let (Some(name), None) = (named, &session.runtime.config().s3) {
-            eprint_line(&format!("berth: warning: volume {name}: no bucket is configured: it stays on this host"));
+            warn(&format!("volume {name}: no bucket is configured: it stays on this host"));
         }
     }
 
@@ -247,20 +199,29 @@ impl Wanted {
         if !shown.is_over().await {
             return Ok(Some(128 + number));
         }
-        // It may be long, too: a volume is restored, or waited for. Then the next command undoes what is left here.
-        tokio::select! {
-            created = &mut creating => created?,
-            () = signals.another_ending() => return Ok(Some(self.left(number))),
-            () = tokio::time::sleep(TIME_TO_UNDO) => return Ok(Some(self.left(number))),
+        // It may be long, too: a volume is waited for, or restored. Then the next command undoes what is left here.
+        self.options.called_off.cancel();
+        let undo = async {
+            match creating.await.map_err(Failure::from) {
+                Err(failure) if failure.code() == "volume.called_off" => return Ok(()),
+                created => created?,
+            }
+            warn_of_volumes(session.runtime.remove(&self.id, true).await?);
+            session.runtime.deletions().await;
+            Ok::<(), Failure>(())
         };
-        warn_of_volumes(session.runtime.remove(&self.id, true).await?);
-        session.runtime.deletions().await;
+        let word = async {
+            tokio::time::sleep(UNSAID).await;
+            say(&format!("{}: undoing what was begun; another signal leaves that to the next command", self.id));
+            tokio::time::sleep(TIME_TO_UNDO).await;
+        };
+        tokio::select! {
+            undone = undo => return undone.map(|()| Some(128 + number)),
+            () = signals.another_ending() => {}
+            () = word => {}
+        }
+        say(&format!("{}: left before it was undone, which the next command does", self.id));
         Ok(Some(128 + number))
-    }
-
-    fn left(&self, number: i32) -> i32 {
-        eprint_line(&format!("berth: {}: left before it was undone, which the next command does", self.id));
-        128 + number
     }
 }
 

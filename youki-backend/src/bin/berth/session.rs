@@ -12,7 +12,7 @@ use tracing_subscriber::registry::LookupSpan;
 use youki_backend::{Config, YoukiRuntime};
 
 use crate::cli::GlobalArgs;
-use crate::failure::{Failure, Result, USAGE_STATUS};
+use crate::failure::{self, Failure, Kind, Result, USAGE_STATUS};
 
 /// Messages of the libraries that the command says itself, in words of its own.
 const SAID_ANYWAY: [&str; 3] = ["not synced", "not released yet", "not durable"];
@@ -62,7 +62,7 @@ impl Session {
     /// Prints what failed of several things; the exit code for it.
     pub fn told(&self, error: impl Into<Failure>) -> i32 {
         let failure = error.into();
-        failure.print(self.json);
+        failure.print();
         if failure.is_usage() { i32::from(USAGE_STATUS) } else { 1 }
     }
 }
@@ -129,11 +129,12 @@ where
         if SAID_ANYWAY.iter().any(|message| fields.message.starts_with(message)) {
             return Ok(());
         }
-        if fields.message.starts_with(WAITING) {
-            return writeln!(writer, "berth: {}", fields.message);
-        }
-        let kind = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
-        writeln!(writer, "berth: {kind}: {}{}", fields.message, fields.others())
+        let (kind, others) = match *event.metadata().level() {
+            _ if fields.message.starts_with(WAITING) => (Kind::Notice, String::new()),
+            Level::ERROR => (Kind::Error, fields.others()),
+            _ => (Kind::Warning, fields.others()),
+        };
+        writeln!(writer, "{}", failure::in_form(kind, &format!("{}{others}", fields.message)))
     }
 }
 

@@ -2,13 +2,13 @@
 
 use runtime_core::{PruneResult, VolumeStatus};
 use serde_json::json;
-use volumes_s3::{Change, RestoreOptions};
+use volumes_s3::{Change, HistoryPruned, RestoreOptions};
 
 use crate::cli::{
     VolumeClaimArgs, VolumeDiffArgs, VolumeHistoryArgs, VolumeLsArgs, VolumeNamesArgs, VolumePruneArgs,
     VolumeRestoreArgs, VolumeRmArgs, VolumeVerifyArgs,
 };
-use crate::failure::{Failure, Result, eprint_line};
+use crate::failure::{Failure, Result, say, warn};
 use crate::images::{confirmed, print_pruned};
 use crate::output::{self, Table, decimal_size, or_dash};
 use crate::progress;
@@ -40,7 +40,7 @@ pub async fn sync(session: &Session, args: &VolumeNamesArgs) -> Result<i32> {
     let volumes = session.runtime.volumes();
     let (synced, status) = session.each(&args.names, async |name| volumes.sync(name).await).await;
     if session.runtime.config().s3.is_none() && !synced.is_empty() {
-        eprint_line("berth: warning: no bucket is configured: the volumes stay on this host");
+        warn("no bucket is configured: the volumes stay on this host");
     }
     if session.json {
         output::print_json(&synced)?;
@@ -146,7 +146,7 @@ pub async fn verify(session: &Session, args: &VolumeVerifyArgs) -> Result<i32> {
         for damage in &report.damaged {
             let path = damage.path.as_deref().unwrap_or("its manifest");
             let text = format!("generation {}: {path}: {}", damage.generation, damage.detail);
-            eprint_line(&format!("berth: volume {}: {text}", args.name));
+            say(&format!("volume {}: {text}", args.name));
         }
         output::print_line(&format!(
             "{} generations, {} chunks, {}: {}",
@@ -188,14 +188,15 @@ pub async fn prune(session: &Session, args: &VolumePruneArgs) -> Result<i32> {
 /// `berth volume prune NAME`
 async fn prune_history(session: &Session, name: &str, force: bool) -> Result<i32> {
     let warning = format!("This removes the generations of volume {name} that the configured retention does not keep.");
-    if session.runtime.config().volumes.keep.is_none() {
-        eprint_line(&format!(
-            "berth: warning: no retention is configured ([volumes.keep]): all generations of volume {name} stay"
-        ));
-    } else if !confirmed(force, &warning)? {
-        return Ok(0);
+    let keeps_all = session.runtime.config().volumes.keep.is_none();
+    if keeps_all {
+        warn(&format!("no retention is configured ([volumes.keep]): all generations of volume {name} stay"));
     }
-    let pruned = session.runtime.volumes().prune(name).await?;
+    let pruned = if keeps_all || confirmed(force, &warning)? {
+        session.runtime.volumes().prune(name).await?
+    } else {
+        HistoryPruned { name: name.to_owned(), ..HistoryPruned::default() }
+    };
     if session.json {
         output::print_json(&pruned)?;
         return Ok(0);
