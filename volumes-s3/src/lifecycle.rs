@@ -148,6 +148,24 @@ impl VolumeStore {
         .await
     }
 
+    /// The same without a word to S3: what is owed for the use is written down, for [`VolumeStore::retry`] to do. Whether
+    /// anything is owed for it.
+    ///
+    /// # Errors
+    /// Only those of the disk.
+    pub async fn leave(&self, name: &str, user: &str) -> Result<bool> {
+        let user = user.to_owned();
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            let owes = store.note_end(&mut volume, &user, false).await?.unwrap_or(false);
+            if !owes {
+                store.forget_blank(&mut volume).await?;
+            }
+            Ok(owes)
+        })
+        .await
+    }
+
     /// The same for a `user` whose create failed: it has never run, and a volume made for it goes, filled or not, unless
     /// somebody else has used it since.
     ///
@@ -365,6 +383,17 @@ impl VolumeStore {
     /// The journal comes first: a try may hang, and its process may end before it does. The error in Ok tells what is
     /// still owed. With `undone` the user has never run.
     pub(crate) async fn end_use(&self, volume: &mut Volume, name: &str, undone: bool) -> Result<Option<Error>> {
+        let Some(owes) = self.note_end(volume, name, undone).await? else { return Ok(None) };
+        let owed = if owes { self.settle(volume).await.err() } else { None };
+        if let Some(error) = &owed {
+            tracing::warn!(volume = volume.name, %error, "not durable");
+        }
+        self.forget_blank(volume).await?;
+        Ok(owed)
+    }
+
+    /// Writes down that `user` is gone; whether S3 is to be asked for it. `None` if it was no user.
+    async fn note_end(&self, volume: &mut Volume, name: &str, undone: bool) -> Result<Option<bool>> {
         let Some(user) = volume.state.users.remove(name) else { return Ok(None) };
         let unfilled = volume.is_unfilled()?;
         let made_for_it = undone && volume.state.made_by.as_deref() == Some(name);
@@ -379,15 +408,7 @@ impl VolumeStore {
             volume.state.last_error.get_or_insert_with(|| "the sync after its last use has not ended".to_owned());
         }
         volume.save().await?;
-        let owed = match volume.remote.is_some() && !user.readonly {
-            true => self.settle(volume).await.err(),
-            false => None,
-        };
-        if let Some(error) = &owed {
-            tracing::warn!(volume = volume.name, %error, "not durable");
-        }
-        self.forget_blank(volume).await?;
-        Ok(owed)
+        Ok(Some(volume.remote.is_some() && !user.readonly))
     }
 
     /// Removes what is kept of a volume of which nothing was ever here: its create was undone, or its restore failed.

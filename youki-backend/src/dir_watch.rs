@@ -42,6 +42,11 @@ impl DirWatch {
         Self::with(dir, WatchFlags::DELETE)
     }
 
+    /// One that is also told of what is only touched.
+    pub fn with_touches(dir: &Path) -> Result<Self> {
+        Self::with(dir, WatchFlags::DELETE | WatchFlags::ATTRIB)
+    }
+
     fn with(dir: &Path, more: WatchFlags) -> Result<Self> {
         let failed = || Error::io("watching", dir);
         let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(|e| failed()(e.into()))?;

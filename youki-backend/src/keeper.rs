@@ -211,13 +211,23 @@ impl Inner {
             Err(_) => return,
         };
         let user = id.to_string();
+        let mut owing = Vec::new();
         for name in names {
-            if let Err(error) = self.volumes.release(&name, &user).await {
-                tracing::warn!(volume = name, %error, "cannot be given back");
+            match self.volumes.leave(&name, &user).await {
+                Ok(true) => owing.push(name),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(volume = name, %error, "cannot be given back"),
             }
         }
-        if is_gone {
-            lock.remove();
+        match is_gone {
+            true => lock.remove(),
+            false => drop(lock),
+        }
+        // Without the lock: nobody who has to do with the container, or the next one of its name, waits for S3.
+        for name in owing {
+            if let Err(error) = self.volumes.retry(&name).await {
+                tracing::warn!(volume = name, %error, "not durable");
+            }
         }
     }
 }

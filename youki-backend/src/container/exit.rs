@@ -7,8 +7,9 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use runtime_core::{ContainerId, Event, EventKind};
 
-use super::Container;
+use super::{Container, Observed};
 use crate::error::{Error, Result};
+use crate::lock::ContainerLock;
 use crate::record::{AttemptKey, ExitRecord, MountKind};
 use crate::runtime::Inner;
 use crate::trash::SUPERVISOR_PATIENCE;
@@ -26,10 +27,49 @@ pub(crate) enum Settling {
 }
 
 impl Inner {
-    /// Syncs the named volumes of an ended container and gives them back, within the configured time: what does not
-    /// become durable is journaled by the volume store, retried by the keeper, and told here by name.
+    /// Syncs the named volumes of a container that has ended and may be gone, and gives them back, within the configured
+    /// time: what does not become durable is journaled by the volume store, retried by the keeper, and told here by name.
+    /// Those of one that was started again by then, or whose name another one has, are that one's.
     ///
-    /// One that the container does not use any more is settled already, or being settled, as `settling` says.
+    /// A volume that the container does not use any more is settled already, or being settled, as `settling` says.
+    pub(crate) async fn settle_ended(
+        &self,
+        container: &Container,
+        settling: Settling,
+    ) -> Vec<(String, volumes_s3::Error)> {
+        if container.record.named_volumes().is_empty() {
+            return Vec::new();
+        }
+        let patience = self.config.volumes.sync_on_stop;
+        let end = tokio::time::Instant::now() + patience;
+        let left = match self.leave_volumes(container, end).await {
+            Ok(left) => left,
+            Err(error) => {
+                tracing::warn!(container = %container.record.id, error = error.chain(), "its volumes are left to the keeper");
+                return Vec::new();
+            }
+        };
+        let (mut owing, mut owed, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, left) in left {
+            match left {
+                Ok(true) => owing.push(name),
+                Ok(false) => theirs.push(name),
+                Err(error) => {
+                    self.tell_whether_durable(&name, Some(&error));
+                    owed.push((name, error));
+                }
+            }
+        }
+        let tries = owing.iter().map(|name| {
+            let (volumes, task_name) = (self.volumes.clone(), name.clone());
+            self.settled(name, (end, patience), async move { Ok(volumes.retry(&task_name).await.err()) })
+        });
+        owed.extend(futures_util::future::join_all(tries).await.into_iter().flatten());
+        owed.extend(self.join_settling(container, settling, theirs).await);
+        owed
+    }
+
+    /// The same, whoever has the container's lock: it is being started, or removed.
     pub(crate) async fn settle_volumes(
         &self,
         container: &Container,
@@ -38,15 +78,70 @@ impl Inner {
         let mut owed = self.end_volumes(container, false, self.config.volumes.sync_on_stop).await;
         let mut theirs = container.record.named_volumes();
         theirs.retain(|name| !owed.iter().any(|(tried, _)| tried == name));
-        if settling == Settling::Joined && !theirs.is_empty() {
-            match self.volumes.owing_of(theirs.into_iter().map(str::to_owned).collect()).await {
-                Ok(owing) => owed.extend(self.retry(owing).await),
-                Err(error) => {
-                    tracing::warn!(container = %container.record.id, %error, "its volumes are left to the keeper");
-                }
+        let theirs = theirs.into_iter().map(str::to_owned).collect();
+        owed.extend(self.join_settling(container, settling, theirs).await);
+        owed
+    }
+
+    async fn join_settling(
+        &self,
+        container: &Container,
+        settling: Settling,
+        theirs: Vec<String>,
+    ) -> Vec<(String, volumes_s3::Error)> {
+        if settling == Settling::Left || theirs.is_empty() {
+            return Vec::new();
+        }
+        match self.volumes.owing_of(theirs).await {
+            Ok(owing) => self.retry(owing).await,
+            Err(error) => {
+                tracing::warn!(container = %container.record.id, %error, "its volumes are left to the keeper");
+                Vec::new()
             }
         }
-        owed
+    }
+
+    /// Writes down that a container that has ended uses its volumes no more; whether S3 is owed something for that. None of
+    /// them for one that was started again, which is found out while nobody can start it.
+    async fn leave_volumes(
+        &self,
+        container: &Container,
+        end: tokio::time::Instant,
+    ) -> Result<Vec<(String, volumes_s3::Result<bool>)>> {
+        let lock = ContainerLock::acquire(container.paths.lock.clone()).await?;
+        let (ended, is_gone) = match self.container(&container.record.id) {
+            Ok(now) if now.record.is_same_container(&container.record) => {
+                match self.observe_locked(&now, &lock).await? {
+                    Observed::Ended(_) => (now, false),
+                    _ => return Ok(Vec::new()),
+                }
+            }
+            Err(Error::NoSuchContainer { .. }) => (container.clone(), true),
+            _ => return Ok(Vec::new()),
+        };
+        let names: Vec<String> = ended.record.named_volumes().into_iter().map(str::to_owned).collect();
+        let (volumes, user, of_task) = (self.volumes.clone(), ended.record.id.to_string(), names.clone());
+        // On its own: whoever works with a volume may do so for long, and the lock is kept until the end is written down.
+        let leaving = tokio::spawn(async move {
+            let left = of_task.iter().map(|name| volumes.leave(name, &user));
+            let left = futures_util::future::join_all(left).await;
+            if is_gone {
+                lock.remove();
+            }
+            left
+        });
+        let patience = self.config.volumes.sync_on_stop;
+        Ok(match tokio::time::timeout_at(end, leaving).await {
+            Ok(Ok(left)) => names.into_iter().zip(left).collect(),
+            Ok(Err(_)) => {
+                let cut_off = || Err(volumes_s3::Error::Interrupted { operation: "the end of a volume's use" });
+                names.into_iter().map(|name| (name, cut_off())).collect()
+            }
+            Err(_) => {
+                let timed_out = |name: &str| Err(volumes_s3::Error::SyncTimedOut { name: name.to_owned(), patience });
+                names.into_iter().map(|name| (name.clone(), timed_out(&name))).collect()
+            }
+        })
     }
 
     /// The same for a container whose create is `undone`: volumes that were made for it go.
@@ -97,26 +192,40 @@ impl Inner {
             Err(_) if undone => return None,
             // Nobody can write down that the use is over.
             Err(error) => {
-                tracing::warn!(volume = name, %error, "not durable");
-                self.tell_of_volume(name, &format!("not durable: {error}"));
+                self.tell_whether_durable(name, Some(&error));
                 return Some((name.to_owned(), error));
             }
         }
         let (volumes, task_name, task_user) = (self.volumes.clone(), name.to_owned(), user.to_owned());
-        // On its own: a time that runs out must not cut a sync off.
-        let task = tokio::spawn(async move {
+        let ending = async move {
             match undone {
                 true => volumes.undo(&task_name, &task_user).await,
                 false => volumes.release(&task_name, &task_user).await,
             }
-        });
-        let owed = match tokio::time::timeout(patience, task).await {
+        };
+        self.settled(name, (tokio::time::Instant::now() + patience, patience), ending).await
+    }
+
+    /// What volume `name` still owes when `ending` is over, or at `end` of the `patience`, and tells of it.
+    async fn settled(
+        &self,
+        name: &str,
+        (end, patience): (tokio::time::Instant, Duration),
+        ending: impl Future<Output = volumes_s3::Result<Option<volumes_s3::Error>>> + Send + 'static,
+    ) -> Option<(String, volumes_s3::Error)> {
+        // On its own: a time that runs out must not cut a sync off.
+        let owed = match tokio::time::timeout_at(end, tokio::spawn(ending)).await {
             Ok(Ok(Ok(owed))) => owed,
             Ok(Ok(Err(error))) => Some(error),
             Ok(Err(_)) => Some(volumes_s3::Error::Interrupted { operation: "the sync of a volume" }),
             Err(_) => Some(volumes_s3::Error::SyncTimedOut { name: name.to_owned(), patience }),
         };
-        match &owed {
+        self.tell_whether_durable(name, owed.as_ref());
+        owed.map(|error| (name.to_owned(), error))
+    }
+
+    fn tell_whether_durable(&self, name: &str, owed: Option<&volumes_s3::Error>) {
+        match owed {
             None if self.config.s3.is_some() => self.tell_of_volume(name, "durable"),
             None => {}
             Some(error) => {
@@ -124,7 +233,6 @@ impl Inner {
                 self.tell_of_volume(name, &format!("not durable: {error}"));
             }
         }
-        owed.map(|error| (name.to_owned(), error))
     }
 
     /// Tries once what volumes owe to S3, within the configured time for all of them.

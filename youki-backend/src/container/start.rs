@@ -148,7 +148,7 @@ impl Inner {
 
 /// A file where the supervisor's socket will be: the keeper looks at who gets one, and waits for its lock. If this process
 /// is killed, it gives back what the container was to have.
-fn ring_keeper(paths: &ContainerPaths) -> Result<()> {
+pub(super) fn ring_keeper(paths: &ContainerPaths) -> Result<()> {
     // What an earlier supervisor has left cannot be written to.
     let _ = fs::remove_file(&paths.socket);
     fs::write(&paths.socket, b"").map_err(Error::io("writing", &paths.socket))

@@ -8,6 +8,7 @@ use runtime_core::{ContainerId, ContainerState};
 
 use super::Container;
 use super::remove::remove_dir;
+use super::start::ring_keeper;
 use super::stop::KILL_PATIENCE;
 use crate::error::{Error, Result};
 use crate::layout::ContainerPaths;
@@ -189,13 +190,18 @@ impl Inner {
                 return Err(error);
             }
         };
-        if let Some(record) = self.exit_record(&container)? {
+        self.observe_locked(&container, &lock).await
+    }
+
+    /// What a container is doing that nobody else creates, starts or removes.
+    pub(super) async fn observe_locked(&self, container: &Container, lock: &ContainerLock) -> Result<Observed> {
+        if let Some(record) = self.exit_record(container)? {
             return Ok(Observed::Ended(Box::new(record)));
         }
-        if let Some(observed) = self.ask_supervisor(&container).await? {
+        if let Some(observed) = self.ask_supervisor(container).await? {
             return Ok(observed);
         }
-        let record = self.declare_lost(&container, &lock).await?;
+        let record = self.declare_lost(container, lock).await?;
         Ok(Observed::Ended(Box::new(record)))
     }
 
@@ -237,6 +243,10 @@ impl Inner {
         };
         if let Err(error) = record::write(&container.paths.exit_record(), &record) {
             tracing::error!(container = %container.record.id, error = error.chain(), "its end is not on record");
+        }
+        // Its socket went some time before: whoever syncs what is on record looks again.
+        if ring_keeper(&container.paths).is_ok() {
+            let _ = std::fs::remove_file(&container.paths.socket);
         }
         if let Err(error) = self.leave_network(container).await {
             tracing::warn!(container = %container.record.id, error = error.chain(), "its ports are not given back");

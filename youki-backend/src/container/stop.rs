@@ -30,10 +30,7 @@ impl Inner {
         self.end(&container, container.record.stop_signal, timeout).await?;
         self.tell(Event::now(EventKind::Stop).of(id));
         let left = self.leave_network_if_ended(&container).await;
-        let settled = match container.record.spec.remove_on_exit {
-            true => self.settle_ended(&container, Settling::Joined).await,
-            false => self.settle_volumes(&container, Settling::Joined).await,
-        };
+        let settled = self.settle_ended(&container, Settling::Joined).await;
         left.map(|()| settled)
     }
 

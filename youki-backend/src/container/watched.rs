@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use runtime_core::{ContainerId, WaitOutcome};
 
+use super::Container;
 use super::exit::Settling;
-use super::{Container, Observed};
 use crate::error::{Error, Result};
-use crate::lock::ContainerLock;
 use crate::record::ExitRecord;
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
@@ -38,40 +37,6 @@ impl Inner {
             asked = None;
         }
         Ok(Watched { inner: self.clone(), container, asked, ended: None, settled: false })
-    }
-
-    /// Syncs the volumes of a container that has ended and may be gone, unless somebody uses them again by its name.
-    pub(crate) async fn settle_ended(
-        &self,
-        container: &Container,
-        settling: Settling,
-    ) -> Vec<(String, volumes_s3::Error)> {
-        if container.record.named_volumes().is_empty() {
-            return Vec::new();
-        }
-        let id = &container.record.id;
-        let lock = match ContainerLock::acquire(container.paths.lock.clone()).await {
-            Ok(lock) => lock,
-            Err(error) => {
-                tracing::warn!(container = %id, error = error.chain(), "its volumes are left to the keeper");
-                return Vec::new();
-            }
-        };
-        match self.container(id) {
-            Ok(now) if now.record.is_same_container(&container.record) => {
-                drop(lock);
-                match self.observe(&now).await {
-                    Ok(Observed::Ended(_)) => self.settle_volumes(&now, settling).await,
-                    _ => Vec::new(),
-                }
-            }
-            Err(Error::NoSuchContainer { .. }) => {
-                let owed = self.settle_volumes(container, settling).await;
-                lock.remove();
-                owed
-            }
-            _ => Vec::new(),
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use runtime_core::ContainerId;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::PAUSE_AFTER_ERROR;
 use crate::container::Container;
@@ -33,13 +33,14 @@ pub(super) async fn sync(weak: Weak<Inner>) {
     }
 }
 
-/// Told by the supervisors' sockets, which come with an attempt and go with its end.
+/// Told by the supervisors' sockets, which come with the first attempt, are touched at each end and begin of one that follows,
+/// and go with the last.
 async fn sync_changed(weak: &Weak<Inner>) -> Result<()> {
     let Some(inner) = weak.upgrade() else { return Ok(()) };
-    let watch = DirWatch::with_removals(&inner.layout.sockets())?;
+    let watch = DirWatch::with_touches(&inner.layout.sockets())?;
     drop(inner);
     // First what changed while nobody synced.
-    let (mut all, mut names) = (true, HashSet::new());
+    let (mut all, mut names, mut again) = (true, HashSet::new(), None);
     loop {
         let left = all || !names.is_empty();
         tokio::select! {
@@ -49,6 +50,7 @@ async fn sync_changed(weak: &Weak<Inner>) -> Result<()> {
                 Changed::Gone => return Ok(()),
             },
             () = std::future::ready(()), if left => {}
+            () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => (all, again) = (true, None),
         }
         sleep(PAUSE).await;
         let Some(inner) = weak.upgrade() else { return Ok(()) };
@@ -57,17 +59,25 @@ async fn sync_changed(weak: &Weak<Inner>) -> Result<()> {
             let ids =
                 inner.container_ids()?.into_iter().filter(|id| every || changed.contains(&socket_name(&inner, id)));
             let containers: Vec<_> = ids.filter_map(|id| inner.container(&id).ok()).collect();
+            let mut failed = false;
             for some in containers.chunks(AT_ONCE) {
                 if let Err(error) = sync_some(some) {
-                    tracing::warn!(error = error.chain(), "a power cut now would cost outcomes");
+                    tracing::warn!(
+                        error = error.chain(),
+                        "a power cut now would cost outcomes; tried again in a minute"
+                    );
+                    failed = true;
                 }
             }
             // What says that one is created comes later than its socket.
             let unfinished =
                 containers.iter().filter(|one| !one.paths.created().exists() && is_being_created(&one.paths));
-            Ok(unfinished.map(|container| socket_name(&inner, &container.record.id)).collect::<Vec<_>>())
+            let unfinished: Vec<_> = unfinished.map(|container| socket_name(&inner, &container.record.id)).collect();
+            Ok((unfinished, failed))
         });
-        names.extend(synced.await.map_err(Error::ThreadLost).and_then(|synced| synced)?);
+        let (unfinished, failed) = synced.await.map_err(Error::ThreadLost).and_then(|synced| synced)?;
+        names.extend(unfinished);
+        again = again.or(failed.then(|| Instant::now() + PAUSE_AFTER_ERROR));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use runtime_core::spec::DeviceSpec;
@@ -9,6 +10,7 @@ use runtime_core::{ExecEvent, ExecOptions};
 
 use crate::support::Case;
 use crate::support::case::{IDLE, eventually, words};
+use crate::support::pace::patience;
 use crate::support::process::supervisor;
 
 crate::tests![
@@ -34,6 +36,7 @@ crate::tests![
     how_its_creator_is_scheduled_and_its_umask_reach_nobody,
     an_exec_cannot_be_looked_into_before_it_is_the_users_program,
     who_may_trace_sees_nothing_of_the_hosts_in_an_exec,
+    execs_that_a_pause_meets_hold_up_nobody_and_leave_nothing,
     an_exec_without_streams_has_the_containers_own_null_device,
 ];
 
@@ -327,6 +330,29 @@ async fn who_may_trace_sees_nothing_of_the_hosts_in_an_exec(case: Case) {
     assert_eq!(looking.await.unwrap(), "", "of the host's, within {execs} execs");
     let missing = case.runtime.exec(&id, &words(&["no-such-program"])).await.unwrap();
     assert_eq!(missing.0, 127, "{missing:?}");
+}
+
+/// Those of who may trace are made in two steps, of which the first joins what may be frozen by then.
+async fn execs_that_a_pause_meets_hold_up_nobody_and_leave_nothing(case: Case) {
+    let mut spec = case.script(IDLE).await;
+    spec.capabilities = vec!["SYS_PTRACE".into()];
+    let id = case.start(&spec).await;
+    let before = case.cgroup_pids(&id).len();
+    let mut execs = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let (case, id) = (case.clone(), id.clone());
+        execs.spawn(async move { case.runtime.exec(&id, &words(&["true"])).await });
+    }
+    execs.join_next().await.unwrap().unwrap().unwrap();
+    case.berth(&["pause", &id.to_string()]).await.succeeded();
+    let begin = Instant::now();
+    case.runtime.container_state(&id).await.unwrap();
+    let took = begin.elapsed();
+    case.berth(&["unpause", &id.to_string()]).await.succeeded();
+    assert!(took < patience(Duration::from_secs(8)), "its supervisor answers after {took:?}");
+    while execs.join_next().await.is_some() {}
+    assert_eq!(case.exec_ok(&id, "echo on").await, "on\n");
+    eventually("what was given up is gone", || async { case.cgroup_pids(&id).len() == before }).await;
 }
 
 async fn an_exec_without_streams_has_the_containers_own_null_device(case: Case) {

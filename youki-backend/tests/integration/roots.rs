@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use runtime_core::{ContainerState, WaitReason};
+use runtime_core::spec::{RestartKind, RestartPolicy};
+use runtime_core::{ContainerId, ContainerState, WaitReason};
 
 use crate::full_disk;
 use crate::support::Case;
@@ -21,6 +22,7 @@ crate::tests![
     on_a_disk_that_became_read_only_containers_are_stopped_and_their_logs_read,
     after_a_reboot_containers_are_known_to_have_stopped_and_their_volumes_are_synced,
     a_power_cut_costs_no_outcome_that_was_told_before,
+    a_power_cut_costs_no_outcome_between_restarts,
     records_that_a_power_cut_has_emptied_cost_an_outcome_and_no_container,
     after_a_reboot_that_made_its_layers_doubtful_a_container_starts,
 ];
@@ -205,25 +207,44 @@ async fn a_power_cut_costs_no_outcome_that_was_told_before(case: Case) {
     let id = full_disk::the_container();
     start_on(&*runtime, &id, &case.script("exit 7").await).await.unwrap();
     assert_eq!(runtime.wait_container(&id).await, Ok(7));
+    until_on_disk(&root, &disk, &id, &["\"exit_code\":7"]).await;
+    runtime.remove_container(&id).await.unwrap();
+    assert!(!root.dir.join("containers").join(id.to_string()).exists());
+}
+
+/// Its supervisor, and the socket by which the keeper knows it, stay between attempts.
+async fn a_power_cut_costs_no_outcome_between_restarts(case: Case) {
+    let (disk, root, runtime) = full_disk::small(&case).await;
+    let id = full_disk::the_container();
+    let delay = Some(Duration::from_secs(600));
+    let mut spec = case.script("sleep 2; exit 7").await;
+    spec.restart_policy = RestartPolicy { kind: RestartKind::Always, delay, ..RestartPolicy::default() };
+    start_on(&*runtime, &id, &spec).await.unwrap();
+    // What the start has is synced by then.
+    assert_eq!(runtime.wait_container(&id).await, Ok(7));
+    until_on_disk(&root, &disk, &id, &["\"exit_code\":7", "\"restarting\":true"]).await;
+    runtime.remove_container(&id).await.unwrap();
+}
+
+/// Returns when a cut of the power would leave the container's record whole, and `told` in how its last attempt ended.
+async fn until_on_disk(root: &Root, disk: &full_disk::SmallDisk, id: &ContainerId, told: &[&str]) {
     let (dir, begin) = (Path::new("containers").join(id.to_string()), std::time::Instant::now());
     let mut cuts = 0;
     loop {
         cuts += 1;
-        let place = case.suite.dir.path().join(format!("after-a-power-cut-{cuts}"));
+        let place = root.dir.with_file_name(format!("{}-after-a-power-cut-{cuts}", root.name));
         let cut = disk.after_a_power_cut(&place);
         // Of a copy that could not be mounted there is nothing to read.
         let read = |name: &str| std::fs::read_to_string(place.join(&dir).join(name)).unwrap_or_default();
         let (record, exit) = (read("container.json"), read("exit.json"));
         drop(cut);
-        if record.ends_with("}\n") && exit.contains("\"exit_code\":7") {
-            break;
+        if record.ends_with("}\n") && told.iter().all(|told| exit.contains(told)) {
+            return;
         }
         // The kernel by itself takes some 30 s.
         assert!(begin.elapsed() < Duration::from_secs(15), "after {:?}: {record:?} {exit:?}", begin.elapsed());
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    runtime.remove_container(&id).await.unwrap();
-    assert!(!root.dir.join(&dir).exists());
 }
 
 /// As where the power was cut before the layers of a pull were on the disk.

@@ -19,6 +19,7 @@ crate::tests![
     a_damaged_volume_is_not_removed_beneath_its_container_and_does_not_keep_that,
     prune_keeps_a_copy_of_what_the_bucket_has_lost,
     a_stopped_containers_volume_is_neither_removed_nor_pruned,
+    a_start_during_a_stop_keeps_its_volume,
 ];
 
 /// `run --rm` with `mount`.
@@ -61,6 +62,32 @@ async fn a_stopped_containers_volume_is_neither_removed_nor_pruned(case: Case) {
     assert_eq!(berth(&root, &["exec", "web", "cat", "/data/file"]).await.succeeded(), "kept\n");
     berth(&root, &["rm", "-f", "web"]).await.succeeded();
     assert_eq!(berth(&root, &["volume", "rm", "data"]).await.succeeded(), "data\n");
+}
+
+async fn a_start_during_a_stop_keeps_its_volume(case: Case) {
+    let root = case.root_with_s3("root", "p").await;
+    let image = case.suite.busybox().await;
+    let script = "trap 'sleep 2; exit' TERM; echo up; while :; do sleep 0.1; done";
+    let words = ["run", "-d", "--name", "web", "-v", "data:/data", image, "sh", "-c", script];
+    berth(&root, &words).await.succeeded();
+    let up = async |times| while berth(&root, &["logs", "web"]).await.stdout.lines().count() < times {};
+    up(1).await;
+    let stopping = {
+        let root = root.clone();
+        tokio::spawn(async move { berth(&root, &["stop", "web"]).await.succeeded() })
+    };
+    while berth(&root, &["inspect", "-f", "{{.state}}", "web"]).await.stdout != "stopping\n" {}
+    berth(&root, &["start", "web"]).await.succeeded();
+    stopping.await.unwrap();
+    up(2).await;
+    let volume = async || berth(&root, &["volume", "inspect", "--json", "data"]).await.json();
+    let inspected = volume().await;
+    assert!(!inspected[0]["owner"].is_null(), "its claim was given back beneath it: {inspected}");
+    berth(&root, &["exec", "web", "sh", "-c", "echo late > /data/file"]).await.succeeded();
+    berth(&root, &["stop", "-t", "0", "web"]).await.succeeded();
+    berth(&root, &["rm", "web"]).await.succeeded();
+    let other = case.root_with_s3("other", "p").await;
+    assert_eq!(run(&case, &other, "data:/data", "cat /data/file").await.succeeded(), "late\n");
 }
 
 async fn a_read_only_volume_is_restored_where_the_host_lacks_it(case: Case) {

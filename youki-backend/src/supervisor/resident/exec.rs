@@ -16,12 +16,14 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{
     CWD, FileType, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, fstat, memfd_create, openat,
 };
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::bundle::{CapabilitySets, Rlimit};
 use crate::cgroup::{self, CgroupPaths};
@@ -32,7 +34,11 @@ use crate::supervisor::wire::{ExecRequest, ExecStep};
 const MAX_FILTER_BYTES: u64 = 4096 * 8;
 
 /// For the first of two forks to end: somebody may have frozen the cgroup that it joins.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For one that is killed.
+const TIME_TO_DIE: Duration = Duration::from_millis(100);
+/// Between two looks at what cannot be waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 const NULL_DEVICE: u64 = libc::makedev(1, 3);
 
@@ -76,6 +82,10 @@ pub(crate) fn start(
     let filter = descriptors.filter.map(read_filter).transpose()?;
     let [bounding, effective, permitted, inheritable, ambient] = request.capabilities;
     let capabilities = CapabilitySets { bounding, effective, permitted, inheritable, ambient };
+    // Forks that wait for a thaw would hold up this process, one after another.
+    if container.may_trace && container.cgroup.is_frozen() {
+        return Err(io::Error::other("the container is paused"));
+    }
     let launch = Launch::prepare(Program {
         args: &request.args,
         env: &request.env,
@@ -184,41 +194,38 @@ impl Child<'_> {
                 Err(error) => self.fail((ExecStep::Preparation, error)),
             }
         }
-        let ended = pidfd_open(first).and_then(|pidfd| {
-            let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-            loop {
-                match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)) {
-                    Err(rustix::io::Errno::INTR) => {}
-                    polled => return Ok(polled? > 0),
-                }
-            }
-        });
-        if !matches!(ended, Ok(true)) {
+        if !has_ended(first, PATIENCE) {
             // SAFETY: takes integers; it has not been reaped.
             unsafe { libc::kill(first, libc::SIGKILL) };
+            // One that is frozen ends with the freeze, and makes no other: a fork heeds what is to kill it.
+            has_ended(first, TIME_TO_DIE);
+            let second = second.load(Ordering::SeqCst);
+            if second > 0 {
+                // SAFETY: as above.
+                unsafe { libc::kill(second, libc::SIGKILL) };
+            }
+            self.tell((ExecStep::Preparation, io::Error::from_raw_os_error(libc::ETIMEDOUT)));
+            return Ok(first);
         }
-        match (ended, second.load(Ordering::SeqCst)) {
+        match second.load(Ordering::SeqCst) {
             // Its failure is told by the pipe, and its end like that of the program.
-            (Ok(true), 0) => Ok(first),
-            (Ok(true), second) => {
+            0 => Ok(first),
+            second => {
                 // SAFETY: it is our child, and no status is asked for.
                 unsafe { libc::waitpid(first, std::ptr::null_mut(), 0) };
                 Ok(second)
             }
-            (other, second) => {
-                if second > 0 {
-                    // SAFETY: as above.
-                    unsafe { libc::kill(second, libc::SIGKILL) };
-                }
-                other.and(Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)))
-            }
         }
     }
 
-    /// In a child: tells why it is not the program, and ends.
-    fn fail(&self, (step, error): (ExecStep, io::Error)) -> ! {
+    fn tell(&self, (step, error): (ExecStep, io::Error)) {
         let [a, b, c, d] = error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes();
         let _ = rustix::io::write(&self.errno, &[a, b, c, d, step as u8]);
+    }
+
+    /// In a child: tells why it is not the program, and ends.
+    fn fail(&self, failed: (ExecStep, io::Error)) -> ! {
+        self.tell(failed);
         // SAFETY: ends this process without running anything of its parent's.
         unsafe { libc::_exit(127) }
     }
@@ -298,6 +305,27 @@ impl Child<'_> {
             launch::prctl(libc::PR_SET_KEEPCAPS, 0, 0)?;
         }
         launch::raise_effective()
+    }
+}
+
+/// Whether child `pid` ends within `patience`; it is not reaped.
+fn has_ended(pid: i32, patience: Duration) -> bool {
+    let Some(pid) = Pid::from_raw(pid) else { return true };
+    let begin = Instant::now();
+    loop {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        // One that is no child any more has ended.
+        if !matches!(waitid(WaitId::Pid(pid), options), Ok(None) | Err(Errno::INTR)) {
+            return true;
+        }
+        let Some(left) = patience.checked_sub(begin.elapsed()) else { return false };
+        // Where no descriptor is free, it is looked for again and again.
+        let Ok(pidfd) = pidfd_open(pid.as_raw_nonzero().get()) else {
+            std::thread::sleep(LOOK_AGAIN.min(left));
+            continue;
+        };
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left));
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use runtime_core::{Event, EventKind, WaitOutcome, WaitReason};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use super::super::{clock, events};
 use super::Attempt;
@@ -181,6 +182,7 @@ impl Attempt {
             match record::write(&path, &last.record) {
                 Ok(()) => {
                     last.recorded = true;
+                    self.tell_who_syncs();
                     return;
                 }
                 Err(error) => say!("writing the exit record: {}", error.chain()),
@@ -196,6 +198,18 @@ impl Attempt {
             while Instant::now() < next && self.turn(Some(next)).is_ok() {}
             pause = (pause * 2).min(LONGEST_RECORD_PAUSE);
         }
+    }
+
+    /// The keeper syncs what is on record of a container whose socket comes, goes or changes: it stays between attempts.
+    pub(super) fn tell_who_syncs(&self) {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        // It may be gone with the run directory; the kernel syncs within half a minute.
+        let _ = utimensat(
+            CWD,
+            &self.config.socket,
+            &Timestamps { last_access: now, last_modification: now },
+            AtFlags::empty(),
+        );
     }
 
     /// The same for a container that goes with its end: it is tried once, for whoever comes between its end and that, and a

@@ -90,6 +90,7 @@ impl Attempt {
         let path = self.config.container_dir.join(ATTEMPTS_FILE);
         let next = self.config.attempt.saturating_add(1);
         Attempts::begin(&path, next, restarts, &last.record).map_err(|error| error.chain())?;
+        self.tell_who_syncs();
         self.config.attempt = next;
         if !self.restarts.by_hand {
             self.restarts.schedule.begin();
