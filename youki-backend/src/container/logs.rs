@@ -27,14 +27,20 @@ impl Inner {
         let container = self.container(id)?;
         // Whoever does not follow need not know whether it runs: its supervisor might not answer.
         let over = match options.follow {
-            false => std::future::ready(()).left_future(),
+            false => std::future::ready(Ok(())).left_future(),
             true if matches!(self.observe(&container).await?, Observed::Ended(_)) => {
-                std::future::ready(()).left_future()
+                std::future::ready(Ok(())).left_future()
             }
             true => {
                 let (inner, container) = (self.clone(), container.clone());
-                // Whatever ends the wait, nothing more is written.
-                async move { drop(inner.wait_for_last_end(&container, None).await) }.boxed().right_future()
+                let over = async move {
+                    match inner.wait_for_last_end(&container, None).await {
+                        Ok(_) | Err(Error::NoSuchContainer { .. }) => Ok(()),
+                        // It may go on to write.
+                        Err(error) => Err(error),
+                    }
+                };
+                over.boxed().right_future()
             }
         };
         Ok(logs::stream(&container.paths.logs(), options, over))

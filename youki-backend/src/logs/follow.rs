@@ -29,11 +29,11 @@ pub(crate) type RecordStream = Pin<Box<dyn Stream<Item = Result<LogRecord>> + Se
 /// read, behind a slow reader or an old cursor, is a record of about so many dropped bytes.
 ///
 /// # Errors
-/// As items, after which it ends: [`Error::InvalidSpec`] for a cursor that is none, [`Error::Io`].
+/// As items, after which it ends: [`Error::InvalidSpec`] for a cursor that is none, [`Error::Io`], and that of `over`.
 pub(crate) fn stream(
     dir: &Path,
     options: &LogsOptions,
-    over: impl Future<Output = ()> + Send + 'static,
+    over: impl Future<Output = Result<()>> + Send + 'static,
 ) -> RecordStream {
     let state = State {
         dir: dir.to_owned(),
@@ -57,7 +57,7 @@ pub(crate) fn stream(
 struct State {
     dir: PathBuf,
     options: LogsOptions,
-    over: Pin<Box<dyn Future<Output = ()> + Send>>,
+    over: Pin<Box<dyn Future<Output = Result<()>> + Send>>,
     /// Nothing will be written any more: the end of the file is the end.
     last_round: bool,
     watch: Option<DirWatch>,
@@ -122,7 +122,10 @@ impl State {
         };
         tokio::select! {
             changed = watch.changed(|_| ()) => self.last_round = !changed?,
-            () = &mut self.over => self.last_round = true,
+            over = &mut self.over => {
+                over?;
+                self.last_round = true;
+            }
             () = until => self.last_round = true,
         }
         Ok(())

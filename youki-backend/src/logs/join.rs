@@ -51,8 +51,9 @@ impl Joiner {
             return;
         }
         if line.dropped_bytes > 0 {
-            // What follows a gap does not continue what was before it.
-            self.close(index);
+            // What follows a gap does not continue what was before it; of which stream it is, the record does not say.
+            self.close(0);
+            self.close(1);
             return;
         }
         let mut text = line.text;

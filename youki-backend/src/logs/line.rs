@@ -36,10 +36,19 @@ pub(crate) fn parse(line: &[u8]) -> Option<Line<'_>> {
     })
 }
 
-/// Stream and whether the line is its stream's last piece, without reading the time.
-pub(super) fn parse_kind(line: &[u8]) -> Option<(LogStream, bool)> {
+/// What there is to know of a line without reading its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub stream: LogStream,
+    /// Its stream's next line goes on with it.
+    pub partial: bool,
+    /// It stands for bytes of either stream that were dropped.
+    pub is_gap: bool,
+}
+
+pub(super) fn parse_kind(line: &[u8]) -> Option<Kind> {
     let head = parse_head(word(line).1?)?;
-    Some((head.stream, head.partial))
+    Some(Kind { stream: head.stream, partial: head.partial, is_gap: head.dropped_bytes > 0 })
 }
 
 struct Head<'a> {
@@ -158,7 +167,8 @@ mod tests {
         fn any_bytes_are_a_line_or_not_but_never_a_panic(line in proptest::collection::vec(any::<u8>(), 0..200)) {
             let kind = parse_kind(&line);
             if let Some(line) = parse(&line) {
-                prop_assert_eq!(kind, Some((line.stream, line.partial)));
+                let Line { stream, partial, dropped_bytes, .. } = line;
+                prop_assert_eq!(kind, Some(Kind { stream, partial, is_gap: dropped_bytes > 0 }));
             }
         }
 

@@ -8,7 +8,7 @@ use memchr::{memchr, memrchr};
 use runtime_core::LogStream;
 
 use super::files::{self, Position};
-use super::line;
+use super::line::{self, Kind};
 use crate::error::{Error, Result};
 
 /// Read at once, backwards.
@@ -107,8 +107,12 @@ impl Search {
         let mut end = bytes.len().saturating_sub(1);
         loop {
             let begin = memrchr(b'\n', &bytes[..end]).map_or(0, |newline| newline + 1);
-            if let Some((stream, partial)) = line::parse_kind(&bytes[begin..end]) {
+            if let Some(Kind { stream, partial, is_gap }) = line::parse_kind(&bytes[begin..end]) {
                 let here = Position { file: at.file, offset: at.offset + begin as u64 };
+                let other = if stream == LogStream::Stdout { LogStream::Stderr } else { LogStream::Stdout };
+                if is_gap && let Some(later) = self.unsure[other as usize].take() {
+                    self.begins.push((later, other));
+                }
                 let later = self.unsure[stream as usize].replace(here);
                 if let Some(later) = later.filter(|_| !partial) {
                     self.begins.push((later, stream));

@@ -5,11 +5,12 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use proptest::prelude::*;
 use runtime_core::{LogStream, LogsOptions};
 
 use super::*;
+use crate::error::Error;
 
 fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
@@ -37,7 +38,7 @@ impl Log {
     }
 
     fn stream(&self, options: LogsOptions, over: impl Future<Output = ()> + Send + 'static) -> RecordStream {
-        stream(self.0.path(), &options, over)
+        stream(self.0.path(), &options, over.map(Ok))
     }
 
     async fn texts(&self, options: LogsOptions) -> Vec<String> {
@@ -100,6 +101,17 @@ fn torn_lines_nonsense_and_bytes_that_are_no_utf8_do_no_harm() {
     log.append(2, &format!("\n{}", line(4, "stdout F", "after")));
     assert_eq!(log.messages(1), ["after"]);
     assert_eq!(log.messages(0).last().unwrap(), "after");
+}
+
+#[test]
+fn what_was_dropped_ends_the_lines_of_both_streams() {
+    let log = Log::new();
+    log.append(
+        0,
+        &(line(1, "stderr P", "half ") + &line(2, "stdout F:dropped=10", "") + &line(3, "stderr F", "next line")),
+    );
+    assert_eq!(log.messages(0), ["half ", "next line"]);
+    assert_eq!(log.messages(1), ["next line"]);
 }
 
 #[test]
@@ -238,6 +250,16 @@ async fn following_sees_each_line_once_across_rotation_and_ends_after_the_writer
         .await;
     writer.join().unwrap();
     assert_eq!(records, (0..LINES).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn who_follows_is_told_that_the_end_cannot_be_waited_for() {
+    let log = Log::new();
+    log.append(0, &line(1, "stdout F", "there"));
+    let lost = std::future::ready(Err(Error::NoSuchContainer { id: "web".into() }));
+    let options = LogsOptions { follow: true, ..LogsOptions::default() };
+    let records: Vec<_> = stream(log.0.path(), &options, lost).collect().await;
+    assert!(matches!(&records[..], [Ok(_), Err(Error::NoSuchContainer { .. })]), "{records:?}");
 }
 
 #[tokio::test]

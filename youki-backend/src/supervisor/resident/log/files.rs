@@ -90,32 +90,30 @@ impl LogFiles {
     fn append_or_drop(&mut self, lines: &[u8]) {
         if self.dropped > 0 {
             let notice = notice(self.dropped);
-            if self.append(notice.as_bytes()) {
+            if self.append(notice.as_bytes()) == notice.len() {
                 self.dropped = 0;
             }
         }
-        if self.dropped > 0 || !self.append(lines) {
-            self.dropped += payload_bytes(lines);
-        }
+        let kept = if self.dropped > 0 { 0 } else { self.append(lines) };
+        self.dropped += payload_bytes(&lines[kept..]);
     }
 
-    /// Appends all of `bytes`, or none of them.
-    fn append(&mut self, bytes: &[u8]) -> bool {
+    /// Appends as many whole lines of `bytes` as the disk takes, which a reader may have passed by then; their bytes.
+    fn append(&mut self, bytes: &[u8]) -> usize {
         if self.file.is_none() {
             self.open_current();
         }
-        let Some(file) = &mut self.file else { return false };
-        match file.write_all(bytes) {
-            Ok(()) => {
-                self.written += bytes.len() as u64;
-                true
-            }
-            Err(_) => {
-                // A torn line would take the next one into itself.
-                let _ = file.set_len(self.written);
-                false
-            }
+        let Some(file) = &mut self.file else { return 0 };
+        let mut kept = bytes.len();
+        if file.write_all(bytes).is_err() {
+            let taken = file.metadata().map_or(0, |metadata| metadata.len().saturating_sub(self.written));
+            let taken = usize::try_from(taken).unwrap_or(usize::MAX).min(bytes.len());
+            kept = memchr::memrchr(b'\n', &bytes[..taken]).map_or(0, |end| end + 1);
+            // A torn line would take the next one into itself.
+            let _ = file.set_len(self.written + kept as u64);
         }
+        self.written += kept as u64;
+        kept
     }
 
     fn rotate(&mut self) {
@@ -186,6 +184,31 @@ mod tests {
         let lines = lines(dir.path());
         assert_eq!(lines.last().unwrap(), "F line 99");
         assert!(lines.len() < 20);
+    }
+
+    #[test]
+    fn what_a_full_disk_took_of_several_lines_stays_whole() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let one_page = Some(c"size=4k");
+        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), one_page).unwrap();
+        let text = "x".repeat(1800);
+        let three: Vec<u8> = (1..=3).flat_map(|number| line(&format!("{number} {text}"))).collect();
+        let first = three.len() / 3;
+        let mut log = LogFiles::open(settings(dir.path(), 1 << 20, 3));
+        log.write(&three[..first]);
+        // Of which a full disk takes one and a half.
+        log.write(&three[first..]);
+        log.write(&line("later"));
+        drop(log);
+        let found = lines(dir.path());
+        rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+        let dropped = payload_bytes(&three[2 * first..]);
+        let expected =
+            [format!("F 1 {text}"), format!("F 2 {text}"), format!("F:dropped={dropped} "), "F later".into()];
+        assert_eq!(found, expected);
     }
 
     #[test]
