@@ -13,11 +13,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures_core::Stream;
 use runtime_core::{Event, EventsOptions};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::dir_watch::DirWatch;
@@ -27,6 +29,11 @@ use crate::error::{Error, Result};
 const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Longest text of an event: what an error says may be long.
 const MAX_DETAIL_BYTES: usize = 1024;
+
+/// For others to be done with it: they write a line, or begin a file.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two tries.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// A root's journal.
 #[derive(Debug, Clone)]
@@ -62,7 +69,7 @@ impl Journal {
         let mut line = serde_json::to_vec(event).map_err(|error| failed()(error.into()))?;
         line.push(b'\n');
         loop {
-            let lock = self.lock(FlockOperation::LockShared)?;
+            let lock = self.lock(FlockOperation::NonBlockingLockShared)?;
             match OpenOptions::new().append(true).open(self.current()) {
                 Ok(mut file) => {
                     file.write_all(&line).map_err(failed())?;
@@ -70,11 +77,15 @@ impl Journal {
                         return Ok(());
                     }
                     drop(lock);
-                    return self.rotate();
+                    // Whoever reads or writes just now may be stopped: the next event tries again.
+                    return match self.try_lock(FlockOperation::NonBlockingLockExclusive)? {
+                        Some(lock) => self.rotate(&lock),
+                        None => Ok(()),
+                    };
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     drop(lock);
-                    self.rotate()?;
+                    self.rotate(&self.lock(FlockOperation::NonBlockingLockExclusive)?)?;
                 }
                 Err(error) => return Err(failed()(error)),
             }
@@ -82,8 +93,7 @@ impl Journal {
     }
 
     /// Begins the next file, unless somebody has.
-    fn rotate(&self) -> Result<()> {
-        let _lock = self.lock(FlockOperation::LockExclusive)?;
+    fn rotate(&self, _lock: &File) -> Result<()> {
         let (current, previous) = (self.current(), self.dir.join("previous.jsonl"));
         match fs::metadata(&current) {
             Ok(metadata) if metadata.len() <= self.max_file_bytes => return Ok(()),
@@ -105,13 +115,32 @@ impl Journal {
         self.dir.join("current.jsonl")
     }
 
+    /// Waits for nobody who is stopped while he has it: a supervisor that tells an event has a container to serve.
     fn lock(&self, kind: FlockOperation) -> Result<File> {
+        let begin = Instant::now();
+        loop {
+            if let Some(lock) = self.try_lock(kind)? {
+                return Ok(lock);
+            }
+            if begin.elapsed() > LOCK_PATIENCE {
+                let held = io::Error::new(io::ErrorKind::WouldBlock, "somebody else has held it for a second");
+                return Err(Error::io("locking", self.dir.join("lock"))(held));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// `None` where somebody has it.
+    fn try_lock(&self, kind: FlockOperation) -> Result<Option<File>> {
         let path = self.dir.join("lock");
         let open = || OpenOptions::new().create(true).write(true).truncate(false).open(&path);
         let file = open().or_else(|_| fs::create_dir_all(&self.dir).and_then(|()| open()));
         let file = file.map_err(Error::io("opening", &path))?;
-        flock(&file, kind).map_err(|error| Error::io("locking", &path)(error.into()))?;
-        Ok(file)
+        match flock(&file, kind) {
+            Ok(()) => Ok(Some(file)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
+            Err(error) => Err(Error::io("locking", &path)(error.into())),
+        }
     }
 
     /// The events that `options` asks for; with `follow` without end, told by inotify.
@@ -153,7 +182,7 @@ impl Following {
             }
             if self.options.follow && self.watch.is_none() {
                 // Before the first read, so that nothing written after it goes unnoticed.
-                drop(self.reader.journal.lock(FlockOperation::LockShared)?);
+                drop(self.reader.journal.lock(FlockOperation::NonBlockingLockShared)?);
                 self.watch = Some(DirWatch::new(&self.reader.journal.dir)?);
             } else if let Some(watch) = self.watch.as_ref().filter(|_| self.reader.begun) {
                 self.over = !watch.changed(|_| ()).await?;
@@ -199,7 +228,7 @@ impl Reader {
     fn read(&mut self) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         if !self.begun {
-            let _lock = self.journal.lock(FlockOperation::LockShared)?;
+            let _lock = self.journal.lock(FlockOperation::NonBlockingLockShared)?;
             for name in ["previous.jsonl", "current.jsonl"] {
                 self.files.extend(open(&self.journal.dir.join(name))?);
             }
@@ -210,7 +239,7 @@ impl Reader {
                 file.read(&mut events).map_err(Error::io("reading", &self.journal.dir))?;
             }
             self.files.drain(..self.files.len().saturating_sub(1));
-            let lock = self.journal.lock(FlockOperation::LockShared)?;
+            let lock = self.journal.lock(FlockOperation::NonBlockingLockShared)?;
             let current = open(&self.journal.current())?;
             drop(lock);
             let id = |file: &Open| file.file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
@@ -267,6 +296,21 @@ mod tests {
 
     async fn all(journal: &Journal, options: EventsOptions) -> Vec<Event> {
         journal.stream(&options).map(|event| event.unwrap()).collect().await
+    }
+
+    #[tokio::test]
+    async fn who_is_stopped_as_he_reads_or_writes_holds_up_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal { dir: dir.path().join("events"), max_file_bytes: 1000 };
+        journal.put(Event::now(EventKind::Create));
+        let stopped = journal.lock(FlockOperation::NonBlockingLockShared).unwrap();
+        let begin = Instant::now();
+        (0..100).for_each(|_| journal.put(Event::now(EventKind::Create)));
+        assert!(begin.elapsed() < LOCK_PATIENCE, "100 events took {:?}", begin.elapsed());
+        drop(stopped);
+        journal.put(Event::now(EventKind::Create));
+        assert!(journal.dir.join("previous.jsonl").exists(), "it is never rotated");
+        assert_eq!(all(&journal, EventsOptions::default()).await.last().map(|event| event.number), Some(102));
     }
 
     #[tokio::test]
