@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::rc::Rc;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, statat};
 
@@ -19,8 +20,10 @@ pub(crate) fn disk_usage(dir: &Path) -> Option<u64> {
     let mut linked = HashSet::new();
     let mut bytes = 0u64;
     // One directory is open at a time: a container may have nested them deeper than there are descriptors.
-    let mut pending = vec![PathBuf::from(".")];
-    while let Some(path) = pending.pop() {
+    // What is above it is kept once: how many there are, and how deep they lie, is the container's to say.
+    let mut pending: Vec<(Rc<Path>, Box<OsStr>)> = vec![(Rc::from(Path::new("")), OsStr::new(".").into())];
+    while let Some((parent, name)) = pending.pop() {
+        let path: Rc<Path> = parent.join(&*name).into();
         let Some(mut dir) = open_beneath(&root, &path) else { continue };
         while let Some(Ok(entry)) = dir.read() {
             let name = entry.file_name();
@@ -32,7 +35,7 @@ pub(crate) fn disk_usage(dir: &Path) -> Option<u64> {
                 continue;
             }
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                pending.push(path.join(OsStr::from_bytes(name.to_bytes())));
+                pending.push((path.clone(), OsStr::from_bytes(name.to_bytes()).into()));
             } else if stat.st_nlink > 1 && !linked.insert(stat.st_ino) {
                 continue;
             }

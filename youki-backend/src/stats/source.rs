@@ -10,6 +10,8 @@ use rustix::io::Errno;
 /// More than any of these files is long. The kernel formats each whole and gives it in one read; what is longer (block
 /// I/O of hundreds of devices) comes in more.
 const FIRST_READ_BYTES: usize = 16 << 10;
+/// What is shorter ends with its first read.
+const SHORT_BYTES: usize = 2048;
 
 /// Where a longer file is cut off: far more than a kernel file with thousands of devices or interfaces.
 const MAX_FILE_BYTES: usize = 4 << 20;
@@ -43,8 +45,9 @@ impl Source {
                 Err(Errno::INTR) => continue,
                 Err(_) => return None,
             }
-            if len < self.content.len() / 2 {
-                // These files are made whole at the first read: a second would only say that this was the end.
+            if len < SHORT_BYTES {
+                // Such a file is made whole at the first read: a second would only say that this was the end. A longer one may
+                // come a page at a time.
                 break;
             }
             if len == self.content.len() {

@@ -21,6 +21,7 @@ crate::tests![
     a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good,
     a_sync_that_is_not_done_in_time_is_told_so,
     a_stop_waits_for_the_sync_that_the_keeper_began,
+    the_name_of_one_that_is_gone_is_free_while_s3_hangs,
     a_run_with_s3_down_asks_once_and_says_it_once,
     who_asks_an_s3_that_hangs_learns_it_in_seconds,
     an_open_does_not_wait_for_an_s3_that_hangs,
@@ -139,6 +140,26 @@ async fn a_stop_waits_for_the_sync_that_the_keeper_began(case: Case) {
     stopping.await.unwrap().unwrap();
     let status = runtime.volume_status("data").await.unwrap();
     assert!(status.durable_at.is_some() && status.last_error.is_none(), "stop did not wait: {status:?}");
+}
+
+async fn the_name_of_one_that_is_gone_is_free_while_s3_hangs(case: Case) {
+    let (root, mut switch) = case.root_with_switch("root", "p").await;
+    let root = Root { keeper: true, ..root };
+    let runtime = root.open().await.unwrap();
+    let mut with_volume = spec(&case, "until test -e /data/end; do sleep 0.05; done").await;
+    with_volume.remove_on_exit = true;
+    let id = case.id_on(&runtime);
+    start_on(&*runtime, &id, &with_volume).await.unwrap();
+    switch.hang().await;
+    exec_ok(&runtime, &id, "echo precious > /data/file; : > /data/end").await;
+    let owing = async || runtime.volume_status("data").await.is_ok_and(|status| status.last_error.is_some());
+    eventually("the keeper has begun", || async { owing().await && runtime.container_state(&id).await.is_err() }).await;
+    let idle = case.script("sleep 300").await;
+    let again = start_on(&*runtime, &id, &idle);
+    tokio::time::timeout(patience(Duration::from_secs(10)), again).await.expect("its name is not free").unwrap();
+    switch.turn_on().await;
+    eventually("it is durable", || async { !owing().await }).await;
+    runtime.remove_container(&id).await.unwrap();
 }
 
 async fn a_run_with_s3_down_asks_once_and_says_it_once(case: Case) {
