@@ -163,6 +163,10 @@ impl From<String> for Hidden {
 /// Parses a docker `config.json` or a podman `auth.json` and picks what it has for the repository. An error never quotes
 /// the text.
 fn parse(text: &[u8], registry: &str, repository: &str) -> std::result::Result<Entered, String> {
+    // As docker: an empty one has no entry.
+    if text.trim_ascii().is_empty() {
+        return Ok(Entered::Nothing);
+    }
     let config: ConfigFile = serde_json::from_slice(text)
         .map_err(|e| format!("no docker configuration (line {}, column {})", e.line(), e.column()))?;
     let entry = config
@@ -265,6 +269,8 @@ mod tests {
             (auths("a", r#"{"auth":"YTo=","identitytoken":"t"}"#), "a", "identity t"),
             (auths("a", "{}"), "a", "anonymous"),
             ("{}".into(), "a", "anonymous"),
+            ("".into(), "a", "anonymous"),
+            ("\n".into(), "a", "anonymous"),
             (r#"{"auths":{},"credsStore":"desktop"}"#.into(), "a", "helper desktop true"),
             (r#"{"auths":{"a":{}},"credsStore":"desktop"}"#.into(), "a", "helper desktop false"),
             (r#"{"auths":null,"credHelpers":null}"#.into(), "a", "anonymous"),

@@ -179,8 +179,13 @@ impl Inner {
     /// removed or created them was killed. Another container may have the name by now. What somebody gives back already
     /// is left to them.
     pub(crate) async fn give_back_volumes(&self) {
+        self.give_back(self.volumes.names().await.unwrap_or_default()).await;
+    }
+
+    /// The same of `names` alone.
+    pub(crate) async fn give_back(&self, names: Vec<String>) {
         let mut used = BTreeMap::<ContainerId, Vec<String>>::new();
-        for name in self.volumes.names().await.unwrap_or_default() {
+        for name in names {
             for user in self.volumes.users(&name).await.unwrap_or_default() {
                 if let Ok(id) = user.parse() {
                     used.entry(id).or_default().push(name.clone());

@@ -96,7 +96,12 @@ async fn demo(options: Options) -> Result<()> {
         _ = terminated.recv() => Err(anyhow!("it was told to end")),
     };
     account.step("Cleaning up");
-    let cleaned = steps::clean_up(&place).await;
+    // Which may wait for what does not answer.
+    let cleaned = tokio::select! {
+        cleaned = steps::clean_up(&place) => cleaned,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("the cleaning up was interrupted")),
+        _ = terminated.recv() => Err(anyhow!("the cleaning up was told to end")),
+    };
     let left = place.remove();
     // The first failure is the one that tells.
     result?;

@@ -29,7 +29,7 @@ impl YoukiRuntime {
     /// # Errors
     /// [`Error::Volume`](crate::Error::Volume), [`Error::Io`](crate::Error::Io).
     pub async fn remove_volume(&self, name: &str, remote: bool, force: bool) -> Result<()> {
-        self.give_back_volumes().await;
+        self.0.give_back(vec![name.to_owned()]).await;
         if !force {
             let users: Vec<String> =
                 self.0.volumes_on_record()?.into_iter().filter(|(_, of)| of == name).map(|(id, _)| id).collect();

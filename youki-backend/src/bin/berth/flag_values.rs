@@ -152,12 +152,14 @@ pub fn environment(files: &[PathBuf], flags: &[String]) -> Result<BTreeMap<Strin
     for path in files {
         let failed = |error: std::io::Error| Failure::io("reading", path, &error);
         // A pipe or a device does not say its size.
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         let file = File::open(path).map_err(failed)?;
-        file.take(MAX_ENV_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
-        if text.len() as u64 > MAX_ENV_FILE_BYTES {
-            return Err(wrong("--env-file", &path.display().to_string(), "it is larger than 2 MiB"));
+        file.take(MAX_ENV_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+        let wrong = |reason| wrong("--env-file", &path.display().to_string(), reason);
+        if bytes.len() as u64 > MAX_ENV_FILE_BYTES {
+            return Err(wrong("it is larger than 2 MiB"));
         }
+        let text = String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8"))?;
         all.extend(env_file(path, &text, own)?);
     }
     for flag in flags {

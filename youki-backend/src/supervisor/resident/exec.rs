@@ -367,7 +367,12 @@ fn null_device() -> io::Result<OwnedFd> {
         fcntl_setfl(&own, OFlags::RDWR)?;
         return Ok(own);
     }
-    let empty = memfd_create(c"null", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // A host may want to be told that nobody executes it (vm.memfd_noexec); a kernel before 6.3 does not know that.
+    let empty = match memfd_create(c"null", flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(rustix::io::Errno::INVAL) => memfd_create(c"null", flags)?,
+        other => other?,
+    };
     fcntl_add_seals(&empty, SealFlags::GROW | SealFlags::SEAL)?;
     Ok(empty)
 }

@@ -57,6 +57,9 @@ fn kernel() -> Found {
 
 fn writable(dir: &Path) -> Found {
     let (shown, there) = (dir.display(), existing(dir));
+    if !there.is_dir() {
+        return Err(format!("{} is no directory", there.display()));
+    }
     let probe = Scratch::new(there)?;
     fs::write(probe.0.join("probe"), b"x").map_err(|error| format!("writing in {}: {error}", there.display()))?;
     Ok(if there == dir { shown.to_string() } else { format!("{shown} can be made in {}", there.display()) })
@@ -64,7 +67,7 @@ fn writable(dir: &Path) -> Found {
 
 /// What there is of `dir`: it is not for a check to make what an open may refuse.
 fn existing(dir: &Path) -> &Path {
-    dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."))
+    dir.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("."))
 }
 
 fn space(root: &Path) -> Found {
@@ -266,6 +269,10 @@ mod tests {
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
         fs::create_dir_all(&missing).unwrap();
         assert_eq!(writable(&missing).unwrap(), missing.display().to_string());
+        fs::write(missing.join("file"), "").unwrap();
+        for path in [missing.join("file"), missing.join("file/below/it")] {
+            assert!(writable(&path).unwrap_err().contains("file is no directory"), "{}", path.display());
+        }
     }
 
     #[test]

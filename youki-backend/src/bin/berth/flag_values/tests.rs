@@ -55,6 +55,22 @@ fn a_name_alone_is_taken_from_the_own_environment() {
 }
 
 #[test]
+fn an_env_file_is_too_large_before_it_is_anything_else() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let read = |bytes: &[u8]| {
+        std::fs::write(file.path(), bytes).unwrap();
+        environment(&[file.path().to_owned()], &[]).map_err(|failure| failure.text())
+    };
+    // The limit is in the middle of a character.
+    let long = [&b"A="[..], "é".repeat(2 << 20).as_bytes()].concat();
+    assert!(read(&long[1..]).unwrap_err().contains("larger than 2 MiB"));
+    assert!(read(&long).unwrap_err().contains("larger than 2 MiB"));
+    let said = read(b"A=\xe9").unwrap_err();
+    assert!(said.contains("--env-file") && said.contains("not UTF-8"), "{said}");
+    assert_eq!(read(b"A=1").unwrap()["A"], "1");
+}
+
+#[test]
 fn env_files_are_taken_as_they_are() {
     let text = "\u{feff}# comment\n\n  A=1\nB=\"quoted # no comment\" \nOWN\nNONE\nC=\r\n#D=1\nE= x\n";
     let path = Path::new("/the/file");
