@@ -6,7 +6,7 @@ mod volumes;
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -121,7 +121,20 @@ impl YoukiRuntime {
     /// # Errors
     /// [`Error::NoSuchContainer`], [`Error::StopTimedOut`].
     pub async fn stop(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<Vec<(String, volumes_s3::Error)>> {
-        self.0.stop(id, timeout).await
+        self.0.stop(id, None, timeout).await
+    }
+
+    /// The same by a signal of any name or number, in place of the container's own.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is no such signal; those of [`stop`](Self::stop).
+    pub async fn stop_by(
+        &self,
+        id: &ContainerId,
+        signal: &str,
+        timeout: Option<Duration>,
+    ) -> Result<Vec<(String, volumes_s3::Error)>> {
+        self.0.stop(id, Some(signal), timeout).await
     }
 
     /// Freezes a running container; Ok at once on a paused one.
@@ -217,6 +230,14 @@ impl YoukiRuntime {
     /// # Errors
     /// Those of reading the root.
     pub async fn inspect_all(&self) -> Result<Vec<Inspect>> {
+        Ok(self.inspect_readable().await?.0)
+    }
+
+    /// The same, and whether this process could read all: one that may open too few files, say, cannot.
+    ///
+    /// # Errors
+    /// Those of reading the root.
+    pub async fn inspect_readable(&self) -> Result<(Vec<Inspect>, bool)> {
         self.0.inspect_all().await
     }
 
@@ -295,6 +316,15 @@ impl YoukiRuntime {
     /// [`Error::NoSuchContainer`], [`Error::NoSuchPath`].
     pub async fn look(&self, id: &ContainerId, path: &Path, follow: bool) -> Result<PathKind> {
         self.0.look(id, path, follow).await
+    }
+
+    /// Where symbolic links at the end of `path` in a container lead, as a path in it, whether something is there or not:
+    /// what a copy goes to by docker's rules.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchContainer`], [`Error::NoSuchPath`] where it is beneath what is no directory.
+    pub async fn copy_target(&self, id: &ContainerId, path: &Path) -> Result<PathBuf> {
+        self.0.copy_target(id, path).await
     }
 
     /// Writes what is at `path` in a container as a tar, under its own name. Works on ended ones, too; nothing leads out

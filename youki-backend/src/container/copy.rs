@@ -30,6 +30,13 @@ impl Inner {
         .await
     }
 
+    /// Where links at the end of `path` in `id` lead.
+    pub(crate) async fn copy_target(&self, id: &ContainerId, path: &Path) -> Result<PathBuf> {
+        let container = self.container(id)?;
+        let (missing, path) = (no_such(id, path), path.to_owned());
+        self.in_root(&container, View::Whole, move |root| files::follow(root, &path).map_err(missing)).await
+    }
+
     /// Writes what is at `path` in `id` as a tar, under its own name.
     pub(crate) async fn copy_out(
         &self,

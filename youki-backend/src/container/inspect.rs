@@ -120,8 +120,8 @@ impl Inner {
         Ok(Inspect { state: if paused { "paused" } else { all.state }, ..all })
     }
 
-    /// The same for all containers, by id. One that is removed meanwhile is left out.
-    pub(crate) async fn inspect_all(&self) -> Result<Vec<Inspect>> {
+    /// The same for all containers, by id, and whether this process could read all. One that is removed meanwhile is left out.
+    pub(crate) async fn inspect_all(&self) -> Result<(Vec<Inspect>, bool)> {
         self.listed(|id| async move { self.inspect(&id).await }).await
     }
 
@@ -144,12 +144,12 @@ impl Inner {
 
     /// A line of a listing for each container.
     pub(crate) async fn summaries(&self) -> Result<Vec<ContainerSummary>> {
-        self.listed(|id| async move { self.summary(&id).await }).await
+        Ok(self.listed(|id| async move { self.summary(&id).await }).await?.0)
     }
 
     /// What `look` tells of each container, in the order of their ids. One that is removed meanwhile is left out, and one
-    /// that cannot be read, or whose supervisor does not answer, hides no other.
-    async fn listed<T, F>(&self, look: impl Fn(ContainerId) -> F) -> Result<Vec<T>>
+    /// that cannot be read, or whose supervisor does not answer, hides no other. Whether this process could read all.
+    async fn listed<T, F>(&self, look: impl Fn(ContainerId) -> F) -> Result<(Vec<T>, bool)>
     where
         F: Future<Output = Result<T>>,
     {
@@ -174,7 +174,7 @@ impl Inner {
         match failed {
             // Not theirs, as it seems, but this process's.
             Some(error) if all.is_empty() => Err(error),
-            _ => Ok(all),
+            failed => Ok((all, failed.is_none())),
         }
     }
 

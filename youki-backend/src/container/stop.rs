@@ -6,6 +6,7 @@ use runtime_core::{ContainerId, Event, EventKind};
 
 use super::exit::Settling;
 use super::{Container, Observed};
+use crate::bundle::signal;
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
 use crate::runtime::Inner;
@@ -18,16 +19,23 @@ pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Inner {
-    /// Stops `id`, and tries to make its volumes durable. `timeout`: the spec's or the default if `None`. Cancel-safe:
-    /// the supervisor goes on, and calling it again joins it.
+    /// Stops `id` by `signal`, and tries to make its volumes durable. Of `signal` and `timeout`: the container's or the
+    /// default if `None`. Cancel-safe: the supervisor goes on, and calling it again joins it.
     pub(crate) async fn stop(
         &self,
         id: &ContainerId,
+        signal: Option<&str>,
         timeout: Option<Duration>,
     ) -> Result<Vec<(String, volumes_s3::Error)>> {
         let container = self.container(id)?;
         let timeout = timeout.or(container.record.spec.stop_timeout).unwrap_or(DEFAULT_STOP_TIMEOUT);
-        self.end(&container, container.record.stop_signal, timeout).await?;
+        let signal = match signal {
+            None => container.record.stop_signal,
+            Some(text) => {
+                signal::parse(text).ok_or_else(|| Error::invalid("signal", format!("{text:?} is no signal")))?
+            }
+        };
+        self.end(&container, signal, timeout).await?;
         self.tell(Event::now(EventKind::Stop).of(id));
         let left = self.leave_network_if_ended(&container).await;
         let settled = self.settle_ended(&container, Settling::Joined).await;

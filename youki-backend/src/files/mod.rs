@@ -8,12 +8,15 @@ mod regular;
 pub(crate) mod unpack;
 mod within;
 
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat, readlinkat};
+use rustix::io::Errno;
 use serde::Serialize;
 
 #[cfg(test)]
@@ -24,6 +27,8 @@ pub(crate) use within::open_within;
 /// Directories nested deeper than this are refused: each level holds a descriptor, and an agent may have 1,024. As many as the
 /// paths of an image's layers have.
 const MAX_DEPTH: usize = 256;
+/// Links that are followed at the end of a path, as many as the kernel's.
+const MAX_LINKS: usize = 40;
 /// Time for who holds a lease on a file, as file servers do, to give it up.
 const LEASE_PATIENCE: Duration = Duration::from_secs(5);
 /// The attribute of a tar's entry that holds the extended attribute of that name.
@@ -83,6 +88,22 @@ pub(crate) fn look(root: BorrowedFd<'_>, path: &Path, follow: bool) -> io::Resul
     let fd = open_within(root, path, OFlags::PATH | last)?;
     let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode).into();
     Ok((fd, kind))
+}
+
+/// Where links at the end of `path` lead within `root`, as a path of it, whether something is there or not.
+pub(crate) fn follow(root: BorrowedFd<'_>, path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match look(root, &path, false) {
+            Ok((link, PathKind::Symlink)) => {
+                let to = readlinkat(&link, c"", Vec::new())?;
+                path = path.parent().unwrap_or(Path::new("/")).join(OsStr::from_bytes(to.as_bytes()));
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => return Ok(path),
+        }
+    }
+    Err(Errno::LOOP.into())
 }
 
 #[cfg(test)]
@@ -168,6 +189,34 @@ mod tests {
         assert!(put("../file", "/").is_err() && put("a/../../file", "/real").is_err());
         assert_eq!(fs::read_dir(host.path().join("outside")).unwrap().count(), 0);
         assert_eq!(fs::read_dir(host.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_link_at_the_end_is_followed_within_the_root() {
+        let host = tempfile::tempdir().unwrap();
+        let root = host.path().join("root");
+        fs::create_dir_all(root.join("dir")).unwrap();
+        fs::write(root.join("dir/file"), "").unwrap();
+        for (to, link) in
+            [("/dir/file", "one"), ("../one", "dir/two"), ("new", "dir/dangling"), ("loop", "loop"), ("../../x", "up")]
+        {
+            symlink(to, root.join(link)).unwrap();
+        }
+        let fd = open(&root);
+        for (path, end) in [
+            ("/dir/file", "/dir/file"),
+            ("/one", "/dir/file"),
+            ("/dir/two", "/dir/file"),
+            ("/dir/dangling", "/dir/new"),
+            ("/none", "/none"),
+        ] {
+            let found = follow(fd.as_fd(), Path::new(path)).unwrap();
+            assert!(look(fd.as_fd(), &found, false).map(|(_, kind)| kind).ok() != Some(PathKind::Symlink), "{path}");
+            let same = |path: &Path| look(fd.as_fd(), path, false).ok().map(|(fd, _)| fstat(fd).unwrap().st_ino);
+            assert!(found == Path::new(end) || same(&found) == same(Path::new(end)), "{path}: {found:?}");
+        }
+        assert_eq!(follow(fd.as_fd(), Path::new("/up")).unwrap(), Path::new("/../../x"));
+        assert!(follow(fd.as_fd(), Path::new("/loop")).is_err() && follow(fd.as_fd(), Path::new("/one/x")).is_err());
     }
 
     #[test]

@@ -75,6 +75,20 @@ async fn files_go_in_and_out_by_dockers_rules(case: Case) {
     case.berth(&["cp", "-L", &at("/tmp/link"), &format!("{}/followed", host.display())]).await.succeeded();
     assert_eq!(std::fs::read_to_string(host.join("followed")).unwrap(), "inside");
 
+    // A link at the target is followed, also one to what is not there yet; what it leads to is no directory by a slash.
+    case.exec_ok(&id, "mkdir /tmp/links; ln -s ../renamed /tmp/links/to; ln -s /tmp/links/new /tmp/links/dangling")
+        .await;
+    std::fs::write(host.join("other"), "other").unwrap();
+    let other = format!("{}/other", host.display());
+    for (target, shown) in [("/tmp/links/to", "/tmp/renamed"), ("/tmp/links/dangling", "/tmp/links/new")] {
+        case.berth(&["cp", &other, &at(target)]).await.succeeded();
+        assert_eq!(case.exec_ok(&id, &format!("cat {shown}; readlink {target} | wc -l")).await, "other1\n", "{target}");
+    }
+    for target in ["/tmp/renamed/", "/tmp/links/to/", "/tmp/not-there/", "/tmp/renamed/below"] {
+        let said = case.berth(&["cp", &other, &at(target)]).await;
+        assert!(said.code != 0 && said.stderr.contains("/tmp/"), "{target}: {said:?}");
+    }
+
     // A tar through both ends.
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();

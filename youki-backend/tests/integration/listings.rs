@@ -6,6 +6,7 @@ use crate::support::case::eventually;
 
 crate::tests![
     ancestors_are_found_however_their_name_is_written,
+    what_cannot_be_read_hides_no_other_and_is_no_success,
     one_that_waits_for_its_next_attempt_is_restarting_and_neither_created_nor_exited,
 ];
 
@@ -46,6 +47,27 @@ async fn ancestors_are_found_however_their_name_is_written(case: Case) {
         assert!(said.code == 2 && said.stderr.contains("--filter"), "{bad}: {said:?}");
     }
     berth(&root, &["rm", "here", "hub"]).await.succeeded();
+}
+
+async fn what_cannot_be_read_hides_no_other_and_is_no_success(case: Case) {
+    let root = case.root("root");
+    let image = case.suite.busybox().await;
+    for name in ["whole", "broken"] {
+        berth(&root, &["create", "--name", name, "--network", "none", image, "true"]).await.succeeded();
+    }
+    let record = root.dir.join("containers/broken-rep-0/container.json");
+    let away = record.with_extension("away");
+    std::fs::rename(&record, &away).unwrap();
+    // To read it is an error of the system's.
+    std::fs::create_dir(&record).unwrap();
+    for args in [&["ps", "-a"][..], &["ps", "-aq"], &["ps", "-a", "--json"], &["ps", "-a", "--format", "{{.ID}}"]] {
+        let said = berth(&root, args).await;
+        assert!(said.code == 1 && said.stdout.contains("whole-rep-0") && said.stderr.contains("broken"), "{said:?}");
+    }
+    std::fs::remove_dir(&record).unwrap();
+    std::fs::rename(&away, &record).unwrap();
+    assert_eq!(berth(&root, &["ps", "-aq"]).await.succeeded().lines().count(), 2);
+    berth(&root, &["rm", "whole", "broken"]).await.succeeded();
 }
 
 async fn one_that_waits_for_its_next_attempt_is_restarting_and_neither_created_nor_exited(case: Case) {

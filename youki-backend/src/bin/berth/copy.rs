@@ -129,7 +129,7 @@ async fn copy_out(session: &Session, args: &CpArgs, id: &ContainerId, source: &s
 }
 
 async fn copy_in(session: &Session, args: &CpArgs, id: &ContainerId, source: &Place<'_>, target: &str) -> Result<()> {
-    let path = within(target);
+    let path = session.runtime.copy_target(id, &within(target)).await?;
     let owner = if args.archive { Owner::Kept } else { Owner::Always { uid: 0, gid: 0 } };
     let Place::Host(source) = source else {
         let options = CopyInOptions { rename: None, owner: Owner::Kept };

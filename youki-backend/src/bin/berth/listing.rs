@@ -19,14 +19,15 @@ const COMMAND_WIDTH: usize = 20;
 /// Fewer digits of a digest name no image.
 const SHORTEST_DIGEST: usize = 4;
 
-/// `berth ps`
+/// `berth ps`: 1 if some of them could not be read.
 pub async fn ps(session: &Session, args: &PsArgs) -> Result<i32> {
     let mut filters = args.filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>>>()?;
     for filter in &mut filters {
         filter.look_up(session).await;
     }
     let template = args.format.as_deref().map(Template::parse).transpose()?;
-    let mut containers = session.runtime.inspect_all().await?;
+    let (mut containers, are_all) = session.runtime.inspect_readable().await?;
+    let status = i32::from(!are_all);
     let last = args.last.or(args.latest.then_some(1));
     // Who asks for a state asks for those that have it, as with docker.
     let all = args.all || last.is_some() || filters.iter().any(|filter| filter.is_about_states());
@@ -37,26 +38,26 @@ pub async fn ps(session: &Session, args: &PsArgs) -> Result<i32> {
     containers.truncate(last.unwrap_or(usize::MAX));
     if session.json {
         output::print_json(&containers)?;
-        return Ok(0);
+        return Ok(status);
     }
     if args.quiet {
         let ids: String = containers.iter().map(|one| format!("{}\n", one.id)).collect();
         output::print(&ids)?;
-        return Ok(0);
+        return Ok(status);
     }
     let now = Utc::now();
     let rows: Vec<Row> = containers.iter().map(|one| Row::of(one, now, args.no_trunc)).collect();
     if let Some(template) = template {
         let lines = containers.iter().zip(&rows).map(|(one, row)| row.render(one, &template));
         output::print(&output::lines(template.is_table.then(|| template.headings()), lines)?)?;
-        return Ok(0);
+        return Ok(status);
     }
     let mut table = Table::new(["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"]);
     for row in rows {
         table.row([row.id, row.image, row.command, row.running_for, row.status, row.ports, row.names]);
     }
     output::print(&table.render())?;
-    Ok(0)
+    Ok(status)
 }
 
 /// `berth inspect`
