@@ -163,6 +163,14 @@ pub enum Error {
         /// The containers, as whoever told of them names them.
         users: Vec<String>,
     },
+    /// An id that images of several repositories have.
+    #[error("{id} is the id of {}", names.join(", "))]
+    SeveralNames {
+        /// The id, or its beginning.
+        id: String,
+        /// All its names.
+        names: Vec<String>,
+    },
     /// The caller could not tell what containers need.
     #[error("what containers use of the images cannot be told")]
     UsersUnknown(#[source] io::Error),
@@ -273,6 +281,7 @@ impl Error {
             Self::TooLarge { .. } => "image.too_large",
             Self::Dropped { .. } => "image.layer_dropped",
             Self::InUse { .. } => "image.in_use",
+            Self::SeveralNames { .. } => "image.several_names",
             Self::UsersUnknown(_) => "store.users_unknown",
             Self::DiskFull { .. } => "store.disk_full",
             Self::Io { .. } => "store.io",
@@ -312,6 +321,7 @@ impl Error {
                 "make the image's registry reachable, or set [images] drop_blobs = false, remove the image and pull it"
             }
             Self::InUse { .. } => "remove the containers that use it, or force",
+            Self::SeveralNames { .. } => "remove them by their names, or all by --force",
             Self::UsersUnknown(_) => "mend or remove the container that cannot be read",
             Self::DiskFull { .. } => "free space (`berth prune`) and try again; nothing half-made was left behind",
             Self::Damaged { .. } => "mend the file; one of the store is made again by a pull, if it is moved away",

@@ -48,7 +48,7 @@ pub struct Removed {
     pub space_reclaimed: u64,
 }
 
-/// Removes by reference or digest; blocking.
+/// Removes by reference, digest or id; blocking.
 pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users) -> Result<Removed> {
     let in_use = users().map_err(Error::UsersUnknown)?;
     let deleted = Index::shrink(&store.paths, |index| {
@@ -62,6 +62,12 @@ pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users)
         let of_it = |user: &&InUse| {
             meant.iter().any(|e| e.digest == user.digest) && (!stays || all || user.reference == entry.reference())
         };
+        let repositories: BTreeSet<String> = meant.iter().filter_map(|e| e.repository()).collect();
+        // As docker: who types an id may know one of its names alone.
+        if by_id && repositories.len() > 1 && !force {
+            let names = meant.iter().map(|e| e.reference().to_owned()).collect();
+            return Err(Error::SeveralNames { id: name.to_owned(), names });
+        }
         let users: Vec<String> = in_use.iter().filter(of_it).map(|user| user.user.clone()).collect();
         if !users.is_empty() && !force {
             return Err(Error::InUse { digest: entry.digest, users });

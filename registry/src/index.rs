@@ -15,6 +15,8 @@ use crate::store::{Paths, write_whole};
 /// Where a layout keeps the reference.
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CHOSEN_FROM: &str = "dev.berth.image.index";
+/// What the reference of an image begins with that has no name; its digest follows.
+pub(crate) const NAMELESS: &str = "<none>@";
 /// Fewest hex digits that name an image.
 const MIN_PREFIX: usize = 4;
 /// What the layout's specification wants in `oci-layout`.
@@ -63,6 +65,17 @@ impl Entry {
     /// The full reference.
     pub(crate) fn reference(&self) -> &str {
         self.annotations.get(REF_NAME).map_or("", String::as_str)
+    }
+
+    /// Whether it was loaded without a name.
+    fn is_nameless(&self) -> bool {
+        self.reference().starts_with(NAMELESS)
+    }
+
+    /// The repository that it is called by, if it has a name.
+    pub(crate) fn repository(&self) -> Option<String> {
+        let name = Reference::parse(self.reference()).ok()?;
+        Some(format!("{}/{}", name.registry(), name.repository()))
     }
 
     pub(crate) fn set_reference(&mut self, reference: &str) {
@@ -133,9 +146,14 @@ impl Index {
         &self.manifests
     }
 
-    /// Puts an entry in, in place of the one of that reference.
+    /// Puts an entry in, in place of the one of that reference. One without a name is there for content that has none.
     pub(crate) fn put(&mut self, entry: Entry) {
-        self.manifests.retain(|other| other.reference() != entry.reference());
+        let is_same = |other: &Entry| other.digest == entry.digest;
+        if entry.is_nameless() && self.manifests.iter().any(|other| is_same(other) && !other.is_nameless()) {
+            return;
+        }
+        self.manifests
+            .retain(|other| other.reference() != entry.reference() && !(is_same(other) && other.is_nameless()));
         self.manifests.push(entry);
     }
 

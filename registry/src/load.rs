@@ -17,7 +17,7 @@ use crate::dropped;
 use crate::durability;
 use crate::error::{Error, Result};
 use crate::image::{Image, Parts, digest_of};
-use crate::index::{Entry, Index, REF_NAME};
+use crate::index::{Entry, Index, NAMELESS, REF_NAME};
 use crate::layer::Compression;
 use crate::layer::tar::{Kind, TarReader};
 use crate::layers::{Origin, layers};
@@ -59,7 +59,7 @@ async fn load_all(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for Loaded { names, digest, size, parts } in found {
         let origin = Origin { session: None, events: None, enters: true };
-        let names = if names.is_empty() { vec![format!("<none>@{digest}")] } else { names };
+        let names = if names.is_empty() { vec![format!("{NAMELESS}{digest}")] } else { names };
         let settled = layers(store, &parts, origin).await;
         let settled = settled.map_err(|error| error.of_image(&format!("{} in {}", names[0], path.display())))?;
         for name in &names {

@@ -99,6 +99,26 @@ pub enum EventKind {
     Other,
 }
 
+impl EventKind {
+    /// Those that this version knows.
+    pub const ALL: [Self; 14] = [
+        Self::Create,
+        Self::Start,
+        Self::Stop,
+        Self::Kill,
+        Self::Pause,
+        Self::Unpause,
+        Self::Update,
+        Self::Oom,
+        Self::Exit,
+        Self::Restart,
+        Self::Remove,
+        Self::Health,
+        Self::Pull,
+        Self::Volume,
+    ];
+}
+
 /// Which events are wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventsOptions {

@@ -28,6 +28,8 @@ crate::tests![
     ps_shows_the_images_own_command,
     a_kill_of_a_paused_container_ends_it,
     a_cidfile_that_cannot_be_written_leaves_no_container,
+    a_container_with_a_terminal_is_not_typed_into_from_a_pipe,
+    a_stop_by_a_signal_sends_that,
     events_tell_the_life_of_a_container_in_order,
     ps_filters_and_formats_as_docker_does,
     inspect_prints_what_a_template_asks_for,
@@ -566,6 +568,43 @@ async fn events_tell_the_life_of_a_container_in_order(case: Case) {
     let text = case.berth(&["events", "--since", "2099-01-01"]).await.succeeded();
     assert_eq!(text, "");
     assert_eq!(case.berth(&["events", "--filter", "bogus=1"]).await.code, 2);
+    let of_it = format!("container={name}");
+    let told = async |more: &[&str]| case.berth(&[&["events", "--filter", &of_it][..], more].concat()).await;
+    let format = ["--filter", "event=die", "--format", "{{.Type}} {{.Action}} {{.ID}} {{.exit_code}}"];
+    let ended = format!("container exit {name} 0\ncontainer exit {name} 0\n");
+    assert_eq!(told(&format).await.succeeded(), ended);
+    let both = told(&["--filter", "event=destroy", "--filter", "event=create", "--format", "{{.kind}}"]).await;
+    assert_eq!(both.succeeded(), "create\nremove\n");
+    let said = told(&["--filter", "event=bogus"]).await;
+    assert!(said.code == 2 && said.stderr.contains("event=bogus") && said.stderr.contains("die"), "{said:?}");
+    assert_eq!(told(&["--until", "2020-01-01"]).await.succeeded(), "");
+    let ninth = followed[8]["time"].as_str().unwrap();
+    assert_eq!(told(&["--until", ninth]).await.succeeded().lines().count(), 8);
+    // With --follow until then.
+    let soon = (chrono::Utc::now() + chrono::Duration::seconds(1)).to_rfc3339();
+    assert_eq!(told(&["-f", "--until", &soon]).await.succeeded().lines().count(), expected.len());
+}
+
+async fn a_container_with_a_terminal_is_not_typed_into_from_a_pipe(case: Case) {
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    spec.tty = true;
+    let id = case.start(&spec).await.to_string();
+    let said = case.berth_with(&["attach", &id], b"typed").await;
+    assert!(said.code == 2 && said.stderr.contains("--no-stdin") && !said.stderr.contains("--tty"), "{said:?}");
+}
+
+async fn a_stop_by_a_signal_sends_that(case: Case) {
+    let spec =
+        case.script("trap 'exit 5' TERM; trap 'exit 6' USR1; echo on; while :; do sleep 3600 & wait $!; done").await;
+    for (flags, code) in [(&["-s", "USR1"][..], "6"), (&["--signal=SIGUSR1", "-t", "60"], "6"), (&[], "5")] {
+        let id = case.start(&spec).await;
+        crate::support::case::eventually("it heeds signals", || async {
+            case.berth(&["logs", &id.to_string()]).await.stdout.contains("on")
+        })
+        .await;
+        case.berth(&[&["stop", &id.to_string()][..], flags].concat()).await.succeeded();
+        assert_eq!(case.berth(&["wait", &id.to_string()]).await.succeeded().trim(), code, "{flags:?}");
+    }
 }
 
 async fn a_spec_is_applied_from_json_as_from_yaml(case: Case) {

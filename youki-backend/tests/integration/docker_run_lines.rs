@@ -207,6 +207,19 @@ async fn what_is_not_built_is_refused_by_its_name(case: Case) {
         assert!(error["error"]["message"].as_str().unwrap().contains(named), "{flags}: {told:?}");
         assert!(error["error"]["hint"].as_str().is_some(), "{flags}: {told:?}");
     }
+    for (line, named) in [
+        ("ps -as", "-s"),
+        ("inspect --size x", "--size"),
+        ("logs --details x", "--details"),
+        ("update --memory-swap 1g x", "--memory-swap"),
+        ("network create --label a=b x", "--label"),
+        ("network ls --filter name=x", "--filter"),
+        ("images --filter label=x", "--filter label=x"),
+    ] {
+        let told = case.docker(&format!("--json {line}"), &image).await;
+        let (code, message) = told.refused(1);
+        assert!(code == "unsupported" && message.starts_with(named), "{line}: {told:?}");
+    }
     // Of the program's own, they are nobody's business.
     assert_eq!(case.docker("run --rm IMAGE echo --gpus --rm=true", &image).await.succeeded(), "--gpus --rm=true\n");
 }

@@ -23,6 +23,8 @@ crate::tests![
     the_list_shows_what_was_pulled,
     a_removed_image_is_gone_and_its_shared_layers_stay,
     an_image_in_use_is_removed_only_by_force_and_its_container_lives,
+    an_id_with_names_in_several_repositories_is_removed_only_by_force,
+    an_image_without_a_name_is_listed_as_dockers_until_it_has_one,
     a_tag_is_a_further_name,
     a_loaded_archive_runs_without_a_registry,
     a_saved_image_is_loaded_by_others_and_by_us,
@@ -367,6 +369,62 @@ async fn an_image_in_use_is_removed_only_by_force_and_its_container_lives(case: 
     case.runtime.stop_container(&id, std::time::Duration::from_secs(10)).await.unwrap();
     case.runtime.start_container(&id).await.unwrap();
     assert_eq!(case.exec_ok(&id, "cat /text").await, "used");
+}
+
+async fn an_id_with_names_in_several_repositories_is_removed_only_by_force(case: Case) {
+    let root = case.root("root");
+    let reference = case.push("known", &printing("known")).await;
+    let berth = async |args: &[&str]| case.berth_on(&root, args).await;
+    berth(&["pull", "-q", &reference]).await.succeeded();
+    for target in ["example.org/a:1", "example.org/b:1"] {
+        berth(&["tag", &reference, target]).await.succeeded();
+    }
+    let list = async || berth(&["images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"]).await.succeeded();
+    let before = list().await;
+    let id = before.split_whitespace().nth(1).unwrap().to_owned();
+    let said = berth(&["--json", "rmi", &id]).await;
+    assert!(said.code == 1 && said.stderr.contains("image.several_names"), "{said:?}");
+    assert!(said.stderr.contains("example.org/b:1") && list().await == before, "{said:?}");
+    berth(&["rmi", "-f", &id]).await.succeeded();
+    assert_eq!(list().await, "");
+    // Of one repository all go.
+    berth(&["pull", "-q", &reference]).await.succeeded();
+    let sibling = format!("{}:other", reference.rsplit_once(':').unwrap().0);
+    berth(&["tag", &reference, &sibling]).await.succeeded();
+    berth(&["rmi", &id]).await.succeeded();
+    assert_eq!(list().await, "");
+}
+
+async fn an_image_without_a_name_is_listed_as_dockers_until_it_has_one(case: Case) {
+    let root = case.root("root");
+    let image = printing("nameless");
+    let reference = case.push("nameless", &image).await;
+    let digest = digest_of(&image.documents().1);
+    let file = case.suite.dir.path().join("nameless.tar");
+    let path = file.to_str().unwrap();
+    let berth = async |args: &[&str]| case.berth_on(&root, args).await;
+    berth(&["pull", "-q", &reference]).await.succeeded();
+    berth(&["save", "-o", path, &digest]).await.succeeded();
+    berth(&["rmi", &reference]).await.succeeded();
+    berth(&["load", "-i", path]).await.succeeded();
+    let list = async |more: &[&str]| {
+        let format = ["images", "--format", "{{.Repository}} {{.Tag}}"];
+        berth(&[&format[..], more].concat()).await.succeeded()
+    };
+    assert_eq!(list(&[]).await, "<none> <none>\n");
+    assert_eq!(list(&["--filter", "dangling=true"]).await, "<none> <none>\n");
+    berth(&["tag", &digest, "example.org/named:1"]).await.succeeded();
+    for _ in 0..2 {
+        assert_eq!(list(&[]).await, "example.org/named 1\n");
+        assert_eq!(list(&["--filter", "dangling=true"]).await, "");
+        assert_eq!(list(&["--filter", "reference=example.org/n*"]).await, "example.org/named 1\n");
+        // What has a name needs none.
+        berth(&["load", "-i", path]).await.succeeded();
+    }
+    let told = berth(&["image", "inspect", "-f", "{{.Os}} {{.digest}} {{json .Config.Nothing}}", &digest]).await;
+    assert_eq!(told.succeeded(), format!("linux {digest} null\n"));
+    let said = berth(&["images", "--filter", "label=x"]).await;
+    assert!(said.code == 1 && said.stderr.contains("label=x is not supported"), "{said:?}");
 }
 
 async fn a_tag_is_a_further_name(case: Case) {

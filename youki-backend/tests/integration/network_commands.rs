@@ -42,6 +42,10 @@ async fn networks_are_created_listed_inspected_and_removed(case: Case) {
     let table = case.berth_on(&root, &["network", "ls"]).await.succeeded();
     assert!(table.starts_with("NAME ") && table.contains(&subnet), "{table}");
     assert_eq!(case.berth_on(&root, &["network", "ls", "-q"]).await.succeeded(), "bridge\nback\nfront\n");
+    let format = "{{.Name}} {{.Driver}} {{.Scope}} {{.IPv6}} {{.internal}}";
+    let formatted = case.berth_on(&root, &["network", "ls", "--format", format]).await.succeeded();
+    assert_eq!(formatted.lines().next(), Some("bridge bridge local false false"), "{formatted}");
+    assert_eq!(formatted.lines().count(), 3, "{formatted}");
 
     let image = case.suite.busybox().await.to_owned();
     let args = ["run", "-d", "--name", "web", "--network", "front", "--network-alias", "db", &image, "sleep", "1000"];

@@ -41,6 +41,13 @@ pub struct Wanted {
     pub tty: bool,
 }
 
+impl Wanted {
+    /// Whether a terminal is to be typed into from what is none.
+    fn is_without_terminal(self) -> bool {
+        self.tty && self.input && !io::stdin().is_terminal()
+    }
+}
+
 /// `berth attach`
 pub async fn attach(session: &Session, args: &AttachArgs) -> Result<i32> {
     let id = container(&args.name)?;
@@ -49,6 +56,9 @@ pub async fn attach(session: &Session, args: &AttachArgs) -> Result<i32> {
         return Err(Error::NotRunning { id: one.id, state: one.state }.into());
     }
     let wanted = Wanted { input: !args.no_stdin, tty: one.spec.tty };
+    if wanted.is_without_terminal() {
+        return Err(Failure::usage("standard input is no terminal, as the container's is: leave it out by --no-stdin"));
+    }
     let mut watched = session.runtime.watch(&id).await?;
     let mut signals = Signals::listen()?;
     let started = std::future::ready(Ok(()));
@@ -69,7 +79,7 @@ pub async fn connect(
     signals: &mut Signals,
     start: impl Future<Output = Result<()>>,
 ) -> Result<Left> {
-    if wanted.tty && wanted.input && !io::stdin().is_terminal() {
+    if wanted.is_without_terminal() {
         return Err(Failure::usage("standard input is no terminal: leave --tty out"));
     }
     let mut attached = Attached::begin(runtime, id, wanted).await?;

@@ -308,6 +308,12 @@ pub struct EventsArgs {
     /// Only from this time on: RFC 3339, seconds since 1970, or so long ago (10m)
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
+    /// Only from before this time; with --follow, until then
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Print this of each: {{.kind}} {{.container}}, {{json .}}
+    #[arg(long, value_name = "TEMPLATE")]
+    pub format: Option<String>,
     /// Only those that fit: container, image, volume, event
     #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append)]
     pub filter: Vec<String>,
@@ -361,6 +367,9 @@ pub struct StopArgs {
     /// Seconds until they are killed; -1 for never [default: the container's, else 10]
     #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS")]
     pub time: Option<i64>,
+    /// By this signal [default: the container's]
+    #[arg(short, long)]
+    pub signal: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -1,14 +1,15 @@
-//! `pull`, `push`, `images`, `tag`, `rmi`, `prune`, and `image`.
+//! `pull`, `push`, `tag`, `rmi`, `prune`, and `image`.
 
 use std::io::{self, BufRead, Read};
 
-use registry::{PullOptions, PushOptions, Reference, Removed, Verified};
+use registry::{PullOptions, PushOptions, Removed, Verified};
 use runtime_core::PruneResult;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::cli::{ImageHistoryArgs, ImageNamesArgs, ImagesArgs, PruneArgs, PullArgs, PushArgs, RmiArgs, TagArgs};
+use crate::cli::{ImageHistoryArgs, ImageInspectArgs, ImageNamesArgs, PruneArgs, PullArgs, PushArgs, RmiArgs, TagArgs};
 use crate::failure::{Failure, Result, say};
 use crate::flag_values as values;
+use crate::format::Template;
 use crate::named_flags::naming_its_flag;
 use crate::output::{self, Table, decimal_size};
 use crate::progress::{self, Show};
@@ -53,48 +54,6 @@ pub async fn push(session: &Session, args: &PushArgs) -> Result<i32> {
     Ok(0)
 }
 
-/// `berth images`
-pub async fn images(session: &Session, args: &ImagesArgs) -> Result<i32> {
-    let mut images = session.runtime.images().list().await?;
-    if let Some(wanted) = &args.repository {
-        Reference::parse(wanted)?;
-        images.retain(|image| Reference::parse(&image.reference).is_ok_and(|reference| reference.is_meant_by(wanted)));
-    }
-    if session.json {
-        output::print_json(&images)?;
-        return Ok(0);
-    }
-    if args.quiet {
-        let id = |id: &str| if args.no_trunc { id.to_owned() } else { progress::short(id) };
-        let mut ids: Vec<String> = images.iter().map(|image| id(&image.id)).collect();
-        ids.dedup();
-        output::print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>())?;
-        return Ok(0);
-    }
-    let mut table = Table::new(["REPOSITORY", "TAG", "IMAGE ID", "DIGEST", "SIZE", "UNIQUE", "SHARED"]);
-    for image in &images {
-        let (repository, tag) = match Reference::parse(&image.reference) {
-            Ok(name) => {
-                // One pulled by digest has no tag here, whatever was written before the digest.
-                let tag = name.tag().filter(|_| name.digest().is_none());
-                (format!("{}/{}", name.registry(), name.repository()), tag.map(str::to_owned))
-            }
-            Err(_) => (image.reference.clone(), None),
-        };
-        table.row([
-            repository,
-            tag.unwrap_or_else(|| "<none>".to_owned()),
-            if args.no_trunc { image.id.clone() } else { progress::short(&image.id) },
-            image.digest.clone(),
-            decimal_size(image.size_bytes),
-            decimal_size(image.unique_bytes),
-            decimal_size(image.shared_bytes),
-        ]);
-    }
-    output::print(&table.render())?;
-    Ok(0)
-}
-
 /// `berth tag`
 pub async fn tag(session: &Session, args: &TagArgs) -> Result<i32> {
     session.runtime.images().tag(&args.source, &args.target).await?;
@@ -135,13 +94,14 @@ pub async fn prune(session: &Session, args: &PruneArgs) -> Result<i32> {
 }
 
 /// `berth image inspect`
-pub async fn inspect(session: &Session, args: &ImageNamesArgs) -> Result<i32> {
+pub async fn inspect(session: &Session, args: &ImageInspectArgs) -> Result<i32> {
     let find = async |name: &str| {
         let found = session.runtime.images().find(name).await?;
         found.ok_or_else(|| registry::Error::NotPresent(name.to_owned()))
     };
+    let template = args.format.as_deref().map(Template::parse).transpose()?;
     let (found, status) = session.each(&args.images, find).await;
-    let shown = found.into_iter().map(|image| {
+    let shown = found.iter().map(|image| {
         json!({
             "reference": image.reference,
             "digest": image.digest,
@@ -151,8 +111,31 @@ pub async fn inspect(session: &Session, args: &ImageNamesArgs) -> Result<i32> {
             "config": image.config,
         })
     });
-    output::print_json(&shown.collect::<Vec<_>>())?;
+    match template {
+        Some(template) => {
+            let lines = shown.map(|image| template.render(&image, |path| dockers(&image, path)));
+            output::print(&output::lines(None, lines)?)?;
+        }
+        None => output::print_json(&shown.collect::<Vec<_>>())?,
+    }
     Ok(status)
+}
+
+/// Docker's names for what stands elsewhere in `image`; its `Config` is the part of OCI's for those who run it.
+fn dockers(image: &Value, path: &[String]) -> Option<Value> {
+    let (first, rest) = path.split_first()?;
+    let config = &image["config"];
+    let found = match first.as_str() {
+        "Config" => rest.iter().fold(&config["config"], |value, name| &value[name.as_str()]),
+        _ if !rest.is_empty() => return None,
+        "Architecture" => &config["architecture"],
+        "Os" => &config["os"],
+        "Created" => &config["created"],
+        "Author" => &config["author"],
+        "Size" => &image["size_bytes"],
+        _ => return None,
+    };
+    Some(found.clone())
 }
 
 /// `berth image history`

@@ -26,7 +26,11 @@ pub async fn start(session: &Session, args: &NamesArgs) -> Result<i32> {
 pub async fn stop(session: &Session, args: &StopArgs) -> Result<i32> {
     let timeout = args.time.map(stop_timeout);
     let verb = async |id: ContainerId| {
-        warn_of_volumes(session.runtime.stop(&id, timeout).await?);
+        let stopped = match &args.signal {
+            Some(signal) => session.runtime.stop_by(&id, signal, timeout).await,
+            None => session.runtime.stop(&id, timeout).await,
+        };
+        warn_of_volumes(stopped.map_err(|error| naming_its_flag(error.into()))?);
         Ok(true)
     };
     each_named(session, &args.names, verb).await

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `cli`, `run_flags`, `flag_values`, `publish`, `mount_flag`, `log_flags`, `named_flags`, `docker_habits` | the command line and what it means |
 //! | `session` | configuration, logging, the opened runtime |
-//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `images`, `archives`, `volumes`, `networks`, `events`, `doctor`, `root` | the commands |
+//! | `run`, `attach`, `lifecycle`, `exec`, `copy`, `logs`, `stats`, `listing`, `top`, `image_list`, `images`, `archives`, `volumes`, `networks`, `events`, `doctor`, `root` | the commands |
 //! | `streams`, `signals`, `terminal` | what a foreground run passes on |
 //! | `output`, `format`, `progress`, `failure` | what is printed, and how it ends |
 
@@ -19,6 +19,7 @@ mod exec;
 mod failure;
 mod flag_values;
 mod format;
+mod image_list;
 mod images;
 mod lifecycle;
 mod listing;
@@ -148,7 +149,7 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
         Command::Cp(args) => copy::cp(&session, args).await,
         Command::Export(args) => copy::export(&session, args).await,
         Command::Pull(args) => images::pull(&session, args).await,
-        Command::Images(args) => images::images(&session, args).await,
+        Command::Images(args) => image_list::images(&session, args).await,
         Command::Push(args) => images::push(&session, args).await,
         Command::Save(args) => archives::save(&session, args).await,
         Command::Load(args) => archives::load(&session, args).await,
@@ -196,8 +197,8 @@ fn print_completion(shell: clap_complete::Shell) -> Result<i32> {
     Ok(0)
 }
 
-/// The command's name among `words`, which is not the value of a flag before it.
-fn command_of(words: &[String]) -> Option<&String> {
+/// The command's name among `words`, which is not the value of a flag before it; of one that leads to others with theirs.
+fn command_of(words: &[String]) -> Option<String> {
     let known = Cli::definition();
     let takes_value = |word: &str| {
         let flag = word.strip_prefix("--").filter(|name| !name.is_empty());
@@ -206,8 +207,12 @@ fn command_of(words: &[String]) -> Option<&String> {
     };
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        if known.find_subcommand(word).is_some() {
-            return Some(word);
+        if let Some(found) = known.find_subcommand(word) {
+            let mut found = found.clone();
+            // Its own are defined when it is called.
+            found.build();
+            let below = words.next().filter(|next| found.find_subcommand(next).is_some());
+            return Some(below.map_or_else(|| word.clone(), |below| format!("{word} {below}")));
         }
         if takes_value(word) {
             words.next();
@@ -224,7 +229,7 @@ fn report_usage(error: &clap::Error) -> i32 {
         failure::speak_json();
     }
     let command = command_of(&words);
-    let passes_codes = command.is_some_and(|name| ["run", "create", "exec"].contains(&name.as_str()));
+    let passes_codes = command.as_ref().is_some_and(|name| ["run", "create", "exec"].contains(&name.as_str()));
     let status = i32::from(if passes_codes { OWN_STATUS } else { USAGE_STATUS });
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -236,12 +241,11 @@ fn report_usage(error: &clap::Error) -> i32 {
             let _ = error.print();
             status
         }
-        _ if passes_codes && docker_habits::not_built(error).is_some() => {
-            let flag = docker_habits::not_built(error).unwrap_or_default();
-            Failure::unsupported(flag).print();
-            status
-        }
         kind => {
+            if let Some(flag) = command.as_ref().and_then(|command| docker_habits::not_built(error, command)) {
+                Failure::unsupported(flag).print();
+                return if passes_codes { status } else { 1 };
+            }
             let (mut message, tip) = usage_message(&error.to_string());
             // What Rust says of a number.
             for said in ["invalid digit found in string", "cannot parse integer from empty string"] {
@@ -313,9 +317,11 @@ mod tests {
             (&["--subnet", "exec", "ps"], Some("ps")),
             (&["--bogus", "run"], Some("run")),
             (&["--root", "run"], None),
+            (&["network", "ls"], Some("network ls")),
+            (&["network", "bogus"], Some("network")),
         ] {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            assert_eq!(command_of(&words).map(String::as_str), command, "{words:?}");
+            assert_eq!(command_of(&words).as_deref(), command, "{words:?}");
         }
     }
 

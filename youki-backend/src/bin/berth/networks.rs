@@ -1,11 +1,12 @@
 //! `network …` and `port`.
 
 use runtime_core::spec::{PortMapping, PortProtocol};
-use serde_json::json;
+use serde_json::{Value, json};
 use youki_backend::{Inspect, NetworkInfo, NetworkOptions};
 
 use crate::cli::{NetworkCreateArgs, NetworkLsArgs, NetworkNamesArgs, NetworkPruneArgs, NetworkRmArgs, PortArgs};
 use crate::failure::{Failure, Result};
+use crate::format::Template;
 use crate::images::confirmed;
 use crate::lifecycle::container;
 use crate::output::{self, Table, or_dash};
@@ -17,11 +18,15 @@ const MTU_OPTIONS: [&str; 2] = ["com.docker.network.driver.mtu", "mtu"];
 
 /// `berth network ls`
 pub fn ls(session: &Session, args: &NetworkLsArgs) -> Result<i32> {
+    let template = args.format.as_deref().map(Template::parse).transpose()?;
     let networks = session.runtime.networks()?;
     if session.json {
         output::print_json(&networks)?;
     } else if args.quiet {
         output::print(&names(networks.iter().map(|network| network.name.as_str())))?;
+    } else if let Some(template) = template {
+        let lines = networks.iter().map(|network| template.render(&json!(network), |path| dockers(network, path)));
+        output::print(&output::lines(template.is_table.then(|| template.headings()), lines)?)?;
     } else {
         let mut table = Table::new(["NAME", "BRIDGE", "SUBNET", "IPV6 SUBNET", "INTERNAL", "MTU", "CONTAINERS"]);
         for network in networks {
@@ -38,6 +43,18 @@ pub fn ls(session: &Session, args: &NetworkLsArgs) -> Result<i32> {
         output::print(&table.render())?;
     }
     Ok(0)
+}
+
+/// Docker's names for what a network has here in another way, or not at all.
+fn dockers(network: &NetworkInfo, path: &[String]) -> Option<Value> {
+    Some(match path.join(".").as_str() {
+        "ID" => json!(network.name),
+        "Driver" => "bridge".into(),
+        "Scope" => "local".into(),
+        "IPv6" => network.ipv6_subnet.is_some().into(),
+        "CreatedAt" => json!(network.created_at.map(output::time)),
+        _ => return None,
+    })
 }
 
 /// `berth network create`

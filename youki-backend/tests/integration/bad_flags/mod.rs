@@ -19,7 +19,7 @@ fn operands<'a>(command: &str, image: &'a str, container: &'a str) -> Vec<&'a st
         "run" | "create" => vec![image, "true"],
         "exec" => vec![container, "true"],
         "stop" | "kill" | "update" | "inspect" | "logs" | "export" => vec![container],
-        "pull" | "push" | "save" => vec![image],
+        "pull" | "push" | "save" | "image inspect" => vec![image],
         "volume restore" | "volume verify" => vec!["data"],
         "network create" => vec!["never"],
         _ => vec![],

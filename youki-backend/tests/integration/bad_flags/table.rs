@@ -85,7 +85,7 @@ pub const ROWS: &[(&str, &[(&str, Value)])] = &[
         ],
     ),
     ("apply", &[("--file", Refused("/no/such/file")), ("--name", Bad("../x")), ("--creds", Bad("nobody"))]),
-    ("stop", &[("--time", Bad("soon"))]),
+    ("stop", &[("--time", Bad("soon")), ("--signal", Bad("BOGUS"))]),
     ("shutdown", &[("--timeout", Bad("soon"))]),
     ("kill", &[("--signal", Bad("BOGUS"))]),
     (
@@ -115,10 +115,13 @@ pub const ROWS: &[(&str, &[(&str, Value)])] = &[
     ("export", &[("--output", Refused("/no/such/dir/file"))]),
     ("pull", &[("--policy", Bad("sometimes")), ("--platform", Bad("bogus")), ("--creds", Bad("nobody"))]),
     ("push", &[("--creds", Bad("nobody"))]),
+    ("images", &[("--filter", Bad("color=red")), ("--format", Bad("{{.Nosuch"))]),
+    ("image inspect", &[("--format", Bad("{{.Nosuch"))]),
     ("save", &[("--output", Refused("/no/such/dir/file"))]),
     ("load", &[("--input", Refused("/no/such/file"))]),
     ("volume restore", &[("--generation", Bad("newest")), ("--to", Refused("/dev/null/dir"))]),
     ("volume verify", &[("--generation", Bad("newest"))]),
+    ("network ls", &[("--format", Bad("{{.Nosuch"))]),
     (
         "network create",
         &[
@@ -129,5 +132,13 @@ pub const ROWS: &[(&str, &[(&str, Value)])] = &[
             ("--opt", Refused("parent=eth0")),
         ],
     ),
-    ("events", &[("--since", Bad("once")), ("--filter", Bad("color=red"))]),
+    (
+        "events",
+        &[
+            ("--since", Bad("once")),
+            ("--until", Bad("then")),
+            ("--format", Bad("{{.Nosuch")),
+            ("--filter", Bad("color=red")),
+        ],
+    ),
 ];

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{ArgAction, Args, Subcommand};
 
 use super::flags::Flags;
 
@@ -16,9 +16,18 @@ pub struct ImagesArgs {
     /// Do not shorten ids
     #[arg(long)]
     pub no_trunc: bool,
+    /// Only those that fit: reference, dangling
+    #[arg(short, long, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    pub filter: Vec<String>,
+    /// Print this of each: {{.Repository}} {{.Tag}} {{.ID}}; after the word table, with headings
+    #[arg(long, value_name = "TEMPLATE")]
+    pub format: Option<String>,
     /// Digests are shown in any case
     #[arg(long, hide = true)]
     pub digests: bool,
+    /// There are none that only others are made of
+    #[arg(short, long, hide = true)]
+    pub all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -82,7 +91,7 @@ pub struct PruneArgs {
 #[command(defer = true)]
 pub enum ImageCommand {
     /// Show images
-    Inspect(Flags<ImageNamesArgs>),
+    Inspect(Flags<ImageInspectArgs>),
     /// Show how an image was built
     History(Flags<ImageHistoryArgs>),
     /// Hash all that is stored of images again, and name what is damaged
@@ -96,6 +105,16 @@ pub struct ImageHistoryArgs {
     /// Do not shorten commands and digests
     #[arg(long)]
     pub no_trunc: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ImageInspectArgs {
+    /// Print this of each: {{.id}}, {{json .config}}
+    #[arg(short, long, value_name = "TEMPLATE")]
+    pub format: Option<String>,
+    /// The images
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -26,6 +26,9 @@ pub struct NetworkLsArgs {
     /// Print names only
     #[arg(short, long)]
     pub quiet: bool,
+    /// Print this of each: {{.Name}} {{.Subnet}}; after the word table, with headings
+    #[arg(long, value_name = "TEMPLATE")]
+    pub format: Option<String>,
 }
 
 #[derive(Debug, Args)]
