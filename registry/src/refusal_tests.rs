@@ -160,7 +160,11 @@ async fn an_id_means_its_image_however_that_is_compressed() {
     assert_eq!(store.list().await.unwrap().len(), 1, "a digest means one of them");
     let file = root.0.path().join("archive.tar");
     store.load(&file).await.unwrap();
-    store.remove(&id[..12], false, Arc::new(|| Ok(Vec::new()))).await.unwrap();
+    // Of two repositories, as docker.
+    let refused = store.remove(&id[..12], false, Arc::new(|| Ok(Vec::new()))).await.unwrap_err();
+    assert!(refused.code() == "image.several_names" && refused.to_string().contains("packed"), "{refused}");
+    assert_eq!(store.list().await.unwrap().len(), 2);
+    store.remove(&id[..12], true, Arc::new(|| Ok(Vec::new()))).await.unwrap();
     assert!(store.list().await.unwrap().is_empty());
 }
 
