@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{Host, Memory, code};
 use crate::log::Log;
 use crate::record::RecordKind;
@@ -61,6 +63,38 @@ async fn who_renews_keeps_its_claim_and_who_is_silent_loses_it() {
     let one = Host { store: super::open(_root.path(), "one", &memory, |s3| s3).await, _root };
     let Err(Error::Fenced { branch: Some(_), .. }) = one.store.sync("v").await else { panic!("not fenced") };
     super::model::check_log(&Log::new(memory.clone(), "p/v/".into()).all().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_called_off_as_it_waits_takes_nothing() {
+    let memory = Arc::new(Memory::default());
+    let (one, two) = (host("one", &memory).await, host("two", &memory).await);
+    one.acquire().await.unwrap();
+    one.write("kept").await;
+    one.store.sync("v").await.unwrap();
+    let Host { store, _root } = one;
+    drop(store);
+    let before = two.store.history("v", true).await.unwrap();
+    let options = AcquireOptions::default();
+    let called_off = options.called_off.clone();
+    let begin = Instant::now();
+    let waiting = two.store.acquire("v", "web", options);
+    let calling_off = async {
+        tokio::time::sleep(AFTER / 6).await;
+        called_off.cancel();
+    };
+    assert_eq!(code(tokio::join!(waiting, calling_off).0), "volume.called_off");
+    assert!(begin.elapsed() < AFTER, "told after {:?}", begin.elapsed());
+    // Nor who waits for somebody that works with it here.
+    let lock = two.store.lock("v").await.unwrap();
+    let (options, called_off) =
+        (AcquireOptions { readonly: true, ..AcquireOptions::default() }, CancellationToken::new());
+    let waiting = two.store.acquire("v", "web", AcquireOptions { called_off: called_off.clone(), ..options });
+    called_off.cancel();
+    drop(lock);
+    assert_eq!(code(waiting.await), "volume.called_off");
+    assert_eq!(two.store.history("v", true).await.unwrap(), before);
+    assert!(two.store.names().await.unwrap().is_empty(), "something of it is here");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
