@@ -149,14 +149,17 @@ impl VolumeStore {
     }
 
     /// The same without a word to S3: what is owed for the use is written down, for [`VolumeStore::retry`] to do. Whether
-    /// anything is owed for it.
+    /// anything is owed for it. Nothing changes once it is `called_off` while somebody else works with the volume.
     ///
     /// # Errors
-    /// Only those of the disk.
-    pub async fn leave(&self, name: &str, user: &str) -> Result<bool> {
-        let user = user.to_owned();
+    /// Those of the disk; [`Error::CalledOff`].
+    pub async fn leave(&self, name: &str, user: &str, called_off: &CancellationToken) -> Result<bool> {
+        let (user, called_off) = (user.to_owned(), called_off.clone());
         self.detached(name, move |store, name| async move {
             let mut volume = store.lock(&name).await?;
+            if called_off.is_cancelled() {
+                return Err(Error::CalledOff { name });
+            }
             let owes = store.note_end(&mut volume, &user, false).await?.unwrap_or(false);
             if !owes {
                 store.forget_blank(&mut volume).await?;

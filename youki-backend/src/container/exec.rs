@@ -131,7 +131,14 @@ impl Inner {
         // Ours must be closed, or their readers never see the end.
         drop(request.stdio);
         let deadline = request.options.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        match connection.receive().await.map_err(Error::supervisor(id))? {
+        let reply = connection.receive().await.map_err(Error::supervisor(id))?;
+        let is_given_up =
+            matches!(reply, Some(Reply::Error(_) | Reply::ExecFailed { step: ExecStep::Preparation, .. }));
+        // Since it was looked at.
+        if is_given_up && self.is_paused(&container) {
+            return Err(not_running("paused"));
+        }
+        match reply {
             Some(Reply::ExecStarted { pid }) => {
                 let pid = u32::try_from(pid).unwrap_or(0);
                 Ok(RunningExec { connection, container: id.to_string(), deadline, pid })

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use runtime_core::{ContainerId, Event, EventKind};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use volumes_s3::VolumeStore;
 
 use super::{Container, Observed};
 use crate::error::{Error, Result};
@@ -17,6 +20,9 @@ use crate::trash::SUPERVISOR_PATIENCE;
 /// Volumes retried at once: each sync may hold some ten MiB.
 const RETRIES_AT_ONCE: usize = 4;
 
+/// Until the end of a use is to be written down again: somebody else worked with the volume for all the time there was.
+const PAUSE_BETWEEN_TRIES: Duration = Duration::from_secs(5);
+
 /// What becomes of a sync that somebody else has begun at the end of the same container.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Settling {
@@ -24,6 +30,38 @@ pub(crate) enum Settling {
     Left,
     /// It is waited for, and tried again should it fail: the caller's answer says whether the data is durable.
     Joined,
+}
+
+/// The lock of a container that has ended. Of one that is gone nobody needs its file.
+struct HeldEnded {
+    lock: Option<ContainerLock>,
+    is_gone: bool,
+}
+
+impl Drop for HeldEnded {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock.take().filter(|_| self.is_gone) {
+            lock.remove();
+        }
+    }
+}
+
+/// Ends the use of a volume, unless somebody else works with that until `end`. The container's lock is held, so that no use
+/// of a later attempt is taken for this one's.
+pub(crate) async fn leave_until(
+    volumes: &VolumeStore,
+    name: &str,
+    user: &str,
+    (end, patience): (Instant, Duration),
+) -> volumes_s3::Result<bool> {
+    let called_off = CancellationToken::new();
+    match tokio::time::timeout_at(end, volumes.leave(name, user, &called_off)).await {
+        Ok(left) => left,
+        Err(_) => {
+            called_off.cancel();
+            Err(volumes_s3::Error::SyncTimedOut { name: name.to_owned(), patience })
+        }
+    }
 }
 
 impl Inner {
@@ -41,29 +79,41 @@ impl Inner {
             return Vec::new();
         }
         let patience = self.config.volumes.sync_on_stop;
-        let end = tokio::time::Instant::now() + patience;
-        let left = match self.leave_volumes(container, end).await {
-            Ok(left) => left,
+        let end = Instant::now() + patience;
+        let (held, user) = match self.hold_ended(container, end).await {
+            Ok(Some(held)) => (Arc::new(held), container.record.id.to_string()),
+            Ok(None) => return Vec::new(),
             Err(error) => {
                 tracing::warn!(container = %container.record.id, error = error.chain(), "its volumes are left to the keeper");
                 return Vec::new();
             }
         };
-        let (mut owing, mut owed, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
-        for (name, left) in left {
-            match left {
-                Ok(true) => owing.push(name),
-                Ok(false) => theirs.push(name),
+        let (mut uses, mut theirs, mut owed) = (Vec::new(), Vec::new(), Vec::new());
+        for name in container.record.named_volumes().into_iter().map(str::to_owned) {
+            match self.volumes.users(&name).await {
+                Ok(users) if users.contains(&user) => uses.push(name),
+                Ok(_) => theirs.push(name),
                 Err(error) => {
                     self.tell_whether_durable(&name, Some(&error));
                     owed.push((name, error));
                 }
             }
         }
-        let tries = owing.iter().map(|name| {
-            let (volumes, task_name) = (self.volumes.clone(), name.clone());
-            self.settled(name, (end, patience), async move { Ok(volumes.retry(&task_name).await.err()) })
+        let tries = uses.iter().map(|name| {
+            let (volumes, name_of_task) = (self.volumes.clone(), name.clone());
+            let (user, held) = (user.clone(), held.clone());
+            self.settled(name, (end, patience), async move {
+                let owes = leave_until(&volumes, &name_of_task, &user, (end, patience)).await;
+                // The end of the use is written down, or stays to be; who starts it again is in nobody's way.
+                drop(held);
+                match owes? {
+                    true => Ok(volumes.retry(&name_of_task).await.err()),
+                    false => Ok(None),
+                }
+            })
         });
+        let tries: Vec<_> = tries.collect();
+        drop(held);
         owed.extend(futures_util::future::join_all(tries).await.into_iter().flatten());
         owed.extend(self.join_settling(container, settling, theirs).await);
         owed
@@ -101,47 +151,23 @@ impl Inner {
         }
     }
 
-    /// Writes down that a container that has ended uses its volumes no more; whether S3 is owed something for that. None of
-    /// them for one that was started again, which is found out while nobody can start it.
-    async fn leave_volumes(
-        &self,
-        container: &Container,
-        end: tokio::time::Instant,
-    ) -> Result<Vec<(String, volumes_s3::Result<bool>)>> {
-        let lock = ContainerLock::acquire(container.paths.lock.clone()).await?;
-        let (ended, is_gone) = match self.container(&container.record.id) {
+    /// Keeps a container that has ended, or is gone, as it is; `None` if it runs, or another one has its name, or whoever has
+    /// its lock keeps it beyond `end`: then it is theirs.
+    async fn hold_ended(&self, container: &Container, end: Instant) -> Result<Option<HeldEnded>> {
+        let acquiring = ContainerLock::acquire(container.paths.lock.clone());
+        let Ok(lock) = tokio::time::timeout_at(end, acquiring).await else { return Ok(None) };
+        let lock = lock?;
+        let is_gone = match self.container(&container.record.id) {
             Ok(now) if now.record.is_same_container(&container.record) => {
                 match self.observe_locked(&now, &lock).await? {
-                    Observed::Ended(_) => (now, false),
-                    _ => return Ok(Vec::new()),
+                    Observed::Ended(_) => false,
+                    _ => return Ok(None),
                 }
             }
-            Err(Error::NoSuchContainer { .. }) => (container.clone(), true),
-            _ => return Ok(Vec::new()),
+            Err(Error::NoSuchContainer { .. }) => true,
+            _ => return Ok(None),
         };
-        let names: Vec<String> = ended.record.named_volumes().into_iter().map(str::to_owned).collect();
-        let (volumes, user, of_task) = (self.volumes.clone(), ended.record.id.to_string(), names.clone());
-        // On its own: whoever works with a volume may do so for long, and the lock is kept until the end is written down.
-        let leaving = tokio::spawn(async move {
-            let left = of_task.iter().map(|name| volumes.leave(name, &user));
-            let left = futures_util::future::join_all(left).await;
-            if is_gone {
-                lock.remove();
-            }
-            left
-        });
-        let patience = self.config.volumes.sync_on_stop;
-        Ok(match tokio::time::timeout_at(end, leaving).await {
-            Ok(Ok(left)) => names.into_iter().zip(left).collect(),
-            Ok(Err(_)) => {
-                let cut_off = || Err(volumes_s3::Error::Interrupted { operation: "the end of a volume's use" });
-                names.into_iter().map(|name| (name, cut_off())).collect()
-            }
-            Err(_) => {
-                let timed_out = |name: &str| Err(volumes_s3::Error::SyncTimedOut { name: name.to_owned(), patience });
-                names.into_iter().map(|name| (name.clone(), timed_out(&name))).collect()
-            }
-        })
+        Ok(Some(HeldEnded { lock: Some(lock), is_gone }))
     }
 
     /// The same for a container whose create is `undone`: volumes that were made for it go.
@@ -203,14 +229,14 @@ impl Inner {
                 false => volumes.release(&task_name, &task_user).await,
             }
         };
-        self.settled(name, (tokio::time::Instant::now() + patience, patience), ending).await
+        self.settled(name, (Instant::now() + patience, patience), ending).await
     }
 
     /// What volume `name` still owes when `ending` is over, or at `end` of the `patience`, and tells of it.
     async fn settled(
         &self,
         name: &str,
-        (end, patience): (tokio::time::Instant, Duration),
+        (end, patience): (Instant, Duration),
         ending: impl Future<Output = volumes_s3::Result<Option<volumes_s3::Error>>> + Send + 'static,
     ) -> Option<(String, volumes_s3::Error)> {
         // On its own: a time that runs out must not cut a sync off.
@@ -242,7 +268,7 @@ impl Inner {
 
     async fn retry(&self, owing: Vec<String>) -> Vec<(String, volumes_s3::Error)> {
         let patience = self.config.volumes.sync_on_stop;
-        let end = tokio::time::Instant::now() + patience;
+        let end = Instant::now() + patience;
         let tries = owing.into_iter().map(|name| async move {
             match tokio::time::timeout_at(end, self.volumes.retry(&name)).await {
                 Ok(Ok(())) => None,
@@ -298,10 +324,30 @@ impl Inner {
     pub(crate) async fn settle_at_end(self: &Arc<Self>, container: &Container) {
         // Between attempts that its policy makes it needs them still. Its supervisor may have removed it.
         match self.wait_for_last_end(container, None).await {
-            Ok(_) | Err(Error::NoSuchContainer { .. }) => drop(self.settle_ended(container, Settling::Left).await),
+            Ok(_) | Err(Error::NoSuchContainer { .. }) => {
+                while self.settle_ended(container, Settling::Left).await.iter().any(|(_, error)| is_late(error))
+                    && self.uses_a_volume(container).await
+                {
+                    tokio::time::sleep(PAUSE_BETWEEN_TRIES).await;
+                }
+            }
             Err(error) => {
                 tracing::debug!(container = %container.record.id, error = error.chain(), "no longer followed");
             }
         }
     }
+
+    async fn uses_a_volume(&self, container: &Container) -> bool {
+        let user = container.record.id.to_string();
+        for name in container.record.named_volumes() {
+            if self.volumes.users(name).await.is_ok_and(|users| users.contains(&user)) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+fn is_late(error: &volumes_s3::Error) -> bool {
+    matches!(error, volumes_s3::Error::SyncTimedOut { .. })
 }

@@ -241,12 +241,15 @@ impl Inner {
             Some(ended) if ended.restarting => ExitRecord { restarting: false, failure: Some(why), ..ended },
             _ => ExitRecord::lost(container.record.attempt, why),
         };
-        if let Err(error) = record::write(&container.paths.exit_record(), &record) {
-            tracing::error!(container = %container.record.id, error = error.chain(), "its end is not on record");
-        }
-        // Its socket went some time before: whoever syncs what is on record looks again.
-        if ring_keeper(&container.paths).is_ok() {
-            let _ = std::fs::remove_file(&container.paths.socket);
+        match record::write(&container.paths.exit_record(), &record) {
+            // Its socket went some time before: whoever syncs what is on record looks again.
+            Ok(()) if ring_keeper(&container.paths).is_ok() => {
+                let _ = std::fs::remove_file(&container.paths.socket);
+            }
+            Ok(()) => {}
+            Err(error) => {
+                tracing::error!(container = %container.record.id, error = error.chain(), "its end is not on record");
+            }
         }
         if let Err(error) = self.leave_network(container).await {
             tracing::warn!(container = %container.record.id, error = error.chain(), "its ports are not given back");

@@ -644,7 +644,7 @@ async fn with_json_all_that_is_said_is_json(case: Case) {
     let image = case.suite.busybox().await;
     let warnings = |stderr: &str| -> Vec<String> {
         let lines = stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        lines.map(|line| line["warning"]["message"].as_str().unwrap().to_owned()).collect()
+        lines.filter_map(|line| Some(line["warning"]["message"].as_str()?.to_owned())).collect()
     };
     let words = ["create", "--json", "--network", "none", "-v", "data:/data", image];
     let said = case.berth_on(&root, &words).await;

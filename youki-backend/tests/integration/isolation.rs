@@ -349,7 +349,7 @@ async fn execs_that_a_pause_meets_hold_up_nobody_and_leave_nothing(case: Case) {
     case.runtime.container_state(&id).await.unwrap();
     let took = begin.elapsed();
     case.berth(&["unpause", &id.to_string()]).await.succeeded();
-    assert!(took < patience(Duration::from_secs(13)), "its supervisor answers after {took:?}");
+    assert!(took < patience(Duration::from_secs(5)), "its supervisor answers after {took:?}");
     while execs.join_next().await.is_some() {}
     assert_eq!(case.exec_ok(&id, "echo on").await, "on\n");
     eventually("what was given up is gone", || async { case.cgroup_pids(&id).len() == before }).await;

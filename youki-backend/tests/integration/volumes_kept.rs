@@ -6,6 +6,7 @@ use aws_sdk_s3::primitives::ByteStream;
 
 use crate::support::Case;
 use crate::support::berth::{Said, berth};
+use crate::support::case::eventually;
 use crate::support::root::Root;
 use crate::support::servers::S3_BUCKET;
 
@@ -67,16 +68,20 @@ async fn a_stopped_containers_volume_is_neither_removed_nor_pruned(case: Case) {
 async fn a_start_during_a_stop_keeps_its_volume(case: Case) {
     let root = case.root_with_s3("root", "p").await;
     let image = case.suite.busybox().await;
-    let script = "trap 'sleep 2; exit' TERM; echo up; while :; do sleep 0.1; done";
+    let script = "trap 'sleep 8; exit' TERM; echo up; while :; do sleep 0.1; done";
     let words = ["run", "-d", "--name", "web", "-v", "data:/data", image, "sh", "-c", script];
     berth(&root, &words).await.succeeded();
-    let up = async |times| while berth(&root, &["logs", "web"]).await.stdout.lines().count() < times {};
+    let up = async |times| {
+        let has_said_so = async || berth(&root, &["logs", "web"]).await.stdout.lines().count() >= times;
+        eventually("it is up", || has_said_so()).await;
+    };
     up(1).await;
     let stopping = {
         let root = root.clone();
         tokio::spawn(async move { berth(&root, &["stop", "web"]).await.succeeded() })
     };
-    while berth(&root, &["inspect", "-f", "{{.state}}", "web"]).await.stdout != "stopping\n" {}
+    let state = async || berth(&root, &["inspect", "-f", "{{.state}}", "web"]).await.stdout;
+    eventually("it is being stopped", || async { state().await == "stopping\n" }).await;
     berth(&root, &["start", "web"]).await.succeeded();
     stopping.await.unwrap();
     up(2).await;

@@ -21,6 +21,7 @@ crate::tests![
     a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good,
     a_sync_that_is_not_done_in_time_is_told_so,
     a_stop_waits_for_the_sync_that_the_keeper_began,
+    a_removal_waits_for_no_upload_that_goes_on,
     the_name_of_one_that_is_gone_is_free_while_s3_hangs,
     a_run_with_s3_down_asks_once_and_says_it_once,
     who_asks_an_s3_that_hangs_learns_it_in_seconds,
@@ -140,6 +141,22 @@ async fn a_stop_waits_for_the_sync_that_the_keeper_began(case: Case) {
     stopping.await.unwrap().unwrap();
     let status = runtime.volume_status("data").await.unwrap();
     assert!(status.durable_at.is_some() && status.last_error.is_none(), "stop did not wait: {status:?}");
+}
+
+async fn a_removal_waits_for_no_upload_that_goes_on(case: Case) {
+    let (root, mut switch) = case.root_with_switch("root", "p").await;
+    let root = Root { keeper: true, ..root };
+    let runtime = root.open().await.unwrap();
+    let id = with_volume(&case, &runtime).await;
+    exec_ok(&runtime, &id, "echo precious > /data/file").await;
+    switch.hang().await;
+    // The keeper sees the same end.
+    berth(&root, &["--config", &two_seconds(&case, &root), "stop", &id.to_string()]).await.succeeded();
+    let removal = tokio::time::timeout(patience(Duration::from_secs(6)), runtime.remove_container(&id)).await;
+    removal.expect("it waits for the upload").unwrap();
+    switch.turn_on().await;
+    let owing = async || runtime.volume_status("data").await.is_ok_and(|status| status.last_error.is_some());
+    eventually("it is durable", || async { !owing().await }).await;
 }
 
 async fn the_name_of_one_that_is_gone_is_free_while_s3_hangs(case: Case) {

@@ -213,7 +213,7 @@ impl Wanted {
         let word = async {
             tokio::time::sleep(UNSAID).await;
             say(&format!("{}: undoing what was begun; another signal leaves that to the next command", self.id));
-            tokio::time::sleep(TIME_TO_UNDO).await;
+            tokio::time::sleep(TIME_TO_UNDO - UNSAID).await;
         };
         tokio::select! {
             undone = undo => return undone.map(|()| Some(128 + number)),

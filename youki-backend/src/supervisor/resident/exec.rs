@@ -33,8 +33,10 @@ use crate::supervisor::wire::{ExecRequest, ExecStep};
 /// The kernel's limit (BPF_MAXINSNS) times the size of an instruction.
 const MAX_FILTER_BYTES: u64 = 4096 * 8;
 
-/// For the first of two forks to end: somebody may have frozen the cgroup that it joins.
+/// For the first of two forks to end: the container decides what it opens.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether it is frozen.
+const LOOK_AROUND: Duration = Duration::from_millis(50);
 /// For one that is killed.
 const TIME_TO_DIE: Duration = Duration::from_millis(100);
 /// Between two looks at what cannot be waited for.
@@ -83,7 +85,7 @@ pub(crate) fn start(
     let [bounding, effective, permitted, inheritable, ambient] = request.capabilities;
     let capabilities = CapabilitySets { bounding, effective, permitted, inheritable, ambient };
     // Forks that wait for a thaw would hold up this process, one after another.
-    if container.may_trace && container.cgroup.is_frozen() {
+    if container.may_trace && container.cgroup.is_to_freeze() {
         return Err(io::Error::other("the container is paused"));
     }
     let launch = Launch::prepare(Program {
@@ -105,7 +107,16 @@ pub(crate) fn start(
     let own_cgroup = container.cgroup.make_exec_dir(number)?;
     let join = container.cgroup.join_files(own_cgroup.as_deref());
 
-    let child = Child { request, launch, cwd, join, pidfd, stdio: descriptors.stdio, errno: errno_write };
+    let child = Child {
+        request,
+        cgroup: container.cgroup,
+        launch,
+        cwd,
+        join,
+        pidfd,
+        stdio: descriptors.stdio,
+        errno: errno_write,
+    };
     match if container.may_trace { child.fork_outside() } else { child.fork() } {
         Ok(pid) => Ok(Exec {
             pid,
@@ -136,6 +147,7 @@ pub(crate) fn read_errno(pipe: OwnedFd) -> Option<(i32, ExecStep)> {
 
 struct Child<'a> {
     request: &'a ExecRequest,
+    cgroup: &'a CgroupPaths,
     launch: Launch,
     cwd: CString,
     join: Vec<PathBuf>,
@@ -194,11 +206,11 @@ impl Child<'_> {
                 Err(error) => self.fail((ExecStep::Preparation, error)),
             }
         }
-        if !has_ended(first, PATIENCE) {
+        if !has_ended(first, PATIENCE, || self.cgroup.is_to_freeze()) {
             // SAFETY: takes integers; it has not been reaped.
             unsafe { libc::kill(first, libc::SIGKILL) };
             // One that is frozen ends with the freeze, and makes no other: a fork heeds what is to kill it.
-            has_ended(first, TIME_TO_DIE);
+            has_ended(first, TIME_TO_DIE, || false);
             let second = second.load(Ordering::SeqCst);
             if second > 0 {
                 // SAFETY: as above.
@@ -308,8 +320,8 @@ impl Child<'_> {
     }
 }
 
-/// Whether child `pid` ends within `patience`; it is not reaped.
-fn has_ended(pid: i32, patience: Duration) -> bool {
+/// Whether child `pid` ends within `patience`, and before it is `in_vain` to wait; it is not reaped.
+fn has_ended(pid: i32, patience: Duration, in_vain: impl Fn() -> bool) -> bool {
     let Some(pid) = Pid::from_raw(pid) else { return true };
     let begin = Instant::now();
     loop {
@@ -324,8 +336,11 @@ fn has_ended(pid: i32, patience: Duration) -> bool {
             std::thread::sleep(LOOK_AGAIN.min(left));
             continue;
         };
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left));
+        let slice = LOOK_AROUND.min(left);
+        let slice = Timespec { tv_sec: slice.as_secs() as i64, tv_nsec: slice.subsec_nanos().into() };
+        if matches!(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&slice)), Ok(0)) && in_vain() {
+            return false;
+        }
     }
 }
 

@@ -192,9 +192,11 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let one_page = Some(c"size=4k");
-        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), one_page).unwrap();
-        let text = "x".repeat(1800);
+        let page = rustix::param::page_size();
+        let size = std::ffi::CString::new(format!("size={page}")).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, Some(size.as_c_str())).unwrap();
+        let text = "x".repeat(page * 44 / 100);
         let three: Vec<u8> = (1..=3).flat_map(|number| line(&format!("{number} {text}"))).collect();
         let first = three.len() / 3;
         let mut log = LogFiles::open(settings(dir.path(), 1 << 20, 3));
