@@ -2,6 +2,7 @@
 
 mod helper;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::io::Read as _;
@@ -176,8 +177,9 @@ fn parse(text: &[u8], registry: &str, repository: &str) -> std::result::Result<E
         .filter_map(|(key, entry)| Some((fit(key, registry, repository)?, entry)))
         .max_by_key(|(fit, _)| *fit)
         .map(|(_, entry)| entry);
-    let helper =
-        config.helpers.iter().flatten().find(|(key, _)| fit(key, registry, "").is_some()).map(|(_, name)| name);
+    let helpers = config.helpers.iter().flatten();
+    let helper = helpers.filter_map(|(key, name)| Some((fit(key, registry, "")?, name))).max_by_key(|(fit, _)| *fit);
+    let helper = helper.map(|(_, name)| name);
     if let Some(name) = helper.filter(|name| !name.is_empty()) {
         return Ok(Entered::Helper { name: name.clone(), optional: false });
     }
@@ -190,21 +192,24 @@ fn parse(text: &[u8], registry: &str, repository: &str) -> std::result::Result<E
     }
 }
 
-/// How closely a key fits, in bytes; `None` if it is another's. Keys are hosts, URLs (`https://index.docker.io/v1/`), or,
-/// as podman has them, hosts with the beginning of a repository.
-fn fit(key: &str, registry: &str, repository: &str) -> Option<usize> {
+/// How closely a key fits: first by the repository's part of it, in bytes, then the plainer key, so that it is the same one
+/// each time; `None` if it is another's. Keys are hosts, URLs (`https://index.docker.io/v1/`), or, as podman has them, hosts
+/// with the beginning of a repository. A URL with another path is no registry's: docker keeps an access and a refresh token of
+/// its login by the browser beside the password, at `https://index.docker.io/v1/access-token` and `…/refresh-token`.
+fn fit<'k>(key: &'k str, registry: &str, repository: &str) -> Option<(usize, Reverse<(usize, &'k str)>)> {
     let is_url = key.contains("://");
-    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    let (host, path) = key.split_once('/').unwrap_or((key, ""));
+    let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     if canonical(host) != canonical(registry) {
         return None;
     }
+    let plainness = Reverse((key.len(), key));
     let path = path.trim_end_matches('/');
-    if is_url || matches!(path, "" | "v1" | "v2") {
-        return Some(0);
+    if matches!(path, "" | "v1" | "v2") {
+        return Some((0, plainness));
     }
-    let rest = repository.strip_prefix(path)?;
-    (rest.is_empty() || rest.starts_with('/')).then_some(path.len())
+    let rest = repository.strip_prefix(path).filter(|_| !is_url)?;
+    (rest.is_empty() || rest.starts_with('/')).then_some((path.len(), plainness))
 }
 
 fn credentials_of(entry: &Entry) -> std::result::Result<Option<Credentials>, String> {
@@ -285,6 +290,21 @@ mod tests {
             ),
         ] {
             assert_eq!(shown(&text, registry), result, "{text}");
+        }
+    }
+
+    /// What `docker login` by the browser writes: two of the three are no passwords.
+    #[test]
+    fn of_docker_hubs_entries_the_one_that_docker_itself_uses_counts() {
+        let hub = r#"{"auths":{"https://index.docker.io/v1/":{"username":"u","password":"p"},
+            "https://index.docker.io/v1/access-token":{"username":"u","password":"access"},
+            "https://index.docker.io/v1/refresh-token":{"username":"u","password":"refresh"}}}"#;
+        let twice =
+            r#"{"auths":{"a":{"username":"u","password":"p"},"https://a/v1/":{"username":"u","password":"q"}}}"#;
+        // Each map has an order of its own.
+        for _ in 0..20 {
+            assert_eq!(shown(hub, "docker.io/library/busybox"), "u:p");
+            assert_eq!(shown(twice, "a/x"), "u:p");
         }
     }
 
