@@ -45,9 +45,10 @@ pub(crate) async fn load(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> 
 }
 
 async fn load_all(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
-    let _hold = blocking(store, |store| StoreHold::shared(&store.paths.store_lock)).await?;
-    let from = path.to_path_buf();
+    let hold = Arc::new(blocking(store, |store| StoreHold::shared(&store.paths.store_lock)).await?);
+    let (from, held) = (path.to_path_buf(), Arc::clone(&hold));
     let found = blocking(store, move |store| {
+        let _hold = held;
         let source = Source::open(store, &from)?;
         let images = match source.read("index.json", store.config.limits.manifest_bytes)? {
             Some(index) => source.layout_images(store, &index)?,
@@ -56,27 +57,33 @@ async fn load_all(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
         if images.is_empty() { Err(source.invalid("it holds no image".to_owned())) } else { Ok(images) }
     })
     .await?;
-    let mut images = Vec::new();
+    let (mut entries, mut settled) = (Vec::new(), Vec::new());
     for Loaded { names, digest, size, parts } in found {
         let origin = Origin { session: None, events: None, enters: true };
         let names = if names.is_empty() { vec![format!("{NAMELESS}{digest}")] } else { names };
-        let settled = layers(store, &parts, origin).await;
-        let settled = settled.map_err(|error| error.of_image(&format!("{} in {}", names[0], path.display())))?;
-        for name in &names {
-            let entry = Entry::new(name, &digest, size, &parts.manifest, None);
-            let put = move |index: &mut Index| {
-                index.put(entry);
-                Ok(())
-            };
-            blocking(store, move |store| Index::update(&store.paths, put)).await?;
-            images.push(assemble(store, name.clone(), digest.clone(), parts.clone(), settled.clone()).await?);
+        let places = layers(store, &parts, origin).await;
+        let places = places.map_err(|error| error.of_image(&format!("{} in {}", names[0], path.display())))?;
+        for name in names {
+            entries.push(Entry::new(&name, &digest, size, &parts.manifest, None));
+            settled.push((name, digest.clone(), parts.clone(), places.clone()));
         }
     }
-    blocking(store, |store| {
+    let held = Arc::clone(&hold);
+    blocking(store, move |store| {
+        // It goes on when the load is dropped.
+        let _hold = held;
+        Index::update(&store.paths, |index| {
+            entries.into_iter().for_each(|entry| index.put(entry));
+            Ok(())
+        })?;
         durability::sync_in_background(store);
         Ok(())
     })
     .await?;
+    let mut images = Vec::new();
+    for (name, digest, parts, places) in settled {
+        images.push(assemble(store, name, digest, parts, places).await?);
+    }
     Ok(images)
 }
 

@@ -378,3 +378,34 @@ async fn nobody_waits_for_the_files_of_a_removed_image() {
     removing.await.unwrap().unwrap();
     assert!(!in_trash());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_is_dropped_keeps_the_store_until_it_has_entered_its_images() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let archive = base.path().join("saved.tar");
+    std::fs::write(&archive, docker_archive()).unwrap();
+    let root = base.path().join("root");
+    let store = store(&root);
+    let lock = root.join("layers/locks/index");
+    let index = crate::locks::lock_file(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let inode = format!(":{} ", std::os::unix::fs::MetadataExt::ino(&index.metadata().unwrap()));
+    let loading = tokio::spawn(async move { store.load(&archive).await.map(drop) });
+    let waits = |line: &str| line.contains("->") && line.contains(&inode);
+    while !std::fs::read_to_string("/proc/locks").unwrap().lines().any(waits) {
+        assert!(!loading.is_finished(), "it does not wait for the index");
+        tokio::task::yield_now().await;
+    }
+    loading.abort();
+    let _aborted = loading.await;
+    let hold = || crate::StoreHold::try_exclusive(&root.join("layers/store.lock")).unwrap();
+    assert!(hold().is_none(), "a removal could sweep what is about to be entered");
+    drop(index);
+    while hold().is_none() {
+        tokio::task::yield_now().await;
+    }
+    let entered = std::fs::read_to_string(root.join("images/index.json")).unwrap();
+    assert!(entered.contains("example.org/a:1") && entered.contains("docker.io/library/b:2"), "{entered}");
+}
