@@ -229,7 +229,14 @@ pub(crate) async fn session<'a>(
     let (config, limits) = (config_of(registry), &store.config.limits);
     let mut mirrors = Vec::with_capacity(config.mirrors.len());
     for mirror in &config.mirrors {
-        let credentials = credentials::find(None, mirror, repository).await?;
+        let credentials = match credentials::find(None, mirror, repository).await {
+            Ok(credentials) => credentials,
+            // The registry has it all, too.
+            Err(error) => {
+                tracing::warn!(mirror, %error, "a mirror is passed over");
+                continue;
+            }
+        };
         let (config, limits) = (config_of(mirror), limits.clone());
         mirrors.push(Endpoint::new(&store.clients, config, limits, reference, Some(mirror), credentials));
     }
