@@ -1,4 +1,7 @@
-//! The distribution protocol, read side: every answer is bounded, no credential leaves its origin.
+//! The distribution protocol, read side: every answer is bounded, no credential leaves its origin. The write side, which
+//! goes by the same rules, is `upload`.
+
+mod upload;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,7 +27,7 @@ use crate::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::Reference;
 
 /// Time to a TCP connection and a TLS handshake.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait that a `Retry-After` can ask for before the request counts as failed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// After so long without an answer, or with a wait ahead, somebody is told: once for each registry that is spoken to.
@@ -56,8 +59,8 @@ impl HttpClients {
     }
 }
 
-/// A file of PEM certificates, and those that are in it.
-pub(crate) fn certificates(path: &Path) -> Result<(Vec<u8>, Vec<reqwest::Certificate>)> {
+/// The certificates of a PEM file.
+fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>> {
     let pem = std::fs::read(path).map_err(|e| Error::io("reading CA certificates from", path, e))?;
     let damaged = |reason: String| Error::Damaged { path: path.to_owned(), reason };
     let found =
@@ -65,7 +68,7 @@ pub(crate) fn certificates(path: &Path) -> Result<(Vec<u8>, Vec<reqwest::Certifi
     if found.is_empty() {
         return Err(damaged("there is no PEM certificate in it".to_owned()));
     }
-    Ok((pem, found))
+    Ok(found)
 }
 
 impl ClientKind {
@@ -84,14 +87,14 @@ impl ClientKind {
         if !self.tls {
             builder = builder.tls_certs_only([]);
         } else if let Some(path) = &self.ca {
-            builder = builder.tls_certs_merge(certificates(path)?.1);
+            builder = builder.tls_certs_merge(certificates(path)?);
         }
         builder.build().map_err(|e| Error::Unreachable { registry: "(HTTP client)".into(), source: e.into() })
     }
 }
 
-/// One pull's dealings with one repository on one host, a registry or a mirror of it: scheme, credentials and token are
-/// kept between its requests.
+/// One pull's or push's dealings with one repository on one host, a registry or a mirror of it: scheme, credentials and
+/// token are kept between its requests.
 #[derive(Debug)]
 pub(crate) struct Endpoint<'a> {
     clients: &'a HttpClients,
@@ -106,8 +109,23 @@ pub(crate) struct Endpoint<'a> {
     /// What the registry takes now: a Basic pair or a token, as a header value.
     authorization: tokio::sync::RwLock<Option<HeaderValue>>,
     scheme: &'static str,
+    /// Tokens are asked for with the right to push.
+    pushes: bool,
     /// Whether somebody was told that it is waited for.
     told: AtomicBool,
+}
+
+/// One request, as it is sent, and sent again.
+#[derive(Debug)]
+struct Call<'c> {
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    body: bytes::Bytes,
+    /// What it is called where somebody reads it: an address may carry a secret.
+    path: &'c str,
+    /// Statuses whose answer is the caller's to judge; others are errors.
+    taken: fn(StatusCode) -> bool,
 }
 
 impl<'a> Endpoint<'a> {
@@ -136,8 +154,14 @@ impl<'a> Endpoint<'a> {
             credentials,
             authorization: authorization.into(),
             scheme: if plain { "http" } else { "https" },
+            pushes: false,
             told: AtomicBool::new(false),
         }
+    }
+
+    /// The same, for a push.
+    pub(crate) fn for_push(self) -> Self {
+        Self { pushes: true, ..self }
     }
 
     /// Its name as written in the reference, or in the configuration.
@@ -215,17 +239,31 @@ impl<'a> Endpoint<'a> {
         Ok(bytes)
     }
 
-    /// One request in the repository: authenticates when asked to, repeats what is worth repeating, and maps statuses.
+    /// One request in the repository that reads.
     async fn request(&self, method: Method, path: &str, range_from: Option<u64>) -> Result<Response> {
         let path = format!("/v2/{}/{path}", self.reference.repository());
-        let url = self.url(&path)?;
+        let mut headers = HeaderMap::new();
+        for media_type in [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX] {
+            headers.append(ACCEPT, HeaderValue::from_static(media_type));
+        }
+        headers.append(ACCEPT, HeaderValue::from_static("*/*;q=0.1"));
+        if let Some(range) = range_from.and_then(|n| HeaderValue::from_str(&format!("bytes={n}-")).ok()) {
+            headers.insert(RANGE, range);
+        }
+        let taken = |status| matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
+        let (url, body) = (self.url(&path)?, bytes::Bytes::new());
+        self.perform(&Call { method, url, headers, body, path: &path, taken }).await
+    }
+
+    /// Authenticates when asked to, repeats what is worth repeating, and maps statuses.
+    async fn perform(&self, call: &Call<'_>) -> Result<Response> {
         let mut authenticated = false;
         let mut attempt = 0;
         loop {
-            let response = match self.send(&method, url.clone(), range_from).await {
+            let response = match self.send(call).await {
                 Err(error) if attempt < MAX_RETRIES && is_passing(&error) => {
                     attempt += 1;
-                    tracing::debug!(%url, attempt, error = %error, "request is repeated");
+                    tracing::debug!(path = call.path, attempt, error = %error, "request is repeated");
                     tokio::time::sleep(FIRST_BACKOFF * 2u32.pow(attempt - 1)).await;
                     continue;
                 }
@@ -233,10 +271,12 @@ impl<'a> Endpoint<'a> {
             };
             let status = response.status();
             match status {
-                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
-                // A redirect's target that asks for credentials asks for the registry's, and names who shall get them.
-                StatusCode::UNAUTHORIZED if response.url().origin() != url.origin() => {
-                    return Err(self.unexpected(&method, response.url(), "401 Unauthorized, where a redirect led"));
+                _ if (call.taken)(status) => return Ok(response),
+                // Who a redirect, or an upload's address, leads to asks for the registry's credentials, and names who
+                // shall get them.
+                StatusCode::UNAUTHORIZED if response.url().origin() != self.url("/")?.origin() => {
+                    let answer = "401 Unauthorized, where a redirect led";
+                    return Err(self.unexpected(&call.method, response.url(), answer));
                 }
                 StatusCode::UNAUTHORIZED if !authenticated => {
                     authenticated = true;
@@ -251,10 +291,10 @@ impl<'a> Endpoint<'a> {
                 {
                     attempt += 1;
                     let wait = retry_after(&response).unwrap_or(FIRST_BACKOFF * 2u32.pow(attempt));
-                    tracing::debug!(%url, %status, attempt, ?wait, "request is repeated");
+                    tracing::debug!(path = call.path, %status, attempt, ?wait, "request is repeated");
                     self.or_tell(tokio::time::sleep(wait)).await;
                 }
-                _ => return Err(self.refusal(&method, &path, response).await),
+                _ => return Err(self.refusal(&call.method, call.path, response).await),
             }
         }
     }
@@ -268,33 +308,32 @@ impl<'a> Endpoint<'a> {
     }
 
     /// Sends, following redirects itself: the credentials go to the registry's own origin only.
-    async fn send(&self, method: &Method, url: Url, range_from: Option<u64>) -> Result<Response> {
-        let origin = url.origin();
-        let mut url = url;
+    async fn send(&self, call: &Call<'_>) -> Result<Response> {
+        let origin = self.url("/")?.origin();
+        let reads = matches!(call.method, Method::GET | Method::HEAD);
+        let mut url = call.url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let mut headers = HeaderMap::new();
-            for media_type in [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX] {
-                headers.append(ACCEPT, HeaderValue::from_static(media_type));
-            }
-            headers.append(ACCEPT, HeaderValue::from_static("*/*;q=0.1"));
-            if let Some(range) = range_from.and_then(|n| HeaderValue::from_str(&format!("bytes={n}-")).ok()) {
-                headers.insert(RANGE, range);
-            }
+            let mut headers = call.headers.clone();
             if url.origin() == origin
                 && let Some(authorization) = self.authorization.read().await.clone()
             {
                 headers.insert(AUTHORIZATION, authorization);
             }
-            let client = self.client_for(&url)?;
-            let response = self.in_time(client.request(method.clone(), url.clone()).headers(headers).send()).await?;
-            if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
+            let mut request = self.client_for(&url)?.request(call.method.clone(), url.clone()).headers(headers);
+            if !reads {
+                request = request.body(call.body.clone());
+            }
+            let response = self.in_time(request.send()).await?;
+            let status = response.status();
+            if !status.is_redirection() || status == StatusCode::NOT_MODIFIED {
                 return Ok(response);
             }
-            let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
-            let next = location.and_then(|location| url.join(location).ok());
-            url = next.ok_or_else(|| self.unexpected(method, &url, "a redirect without a usable location"))?;
+            // The others make another request of one that writes.
+            let keeps = matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+            let next = location(&response, &url).filter(|_| reads || keeps);
+            url = next.ok_or_else(|| self.unexpected(&call.method, &url, "a redirect without a usable location"))?;
         }
-        Err(self.unexpected(method, &url, "too many redirects"))
+        Err(self.unexpected(&call.method, &url, "too many redirects"))
     }
 
     /// The client for an address; an address that may not be spoken to is an error.
@@ -380,8 +419,10 @@ impl<'a> Endpoint<'a> {
         let realm = challenge.get("realm").unwrap_or_default();
         let mut url =
             Url::parse(realm).map_err(|_| refused(format!("its token service {realm:.200?} is no address")))?;
-        let scope = format!("repository:{}:pull", self.reference.repository());
-        let scope = challenge.get("scope").unwrap_or(&scope);
+        let actions = if self.pushes { "pull,push" } else { "pull" };
+        let own = format!("repository:{}:{actions}", self.reference.repository());
+        // A push has one token for all, whichever request it is that was challenged.
+        let scope = challenge.get("scope").filter(|_| !self.pushes).unwrap_or(&own);
         let client = self.client_for(&url)?;
         let request = match &self.credentials {
             Credentials::Identity(token) => {
@@ -434,6 +475,7 @@ impl<'a> Endpoint<'a> {
             StatusCode::NOT_FOUND => {
                 let what = match path.rsplit_once("/manifests/") {
                     Some(_) => self.reference.to_string(),
+                    None if path.ends_with(upload::UPLOADS) => format!("the repository of {}", self.reference),
                     None => format!("blob {} of {}", path.rsplit('/').next().unwrap_or(path), self.reference),
                 };
                 Error::NotFound { what, registry }
@@ -494,18 +536,17 @@ pub(crate) fn is_passing(error: &Error) -> bool {
         Error::Unreachable { source, .. } => {
             source.downcast_ref::<reqwest::Error>().is_some_and(|e| !e.is_connect() && !e.is_builder())
         }
-        Error::NoProgress { .. } => false,
         _ => false,
     }
 }
 
 /// Whether a registry at `address` is spoken to without TLS.
-pub(crate) fn speaks_plain_http(config: &RegistryConfig, address: &str) -> bool {
+fn speaks_plain_http(config: &RegistryConfig, address: &str) -> bool {
     config.plain_http || is_loopback(host_of(address))
 }
 
 /// Whether a host, as in an URL, is this machine.
-pub(crate) fn is_loopback(host: &str) -> bool {
+fn is_loopback(host: &str) -> bool {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
@@ -523,6 +564,12 @@ fn shown(url: &Url) -> String {
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     let text = format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path());
     text.chars().take(300).collect()
+}
+
+/// Where an answer to a request at `url` leads.
+fn location(response: &Response, url: &Url) -> Option<Url> {
+    let location = response.headers().get(LOCATION)?.to_str().ok()?;
+    url.join(location).ok()
 }
 
 fn content_digest(response: &Response) -> Option<String> {

@@ -271,14 +271,14 @@ async fn credentials_that_cannot_be_used_are_told_with_their_file(case: Case) {
     let said = berth_with(&root, &["--json", "pull", &image], &[("REGISTRY_AUTH_FILE", &missing)]).await;
     let (code, message) = said.refused(1);
     assert!(code == "registry.credentials" && message.contains(&missing), "{code}: {message}");
-    // A login that pulls, and cannot push.
+    // A login that is a token, where a password is wanted.
     berth(&root, &["pull", "-q", case.suite.busybox().await]).await.succeeded();
     berth(&root, &["tag", case.suite.busybox().await, &image]).await.succeeded();
     let login = serde_json::json!({"auths": {&registry.host: {"identitytoken": "s3cret"}}});
     std::fs::write(&file, login.to_string()).unwrap();
     let said = berth_with(&root, &["--json", "push", &image], &[("DOCKER_CONFIG", dir.to_str().unwrap())]).await;
     let (code, message) = said.refused(1);
-    assert!(code == "unsupported" && message.contains("identity token"), "{code}: {message}");
+    assert!(code == "registry.unauthorized" && message.contains("not a token"), "{code}: {message}");
     assert!(!said.stderr.contains("s3cret"), "{said:?}");
 }
 

@@ -4,7 +4,7 @@ use runtime_core::{AgentError, PullPolicy};
 use serde_json::json;
 
 use crate::support::agent::{Agent, Request};
-use crate::support::berth::{Said, command};
+use crate::support::berth::{Said, berth_with, command};
 use crate::support::case::words;
 use crate::support::image::{INDEX, Image, LayerBuilder, MANIFEST, descriptor, digest_of};
 use crate::support::pace::patience;
@@ -30,6 +30,7 @@ crate::tests![
     a_saved_image_is_loaded_by_others_and_by_us,
     a_push_brings_what_is_missing_and_another_root_pulls_it,
     a_push_without_the_right_to_it_is_refused,
+    a_mirror_whose_credentials_cannot_be_had_is_passed_over,
     a_damaged_layer_is_found_by_verify_and_mended_by_a_pull,
     the_history_of_an_image_is_told,
     a_pull_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole,
@@ -176,7 +177,10 @@ async fn a_push_brings_what_is_missing_and_another_root_pulls_it(case: Case) {
     let target = format!("{}/private/pushed:1", registry.host);
     case.berth(&["tag", &reference, &target]).await.succeeded();
     let creds = format!("{REGISTRY_USER}:{REGISTRY_PASSWORD}");
-    let pushed = case.berth(&["push", "--creds", &creds, &target]).await;
+    // A loopback registry is no proxy's.
+    let proxy = [("HTTP_PROXY", "http://127.0.0.1:1"), ("http_proxy", "http://127.0.0.1:1")];
+    let shared = &case.suite.shared().await.root;
+    let pushed = berth_with(shared, &["push", "--creds", &creds, &target], &proxy).await;
     assert!(pushed.stderr.contains("pushed ("), "{pushed:?}");
     let digest = pushed.succeeded();
     let again = case.berth(&["push", "--creds", &creds, &target]).await;
@@ -186,6 +190,21 @@ async fn a_push_brings_what_is_missing_and_another_root_pulls_it(case: Case) {
     let pulled = case.berth(&["pull", "--creds", &creds, &target]).await.succeeded();
     assert_eq!(pulled, digest);
     assert_eq!(output_of(&case, &target, PullPolicy::Never).await, ["pushed"]);
+}
+
+async fn a_mirror_whose_credentials_cannot_be_had_is_passed_over(case: Case) {
+    let root = case.root("mirrored");
+    let reference = case.push("mirrored", &printing("mirrored")).await;
+    let dir = root.dir.with_extension("config");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("config.json"), r#"{"credHelpers":{"127.0.0.1:1":"berth-has-none"}}"#).unwrap();
+    let config = dir.join("berth.toml");
+    let registry = reference.split('/').next().unwrap();
+    std::fs::write(&config, format!("[registry.'{registry}']\nmirrors = ['127.0.0.1:1']\n")).unwrap();
+    let pull = ["--config", config.to_str().unwrap(), "pull", "-q", &reference];
+    let pulled = berth_with(&root, &pull, &[("DOCKER_CONFIG", dir.to_str().unwrap())]).await;
+    assert!(pulled.stderr.contains("a mirror is passed over"), "{pulled:?}");
+    pulled.succeeded();
 }
 
 async fn a_push_without_the_right_to_it_is_refused(case: Case) {
