@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use runtime_core::spec::NetworkMode;
-use runtime_core::{AgentError, ContainerId, ContainerState, Runtime, ServiceSpec};
+use runtime_core::spec::{NetworkMode, PortProtocol};
+use runtime_core::{AgentError, ContainerId, ContainerState, PortMapping, Runtime, ServiceSpec};
 use youki_backend::{NetworkOptions, YoukiRuntime};
 
 use crate::networks::{Outside, curl, ip, published, web};
+use crate::published_ports::datagrams_in;
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
 use crate::support::case::{IDLE, asked, eventually, soon, words};
@@ -229,6 +230,20 @@ async fn an_internal_network_lets_nothing_out_or_in(case: Case) {
         let (code, text) = place.exec(&one, &format!("ping -c 1 -W 1 {address}")).await;
         assert_ne!(code, 0, "{address} is reached: {text}");
     }
+    // Nor to what others publish: a datagram needs no answer.
+    let mut spec_of_open = place.spec("bridge", IDLE).await;
+    let port = case.suite.share.port();
+    spec_of_open.port_mappings = vec![PortMapping { protocol: PortProtocol::Udp, ..published(Some(port), 9, None) }];
+    let open = place.start(&spec_of_open).await;
+    let (server, client) = (datagrams_in(&place.runtime, &open, 9).await, datagrams_in(&place.runtime, &one, 9).await);
+    for address in [subnet.replace(".64/26", ".65"), outside.host.clone()] {
+        client.send_to(b"secret", (address, port)).await.unwrap();
+    }
+    let host = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    host.send_to(b"the host's", ("127.0.0.1", port)).await.unwrap();
+    let mut bytes = [0; 16];
+    let (length, _) = soon("a datagram", server.recv_from(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes[..length], b"the host's");
     let inner = place.ipv4(&one).await;
     ip(&format!("-n {} route add default via {}", outside.name, outside.host));
     let into = Command::new("ip").args(["netns", "exec", &outside.name, "ping", "-c", "1", "-W", "1", &inner]).output();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use runtime_core::spec::{NetworkMode, PortProtocol, PortRange};
-use runtime_core::{AgentError, ContainerId, PortMapping};
+use runtime_core::{AgentError, ContainerId, PortMapping, Runtime};
 
 use crate::networks::{Outside, address, curl, on_bridge, published, web};
 use crate::support::Case;
@@ -67,7 +67,7 @@ async fn an_ephemeral_port_is_reported_and_udp_is_published(case: Case) {
     spec.network.mode = NetworkMode::Bridge;
     spec.port_mappings = vec![PortMapping { protocol: PortProtocol::Udp, ..published(None, 9, Some("127.0.0.1")) }];
     let id = case.start(&spec).await;
-    let server = datagrams_in(&case, &id, 9).await;
+    let server = datagrams_in(&*case.runtime, &id, 9).await;
     let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     client.connect(("127.0.0.1", host_port(&case, &id).await)).await.unwrap();
     client.send(b"hello").await.unwrap();
@@ -264,8 +264,8 @@ async fn what_an_image_exposes_is_published_where_asked(case: Case) {
 }
 
 /// A socket for datagrams in the network of a container, since busybox has no server for them.
-async fn datagrams_in(case: &Case, id: &ContainerId, port: u16) -> tokio::net::UdpSocket {
-    let pid = case.runtime.get_container_pid(id).await.unwrap().expect("it runs");
+pub async fn datagrams_in(runtime: &dyn Runtime, id: &ContainerId, port: u16) -> tokio::net::UdpSocket {
+    let pid = runtime.get_container_pid(id).await.unwrap().expect("it runs");
     let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).unwrap();
     let bind = move || {
         let network = Some(rustix::thread::LinkNameSpaceType::Network);
@@ -287,7 +287,7 @@ async fn datagrams_reach_the_container_that_has_the_port_now(case: Case) {
     let first = case.start(&spec).await;
     client.connect(("127.0.0.1", port)).await.unwrap();
     let mut bytes = [0; 16];
-    let server = datagrams_in(&case, &first, 9).await;
+    let server = datagrams_in(&*case.runtime, &first, 9).await;
     client.send(b"one").await.unwrap();
     let (length, from) = crate::support::case::soon("a datagram", server.recv_from(&mut bytes)).await.unwrap();
     assert_eq!(&bytes[..length], b"one");
@@ -298,7 +298,7 @@ async fn datagrams_reach_the_container_that_has_the_port_now(case: Case) {
     // While nobody has the port, it is remembered that it leads nowhere.
     let _refused = client.send(b"nobody").await;
     let second = case.start(&spec).await;
-    let server = datagrams_in(&case, &second, 9).await;
+    let server = datagrams_in(&*case.runtime, &second, 9).await;
     while client.send(b"two").await.is_err() {}
     let (length, _) = crate::support::case::soon("a datagram", server.recv_from(&mut bytes)).await.unwrap();
     assert_eq!(&bytes[..length], b"two");

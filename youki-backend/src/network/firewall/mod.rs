@@ -109,8 +109,10 @@ fn marker(rules: &str) -> String {
 /// - What leaves a subnet by another interface carries the host's address; so does what a container sends to a
 ///   published port of its own network, whose answer would else not come back the same way, and what the host sends
 ///   from its loopback.
-/// - Into a bridge come answers, neighbours, and what was sent to a published port: a neighbour of the host that knows
-///   the subnet does not reach the containers, and networks do not reach each other.
+/// - Nothing goes from an internal network's bridge to another interface or comes in by one, whatever others publish:
+///   these rules come before those that let anything through.
+/// - Into any other bridge come answers, neighbours, and what was sent to a published port: a neighbour of the host that
+///   knows the subnet does not reach the containers, and networks do not reach each other.
 /// - Published ports are those of the host's addresses only. The loopback's are for the host alone: with
 ///   `route_localnet` on the bridge, others could else send to them.
 fn rules(networks: &[Definition]) -> String {
@@ -139,7 +141,8 @@ fn rules(networks: &[Definition]) -> String {
         \t\tiifname != \"lo\" ip daddr 127.0.0.0/8 return\n\t\tfib daddr type local jump publish\n\t}\n\
         \tchain output {\n\t\ttype nat hook output priority -100; policy accept;\n\
         \t\tip6 daddr ::1 return\n\t\tfib daddr type local jump publish\n\t}\n";
-    let (mut raw, mut postrouting, mut forward) = (String::new(), String::new(), String::new());
+    let (mut raw, mut postrouting) = (String::new(), String::new());
+    let (mut closed, mut forward) = (String::new(), String::new());
     for Definition { bridge, subnet, subnet6, internal, .. } in networks {
         // Writing to a String cannot fail.
         let _ = writeln!(raw, "\t\tiifname \"{bridge}\" ip daddr 127.0.0.0/8 drop");
@@ -159,7 +162,7 @@ fn rules(networks: &[Definition]) -> String {
         }
         if *internal {
             let _ = writeln!(
-                forward,
+                closed,
                 "\t\tiifname \"{bridge}\" oifname != \"{bridge}\" drop\n\
                  \t\tiifname != \"{bridge}\" oifname \"{bridge}\" drop"
             );
@@ -177,7 +180,7 @@ fn rules(networks: &[Definition]) -> String {
     text + &format!(
         "\tchain raw {{\n\t\ttype filter hook prerouting priority raw; policy accept;\n{raw}\t}}\n\
          \tchain postrouting {{\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n{postrouting}\t}}\n\
-         \tchain forward {{\n\t\ttype filter hook forward priority filter; policy accept;\n{forward}\t}}\n"
+         \tchain forward {{\n\t\ttype filter hook forward priority filter; policy accept;\n{closed}{forward}\t}}\n"
     )
 }
 
@@ -247,5 +250,25 @@ fn written(bytes: &[u8]) -> String {
         (Some(ip), _) => format!("{} . {}", Ipv6Addr::from(*ip), port(16)),
         (None, Some(ip)) => format!("{} . {}", Ipv4Addr::from(*ip), port(4)),
         (None, None) => port(0).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_closes_internal_networks_comes_before_all_that_lets_through() {
+        let network = |bridge: &str, internal| Definition {
+            internal,
+            ..Definition::default_network(bridge, "10.0.0.0/24".parse().unwrap())
+        };
+        let rules = rules(&[network("open", false), network("inner", true), network("other", false)]);
+        let (_, forward) = rules.split_once("chain forward").unwrap();
+        let drops = ["iifname \"inner\" oifname != \"inner\" drop", "iifname != \"inner\" oifname \"inner\" drop"];
+        let first_accept = forward.find("\" accept").unwrap().min(forward.find("dnat accept").unwrap());
+        for drop in drops {
+            assert!(forward.find(drop).unwrap() < first_accept, "{forward}");
+        }
     }
 }
