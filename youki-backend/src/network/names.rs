@@ -16,7 +16,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{DirEntryExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FallocateFlags, FlockOperation};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -128,7 +128,8 @@ fn spread(place: &Place, network: &str, lock: &fs::File) -> Result<()> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => {
                 tracing::warn!(path = %path.display(), error = %e, "names of other containers cannot be written");
-                all_have_it &= e.kind() != io::ErrorKind::WouldBlock;
+                // That one is the container's own doing, and stays so.
+                all_have_it &= e.kind() == io::ErrorKind::FileTooLarge;
             }
             Ok(()) => {}
         }
@@ -175,13 +176,21 @@ fn rewrite(path: &Path, others: &str) -> io::Result<()> {
     let mut bytes = Vec::new();
     (&mut file).take(MAX_HOSTS_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_HOSTS_BYTES {
-        return Err(io::Error::other("it is larger than 1 MiB"));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
     }
     let mut new = replaced(&bytes, others);
     if new == bytes {
         return Ok(());
     }
     let length = new.len();
+    if length > bytes.len() {
+        // Where there is no room for all, what stands there stays whole: half a mark would leave the names for ever.
+        match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, length as u64) {
+            // Not every filesystem can.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     new.resize(length.max(bytes.len()), b'\n');
     file.write_all_at(&new, 0)?;
     file.set_len(length as u64)
@@ -240,6 +249,49 @@ mod tests {
         rewrite(&path, "10.0.0.4\tb\n").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("1.1.1.1\tme\n{BEGIN}\n10.0.0.4\tb\n{END}\n"));
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "a mount of the file would see nothing of another");
+    }
+
+    /// In a mount namespace of its own, on a file system with room for two pages.
+    #[test]
+    fn a_hosts_file_without_room_keeps_what_it_has_and_is_written_later() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not root: not checked");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let without_room = || {
+            use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+            use rustix::thread::UnshareFlags;
+            // SAFETY: only this thread's view of mounts and working directory changes, on which nothing else relies.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            let place = crate::network::tests::place(&dir, "full", "10.251.23.0/24");
+            fs::create_dir(&place.containers).unwrap();
+            mount("tmpfs", &place.containers, "tmpfs", MountFlags::empty(), Some(c"size=12k")).unwrap();
+            let etc = place.containers.join("a-rep-0/etc");
+            fs::create_dir_all(&etc).unwrap();
+            let own = "127.0.0.1\tlocalhost\n";
+            fs::write(etc.join("hosts"), own).unwrap();
+            let lock = lease::lock(&place.names("bridge"), LOCK, FlockOperation::LockExclusive).unwrap();
+            let spread_with = |id: &str, ip: [u8; 4], names: Vec<String>| {
+                let (ip, dir) = (Ipv4Addr::from(ip), place.names("bridge"));
+                record::write(&dir.join(format!("{ip}@{id}")), &Member { ip, ip6: None, names }).unwrap();
+                spread(&place, "bridge", &lock).unwrap();
+                fs::read_to_string(etc.join("hosts")).unwrap()
+            };
+            spread_with("a-rep-0", [10, 251, 23, 2], vec!["a".into()]);
+            fs::write(place.containers.join("filler"), [0; 8192]).unwrap();
+            let longer = (0..200).map(|n| format!("a-name-of-some-length-{n:04}")).collect();
+            assert_eq!(spread_with("b-rep-0", [10, 251, 23, 3], longer), own, "cut");
+            fs::remove_file(place.containers.join("filler")).unwrap();
+            spread(&place, "bridge", &lock).unwrap();
+            let written = fs::read_to_string(etc.join("hosts")).unwrap();
+            assert!(
+                written.contains("a-name-of-some-length-0199") && written.ends_with(&format!("{END}\n")),
+                "{written}"
+            );
+        };
+        std::thread::scope(|scope| scope.spawn(without_room).join()).unwrap();
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::*;
 #[derive(Clone)]
 struct Bridge(Networks);
 
-fn place(dir: &tempfile::TempDir, tag: &str, subnet: &str) -> Place {
+pub(super) fn place(dir: &tempfile::TempDir, tag: &str, subnet: &str) -> Place {
     Place {
         table: format!("berth_{tag}"),
         default: Definition::default_network(&format!("bertht-{tag}"), subnet.parse().unwrap()),
