@@ -42,6 +42,16 @@ pub(super) struct Attachment {
 /// Attaches, and opens its ports; the calling thread ends up in the container's network namespace.
 pub(super) fn attach(place: &Place, network: &Definition, attachment: &Attachment) -> Result<()> {
     let Attachment { lease, id, names, pid } = attachment;
+    if !network.subnet.is_host(lease.ip) || network.gateway != lease.gateway {
+        return Err(Error::Network {
+            network: network.name.clone(),
+            what: format!(
+                "it has become {}, {}, since {} was leased: try again",
+                network.bridge, network.subnet, lease.ip
+            ),
+            source: None,
+        });
+    }
     let namespace =
         open_namespace(*pid).map_err(|e| failed(network, &format!("opening the network of process {pid}"), e))?;
     let mut host = Netlink::open().map_err(|e| failed(network, "opening netlink", e))?;

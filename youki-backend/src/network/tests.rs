@@ -110,6 +110,13 @@ fn another_default_network_waits_until_nobody_is_on_the_one_of_before() {
         assert!(talk(second.echo_server(beside.ip)) && bridge.place().default.subnet.is_host(beside.ip));
         bridge.detach(&lease).await.unwrap();
         early.detach(&beside).await.unwrap();
+        // One that was leased before has no place there.
+        let refused = early.attach(&beside, second.pid()).await.unwrap_err();
+        assert_eq!(
+            (refused.code(), early.place().find(DEFAULT_NETWORK).unwrap()),
+            ("network.failed", early.place().default.clone())
+        );
+        assert!(!links().iter().any(|name| *name == beside.host_ifname), "{:?}", links());
         for (id, lease) in [("one-rep-0", &lease), ("two-rep-0", &beside)] {
             early.0.free(lease, id).unwrap();
         }
