@@ -92,9 +92,12 @@ fn hosts(
         // The short name too, as docker does.
         let short = hostname.split_once('.').map(|(short, _)| short);
         let others = names.iter().map(String::as_str).filter(|name| *name != hostname && Some(*name) != short);
-        let all: Vec<&str> = [hostname].into_iter().chain(short).chain(others).collect();
+        let all = [hostname].into_iter().chain(short).chain(others).collect::<Vec<_>>().join(" ");
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{own}\t{}", all.join(" "));
+        let _ = writeln!(text, "{own}\t{all}");
+        if let Some(v6) = lease.and_then(|lease| lease.v6.as_ref()) {
+            let _ = writeln!(text, "{}\t{all}", v6.ip);
+        }
     }
     let gateway = lease.map_or(Ipv4Addr::LOCALHOST, |lease| lease.gateway);
     for line in extra {
@@ -181,6 +184,7 @@ fn only_loopback(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::Mac;
+    use super::super::lease::Lease6;
     use super::*;
 
     fn lease() -> Lease {
@@ -215,6 +219,9 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
+        let v6 = Lease6 { ip: "fd00::7".parse().unwrap(), prefix_len: 64, gateway: "fd00::1".parse().unwrap() };
+        let text = hosts(&[], "web", &[], Some(&Lease { v6: Some(v6), ..lease() }), None).unwrap();
+        assert!(text.ends_with("10.97.0.7\tweb\nfd00::7\tweb\n"), "{text}");
         assert!(hosts(&[], "web", &[], None, None).unwrap().ends_with("127.0.0.1\tweb\n"));
         assert_eq!(
             hosts(&own(&["a:host-gateway"]), "web", &[], None, Some("1.2.3.4 x")).unwrap(),
