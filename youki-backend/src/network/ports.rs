@@ -247,7 +247,8 @@ impl Search<'_> {
                 format!("{port} is another mapping's already"),
             ));
         }
-        let sockets = hold(&mapping, wanted)?;
+        let sockets = hold(&mapping, wanted);
+        let sockets = sockets.map_err(|(at, error)| cannot_bind(&mapping, &wanted.wish.field, at, error))?;
         self.take(mapping, sockets);
         Ok(())
     }
@@ -300,8 +301,9 @@ impl Search<'_> {
                 self.take(mapping, sockets);
                 Ok(true)
             }
-            Err(Error::PortTaken { .. }) => Ok(false),
-            Err(error) => Err(error),
+            // Whose it is nobody asks: to find that out is a look at every process of the host.
+            Err((_, error)) if error.kind() == io::ErrorKind::AddrInUse => Ok(false),
+            Err((at, error)) => Err(cannot_bind(&mapping, &wanted.wish.field, at, error)),
         }
     }
 
@@ -440,11 +442,10 @@ fn holders(place: &Place) -> Result<Vec<String>> {
     names.filter_map(|name| name.map(|name| name.filter(is_holder)).transpose()).collect()
 }
 
-/// Sockets at a port of all the addresses that are wanted.
-fn hold(mapping: &PortMapping, wanted: &Wanted<'_>) -> Result<Vec<OwnedFd>> {
+/// Sockets at a port of all the addresses that are wanted, or the address that cannot be had.
+fn hold(mapping: &PortMapping, wanted: &Wanted<'_>) -> std::result::Result<Vec<OwnedFd>, (IpAddr, io::Error)> {
     let one = |address: &IpAddr| {
-        sockets::hold(mapping.protocol, *address, mapping.host_port.unwrap_or(0))
-            .map_err(|error| cannot_bind(mapping, &wanted.wish.field, *address, error))
+        sockets::hold(mapping.protocol, *address, mapping.host_port.unwrap_or(0)).map_err(|error| (*address, error))
     };
     wanted.addresses.iter().map(one).collect()
 }
