@@ -412,7 +412,7 @@ impl YoukiRuntime {
     /// # Errors
     /// [`Error::NoSuchNetwork`], [`Error::NetworkInUse`], [`Error::Network`].
     pub async fn remove_network(&self, name: &str) -> Result<()> {
-        self.0.networks.remove(name).await
+        self.0.remove_network(name).await
     }
 
     /// The networks of this root, the default one first.

@@ -1,10 +1,11 @@
 //! A container's part of a network: its connection, its ports and its name.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use runtime_core::PortMapping;
 use runtime_core::spec::PortProtocol;
+use runtime_core::{ContainerId, PortMapping};
 use tokio::task::JoinHandle;
 
 use super::Container;
@@ -146,7 +147,30 @@ impl Inner {
         }
     }
 
-    /// Whether the container of that name is over: it is gone, and none is being made, or its current attempt has ended.
+    /// Removes a network that no container is in, or is to be in once it is started.
+    pub(crate) async fn remove_network(self: &Arc<Self>, name: &str) -> Result<()> {
+        let (inner, network) = (self.clone(), name.to_owned());
+        self.networks.remove(name, move || inner.members_on_record(&network)).await
+    }
+
+    /// The containers that have `network` on record, and those whose record nobody can read.
+    fn members_on_record(&self, network: &str) -> Result<Vec<String>> {
+        let dir = self.layout.containers();
+        let mut members = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(Error::io("listing", &dir))? {
+            let name = entry.map_err(Error::io("listing", &dir))?.file_name();
+            let Some(id) = name.to_str().and_then(|name| name.parse::<ContainerId>().ok()) else { continue };
+            let is_member = match self.container(&id) {
+                Ok(container) => lease(&container.record).is_some_and(|lease| lease.network == network),
+                Err(error) => !matches!(error, Error::NoSuchContainer { .. }),
+            };
+            members.extend(is_member.then(|| id.to_string()));
+        }
+        Ok(members)
+    }
+
+    /// Whether the container of that name is over: it is gone, or its current attempt has ended; and nobody makes it, or
+    /// starts it, which reserves its ports before the attempt is on record.
     fn has_ended(&self, name: &str) -> bool {
         let Ok(id) = name.parse() else { return false };
         match self.container(&id) {

@@ -8,6 +8,7 @@
 //! <run>/ports/                    ports of the host that containers have (`ports`)
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -250,9 +251,15 @@ pub(super) fn create(place: &Place, name: &str, options: &NetworkOptions) -> Res
     Ok(definition)
 }
 
-/// Forgets a network that no container has an address of; `take_down` removes what the host has of it, and says whether
-/// all of it is gone. Until it is there is a definition, by which the next removal finds it.
-pub(super) fn remove(place: &Place, name: &str, take_down: impl FnOnce(&Definition) -> Result<bool>) -> Result<()> {
+/// Forgets a network that no container has an address of, and none of those that are `on_record` for it: after a reboot
+/// nobody has an address. `take_down` removes what the host has of it, and says whether all of it is gone. Until it is there
+/// is a definition, by which the next removal finds it.
+pub(super) fn remove(
+    place: &Place,
+    name: &str,
+    on_record: impl FnOnce() -> Result<Vec<String>>,
+    take_down: impl FnOnce(&Definition) -> Result<bool>,
+) -> Result<()> {
     let _lock = place.lock()?;
     let definition = match place.find(name) {
         // Its name is all that a removal needs.
@@ -267,9 +274,10 @@ pub(super) fn remove(place: &Place, name: &str, take_down: impl FnOnce(&Definiti
     let leases = place.leases(&definition.name);
     // Held until the definition is gone: whoever leases looks for it afterwards.
     let _leases = lease::lock(&leases, lease::LOCK, FlockOperation::LockExclusive)?;
-    let by: Vec<String> = lease::list(&leases)?.into_iter().map(|(_, holder)| holder).collect();
+    let holders = lease::list(&leases)?.into_iter().map(|(_, holder)| holder);
+    let by: BTreeSet<String> = holders.chain(on_record()?).collect();
     if !by.is_empty() {
-        return Err(Error::NetworkInUse { name: name.to_owned(), by });
+        return Err(Error::NetworkInUse { name: name.to_owned(), by: by.into_iter().collect() });
     }
     if !take_down(&definition)? {
         let by = vec!["an interface of its bridge that is no container's, or is just going".to_owned()];

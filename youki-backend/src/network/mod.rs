@@ -316,15 +316,23 @@ impl Networks {
         self.change(move |place| Ok(info(place, definition::create(place, &name, &options)?, Vec::new()))).await
     }
 
-    /// Removes a network that no container has an address of.
+    /// Removes a network that no container has an address of, nor any of those that `on_record` tells are to be in it.
     ///
     /// # Errors
-    /// [`Error::NoSuchNetwork`], [`Error::NetworkInUse`].
-    pub async fn remove(&self, name: &str) -> Result<()> {
+    /// [`Error::NoSuchNetwork`], [`Error::NetworkInUse`], what `on_record` fails with.
+    pub async fn remove(
+        &self,
+        name: &str,
+        on_record: impl FnOnce() -> Result<Vec<String>> + Send + 'static,
+    ) -> Result<()> {
         let name = name.to_owned();
         self.change(move |place| {
-            definition::remove(place, &name, |network| bridge::remove(place, network))?;
-            ports::refresh(place)
+            definition::remove(place, &name, on_record, |network| bridge::remove(place, network))?;
+            // The network is gone. Its rules stand in the way of nobody, and the next attach loads others.
+            if let Err(error) = ports::refresh(place) {
+                tracing::warn!(network = name, error = error.chain(), "its rules are still in the firewall");
+            }
+            Ok(())
         })
         .await
     }

@@ -709,12 +709,27 @@ fn a_network_is_known_until_the_host_has_nothing_of_it() {
     let options = NetworkOptions { subnets: vec!["10.251.19.0/24".into()], ..NetworkOptions::default() };
     definition::create(&networks.place, "front", &options).unwrap();
     let fails = |_: &Definition| Err(Error::Network { network: "front".into(), what: "no".into(), source: None });
-    definition::remove(&networks.place, "front", fails).unwrap_err();
-    let error = definition::remove(&networks.place, "front", |_| Ok(false)).unwrap_err();
+    let nobody = || Ok(Vec::new());
+    definition::remove(&networks.place, "front", nobody, fails).unwrap_err();
+    let error = definition::remove(&networks.place, "front", nobody, |_| Ok(false)).unwrap_err();
     assert_eq!(error.code(), "network.in_use");
     networks.place.find("front").unwrap();
-    definition::remove(&networks.place, "front", |_| Ok(true)).unwrap();
+    definition::remove(&networks.place, "front", nobody, |_| Ok(true)).unwrap();
     assert_eq!(networks.place.find("front").unwrap_err().code(), "network.not_found");
+}
+
+#[test]
+fn a_network_that_is_gone_is_removed_though_the_firewall_fails() {
+    isolated(async || {
+        let dir = tempfile::tempdir().unwrap();
+        // Longer than the kernel takes: whatever is asked of this table is refused.
+        let table = format!("berth_{}", "x".repeat(300));
+        let networks = Networks::new(Place { table, ..place(&dir, "gone", "10.251.18.0/24") }).unwrap();
+        let options = NetworkOptions { subnets: vec!["10.251.19.0/24".into()], ..NetworkOptions::default() };
+        definition::create(&networks.place, "front", &options).unwrap();
+        networks.remove("front", || Ok(Vec::new())).await.unwrap();
+        assert_eq!(networks.place.find("front").unwrap_err().code(), "network.not_found");
+    });
 }
 
 #[test]

@@ -308,6 +308,10 @@ async fn a_network_in_use_is_kept_and_names_its_containers(case: Case) {
         assert!(error.to_string().contains(&id.to_string()) && error.hint().is_some(), "{state}: {error}");
         place.runtime.stop(&id, Some(Duration::ZERO)).await.unwrap();
     }
+    // As after a reboot: nobody has an address, and it is to be started again.
+    std::fs::remove_dir_all(place.root.run_dir.join("leases/used")).unwrap();
+    let error = place.runtime.remove_network("used").await.unwrap_err();
+    assert!(error.code() == "network.in_use" && error.to_string().contains(&id.to_string()), "{error}");
     place.runtime.start(&id).await.unwrap();
     place.exec_ok(&id, "ip route | grep ^default").await;
     let error = place.runtime.remove_network("bridge").await.unwrap_err();
