@@ -57,7 +57,12 @@ impl Inner {
         tokio::spawn(create).await.map_err(Error::ThreadLost)?
     }
 
-    async fn create_to_the_end(&self, id: &ContainerId, spec: &ServiceSpec, options: CreateOptions) -> Result<()> {
+    async fn create_to_the_end(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        spec: &ServiceSpec,
+        options: CreateOptions,
+    ) -> Result<()> {
         id.validate()?;
         check(spec, self.config.logs.mode)?;
         if spec.init && !self.spawner.resident_is_static() {
@@ -126,7 +131,7 @@ impl Inner {
 
     /// Everything that must be undone if a later step fails.
     async fn make(
-        &self,
+        self: &Arc<Self>,
         container: &mut Container,
         hold: registry::StoreHold,
         called_off: &CancellationToken,
@@ -137,7 +142,7 @@ impl Inner {
         }
         let supervisor = self.start_supervisor(&paths)?;
         container.record.network = self.lease_network(container).await?;
-        let held = self.reserve_ports(&mut container.record)?;
+        let held = self.reserve_ports(&mut container.record).await?;
         let fill = self.resolve_mounts(container, called_off).await?;
         // The record makes the container: from here on it is found again, whatever dies.
         record::write(&paths.record(), &container.record)?;
@@ -151,7 +156,10 @@ impl Inner {
             return Ok(NetworkRecord::Container(self.join_network(&container.record.id, name).await?));
         }
         Ok(match self.networks.of(mode) {
-            Some(network) => NetworkRecord::Bridge(self.networks.lease(network, &container.record.id.to_string())?),
+            Some(network) => {
+                let (network, id) = (network.to_owned(), container.record.id.to_string());
+                NetworkRecord::Bridge(self.on_networks(move |networks| networks.lease(&network, &id)).await?)
+            }
             None if *mode == NetworkMode::Host => NetworkRecord::Host,
             None => NetworkRecord::None,
         })

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::Container;
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
-use crate::network::{self, PortRequest, Wish};
+use crate::network::{self, Networks, PortRequest, Wish};
 use crate::record::{ContainerRecord, NetworkRecord};
 use crate::runtime::Inner;
 
@@ -40,26 +40,37 @@ impl Inner {
         }
     }
 
+    /// Does what may wait for a lock of the networks, or looks at every process of the host, in a thread that may.
+    pub(super) async fn on_networks<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Networks) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let networks = self.networks.clone();
+        tokio::task::spawn_blocking(move || work(&networks)).await.map_err(Error::ThreadLost)?
+    }
+
     /// Reserves the ports that the spec publishes; in the host's network, where there is nothing to publish, one of its
     /// own, unless the spec says `PORT` itself. Those of an earlier attempt are had again where they are free. The
     /// sockets are for the supervisor to hold.
-    pub(super) fn reserve_ports(&self, record: &mut ContainerRecord) -> Result<Vec<OwnedFd>> {
-        let id = record.id.to_string();
-        let ended = |holder: &str| self.has_ended(holder);
+    pub(super) async fn reserve_ports(self: &Arc<Self>, record: &mut ContainerRecord) -> Result<Vec<OwnedFd>> {
+        let (inner, id) = (self.clone(), record.id.to_string());
         match &record.network {
             NetworkRecord::Bridge(lease) => {
-                let wanted = wanted(record)?;
-                if !wanted.is_empty() && self.networks.inspect(&lease.network)?.internal {
-                    let reason = format!("the network {} is internal: nothing comes in", lease.network);
-                    return Err(Error::invalid("port_mappings", reason));
-                }
-                let reserved = self.networks.reserve(&PortRequest {
-                    id: &id,
-                    wanted: &wanted,
-                    earlier: &record.ports,
-                    lease: Some(lease),
-                    ended: &ended,
-                })?;
+                let (wanted, earlier, lease) = (wanted(record)?, record.ports.clone(), lease.clone());
+                let reserve = move |networks: &Networks| {
+                    if !wanted.is_empty() && networks.inspect(&lease.network)?.internal {
+                        let reason = format!("the network {} is internal: nothing comes in", lease.network);
+                        return Err(Error::invalid("port_mappings", reason));
+                    }
+                    networks.reserve(&PortRequest {
+                        id: &id,
+                        wanted: &wanted,
+                        earlier: &earlier,
+                        lease: Some(&lease),
+                        ended: &|holder: &str| inner.has_ended(holder),
+                    })
+                };
+                let reserved = self.on_networks(reserve).await?;
                 record.ports = reserved.ports;
                 return Ok(reserved.sockets);
             }
@@ -70,13 +81,18 @@ impl Inner {
                     protocol: PortProtocol::Tcp,
                     host_ip: None,
                 };
-                let got = self.networks.reserve(&PortRequest {
-                    id: &id,
-                    wanted: &[Wish { mapping: any(None), host_port_end: None, field: "host_network".to_owned() }],
-                    earlier: &[any(record.port_override)],
-                    lease: None,
-                    ended: &ended,
-                })?;
+                let wanted = [Wish { mapping: any(None), host_port_end: None, field: "host_network".to_owned() }];
+                let earlier = [any(record.port_override)];
+                let reserve = move |networks: &Networks| {
+                    networks.reserve(&PortRequest {
+                        id: &id,
+                        wanted: &wanted,
+                        earlier: &earlier,
+                        lease: None,
+                        ended: &|holder: &str| inner.has_ended(holder),
+                    })
+                };
+                let got = self.on_networks(reserve).await?;
                 // It binds that itself.
                 record.port_override = got.ports.first().and_then(|port| port.host_port);
             }
@@ -173,18 +189,19 @@ impl Inner {
     /// starts it, which reserves its ports before the attempt is on record.
     fn has_ended(&self, name: &str) -> bool {
         let Ok(id) = name.parse() else { return false };
-        match self.container(&id) {
+        let look = || match self.container(&id) {
             Ok(container) => self.exit_record(&container).is_ok_and(|record| record.is_some()),
-            Err(Error::NoSuchContainer { .. }) => {
-                let Ok(Some(lock)) = ContainerLock::try_acquire(&self.layout.container(&id).lock) else { return false };
-                let gone = matches!(self.container(&id), Err(Error::NoSuchContainer { .. }));
-                if gone {
-                    lock.remove();
-                }
-                gone
-            }
-            Err(_) => false,
+            Err(error) => matches!(error, Error::NoSuchContainer { .. }),
+        };
+        if !look() {
+            return false;
         }
+        let Ok(Some(lock)) = ContainerLock::try_acquire(&self.layout.container(&id).lock) else { return false };
+        let over = look();
+        if matches!(self.container(&id), Err(Error::NoSuchContainer { .. })) {
+            lock.remove();
+        }
+        over
     }
 }
 

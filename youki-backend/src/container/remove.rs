@@ -141,7 +141,8 @@ impl Inner {
             note(self.networks.detach(lease).await);
             // Whoever has the address next must not be reached by what leads to it still.
             if left.is_ok() {
-                note(self.networks.free(lease, &container.record.id.to_string()));
+                let (lease, id) = (lease.clone(), container.record.id.to_string());
+                note(self.on_networks(move |networks| networks.free(&lease, &id)).await);
             }
         }
         note(left);

@@ -27,7 +27,7 @@ impl Inner {
         tokio::spawn(async move { inner.start_to_the_end(&id).await }).await.map_err(Error::ThreadLost)?
     }
 
-    async fn start_to_the_end(&self, id: &ContainerId) -> Result<()> {
+    async fn start_to_the_end(self: &Arc<Self>, id: &ContainerId) -> Result<()> {
         let (lock, mut container) = self.lock(&self.container(id)?).await?;
         let ended = match self.exit_record(&container)? {
             Some(record) => record,
@@ -71,7 +71,7 @@ impl Inner {
     }
 
     /// Builds the container anew for one more attempt: same root, address and logs.
-    async fn begin_attempt(&self, container: &mut Container, ended: &ExitRecord) -> Result<Connection> {
+    async fn begin_attempt(self: &Arc<Self>, container: &mut Container, ended: &ExitRecord) -> Result<Connection> {
         let supervisor = self.start_supervisor(&container.paths)?;
         if !container.record.named_volumes().is_empty() {
             ring_keeper(&container.paths)?;
@@ -85,14 +85,17 @@ impl Inner {
                 container.record.mounts[index].source = acquired.path;
             }
         }
+        // Nobody else may write its hosts file while it is made anew.
+        self.leave_network(container).await?;
         if let NetworkRecord::Bridge(earlier) = &container.record.network {
-            let lease = self.networks.lease_again(&container.record.id.to_string(), earlier)?;
+            let (id, earlier) = (container.record.id.to_string(), earlier.clone());
+            let lease = self.on_networks(move |networks| networks.lease_again(&id, &earlier)).await?;
             container.record.network = NetworkRecord::Bridge(lease);
         }
         if let Some(name) = container.record.spec.network_mode().container() {
             container.record.network = NetworkRecord::Container(self.join_network(&container.record.id, name).await?);
         }
-        let held = self.reserve_ports(&mut container.record)?;
+        let held = self.reserve_ports(&mut container.record).await?;
         // From here on the earlier exit record is out of date.
         Attempts::begin(&container.paths.attempts(), container.record.attempt + 1, 0, ended)?;
         container.record.attempt += 1;
@@ -107,7 +110,11 @@ impl Inner {
         let undone = match container.record.attempt == ended.attempt {
             true => {
                 let _ = fs::remove_file(&container.paths.socket);
-                self.leave_network(container).await
+                match self.leave_network(container).await {
+                    // Whoever has the address next must not be reached by what leads to it still.
+                    Ok(()) => self.free_new_lease(container).await,
+                    error => error,
+                }
             }
             false => self.put_lost_on_record(container, lock, why.chain()).await.map(drop),
         };
@@ -115,6 +122,17 @@ impl Inner {
             tracing::warn!(container = %container.record.id, error = error.chain(), "an attempt is not undone");
         }
         self.settle_volumes(container, Settling::Left).await;
+    }
+
+    /// Frees the address that an attempt has leased which is on record nowhere.
+    async fn free_new_lease(&self, container: &Container) -> Result<()> {
+        let NetworkRecord::Bridge(lease) = &container.record.network else { return Ok(()) };
+        let id = &container.record.id;
+        if self.container(id)?.record.network == container.record.network {
+            return Ok(());
+        }
+        let (lease, id) = (lease.clone(), id.to_string());
+        self.on_networks(move |networks| networks.free(&lease, &id)).await
     }
 
     async fn tell_to_start(

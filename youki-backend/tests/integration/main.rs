@@ -41,6 +41,7 @@ mod many;
 mod mounts;
 mod network_commands;
 mod networks;
+mod networks_held;
 mod networks_joined;
 mod networks_named;
 mod outcomes;
@@ -117,6 +118,7 @@ fn trials() -> Vec<Trial> {
         networks::tests(),
         networks_named::tests(),
         networks_joined::tests(),
+        networks_held::tests(),
         network_commands::tests(),
         images::tests(),
         images_dropped::tests(),
