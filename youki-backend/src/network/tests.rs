@@ -116,7 +116,7 @@ fn another_default_network_waits_until_nobody_is_on_the_one_of_before() {
             (refused.code(), early.place().find(DEFAULT_NETWORK).unwrap()),
             ("network.failed", early.place().default.clone())
         );
-        assert!(!links().iter().any(|name| *name == beside.host_ifname), "{:?}", links());
+        assert!(!links().contains(&beside.host_ifname), "{:?}", links());
         for (id, lease) in [("one-rep-0", &lease), ("two-rep-0", &beside)] {
             early.0.free(lease, id).unwrap();
         }

@@ -178,7 +178,7 @@ async fn a_push_brings_what_is_missing_and_another_root_pulls_it(case: Case) {
     case.berth(&["tag", &reference, &target]).await.succeeded();
     let creds = format!("{REGISTRY_USER}:{REGISTRY_PASSWORD}");
     // A loopback registry is no proxy's.
-    let proxy = [("HTTP_PROXY", "http://127.0.0.1:1"), ("http_proxy", "http://127.0.0.1:1")];
+    let proxy = [("http_proxy", "http://127.0.0.1:1"), ("NO_PROXY", ""), ("no_proxy", "")];
     let shared = &case.suite.shared().await.root;
     let pushed = berth_with(shared, &["push", "--creds", &creds, &target], &proxy).await;
     assert!(pushed.stderr.contains("pushed ("), "{pushed:?}");
