@@ -72,14 +72,15 @@ pub fn pack_path(path: &Path, follow: bool, name: &Path, out: impl Write) -> io:
 
 /// Puts what is in `tar`, as `YoukiRuntime::copy_out` writes it, into the directory `dir` of the host. Its first name
 /// component becomes `rename`; where that is `.`, what is in it comes into `dir` itself. Nothing is written outside of
-/// `dir`, whatever links there are.
+/// `dir`, whatever links there are, and nothing behind one that the tar has itself: who wrote it does not choose what in `dir`
+/// is written to.
 ///
 /// # Errors
 /// The kernel's, with the entry's name.
 pub fn unpack_into(dir: &Path, rename: Option<&Path>, tar: impl Read, owner: unpack::Owner) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, dir, flags, Mode::empty())?;
-    unpack::unpack(root.as_fd(), Path::new("/"), rename, tar, owner)
+    unpack::unpack_untrusted(root.as_fd(), Path::new("/"), rename, tar, owner)
 }
 
 /// What is at `path` within `root`; a link at its end is followed if `follow`.
@@ -189,6 +190,38 @@ mod tests {
         assert!(put("../file", "/").is_err() && put("a/../../file", "/real").is_err());
         assert_eq!(fs::read_dir(host.path().join("outside")).unwrap().count(), 0);
         assert_eq!(fs::read_dir(host.path()).unwrap().count(), 2);
+    }
+
+    /// A container that changes while it is copied gives one name twice, or means to: first as a link.
+    #[test]
+    fn nothing_is_put_behind_a_link_of_the_same_copy() {
+        let entry = |builder: &mut tar::Builder<Vec<u8>>, kind: tar::EntryType, name: &str, link: &str| {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o755);
+            header.set_mtime(1);
+            header.set_size(0);
+            header.set_entry_type(kind);
+            match link {
+                "" => builder.append_data(&mut header, name, &b""[..]).unwrap(),
+                link => builder.append_link(&mut header, name, link).unwrap(),
+            }
+        };
+        let (dir, file, hard) = (tar::EntryType::Directory, tar::EntryType::Regular, tar::EntryType::Link);
+        for (second, link) in [((dir, "t/a"), ""), ((file, "t/a/x"), ""), ((dir, "t/a/x"), ""), ((hard, "t/b"), "t/a")]
+        {
+            let to = tempfile::tempdir().unwrap();
+            let mut builder = tar::Builder::new(Vec::new());
+            entry(&mut builder, dir, "t", "");
+            entry(&mut builder, tar::EntryType::Symlink, "t/a", "/");
+            entry(&mut builder, second.0, second.1, link);
+            entry(&mut builder, file, "t/b/x", "");
+            let tar = builder.into_inner().unwrap();
+            let owner = Owner::Always { uid: 0, gid: 0 };
+            let error = super::unpack_into(to.path(), Some(Path::new("data")), &tar[..], owner).unwrap_err();
+            assert!(error.to_string().contains("data/a was a link before"), "{second:?}: {error}");
+            let names: Vec<_> = fs::read_dir(to.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names, ["data"], "{second:?}");
+        }
     }
 
     #[test]

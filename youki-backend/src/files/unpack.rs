@@ -1,5 +1,6 @@
 //! A tar stream into a tree.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -38,13 +39,22 @@ pub(crate) fn unpack(
     tar: impl Read,
     owner: Owner,
 ) -> io::Result<()> {
-    // It must be one before anything is made.
-    open_within(root, dir, OFlags::PATH | OFlags::DIRECTORY)?;
-    let mut target = Target { root, dir, rename, owner, directories: Vec::new() };
-    let put = target.put_all(tar);
-    // Also what an error cut off: until then a directory is root's alone.
-    let finished = target.finish();
-    put.and(finished)
+    Target { root, dir, rename, owner, links: None, directories: Vec::new() }.unpack(tar)
+}
+
+/// The same for a tar whose author must not choose what it writes to: nothing is put behind a link that it has itself.
+///
+/// # Errors
+/// As [`unpack`]; an entry behind such a link.
+pub(crate) fn unpack_untrusted(
+    root: BorrowedFd<'_>,
+    dir: &Path,
+    rename: Option<&Path>,
+    tar: impl Read,
+    owner: Owner,
+) -> io::Result<()> {
+    let links = Some(BTreeSet::new());
+    Target { root, dir, rename, owner, links, directories: Vec::new() }.unpack(tar)
 }
 
 struct Target<'a> {
@@ -52,6 +62,8 @@ struct Target<'a> {
     dir: &'a Path,
     rename: Option<&'a Path>,
     owner: Owner,
+    /// Those that the tar had, where nothing is to be put behind one.
+    links: Option<BTreeSet<PathBuf>>,
     /// Made or met, with what they are to be in the end: files put into them change their times.
     directories: Vec<(PathBuf, Attributes)>,
 }
@@ -66,6 +78,24 @@ struct Attributes {
 }
 
 impl Target<'_> {
+    fn unpack(mut self, tar: impl Read) -> io::Result<()> {
+        // It must be one before anything is made.
+        open_within(self.root, self.dir, OFlags::PATH | OFlags::DIRECTORY)?;
+        let put = self.put_all(tar);
+        // Also what an error cut off: until then a directory is root's alone.
+        let finished = self.finish();
+        put.and(finished)
+    }
+
+    /// An error if a link that the tar had leads to `path`, or to what it lies in.
+    fn refuse_behind_links(&self, path: Option<&Path>) -> io::Result<()> {
+        let Some(links) = &self.links else { return Ok(()) };
+        match path.into_iter().flat_map(Path::ancestors).find(|above| links.contains(*above)) {
+            Some(link) => Err(io::Error::other(format!("{} was a link before, in the same copy", link.display()))),
+            None => Ok(()),
+        }
+    }
+
     /// Where an entry goes, within `dir`.
     fn path(&self, name: &Path) -> io::Result<PathBuf> {
         let mut path = PathBuf::new();
@@ -102,10 +132,12 @@ impl Target<'_> {
     fn put(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
         let Some(name) = path.file_name().map(OsStr::to_owned) else { return Ok(()) };
         let attributes = self.attributes(entry)?;
+        self.refuse_behind_links(path.parent())?;
         let parent = self.parent(path)?;
         let kind = entry.header().entry_type();
         match kind {
             EntryType::Directory => {
+                self.refuse_behind_links(Some(path))?;
                 match mkdirat(&parent, &*name, Mode::RWXU) {
                     Err(Errno::EXIST) => {
                         // One that a link leads to serves as well.
@@ -119,6 +151,8 @@ impl Target<'_> {
             EntryType::Link => {
                 let link = entry.link_name()?.ok_or_else(|| io::Error::other("a hard link without a target"))?;
                 let link = self.path(&link)?;
+                // Another name of a link is that link, too.
+                self.refuse_behind_links(Some(&link))?;
                 let from = self.parent(&link)?;
                 let old = link.file_name().unwrap_or_default();
                 clear(&parent, &name)?;
@@ -128,6 +162,9 @@ impl Target<'_> {
                 let link = entry.link_name()?.ok_or_else(|| io::Error::other("a link without a target"))?;
                 clear(&parent, &name)?;
                 symlinkat(&*link, &parent, &*name)?;
+                if let Some(links) = &mut self.links {
+                    links.insert(path.to_owned());
+                }
                 attributes.set_on_link(&parent, &name)
             }
             EntryType::Fifo | EntryType::Char | EntryType::Block => {
