@@ -193,22 +193,25 @@ fn parse(text: &[u8], registry: &str, repository: &str) -> std::result::Result<E
 }
 
 /// How closely a key fits: first by the repository's part of it, in bytes, then the plainer key, so that it is the same one
-/// each time; `None` if it is another's. Keys are hosts, URLs (`https://index.docker.io/v1/`), or, as podman has them, hosts
-/// with the beginning of a repository. A URL with another path is no registry's: docker keeps an access and a refresh token of
-/// its login by the browser beside the password, at `https://index.docker.io/v1/access-token` and `…/refresh-token`.
-fn fit<'k>(key: &'k str, registry: &str, repository: &str) -> Option<(usize, Reverse<(usize, &'k str)>)> {
+/// each time; `None` if it is another's. Keys are hosts, URLs, whose path tells nothing, or, as podman has them, hosts with the
+/// beginning of a repository. Of Docker Hub docker itself has one URL, and beside the password of a login by the browser, which
+/// that is for, an access and a refresh token, at `https://index.docker.io/v1/access-token` and `…/refresh-token`.
+fn fit<'k>(key: &'k str, registry: &str, repository: &str) -> Option<(usize, Reverse<(bool, usize, &'k str)>)> {
     let is_url = key.contains("://");
     let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     if canonical(host) != canonical(registry) {
         return None;
     }
-    let plainness = Reverse((key.len(), key));
+    let plainness = Reverse((key != "https://index.docker.io/v1/", key.len(), key));
     let path = path.trim_end_matches('/');
-    if matches!(path, "" | "v1" | "v2") {
+    if is_url && (path.ends_with("/access-token") || path.ends_with("/refresh-token")) {
+        return None;
+    }
+    if is_url || matches!(path, "" | "v1" | "v2") {
         return Some((0, plainness));
     }
-    let rest = repository.strip_prefix(path).filter(|_| !is_url)?;
+    let rest = repository.strip_prefix(path)?;
     (rest.is_empty() || rest.starts_with('/')).then_some((path.len(), plainness))
 }
 
@@ -257,6 +260,16 @@ mod tests {
             Ok(Entered::Helper { name, optional }) => format!("helper {name} {optional}"),
             Err(reason) => format!("error {reason}"),
         }
+    }
+
+    #[test]
+    fn the_path_of_a_url_tells_nothing_and_of_the_hub_dockers_own_counts() {
+        // dTpw is u:p.
+        let with_path = r#"{"auths":{"https://reg.example/artifactory/api/docker":{"auth":"dTpw"}}}"#;
+        assert_eq!(shown(with_path, "reg.example/a/b"), "u:p");
+        let stale = r#"{"auths":{"docker.io":{"username":"old","password":"p"},
+            "https://index.docker.io/v1/":{"auth":"dTpw"}}}"#;
+        assert_eq!(shown(stale, "docker.io/library/busybox"), "u:p");
     }
 
     #[test]

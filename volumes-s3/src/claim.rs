@@ -8,6 +8,14 @@ use crate::volume::Volume;
 /// How often a number is lost to another writer's record before a claim is given up.
 const CLAIM_ATTEMPTS: u32 = 16;
 
+/// What is interrupted where another host has published between a look at the log and the claim.
+const OVERTAKEN: &str = "claim a volume that another host has published meanwhile";
+
+/// Whether a claim failed because what was decided before it is out of date: all of it is to be looked at again.
+pub(crate) fn was_overtaken(error: &Error) -> bool {
+    matches!(error, Error::Interrupted { operation: OVERTAKEN })
+}
+
 /// How the newest record stands to this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Standing {
@@ -64,7 +72,8 @@ pub(crate) async fn claim(volume: &mut Volume, take_over: TakeOver) -> Result<()
     let claimed = contend(volume, take_over, &mut journaled).await;
     // After any other error, refused credentials too, a record may have been made: who reads the log next will see. One that
     // was made, and could not be written down again, is known by its epoch.
-    let not_made = matches!(claimed, Err(Error::InUseElsewhere { .. } | Error::Conflict { .. }));
+    let not_made = matches!(&claimed, Err(Error::InUseElsewhere { .. } | Error::Conflict { .. }))
+        || claimed.as_ref().is_err_and(was_overtaken);
     if not_made && journaled && !volume.owns() {
         volume.state.epoch = former.filter(|_| self::history(volume) == history);
         volume.save().await?;
@@ -107,9 +116,14 @@ async fn contend(volume: &mut Volume, take_over: TakeOver, journaled: &mut bool)
                 let generation = head.as_ref().and_then(|head| head.generation);
                 // Begun anew, it may have as many records.
                 let is_another = history.is_some_and(|history| head.is_none_or(|head| head.volume != history));
-                if let (true, Some(remote)) = (is_another || generation != parent, generation) {
-                    // What was decided about the tree here was decided about another generation.
-                    return Err(Error::Conflict { name: volume.name.clone(), local: volume.state.parent, remote });
+                // What was decided about the tree here was decided about another generation.
+                match generation {
+                    Some(remote) if is_another => {
+                        let (name, local) = (volume.name.clone(), volume.state.parent);
+                        return Err(Error::Conflict { name, local, remote });
+                    }
+                    Some(_) if generation != parent => return Err(Error::Interrupted { operation: OVERTAKEN }),
+                    _ => {}
                 }
             }
         }

@@ -15,6 +15,9 @@ use crate::store::VolumeStore;
 use crate::sync::publish;
 use crate::volume::Volume;
 
+/// How often it is looked at again what another host has published before this one's claim.
+const MAKE_USABLE_ATTEMPTS: u32 = 4;
+
 /// How a container wants a volume.
 #[derive(Debug, Clone, Default)]
 pub struct AcquireOptions {
@@ -228,6 +231,22 @@ impl VolumeStore {
     }
 
     pub(crate) async fn make_usable(
+        &self,
+        volume: &mut Volume,
+        user: &str,
+        options: &AcquireOptions,
+        take_over: TakeOver,
+    ) -> Result<Acquired> {
+        for _ in 1..MAKE_USABLE_ATTEMPTS {
+            match self.try_to_make_usable(volume, user, options, take_over).await {
+                Err(error) if claim::was_overtaken(&error) => {}
+                made => return made,
+            }
+        }
+        self.try_to_make_usable(volume, user, options, take_over).await
+    }
+
+    async fn try_to_make_usable(
         &self,
         volume: &mut Volume,
         user: &str,

@@ -1,8 +1,10 @@
 //! A container's part of a network: its connection, its ports and its name.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use runtime_core::spec::PortProtocol;
 use runtime_core::{ContainerId, PortMapping};
@@ -17,6 +19,11 @@ use crate::runtime::Inner;
 
 /// The variable that tells a container in the host's network which port is its own.
 pub(super) const PORT_VARIABLE: &str = "PORT";
+
+/// For whoever works with an ended container to give its ports back.
+const HANDOVER: Duration = Duration::from_secs(2);
+/// Between two looks whether he has.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Inner {
     /// Puts back what says that a running container has its address and ports, if somebody took that away.
@@ -62,13 +69,24 @@ impl Inner {
                         let reason = format!("the network {} is internal: nothing comes in", lease.network);
                         return Err(Error::invalid("port_mappings", reason));
                     }
-                    networks.reserve(&PortRequest {
-                        id: &id,
-                        wanted: &wanted,
-                        earlier: &earlier,
-                        lease: Some(&lease),
-                        ended: &|holder: &str| inner.has_ended(holder),
-                    })
+                    let begin = Instant::now();
+                    loop {
+                        let is_busy = Cell::new(false);
+                        let reserved = networks.reserve(&PortRequest {
+                            id: &id,
+                            wanted: &wanted,
+                            earlier: &earlier,
+                            lease: Some(&lease),
+                            ended: &|holder: &str| inner.has_ended(holder, &is_busy),
+                        });
+                        match reserved {
+                            // Whoever works with an ended holder gives its ports back, or starts it again.
+                            Err(Error::PortTaken { .. }) if is_busy.get() && begin.elapsed() < HANDOVER => {
+                                std::thread::sleep(LOOK_AGAIN);
+                            }
+                            other => return other,
+                        }
+                    }
                 };
                 let reserved = self.on_networks(reserve).await?;
                 record.ports = reserved.ports;
@@ -89,7 +107,7 @@ impl Inner {
                         wanted: &wanted,
                         earlier: &earlier,
                         lease: None,
-                        ended: &|holder: &str| inner.has_ended(holder),
+                        ended: &|holder: &str| inner.has_ended(holder, &Cell::default()),
                     })
                 };
                 let got = self.on_networks(reserve).await?;
@@ -186,8 +204,8 @@ impl Inner {
     }
 
     /// Whether the container of that name is over: it is gone, or its current attempt has ended; and nobody makes it, or
-    /// starts it, which reserves its ports before the attempt is on record.
-    fn has_ended(&self, name: &str) -> bool {
+    /// starts it, which reserves its ports before the attempt is on record: where somebody works with it `is_busy`.
+    fn has_ended(&self, name: &str, is_busy: &Cell<bool>) -> bool {
         let Ok(id) = name.parse() else { return false };
         let look = || match self.container(&id) {
             Ok(container) => self.exit_record(&container).is_ok_and(|record| record.is_some()),
@@ -196,7 +214,10 @@ impl Inner {
         if !look() {
             return false;
         }
-        let Ok(Some(lock)) = ContainerLock::try_acquire(&self.layout.container(&id).lock) else { return false };
+        let Ok(Some(lock)) = ContainerLock::try_acquire(&self.layout.container(&id).lock) else {
+            is_busy.set(true);
+            return false;
+        };
         let over = look();
         if matches!(self.container(&id), Err(Error::NoSuchContainer { .. })) {
             lock.remove();

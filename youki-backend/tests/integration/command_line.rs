@@ -37,7 +37,7 @@ crate::tests![
     update_changes_limits_while_it_runs_and_for_the_next_start,
     shutdown_takes_down_what_a_root_has_on_the_host,
     a_spec_is_applied_from_json_as_from_yaml,
-    a_key_twice_in_a_spec_is_refused,
+    a_key_twice_or_a_tag_in_a_spec_is_refused,
     with_json_all_that_is_said_is_json,
     a_limit_of_the_file_holds,
     an_exec_gets_no_file_of_the_host,
@@ -627,7 +627,7 @@ async fn a_spec_is_applied_from_json_as_from_yaml(case: Case) {
     }
 }
 
-async fn a_key_twice_in_a_spec_is_refused(case: Case) {
+async fn a_key_twice_or_a_tag_in_a_spec_is_refused(case: Case) {
     for spec in [
         r#"{"image": {"name": "a"}, "env": {"A": "1", "A": "2"}}"#,
         r#"{"image": {"name": "a"}, "image": {"name": "b"}}"#,
@@ -636,6 +636,15 @@ async fn a_key_twice_in_a_spec_is_refused(case: Case) {
     ] {
         let said = case.berth_with(&["apply", "-f", "-", "--name", "twice"], spec.as_bytes()).await;
         assert!(said.code == 2 && said.stderr.contains("duplicate"), "{spec}: {said:?}");
+    }
+    for (spec, field) in [
+        ("image: {name: a}\nenv: {A: !vault abc}\n", "env.A"),
+        ("image: !foo {name: a}\n", "image"),
+        ("image: {name: a}\nprivileged: !bar false\n", "privileged"),
+        ("image: {name: a}\ncommand: {args: [a, !reset null]}\n", "command.args.1"),
+    ] {
+        let said = case.berth_with(&["apply", "-f", "-", "--name", "tagged"], spec.as_bytes()).await;
+        assert!(said.code == 2 && said.stderr.contains(&format!("{field}: it has a tag")), "{spec}: {said:?}");
     }
 }
 

@@ -20,14 +20,18 @@ const MAX_SPEC_BYTES: u64 = 4 << 20;
 /// Reads a spec from a file, or from standard input. JSON is YAML, too, in which a variant with a value is a map.
 pub fn read(path: &Path) -> Result<ServiceSpec> {
     let failed = |error: io::Error| Failure::io("reading", path, &error);
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     let source: Box<dyn Read> =
         if path == Path::new("-") { Box::new(io::stdin()) } else { Box::new(File::open(path).map_err(failed)?) };
-    source.take(MAX_SPEC_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+    source.take(MAX_SPEC_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     let invalid = |reason: String| Failure::from(Error::InvalidSpec { field: path.display().to_string(), reason });
-    if text.len() as u64 > MAX_SPEC_BYTES {
+    if bytes.len() as u64 > MAX_SPEC_BYTES {
         return Err(invalid("it is larger than 4 MiB".to_owned()));
     }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|byte| *byte == b'\n').count();
+        invalid(format!("line {line} is not UTF-8"))
+    })?;
     let text = text.trim_start_matches('\u{feff}').trim_start();
     // One with a key twice is left to YAML, which refuses it.
     if text.starts_with('{') && serde_json::from_str::<EachKeyOnce>(text).is_ok() {
@@ -37,20 +41,41 @@ pub fn read(path: &Path) -> Result<ServiceSpec> {
     let spec: ServiceSpec = singleton_map_recursive::deserialize(serde_yaml_ng::Deserializer::from_str(text))
         .map_err(|error| invalid(error.to_string()))?;
     let written = serde_yaml_ng::from_str(text).map_err(|error| invalid(error.to_string()))?;
-    match null_as_text(&written, &json!(spec)) {
-        Some(field) => Err(Error::InvalidSpec { field, reason: "a null is not a text".to_owned() }.into()),
+    let misread = tagged(&written)
+        .map(|field| (field, "it has a tag, which is not understood"))
+        .or_else(|| Some((null_as_text(&written, &json!(spec))?, "a null is not a text")));
+    match misread {
+        Some((field, reason)) => Err(Error::InvalidSpec { field, reason: reason.to_owned() }.into()),
         None => Ok(spec),
     }
+}
+
+/// Where YAML has left out a tag, such as `!vault`, that says that what follows is not what is meant.
+fn tagged(written: &serde_yaml_ng::Value) -> Option<String> {
+    use serde_yaml_ng::Value as Yaml;
+    match written {
+        Yaml::Tagged(_) => Some(String::new()),
+        Yaml::Mapping(map) => map.iter().find_map(|(key, value)| {
+            let name = key.as_str().unwrap_or_default();
+            tagged(key).or_else(|| tagged(value)).map(|deeper| joined(name.to_owned(), deeper))
+        }),
+        Yaml::Sequence(all) => {
+            all.iter().enumerate().find_map(|(index, one)| Some(joined(index.to_string(), tagged(one)?)))
+        }
+        _ => None,
+    }
+}
+
+/// The path of a field within another one.
+fn joined(name: String, deeper: String) -> String {
+    if deeper.is_empty() { name } else { format!("{name}.{deeper}") }
 }
 
 /// Where YAML took a null, which a template writes for what it lacks, for a word.
 fn null_as_text(written: &serde_yaml_ng::Value, read: &serde_json::Value) -> Option<String> {
     use serde_json::Value as Json;
     use serde_yaml_ng::Value as Yaml;
-    let within = |name: String, written, read| {
-        let deeper = null_as_text(written, read)?;
-        Some(if deeper.is_empty() { name } else { format!("{name}.{deeper}") })
-    };
+    let within = |name: String, written, read| Some(joined(name, null_as_text(written, read)?));
     match (written, read) {
         (Yaml::Null, Json::String(_)) => Some(String::new()),
         (Yaml::Mapping(written), Json::Object(read)) => written.iter().find_map(|(key, value)| {
