@@ -192,11 +192,14 @@ fn parse(text: &[u8], registry: &str, repository: &str) -> std::result::Result<E
     }
 }
 
+/// The greatest fits best.
+type Fit<'k> = (usize, Reverse<(bool, usize, &'k str)>);
+
 /// How closely a key fits: first by the repository's part of it, in bytes, then the plainer key, so that it is the same one
 /// each time; `None` if it is another's. Keys are hosts, URLs, whose path tells nothing, or, as podman has them, hosts with the
 /// beginning of a repository. Of Docker Hub docker itself has one URL, and beside the password of a login by the browser, which
 /// that is for, an access and a refresh token, at `https://index.docker.io/v1/access-token` and `…/refresh-token`.
-fn fit<'k>(key: &'k str, registry: &str, repository: &str) -> Option<(usize, Reverse<(bool, usize, &'k str)>)> {
+fn fit<'k>(key: &'k str, registry: &str, repository: &str) -> Option<Fit<'k>> {
     let is_url = key.contains("://");
     let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));

@@ -394,9 +394,10 @@ async fn a_load_that_is_dropped_keeps_the_store_until_it_has_entered_its_images(
     let inode = format!(":{} ", std::os::unix::fs::MetadataExt::ino(&index.metadata().unwrap()));
     let loading = tokio::spawn(async move { store.load(&archive).await.map(drop) });
     let waits = |line: &str| line.contains("->") && line.contains(&inode);
+    let begin = std::time::Instant::now();
     while !std::fs::read_to_string("/proc/locks").unwrap().lines().any(waits) {
-        assert!(!loading.is_finished(), "it does not wait for the index");
-        tokio::task::yield_now().await;
+        assert!(!loading.is_finished() && begin.elapsed().as_secs() < 60, "it does not wait for the index");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     loading.abort();
     let _aborted = loading.await;
@@ -404,7 +405,8 @@ async fn a_load_that_is_dropped_keeps_the_store_until_it_has_entered_its_images(
     assert!(hold().is_none(), "a removal could sweep what is about to be entered");
     drop(index);
     while hold().is_none() {
-        tokio::task::yield_now().await;
+        assert!(begin.elapsed().as_secs() < 120, "the store is held for ever");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     let entered = std::fs::read_to_string(root.join("images/index.json")).unwrap();
     assert!(entered.contains("example.org/a:1") && entered.contains("docker.io/library/b:2"), "{entered}");

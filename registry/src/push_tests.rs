@@ -105,7 +105,9 @@ async fn credentials_do_not_go_in_plain_text_to_who_a_registry_names() {
     let Some(root) = Root::new() else { return };
     let (address, seen) = registry(|_, _, _| challenge("http://192.0.2.1/token")).await;
     let (store, name) = store_with(&root, &address).await;
-    let error = store.push(&name, PushOptions::default()).await.unwrap_err();
+    let (username, password) = ("u".to_owned(), "secret".to_owned());
+    let auth = RegistryAuth { username, password, auth_type: RegistryAuthType::Basic };
+    let error = store.push(&name, PushOptions { auth: Some(auth), ..PushOptions::default() }).await.unwrap_err();
     assert_eq!(error.code(), "registry.plain_http", "{error}");
     assert!(!seen.lock().unwrap().is_empty());
 }

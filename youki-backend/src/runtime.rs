@@ -127,7 +127,7 @@ impl YoukiRuntime {
     /// The same by a signal of any name or number, in place of the container's own.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is no such signal; those of [`stop`](Self::stop).
+    /// [`Error::InvalidSpec`] if there is no such signal; those of [`stop`](Self::stop).
     pub async fn stop_by(
         &self,
         id: &ContainerId,

@@ -128,7 +128,9 @@ impl Inner {
     async fn free_new_lease(&self, container: &Container) -> Result<()> {
         let NetworkRecord::Bridge(lease) = &container.record.network else { return Ok(()) };
         let id = &container.record.id;
-        if self.container(id)?.record.network == container.record.network {
+        if let NetworkRecord::Bridge(known) = &self.container(id)?.record.network
+            && (&known.network, known.ip) == (&lease.network, lease.ip)
+        {
             return Ok(());
         }
         let (lease, id) = (lease.clone(), id.to_string());

@@ -10,6 +10,7 @@ use runtime_core::{ContainerId, ServiceSpec};
 use crate::networks::published;
 use crate::support::Case;
 use crate::support::case::{IDLE, start_on};
+use crate::support::pace::patience;
 use crate::support::root::Root;
 
 crate::tests![
@@ -31,8 +32,10 @@ fn taken(path: &Path) -> File {
 async fn until_waited_for<T>(lock: &File, work: &tokio::task::JoinHandle<T>) {
     let inode = format!(":{} ", lock.metadata().unwrap().ino());
     let waits = |line: &str| line.contains("->") && line.contains(&inode);
+    let begin = std::time::Instant::now();
     while !std::fs::read_to_string("/proc/locks").unwrap().lines().any(waits) {
-        assert!(!work.is_finished(), "it does not wait");
+        let is_late = begin.elapsed() > patience(std::time::Duration::from_secs(60));
+        assert!(!work.is_finished() && !is_late, "it does not wait");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }
