@@ -337,7 +337,6 @@ async fn execs_that_a_pause_meets_hold_up_nobody_and_leave_nothing(case: Case) {
     let mut spec = case.script(IDLE).await;
     spec.capabilities = vec!["SYS_PTRACE".into()];
     let id = case.start(&spec).await;
-    let before = case.cgroup_pids(&id).len();
     let mut execs = tokio::task::JoinSet::new();
     for _ in 0..40 {
         let (case, id) = (case.clone(), id.clone());
@@ -352,7 +351,8 @@ async fn execs_that_a_pause_meets_hold_up_nobody_and_leave_nothing(case: Case) {
     assert!(took < patience(Duration::from_secs(5)), "its supervisor answers after {took:?}");
     while execs.join_next().await.is_some() {}
     assert_eq!(case.exec_ok(&id, "echo on").await, "on\n");
-    eventually("what was given up is gone", || async { case.cgroup_pids(&id).len() == before }).await;
+    // The init and what it waits for.
+    eventually("what was given up is gone", || async { case.cgroup_pids(&id).len() <= 2 }).await;
 }
 
 async fn an_exec_without_streams_has_the_containers_own_null_device(case: Case) {
