@@ -151,8 +151,22 @@ impl VolumeStore {
         .await
     }
 
-    /// The same without a word to S3: what is owed for the use is written down, for [`VolumeStore::retry`] to do. Whether
-    /// anything is owed for it. Nothing changes once it is `called_off` while somebody else works with the volume.
+    /// The same for a `user` whose create failed: it has never run, and a volume made for it goes, filled or not, unless
+    /// somebody else has used it since.
+    ///
+    /// # Errors
+    /// Only those of the disk.
+    pub async fn undo(&self, name: &str, user: &str) -> Result<Option<Error>> {
+        let user = user.to_owned();
+        self.detached(name, move |store, name| async move {
+            let mut volume = store.lock(&name).await?;
+            store.end_use(&mut volume, &user, true).await
+        })
+        .await
+    }
+
+    /// Ends the use by `user` as [`VolumeStore::release`] does, but without a word to S3: what is owed for it is written down,
+    /// for [`VolumeStore::retry`] to do. Whether anything is. Nothing changes once it is `called_off` while somebody else works with the volume.
     ///
     /// # Errors
     /// Those of the disk; [`Error::CalledOff`].
@@ -168,20 +182,6 @@ impl VolumeStore {
                 store.forget_blank(&mut volume).await?;
             }
             Ok(owes)
-        })
-        .await
-    }
-
-    /// The same for a `user` whose create failed: it has never run, and a volume made for it goes, filled or not, unless
-    /// somebody else has used it since.
-    ///
-    /// # Errors
-    /// Only those of the disk.
-    pub async fn undo(&self, name: &str, user: &str) -> Result<Option<Error>> {
-        let user = user.to_owned();
-        self.detached(name, move |store, name| async move {
-            let mut volume = store.lock(&name).await?;
-            store.end_use(&mut volume, &user, true).await
         })
         .await
     }

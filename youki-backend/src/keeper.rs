@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::container::{Container, leave_until};
+use crate::container::{Container, HeldEnded, leave_until};
 use crate::dir_watch::DirWatch;
 use crate::error::{Error, Result};
 use crate::health::Watches;
@@ -215,6 +215,7 @@ impl Inner {
             Err(Error::NoSuchContainer { .. }) => true,
             Err(_) => return,
         };
+        let held = HeldEnded::new(lock, is_gone);
         let user = id.to_string();
         let mut owing = Vec::new();
         let patience = self.config.volumes.sync_on_stop;
@@ -226,10 +227,7 @@ impl Inner {
                 Err(error) => tracing::warn!(volume = name, %error, "cannot be given back"),
             }
         }
-        match is_gone {
-            true => lock.remove(),
-            false => drop(lock),
-        }
+        drop(held);
         // Without the lock: nobody who has to do with the container, or the next one of its name, waits for S3.
         for name in owing {
             if let Err(error) = self.volumes.retry(&name).await {

@@ -161,22 +161,17 @@ impl CgroupPaths {
 
     /// Whether it is frozen as a whole. `false` where the kernel does not say.
     pub fn is_frozen(&self) -> bool {
-        let read = |dir: &Path, file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
         match &self.dirs {
-            Dirs::V1(dirs) => dirs.get("freezer").is_some_and(|dir| read(dir, "freezer.state").trim_end() == "FROZEN"),
-            Dirs::V2(dir) => crate::stats::parse::keyed(&read(dir, "cgroup.events"), "frozen") == Some(1),
+            Dirs::V1(dirs) => freezer_state(dirs).trim_end() == "FROZEN",
+            Dirs::V2(dir) => crate::stats::parse::keyed(&read_or_empty(dir, "cgroup.events"), "frozen") == Some(1),
         }
     }
 
     /// Whether they are frozen, or about to be.
     pub fn is_to_freeze(&self) -> bool {
-        let read = |dir: &Path, file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
         match &self.dirs {
-            Dirs::V1(dirs) => {
-                let state = dirs.get("freezer").map(|dir| read(dir, "freezer.state")).unwrap_or_default();
-                matches!(state.trim_end(), "FREEZING" | "FROZEN")
-            }
-            Dirs::V2(dir) => read(dir, "cgroup.freeze").trim_end() == "1",
+            Dirs::V1(dirs) => matches!(freezer_state(dirs).trim_end(), "FREEZING" | "FROZEN"),
+            Dirs::V2(dir) => read_or_empty(dir, "cgroup.freeze").trim_end() == "1",
         }
     }
 
@@ -223,6 +218,15 @@ impl CgroupPaths {
             _ => Err(Error::Several(errors)),
         }
     }
+}
+
+/// What the kernel says of v1's freezer; nothing where there is none.
+fn freezer_state(dirs: &BTreeMap<String, PathBuf>) -> String {
+    dirs.get("freezer").map(|dir| read_or_empty(dir, "freezer.state")).unwrap_or_default()
+}
+
+fn read_or_empty(dir: &Path, file: &str) -> String {
+    fs::read_to_string(dir.join(file)).unwrap_or_default()
 }
 
 fn collect_pids(dir: &Path, into: &mut BTreeSet<u32>, depth: usize) -> Result<()> {

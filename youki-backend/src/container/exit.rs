@@ -33,9 +33,15 @@ pub(crate) enum Settling {
 }
 
 /// The lock of a container that has ended. Of one that is gone nobody needs its file.
-struct HeldEnded {
+pub(crate) struct HeldEnded {
     lock: Option<ContainerLock>,
     is_gone: bool,
+}
+
+impl HeldEnded {
+    pub fn new(lock: ContainerLock, is_gone: bool) -> Self {
+        Self { lock: Some(lock), is_gone }
+    }
 }
 
 impl Drop for HeldEnded {
@@ -119,7 +125,7 @@ impl Inner {
         owed
     }
 
-    /// The same, whoever has the container's lock: it is being started, or removed.
+    /// The same for whoever has the container's lock: it is being started, or removed.
     pub(crate) async fn settle_volumes(
         &self,
         container: &Container,
@@ -133,6 +139,7 @@ impl Inner {
         owed
     }
 
+    /// Waits for what others settle, and tries it again, where that is the caller's to tell.
     async fn join_settling(
         &self,
         container: &Container,
@@ -167,10 +174,11 @@ impl Inner {
             Err(Error::NoSuchContainer { .. }) => true,
             _ => return Ok(None),
         };
-        Ok(Some(HeldEnded { lock: Some(lock), is_gone }))
+        Ok(Some(HeldEnded::new(lock, is_gone)))
     }
 
-    /// The same for a container whose create is `undone`: volumes that were made for it go.
+    /// Syncs the volumes of a container whose lock is held, and gives them back; of one whose create is `undone`, those that
+    /// were made for it go.
     pub(super) async fn end_volumes(
         &self,
         container: &Container,

@@ -43,7 +43,7 @@ pub(crate) use attempt::MIN_LOG_BYTES;
 pub use copy::CopyInOptions;
 pub use create::CreateOptions;
 pub use exec::{ExecRequest, RunningExec, TIMEOUT_EXIT_CODE};
-pub(crate) use exit::leave_until;
+pub(crate) use exit::{HeldEnded, leave_until};
 pub use inspect::{Inspect, InspectMount, InspectNetwork};
 pub(crate) use mounted::mounted_by;
 pub(crate) use remove::remove_dir;

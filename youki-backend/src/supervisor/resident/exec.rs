@@ -385,7 +385,7 @@ fn null_device() -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // A host may want to be told that nobody executes it (vm.memfd_noexec); a kernel before 6.3 does not know that.
     let empty = match memfd_create(c"null", flags | MemfdFlags::NOEXEC_SEAL) {
-        Err(rustix::io::Errno::INVAL) => memfd_create(c"null", flags)?,
+        Err(Errno::INVAL) => memfd_create(c"null", flags)?,
         other => other?,
     };
     fcntl_add_seals(&empty, SealFlags::GROW | SealFlags::SEAL)?;

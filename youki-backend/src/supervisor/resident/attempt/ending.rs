@@ -200,18 +200,6 @@ impl Attempt {
         }
     }
 
-    /// The keeper syncs what is on record of a container whose socket comes, goes or changes: it stays between attempts.
-    pub(super) fn tell_who_syncs(&self) {
-        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        // It may be gone with the run directory; the kernel syncs within half a minute.
-        let _ = utimensat(
-            CWD,
-            &self.config.socket,
-            &Timestamps { last_access: now, last_modification: now },
-            AtFlags::empty(),
-        );
-    }
-
     /// The same for a container that goes with its end: it is tried once, for whoever comes between its end and that, and a
     /// disk that is full gets room.
     fn try_to_put_on_record(&mut self) {
@@ -223,6 +211,18 @@ impl Attempt {
                 say!("writing the exit record: {}", error.chain());
             }
         }
+    }
+
+    /// The keeper syncs what is on record of a container whose socket comes, goes or changes: it stays between attempts.
+    pub(super) fn tell_who_syncs(&self) {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        // It may be gone with the run directory; the kernel syncs within half a minute.
+        let _ = utimensat(
+            CWD,
+            &self.config.socket,
+            &Timestamps { last_access: now, last_modification: now },
+            AtFlags::empty(),
+        );
     }
 
     /// How the last attempt ended, for one who asked for the end of attempt `wanted`; `None` while that is to come.
