@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use registry::{ImageStore, LayerPhase, PullEvent, PullOptions, StoreConfig};
+use registry::{ImageStore, PullOptions, StoreConfig};
+use runtime_core::{LayerPhase, PullEvent};
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {

@@ -1,97 +1,38 @@
 //! The distribution protocol, read side: every answer is bounded, no credential leaves its origin. The write side, which
-//! goes by the same rules, is `upload`.
+//! goes by the same rules, is `upload`; `token` is what a request carries to be let in, `http` what it goes out by.
 
+mod http;
+mod token;
 mod upload;
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
-    WWW_AUTHENTICATE,
 };
 use reqwest::{Method, Response, StatusCode, Url};
-use runtime_core::Secret;
 use serde::Deserialize;
 
+use self::http::ClientKind;
+pub(crate) use self::http::HttpClients;
+use self::token::bearer;
+use self::upload::Blob;
 use crate::RegistryConfig;
-use crate::challenge::Challenge;
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
 use crate::limits::{Limits, MAX_REDIRECTS, MAX_RETRIES, MAX_TOKEN_BYTES};
 use crate::manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::Reference;
 
-/// Time to a TCP connection and a TLS handshake.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest wait that a `Retry-After` can ask for before the request counts as failed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// After so long without an answer, or with a wait ahead, somebody is told: once for each registry that is spoken to.
 const NOTICE: Duration = Duration::from_secs(3);
 /// First wait before a request is repeated; doubled each time.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
-
-/// HTTP clients of one process, made when first needed: loading the system's CA certificates takes tens of
-/// milliseconds, which a loopback registry should not cost.
-#[derive(Debug, Default)]
-pub(crate) struct HttpClients(Mutex<HashMap<ClientKind, reqwest::Client>>);
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct ClientKind {
-    tls: bool,
-    proxied: bool,
-    ca: Option<PathBuf>,
-}
-
-impl HttpClients {
-    fn get(&self, kind: ClientKind) -> Result<reqwest::Client> {
-        let mut clients = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(client) = clients.get(&kind) {
-            return Ok(client.clone());
-        }
-        let client = kind.build()?;
-        clients.insert(kind, client.clone());
-        Ok(client)
-    }
-}
-
-/// The certificates of a PEM file.
-fn certificates(path: &Path) -> Result<Vec<reqwest::Certificate>> {
-    let pem = std::fs::read(path).map_err(|e| Error::io("reading CA certificates from", path, e))?;
-    let damaged = |reason: String| Error::Damaged { path: path.to_owned(), reason };
-    let found =
-        reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| damaged(format!("no PEM certificates: {e}")))?;
-    if found.is_empty() {
-        return Err(damaged("there is no PEM certificate in it".to_owned()));
-    }
-    Ok(found)
-}
-
-impl ClientKind {
-    fn build(&self) -> Result<reqwest::Client> {
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .connect_timeout(CONNECT_TIMEOUT);
-        if !self.proxied {
-            // Loopback: no proxy, and the name means this machine whatever a resolver says.
-            let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-            builder =
-                builder.no_proxy().resolve_to_addrs("localhost", &loopback.map(|address| SocketAddr::new(address, 0)));
-        }
-        if !self.tls {
-            builder = builder.tls_certs_only([]);
-        } else if let Some(path) = &self.ca {
-            builder = builder.tls_certs_merge(certificates(path)?);
-        }
-        builder.build().map_err(|e| Error::Unreachable { registry: "(HTTP client)".into(), source: e.into() })
-    }
-}
 
 /// One pull's or push's dealings with one repository on one host, a registry or a mirror of it: scheme, credentials and
 /// token are kept between its requests.
@@ -116,16 +57,22 @@ pub(crate) struct Endpoint<'a> {
 }
 
 /// One request, as it is sent, and sent again.
-#[derive(Debug)]
 struct Call<'c> {
     method: Method,
     url: Url,
     headers: HeaderMap,
-    body: bytes::Bytes,
+    content: Content<'c>,
     /// What it is called where somebody reads it: an address may carry a secret.
     path: &'c str,
     /// Statuses whose answer is the caller's to judge; others are errors.
     taken: fn(StatusCode) -> bool,
+}
+
+/// What a request carries.
+enum Content<'c> {
+    Bytes(Bytes),
+    /// Sent once: what became of it is looked at before it is sent again.
+    Blob(&'c Blob<'c>),
 }
 
 impl<'a> Endpoint<'a> {
@@ -217,7 +164,7 @@ impl<'a> Endpoint<'a> {
     }
 
     /// The next piece of a body; `None` at its end.
-    pub(crate) async fn next_chunk(&self, response: &mut Response, what: &str) -> Result<Option<bytes::Bytes>> {
+    pub(crate) async fn next_chunk(&self, response: &mut Response, what: &str) -> Result<Option<Bytes>> {
         match self.or_tell(tokio::time::timeout(self.limits.no_progress(), response.chunk())).await {
             Ok(chunk) => chunk.map_err(|e| self.unreachable(e)),
             Err(_) => Err(Error::NoProgress {
@@ -251,17 +198,18 @@ impl<'a> Endpoint<'a> {
             headers.insert(RANGE, range);
         }
         let taken = |status| matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
-        let (url, body) = (self.url(&path)?, bytes::Bytes::new());
-        self.perform(&Call { method, url, headers, body, path: &path, taken }).await
+        let (url, content) = (self.url(&path)?, Content::Bytes(Bytes::new()));
+        self.perform(&Call { method, url, headers, content, path: &path, taken }).await
     }
 
     /// Authenticates when asked to, repeats what is worth repeating, and maps statuses.
     async fn perform(&self, call: &Call<'_>) -> Result<Response> {
         let mut authenticated = false;
         let mut attempt = 0;
+        let retries = if matches!(call.content, Content::Blob(_)) { 0 } else { MAX_RETRIES };
         loop {
             let response = match self.send(call).await {
-                Err(error) if attempt < MAX_RETRIES && is_passing(&error) => {
+                Err(error) if attempt < retries && is_passing(&error) => {
                     attempt += 1;
                     tracing::debug!(path = call.path, attempt, error = %error, "request is repeated");
                     tokio::time::sleep(FIRST_BACKOFF * 2u32.pow(attempt - 1)).await;
@@ -282,13 +230,7 @@ impl<'a> Endpoint<'a> {
                     authenticated = true;
                     self.authenticate(&response).await?;
                 }
-                StatusCode::TOO_MANY_REQUESTS
-                | StatusCode::INTERNAL_SERVER_ERROR
-                | StatusCode::BAD_GATEWAY
-                | StatusCode::SERVICE_UNAVAILABLE
-                | StatusCode::GATEWAY_TIMEOUT
-                    if attempt < MAX_RETRIES =>
-                {
+                _ if is_busy(status) && attempt < retries => {
                     attempt += 1;
                     let wait = retry_after(&response).unwrap_or(FIRST_BACKOFF * 2u32.pow(attempt));
                     tracing::debug!(path = call.path, %status, attempt, ?wait, "request is repeated");
@@ -320,10 +262,19 @@ impl<'a> Endpoint<'a> {
                 headers.insert(AUTHORIZATION, authorization);
             }
             let mut request = self.client_for(&url)?.request(call.method.clone(), url.clone()).headers(headers);
-            if !reads {
-                request = request.body(call.body.clone());
-            }
-            let response = self.in_time(request.send()).await?;
+            let response = match &call.content {
+                Content::Bytes(bytes) => {
+                    // A request that reads says nothing of a body's length.
+                    if !reads {
+                        request = request.body(bytes.clone());
+                    }
+                    self.in_time(request.send()).await?
+                }
+                Content::Blob(blob) => {
+                    let (body, sent) = blob.body();
+                    self.in_time_for(blob, sent, request.body(body).send()).await?
+                }
+            };
             let status = response.status();
             if !status.is_redirection() || status == StatusCode::NOT_MODIFIED {
                 return Ok(response);
@@ -343,7 +294,8 @@ impl<'a> Endpoint<'a> {
         let own = host_of(&self.address) == host;
         match url.scheme() {
             "https" => {}
-            "http" if loopback || (own && self.config.plain_http) => {}
+            // Elsewhere nobody names services of this machine.
+            "http" if loopback && is_loopback(host_of(&self.address)) || own && self.config.plain_http => {}
             _ => return Err(Error::PlainHttp { url: shown(url) }),
         }
         let ca = if own { self.config.ca.clone() } else { None };
@@ -372,93 +324,6 @@ impl<'a> Endpoint<'a> {
             tracing::warn!("waiting for the registry {}", self.registry());
         }
         work.await
-    }
-
-    /// Answers a 401: sets what further requests carry.
-    async fn authenticate(&self, response: &Response) -> Result<()> {
-        let refused = |reason: &str| Error::Unauthorized {
-            registry: self.registry().to_owned(),
-            what: self.reference.repository().to_owned(),
-            reason: reason.to_owned(),
-        };
-        let challenges: Vec<Challenge> = response
-            .headers()
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(Challenge::parse)
-            .collect();
-        let find = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
-        let value = if let Some(challenge) = find("bearer") {
-            if matches!(self.credentials, Credentials::Bearer(_)) {
-                return Err(refused("it does not accept the token"));
-            }
-            self.token(challenge).await?
-        } else if find("basic").is_some() {
-            match &self.credentials {
-                Credentials::Basic { username, password } => {
-                    basic(username, password.expose()).ok_or_else(|| refused("user name or password are not usable"))?
-                }
-                Credentials::Anonymous => return Err(refused("it wants a user name and a password")),
-                _ => return Err(refused("it wants a user name and a password, not a token")),
-            }
-        } else {
-            return Err(refused("it offers neither Basic nor Bearer authentication"));
-        };
-        *self.authorization.write().await = Some(value);
-        Ok(())
-    }
-
-    /// Fetches a token from the place that the registry names.
-    async fn token(&self, challenge: &Challenge) -> Result<HeaderValue> {
-        let refused = |reason: String| Error::Unauthorized {
-            registry: self.registry().to_owned(),
-            what: self.reference.repository().to_owned(),
-            reason,
-        };
-        let realm = challenge.get("realm").unwrap_or_default();
-        let mut url =
-            Url::parse(realm).map_err(|_| refused(format!("its token service {realm:.200?} is no address")))?;
-        let actions = if self.pushes { "pull,push" } else { "pull" };
-        let own = format!("repository:{}:{actions}", self.reference.repository());
-        // A push has one token for all, whichever request it is that was challenged.
-        let scope = challenge.get("scope").filter(|_| !self.pushes).unwrap_or(&own);
-        let client = self.client_for(&url)?;
-        let request = match &self.credentials {
-            Credentials::Identity(token) => {
-                let service = challenge.get("service").unwrap_or_default();
-                let form = url::form_urlencoded::Serializer::new(String::new())
-                    .append_pair("grant_type", "refresh_token")
-                    .append_pair("client_id", "berth")
-                    .append_pair("service", service)
-                    .append_pair("scope", scope)
-                    .append_pair("refresh_token", token.expose())
-                    .finish();
-                client.post(url.clone()).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form)
-            }
-            credentials => {
-                if let Some(service) = challenge.get("service") {
-                    url.query_pairs_mut().append_pair("service", service);
-                }
-                url.query_pairs_mut().append_pair("scope", scope);
-                let request = client.get(url.clone());
-                match credentials {
-                    Credentials::Basic { username, password } => request.basic_auth(username, Some(password.expose())),
-                    _ => request,
-                }
-            }
-        };
-        let response = self.in_time(request.send()).await?;
-        if !response.status().is_success() {
-            return Err(refused(format!("its token service answered {}", response.status())));
-        }
-        let body = zeroize::Zeroizing::new(self.read_whole(response, "the token", MAX_TOKEN_BYTES).await?);
-        let answer: TokenAnswer =
-            serde_json::from_slice(&body).map_err(|_| refused("its token service gave no token".into()))?;
-        let token = answer.token.filter(|t| !t.is_empty()).or(answer.access_token).map(Secret::new);
-        token
-            .and_then(|token| bearer(token.expose()))
-            .ok_or_else(|| refused("its token service gave no usable token".into()))
     }
 
     /// The error for a final status.
@@ -512,12 +377,6 @@ impl<'a> Endpoint<'a> {
 }
 
 #[derive(Deserialize)]
-struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
-}
-
-#[derive(Deserialize)]
 struct ErrorAnswer {
     errors: Vec<ErrorItem>,
 }
@@ -538,6 +397,18 @@ pub(crate) fn is_passing(error: &Error) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether a registry that answers so may answer otherwise when it is asked again.
+fn is_busy(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::INTERNAL_SERVER_ERROR
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
 }
 
 /// Whether a registry at `address` is spoken to without TLS.
@@ -585,22 +456,6 @@ fn range_start(content_range: &str) -> Option<u64> {
 fn retry_after(response: &Response) -> Option<Duration> {
     let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
-}
-
-fn bearer(token: &str) -> Option<HeaderValue> {
-    sensitive(&format!("Bearer {token}"))
-}
-
-fn basic(username: &str, password: &str) -> Option<HeaderValue> {
-    use base64::Engine as _;
-    let pair = zeroize::Zeroizing::new(format!("{username}:{password}"));
-    sensitive(&format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair.as_bytes())))
-}
-
-fn sensitive(text: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
 }
 
 #[cfg(test)]

@@ -32,6 +32,18 @@ pub(crate) enum Credentials {
     Identity(Secret),
 }
 
+impl Credentials {
+    /// Whether nothing is in them, as where the secrets of a CI are unset: a registry that is shown such a pair refuses it,
+    /// and gives public images to who shows none.
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Anonymous => true,
+            Self::Basic { username, password } => username.is_empty() && password.expose().is_empty(),
+            Self::Bearer(token) | Self::Identity(token) => token.expose().is_empty(),
+        }
+    }
+}
+
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -45,12 +57,13 @@ impl fmt::Debug for Credentials {
 
 impl From<&RegistryAuth> for Credentials {
     fn from(auth: &RegistryAuth) -> Self {
-        match auth.auth_type {
+        let given = match auth.auth_type {
             RegistryAuthType::Basic => {
                 Self::Basic { username: auth.username.clone(), password: Secret::new(auth.password.clone()) }
             }
             RegistryAuthType::Token => Self::Bearer(Secret::new(auth.password.clone())),
-        }
+        };
+        if given.is_empty() { Self::Anonymous } else { given }
     }
 }
 
@@ -183,7 +196,8 @@ fn parse(text: &[u8], registry: &str, repository: &str) -> std::result::Result<E
     if let Some(name) = helper.filter(|name| !name.is_empty()) {
         return Ok(Entered::Helper { name: name.clone(), optional: false });
     }
-    if let Some(credentials) = entry.map(credentials_of).transpose()?.flatten() {
+    let entered = entry.map(credentials_of).transpose()?.flatten();
+    if let Some(credentials) = entered.filter(|credentials| !credentials.is_empty()) {
         return Ok(Entered::Credentials(credentials));
     }
     match config.store.filter(|name| !name.is_empty()) {
@@ -289,6 +303,14 @@ mod tests {
             (auths("a", r#"{"registrytoken":"t"}"#), "a", "bearer t"),
             (auths("a", r#"{"auth":"YTo=","identitytoken":"t"}"#), "a", "identity t"),
             (auths("a", "{}"), "a", "anonymous"),
+            // `:`, with a NUL behind it as some versions of docker wrote it, too.
+            (auths("a", r#"{"auth":"Og=="}"#), "a", "anonymous"),
+            (auths("a", r#"{"auth":"OgA="}"#), "a", "anonymous"),
+            (auths("a", r#"{"username":"","password":""}"#), "a", "anonymous"),
+            (r#"{"auths":{"a":{"auth":"Og=="}},"credsStore":"desktop"}"#.into(), "a", "helper desktop false"),
+            // One half alone is for the registry to judge.
+            (auths("a", r#"{"auth":"dTo="}"#), "a", "u:"),
+            (auths("a", r#"{"auth":"OnA="}"#), "a", ":p"),
             ("{}".into(), "a", "anonymous"),
             ("".into(), "a", "anonymous"),
             ("\n".into(), "a", "anonymous"),
@@ -306,6 +328,20 @@ mod tests {
             ),
         ] {
             assert_eq!(shown(&text, registry), result, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_given_empty_is_nothing() {
+        for (username, password, auth_type, result) in [
+            ("", "", RegistryAuthType::Basic, "Anonymous"),
+            ("", "", RegistryAuthType::Token, "Anonymous"),
+            ("u", "", RegistryAuthType::Basic, "Basic(***)"),
+            ("", "p", RegistryAuthType::Basic, "Basic(***)"),
+            ("", "t", RegistryAuthType::Token, "Bearer(***)"),
+        ] {
+            let auth = RegistryAuth { username: username.into(), password: password.into(), auth_type };
+            assert_eq!(format!("{:?}", Credentials::from(&auth)), result, "{username:?} {password:?} {auth_type:?}");
         }
     }
 

@@ -60,10 +60,10 @@ impl Spare {
     /// Adds the layers of an image; blocking.
     pub(crate) fn add(&mut self, store: &Inner, parts: &Parts) -> Result<()> {
         let standing = image::all_standing(&store.paths, &parts.ids)?;
-        let unsynced = store.paths.unsynced.join(&store.boot_id);
+        let unsynced = durability::unsynced(store)?;
         for (number, blob) in parts.manifest.layers.iter().enumerate() {
             let place = standing.as_ref().and_then(|layers| layers.get(number)).map(|(place, _)| place);
-            let is_safe = place.is_some_and(|place| !unsynced.join(place.name()).exists());
+            let is_safe = place.is_some_and(|place| !unsynced.contains(place));
             if is_safe { &mut self.unpacked } else { &mut self.needed }.insert(blob.digest.clone());
         }
         Ok(())

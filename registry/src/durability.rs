@@ -1,9 +1,10 @@
 //! What survives a power cut: layers unpacked in a former boot that no sync has covered are not trusted.
 
+use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -32,11 +33,34 @@ pub(crate) fn mark(store: &Inner, place: &Place) -> Result<()> {
     mark_as(store, &place.name())
 }
 
-fn mark_as(store: &Inner, name: &str) -> Result<()> {
+/// Under a name of its own: the sync of another, begun before, does not cover this, and takes that one's mark away.
+fn mark_as(store: &Inner, what: &str) -> Result<()> {
     let directory = store.paths.unsynced.join(&store.boot_id);
     fs::create_dir_all(&directory).map_err(|e| Error::io("making the directory", &directory, e))?;
-    let path = directory.join(name);
+    let random = read_small(Path::new("/proc/sys/kernel/random/uuid"))?;
+    let path = directory.join(format!("{what}.{}", random.trim()));
     fs::write(&path, b"").map_err(|e| Error::io("writing", &path, e))
+}
+
+/// The layer that a mark is for.
+fn place_of(mark: &fs::DirEntry) -> Option<Place> {
+    let name = mark.file_name();
+    let name = name.to_str()?;
+    // One of an older Berth has no name of its own.
+    Place::parse(name.split_once('.').map_or(name, |(place, _)| place))
+}
+
+/// The layers that no sync has covered yet; blocking.
+pub(crate) fn unsynced(store: &Inner) -> Result<HashSet<Place>> {
+    let directory = store.paths.unsynced.join(&store.boot_id);
+    let error = |e| Error::io("listing", &directory, e);
+    match fs::read_dir(&directory) {
+        Ok(marks) => {
+            marks.map(|mark| mark.map(|mark| place_of(&mark)).map_err(error)).filter_map(Result::transpose).collect()
+        }
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
+        Err(other) => Err(error(other)),
+    }
 }
 
 /// Removes what a former boot left unsynced, and has what this boot left unsynced (another process, gone) synced now.
@@ -44,7 +68,7 @@ fn mark_as(store: &Inner, name: &str) -> Result<()> {
 pub(crate) fn recover(store: &Inner) -> Result<()> {
     let lock = match lock_file(&store.paths.locks.join("recovery"), FlockOperation::LockExclusive) {
         // A disk that has failed is mounted read-only. What runs there must still be stopped, and its log be read.
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
             tracing::warn!(root = %store.paths.layers.display(), "it is read-only: nothing can be pulled or created");
             return Ok(());
         }
@@ -59,7 +83,7 @@ pub(crate) fn recover(store: &Inner) -> Result<()> {
         let path = directory.path();
         let doubtful = fs::read_dir(&path).map_err(|e| Error::io("listing", &path, e))?;
         for mark in doubtful.filter_map(std::result::Result::ok) {
-            if let Some(place) = mark.file_name().to_str().and_then(Place::parse) {
+            if let Some(place) = place_of(&mark) {
                 tracing::info!(layer = %place.name(), "a layer that no sync had covered is unpacked again when needed");
                 TmpDir::remove(&place.discard(&store.paths, None)?);
             }
@@ -85,10 +109,7 @@ pub(crate) fn recover(store: &Inner) -> Result<()> {
 /// Syncs in the background what was written: index, manifests and configurations, and what this boot left unsynced. A
 /// command may end before that has begun: then the next open finds its mark.
 pub(crate) fn sync_in_background(store: &Arc<Inner>) {
-    // One of its own: the sync of another, begun before, does not cover this.
-    static MARKS: AtomicU64 = AtomicU64::new(0);
-    let mark = format!("{INDEX}-{}-{}", std::process::id(), MARKS.fetch_add(1, Ordering::Relaxed));
-    if let Err(error) = mark_as(store, &mark) {
+    if let Err(error) = mark_as(store, INDEX) {
         tracing::debug!(%error, "nobody but this process syncs what is entered");
     }
     start_sync(store, marks(store));
@@ -120,9 +141,8 @@ fn start_sync(store: &Inner, marks: Vec<PathBuf>) -> Receiver<()> {
 fn marks(store: &Inner) -> Vec<PathBuf> {
     let entries = fs::read_dir(store.paths.unsynced.join(&store.boot_id)).into_iter().flatten();
     let stands = |mark: &fs::DirEntry| {
-        let place = mark.file_name().to_str().and_then(Place::parse);
         mark.file_name().as_encoded_bytes().starts_with(INDEX.as_bytes())
-            || place.is_some_and(|place| place.path(&store.paths).is_dir())
+            || place_of(mark).is_some_and(|place| place.path(&store.paths).is_dir())
     };
     entries.filter_map(std::result::Result::ok).filter(stands).map(|entry| entry.path()).collect()
 }
@@ -141,3 +161,7 @@ fn sync_marks(layers: &Path, marks: Vec<PathBuf>) {
         Err(error) => tracing::warn!(%error, "layers could not be synced: they are unpacked again after a reboot"),
     }
 }
+
+#[cfg(test)]
+#[path = "durability_tests.rs"]
+mod tests;

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::dropped::{self, Spare};
 use crate::error::{Error, Result};
@@ -19,8 +19,10 @@ use crate::store::{Inner, Paths, TmpDir};
 
 /// How long a removal waits for creates, which are short, before it leaves content to whoever holds the store.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// Between two tries for the store's lock; flock has no wait with a time limit.
-const RETRY: Duration = Duration::from_millis(20);
+/// Noted as owed by a sweep that could remove nothing, since an image cannot be read.
+const IN_VAIN: &str = "in vain";
+/// How long such a one is not tried again: it looks at all images and all containers.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
 
 /// What a container needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,61 +50,118 @@ pub struct Removed {
     pub space_reclaimed: u64,
 }
 
-/// Removes by reference, digest or id; blocking.
-pub(crate) fn remove(store: &Arc<Inner>, name: &str, force: bool, users: &Users) -> Result<Removed> {
-    let in_use = users().map_err(Error::UsersUnknown)?;
-    let deleted = Index::shrink(&store.paths, |index| {
+/// What the name that is to be removed means.
+struct Meant {
+    /// The entry that it leads to.
+    entry: Entry,
+    goes: Vec<Entry>,
+    /// Other names of the image.
+    stays: Vec<Entry>,
+    by_id: bool,
+}
+
+impl Meant {
+    fn by(name: &str, index: &Index) -> Result<Self> {
         let entry = index.find(name)?.cloned().ok_or_else(|| Error::NotPresent(name.to_owned()))?;
         let (all, by_id) = (names_content(name, &entry), names_id(name, &entry));
-        let is_meant = |e: &Entry| e.digest == entry.digest || (by_id && e.id == entry.id);
-        let goes = |e: &Entry| is_meant(e) && (all || e.reference() == entry.reference());
-        let meant: Vec<&Entry> = index.entries().iter().filter(|e| is_meant(e)).collect();
-        let stays = meant.iter().any(|e| !goes(e));
-        // Also where other names stay: a container would be left with an image it does not know by its own name.
-        let of_it = |user: &&InUse| {
-            meant.iter().any(|e| e.digest == user.digest) && (!stays || all || user.reference == entry.reference())
-        };
-        let repositories: BTreeSet<String> = meant.iter().filter_map(|e| e.repository()).collect();
+        let of_image = index.entries().iter().filter(|e| e.digest == entry.digest || (by_id && e.id == entry.id));
+        let (goes, stays) = of_image.cloned().partition(|e| all || e.reference() == entry.reference());
+        Ok(Self { entry, goes, stays, by_id })
+    }
+
+    /// Whether it may go without force.
+    fn may_go(&self, name: &str, in_use: &[InUse]) -> Result<()> {
+        let all = || self.goes.iter().chain(&self.stays);
+        let repositories: BTreeSet<String> = all().filter_map(Entry::repository).collect();
         // As docker: who types an id may know one of its names alone.
-        if by_id && repositories.len() > 1 && !force {
-            let names = meant.iter().map(|e| e.reference().to_owned()).collect();
+        if self.by_id && repositories.len() > 1 {
+            let names = all().map(|e| e.reference().to_owned()).collect();
             return Err(Error::SeveralNames { id: name.to_owned(), names });
         }
-        let users: Vec<String> = in_use.iter().filter(of_it).map(|user| user.user.clone()).collect();
-        if !users.is_empty() && !force {
-            return Err(Error::InUse { digest: entry.digest, users });
-        }
-        let mut deleted = Vec::new();
-        index.retain(|e| {
-            let goes = goes(e);
-            if goes {
-                deleted.push(e.reference().to_owned());
-            }
-            !goes
-        });
-        Ok(deleted)
-    })?;
-    let mut removed = Removed { deleted, space_reclaimed: 0 };
-    let begun = Instant::now();
-    loop {
-        if let Some(hold) = StoreHold::try_exclusive(&store.paths.store_lock)? {
-            sweep_held(store, hold, users().map_err(Error::UsersUnknown)?, users, &mut removed)?;
-            return Ok(removed);
-        }
-        if begun.elapsed() >= PATIENCE {
-            tracing::info!(image = name, "the store is in use: content goes when it is not");
-            owe(&store.paths)?;
-            // Whoever looked for that just before it was there holds the store no longer.
-            sweep_free(store, users, &mut removed)?;
-            return Ok(removed);
-        }
-        std::thread::sleep(RETRY);
+        // Also where other names stay: a container would be left with an image it does not know by its own name.
+        let is_last = self.stays.is_empty();
+        let uses = |user: &&InUse| {
+            all().any(|e| e.digest == user.digest) && (is_last || user.reference == self.entry.reference())
+        };
+        let users: Vec<String> = in_use.iter().filter(uses).map(|user| user.user.clone()).collect();
+        if users.is_empty() { Ok(()) } else { Err(Error::InUse { digest: self.entry.digest.clone(), users }) }
     }
+
+    fn take_out(&self, index: &mut Index) {
+        let goes =
+            |e: &Entry| self.goes.iter().any(|gone| (&gone.digest, gone.reference()) == (&e.digest, e.reference()));
+        index.retain(|e| !goes(e));
+    }
+
+    /// Undoes [`take_out`](Self::take_out), but for references that came again meanwhile.
+    fn put_back(self, index: &mut Index) {
+        for entry in self.goes {
+            let is_it = |e: &Entry| match entry.reference() {
+                "" => e.digest == entry.digest,
+                reference => e.reference() == reference,
+            };
+            if !index.entries().iter().any(is_it) {
+                index.put(entry);
+            }
+        }
+    }
+}
+
+/// Removes by reference, digest or id, unless its caller does not wait any more when it could; blocking.
+pub(crate) fn remove(
+    store: &Arc<Inner>,
+    name: &str,
+    force: bool,
+    users: &Users,
+    waits: &dyn Fn() -> bool,
+) -> Result<Removed> {
+    // While it is held nobody comes to use an image.
+    let hold = StoreHold::exclusive_within(&store.paths.store_lock, PATIENCE)?;
+    let may_go = |meant: &Meant, in_use: &[InUse]| if force { Ok(()) } else { meant.may_go(name, in_use) };
+    let in_use = users().map_err(Error::UsersUnknown)?;
+    let meant = Index::shrink(&store.paths, |index| {
+        // Who gave it up may have given the name to another image since.
+        if !waits() {
+            return Err(Error::Interrupted("a removal of an image"));
+        }
+        let meant = Meant::by(name, index)?;
+        may_go(&meant, &in_use)?;
+        meant.take_out(index);
+        Ok(meant)
+    })?;
+    let deleted = meant.goes.iter().map(|e| e.reference().to_owned()).collect();
+    let mut removed = Removed { deleted, space_reclaimed: 0 };
+    if let Some(hold) = hold {
+        sweep_held(store, hold, in_use, users, &mut removed)?;
+        return Ok(removed);
+    }
+    // A create that found it before it was taken out may have come to its end by now.
+    let checked = users().map_err(Error::UsersUnknown).and_then(|in_use| may_go(&meant, &in_use));
+    if let Err(error) = checked {
+        Index::shrink(&store.paths, |index| {
+            meant.put_back(index);
+            Ok(())
+        })?;
+        return Err(error);
+    }
+    tracing::info!(image = name, "the store is in use: content goes when it is not");
+    owe(&store.paths)?;
+    // Whoever looked for that just before it was there holds the store no longer.
+    sweep_free(store, users, &mut removed)?;
+    Ok(removed)
 }
 
 /// Removes the content that a removal had to leave because the store was in use, if it is not any more; blocking.
 pub(crate) fn sweep_owed(store: &Arc<Inner>, users: &Users) -> Result<()> {
     sweep_free(store, users, &mut Removed::default())
+}
+
+/// Whether [`sweep_owed`] has something to do; blocking, for a look at one file.
+pub(crate) fn is_owed(paths: &Paths) -> bool {
+    let Ok(noted) = fs::read(&paths.sweep_owed) else { return false };
+    let age = fs::metadata(&paths.sweep_owed).and_then(|noted| noted.modified()).map(|noted| noted.elapsed());
+    // A clock that was set back tells nothing.
+    noted != IN_VAIN.as_bytes() || !matches!(age, Ok(Ok(age)) if age < TRY_AGAIN)
 }
 
 /// Notes that there may be content that nothing refers to; blocking.
@@ -138,7 +197,7 @@ fn sweep_held(
         })?;
         let Swept::All(trash) = swept else {
             // It stays owed until the image that cannot be read is pulled again.
-            return owe(&store.paths);
+            return fs::write(owed, IN_VAIN).map_err(|e| Error::io("writing", owed, e));
         };
         drop(hold);
         if let Some(trash) = trash {
@@ -158,7 +217,7 @@ fn sweep_held(
 }
 
 /// Removes all that is not in use; blocking.
-pub(crate) fn prune(store: &Arc<Inner>, users: &Users) -> Result<Removed> {
+pub(crate) fn prune(store: &Arc<Inner>, users: &Users, waits: &dyn Fn() -> bool) -> Result<Removed> {
     let hold = match StoreHold::try_exclusive(&store.paths.store_lock)? {
         Some(hold) => hold,
         None => {
@@ -166,6 +225,10 @@ pub(crate) fn prune(store: &Arc<Inner>, users: &Users) -> Result<Removed> {
             StoreHold::exclusive(&store.paths.store_lock)?
         }
     };
+    // What was pulled since is nothing that was meant.
+    if !waits() {
+        return Err(Error::Interrupted("a prune"));
+    }
     let in_use = users().map_err(Error::UsersUnknown)?;
     let mut removed = Removed::default();
     Index::shrink(&store.paths, |index| {
@@ -222,7 +285,7 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<Swept
     let in_use_by_name: BTreeSet<&String> = in_use.iter().map(|user| &user.digest).collect();
     for digest in in_use_by_name {
         if !blobs.contains(digest)
-            && let Ok(Some(parts)) = Parts::read(paths, digest)
+            && let Some(parts) = Parts::read(paths, digest)?
         {
             blobs.extend([digest.clone(), parts.manifest.config.digest.clone()]);
             blobs.extend(parts.manifest.layers.iter().map(|layer| layer.digest.clone()));
@@ -262,6 +325,14 @@ fn sweep(store: &Inner, in_use: &[InUse], removed: &mut Removed) -> Result<Swept
             removed.deleted.push(place.name());
         }
     }
+    // What was said of layers that never came, or was half-written.
+    for (name, path) in listed(&paths.about)? {
+        let place = name.strip_suffix(".json").and_then(Place::parse);
+        if !place.is_some_and(|place| place.path(paths).is_dir()) {
+            fs::remove_file(&path).map_err(|e| Error::io("removing", &path, e))?;
+        }
+    }
+    Index::remove_left_over(paths)?;
     // Nobody holds or waits for these while the store is held exclusively.
     for (name, path) in listed(&paths.locks)? {
         if name.starts_with("diff-") || name.starts_with("chain-") {
@@ -306,3 +377,7 @@ fn disk_usage(root: &Path) -> u64 {
     }
     bytes
 }
+
+#[cfg(test)]
+#[path = "gc_tests.rs"]
+mod tests;

@@ -1,26 +1,11 @@
 //! The steps in which an image was built, as its configuration tells them.
 
-use serde::Serialize;
+use runtime_core::HistoryStep;
 
 use crate::error::{Error, Result};
 use crate::image::Parts;
 use crate::index::Index;
 use crate::store::Inner;
-
-/// One step of a build.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct HistoryStep {
-    /// When it was made (RFC 3339).
-    pub created: Option<String>,
-    /// The command that made it.
-    pub created_by: Option<String>,
-    /// What the builder says of it.
-    pub comment: Option<String>,
-    /// Digest of the blob of the layer that it made, if it made one.
-    pub layer: Option<String>,
-    /// Bytes of that blob.
-    pub size_bytes: u64,
-}
 
 /// The steps of `image`, the newest first; blocking. Layers that the configuration does not tell of are steps, too.
 pub(crate) fn history(store: &Inner, image: &str) -> Result<Vec<HistoryStep>> {

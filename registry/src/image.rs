@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use oci_spec::image::ImageConfiguration;
+use runtime_core::ImageDetails;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -31,6 +33,15 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
     /// Bytes of its compressed layers and config.
     pub size_bytes: u64,
+    /// The registry was asked for it just now: it was not simply found here.
+    pub from_registry: bool,
+}
+
+impl From<Image> for ImageDetails {
+    fn from(image: Image) -> Self {
+        let Image { reference, digest, id, config, layers, size_bytes, healthcheck: _, from_registry: _ } = image;
+        Self { reference, digest, id, size_bytes, layers, config: json!(config) }
+    }
 }
 
 /// A line of the list of images.

@@ -1,4 +1,4 @@
-//! `index.json`: which references there are. Read whole, changed under a lock, replaced by rename.
+//! `index.json`: which references there are. Read whole, changed under a lock, replaced by rename once it is on the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::locks::lock_file;
 use crate::manifest::{Manifest, OCI_INDEX};
 use crate::reference::{Reference, is_sha256};
 use crate::reserve;
-use crate::store::{Paths, write_whole};
+use crate::store::{BESIDE, Paths, write_durably};
 
 /// Where a layout keeps the reference.
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -97,10 +97,22 @@ impl Index {
     /// Writes `oci-layout` and an empty index where there is none.
     pub(crate) fn create_if_missing(paths: &Paths) -> Result<()> {
         let layout = paths.images.join("oci-layout");
-        if !layout.exists() {
-            write_whole(&layout, LAYOUT)?;
+        if layout.exists() && paths.index.exists() {
+            return Ok(());
         }
-        if paths.index.exists() { Ok(()) } else { Self::update(paths, |_| Ok(())) }
+        Self::update(paths, |_| if layout.exists() { Ok(()) } else { write_durably(&layout, LAYOUT) })
+    }
+
+    /// Removes what writers that were killed have left beside it; blocking.
+    pub(crate) fn remove_left_over(paths: &Paths) -> Result<()> {
+        let _nobody_writes = lock_file(&paths.locks.join("index"), FlockOperation::LockExclusive)?;
+        let entries = std::fs::read_dir(&paths.images).map_err(|e| Error::io("listing", &paths.images, e))?;
+        for entry in entries.filter_map(std::result::Result::ok) {
+            if entry.file_name().to_string_lossy().contains(BESIDE) {
+                std::fs::remove_file(entry.path()).map_err(|e| Error::io("removing", entry.path(), e))?;
+            }
+        }
+        Ok(())
     }
 
     /// What there is now; blocking.
@@ -120,12 +132,12 @@ impl Index {
 
     /// Changes it; if `change` fails it stays as it is. Blocking.
     pub(crate) fn update<T>(paths: &Paths, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        Self::change(paths, change, |text| write_whole(&paths.index, text))
+        Self::change(paths, change, |text| write_durably(&paths.index, text))
     }
 
-    /// The same for a change that takes entries away, which succeeds also on a full disk.
+    /// The same for a change that takes entries away, or puts back what one took: it succeeds also on a full disk.
     pub(crate) fn shrink<T>(paths: &Paths, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        Self::change(paths, change, |text| reserve::with(paths, || write_whole(&paths.index, text)))
+        Self::change(paths, change, |text| reserve::with(paths, || write_durably(&paths.index, text)))
     }
 
     fn change<T>(

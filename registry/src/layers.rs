@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
+use runtime_core::LayerPhase;
 use rustix::io::Errno;
 
 use crate::dropped;
@@ -20,7 +21,7 @@ use crate::layer::{dir, finalise};
 use crate::locks::ObjectLock;
 use crate::manifest::Descriptor;
 use crate::place::{self, About, LayerId, Place};
-use crate::progress::{Events, LayerPhase};
+use crate::progress::Events;
 use crate::session::Session;
 use crate::store::{Inner, TmpDir, blocking};
 use crate::transfer::transfer;

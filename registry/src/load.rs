@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::dropped;
 use crate::durability;
 use crate::error::{Error, Result};
+use crate::gc;
 use crate::image::{Image, Parts, digest_of};
 use crate::index::{Entry, Index, NAMELESS, REF_NAME};
 use crate::layer::Compression;
@@ -30,7 +31,7 @@ use crate::reference::Reference;
 use crate::store::{Inner, TmpDir, blocking, write_whole};
 
 /// Members of one archive; real ones hold a few for each layer.
-const MAX_MEMBERS: usize = 100_000;
+const MAX_MEMBERS: u64 = 100_000;
 /// Links that are followed from one member to the next: `docker save` lets equal layers be links to one.
 const MAX_MEMBER_LINKS: usize = 4;
 /// Where containerd and docker keep the full reference.
@@ -50,6 +51,8 @@ async fn load_all(store: &Arc<Inner>, path: &Path) -> Result<Vec<Image>> {
     let found = blocking(store, move |store| {
         let _hold = held;
         let source = Source::open(store, &from)?;
+        // Of whoever fails from here on, or is killed, blobs and layers stay that nothing refers to.
+        gc::owe(&store.paths)?;
         let images = match source.read("index.json", store.config.limits.manifest_bytes)? {
             Some(index) => source.layout_images(store, &index)?,
             None => source.docker_images(store)?,
@@ -188,15 +191,15 @@ impl Source {
             }
         };
         let mut reader = TarReader::new(input);
-        loop {
+        for number in 0.. {
             let entry = match reader.next_entry() {
                 Ok(Some(entry)) => entry,
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(self.invalid(error.to_string())),
             };
-            if self.members.len() >= MAX_MEMBERS {
+            if number >= MAX_MEMBERS {
                 let what = format!("the number of members of {}", self.path.display());
-                return Err(Error::TooLarge { what, limit: MAX_MEMBERS as u64, unit: "members" });
+                return Err(Error::TooLarge { what, limit: MAX_MEMBERS, unit: "members" });
             }
             let Some(name) = member_name("", &entry.path) else { continue };
             let member = match entry.kind {
@@ -204,7 +207,7 @@ impl Source {
                     return Err(Error::TooLarge { what: format!("{name:.200?} of the archive"), limit, unit: "bytes" });
                 }
                 Kind::File if entry.sparse.is_none() => {
-                    let path = into.join(self.members.len().to_string());
+                    let path = into.join(number.to_string());
                     let mut file = File::create_new(&path).map_err(|e| Error::io("creating", &path, e))?;
                     while reader.data_left() > 0 {
                         let written = reader.data(1 << 20, |piece| file.write_all(piece).map(|()| piece.len()));
@@ -227,8 +230,12 @@ impl Source {
                 }
                 _ => continue,
             };
-            self.members.insert(name, member);
+            // Of those with one name the last counts, as for tar.
+            if let Some(Member::File(former)) = self.members.insert(name, member) {
+                fs::remove_file(&former).map_err(|e| Error::io("removing", &former, e))?;
+            }
         }
+        Ok(())
     }
 
     fn invalid(&self, reason: String) -> Error {
@@ -305,8 +312,7 @@ impl Source {
                 }
             }
             let config = self.document(&manifest.config.digest, limits.config_bytes)?;
-            let name = annotations.get(CONTAINERD_NAME).or(annotations.get(REF_NAME));
-            let names = name.map(|name| full_name(name)).transpose()?.into_iter().collect();
+            let names = layout_name(&annotations, &digest).into_iter().collect();
             images.push(enter(store, names, &bytes, manifest, &config)?);
         }
         Ok(images)
@@ -406,6 +412,21 @@ fn blob_name(digest: &str) -> String {
     format!("blobs/sha256/{}", digest.strip_prefix("sha256:").unwrap_or(digest))
 }
 
+/// The name of an image of a layout; none where no annotation has one, or none that an image can have here. A layout's own
+/// kind of name is a tag, such as `RC1`, which no repository can be called; beside containerd's, which is whole, it is that
+/// one's tag and no name.
+fn layout_name(annotations: &BTreeMap<String, String>, digest: &str) -> Option<String> {
+    let said = annotations.get(CONTAINERD_NAME).or_else(|| annotations.get(REF_NAME))?;
+    let name = full_name(said).ok();
+    if name.is_none() {
+        tracing::warn!(
+            image = digest,
+            "{said:.200?} in the layout is no name here: the image has none until it is tagged"
+        );
+    }
+    name
+}
+
 /// The reference that a name stands for. A bare word, as `skopeo copy … oci:DIR:WORD` writes it, is a local name.
 fn full_name(name: &str) -> Result<String> {
     let local = !name.contains(['/', ':']);
@@ -429,4 +450,4 @@ fn member_name(directory: &str, path: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 #[path = "load_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -1,5 +1,6 @@
 //! Archives that skopeo makes of a pulled image, and broken ones.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use crate::layer::tar::tests::{header, with_data};
 use crate::{ImageStore, StoreConfig};
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("not root: skipped");
@@ -15,12 +16,12 @@ fn is_root() -> bool {
     root
 }
 
-fn store(root: &Path) -> ImageStore {
+pub(crate) fn store(root: &Path) -> ImageStore {
     ImageStore::open(StoreConfig::new(root.into())).unwrap()
 }
 
 /// A `docker save` archive by hand, its second layer a link to the first, as docker writes equal layers.
-fn docker_archive() -> Vec<u8> {
+pub(crate) fn docker_archive() -> Vec<u8> {
     let layer = [header(b"d/", b'5', 0, |_| {}), with_data(header(b"d/f", b'0', 1, |_| {}), b"f")].concat();
     let diff_id = crate::image::digest_of(&layer);
     let architecture = crate::platform::Platform::host().architecture;
@@ -58,10 +59,15 @@ async fn archives_and_layouts_give_the_same_image() {
     assert_eq!(std::fs::read(images[0].layers[0].join("d/f")).unwrap(), b"f");
     assert_eq!(first.list().await.unwrap().len(), 2);
     // skopeo, another reader, makes layouts and archives of it.
-    for (i, target) in
-        ["oci:l:x", "oci:m:example.org/a:1", "oci-archive:o.tar:example.org/a:1", "docker-archive:d.tar:b:2"]
-            .into_iter()
-            .enumerate()
+    for (i, target) in [
+        "oci:l:x",
+        "oci:m:example.org/a:1",
+        "oci-archive:o.tar:example.org/a:1",
+        "docker-archive:d.tar:b:2",
+        "oci:t:RC1",
+    ]
+    .into_iter()
+    .enumerate()
     {
         let copied = Command::new("skopeo")
             .args(["--insecure-policy", "copy", "-q", "docker-archive:saved.tar:example.org/a:1", target])
@@ -75,7 +81,10 @@ async fn archives_and_layouts_give_the_same_image() {
         let file = target.split(':').nth(1).unwrap();
         let other = store(&base.path().join(i.to_string()));
         let loaded = other.load(&base.path().join(file)).await.unwrap();
-        let expected = ["localhost/x:latest", "example.org/a:1", "example.org/a:1", "docker.io/library/b:2"][i];
+        // A tag that is no repository's name leaves it without one.
+        let nameless = format!("<none>@{}", loaded[0].digest);
+        let expected =
+            ["localhost/x:latest", "example.org/a:1", "example.org/a:1", "docker.io/library/b:2", &nameless][i];
         assert_eq!((loaded.len(), loaded[0].reference.as_str()), (1, expected), "{target}");
         assert_eq!(std::fs::read(loaded[0].layers[0].join("d/f")).unwrap(), b"f", "{target}");
         assert_eq!(loaded[0].config.rootfs(), images[0].config.rootfs(), "{target}");
@@ -88,8 +97,34 @@ async fn archives_and_layouts_give_the_same_image() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn of_members_with_one_name_the_last_counts() {
+    if !is_root() {
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let store = store(&base.path().join("root"));
+    let archive = base.path().join("archive");
+    let layer = with_data(header(b"f", b'0', 1, |_| {}), b"f");
+    let whole = archive_of("example.org/a:1", &[&layer]);
+    std::fs::write(&archive, &whole).unwrap();
+    let digest = store.load(&archive).await.unwrap()[0].digest.clone();
+    let file = |name: &[u8], data: &[u8]| with_data(header(name, b'0', data.len() as u64, |_| {}), data);
+    let twice = [file(b"0.tar", &layer), file(b"0.tar", b"junk"), file(b"manifest.json", b"[]"), whole].concat();
+    std::fs::write(&archive, twice).unwrap();
+    let images = store.load(&archive).await.unwrap();
+    assert_eq!((images.len(), &images[0].digest), (1, &digest));
+    // Each of them is looked at.
+    let mut many = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    let member = header(b"d/", b'5', 0, |_| {});
+    (0..100_001).for_each(|_| many.write_all(&member).unwrap());
+    std::fs::write(&archive, many.finish().unwrap()).unwrap();
+    let error = store.load(&archive).await.unwrap_err();
+    assert!(matches!(error, crate::Error::TooLarge { limit: 100_000, .. }), "{error}");
+}
+
 /// An archive of one image of these layers.
-fn archive_of(name: &str, layers: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn archive_of(name: &str, layers: &[&[u8]]) -> Vec<u8> {
     let diff_ids: Vec<String> = layers.iter().map(|layer| crate::image::digest_of(layer)).collect();
     let architecture = crate::platform::Platform::host().architecture;
     let config = format!(
@@ -220,8 +255,13 @@ async fn broken_archives_are_typed_errors_and_enter_nothing() {
         assert!(error.to_string().contains("archive"), "{what}: {error}");
         assert!(store.list().await.unwrap().is_empty(), "{what}");
     }
-    store.prune(Arc::new(|| Ok(Vec::new()))).await.unwrap();
-    assert_eq!(std::fs::read_dir(base.path().join("root/images/blobs/sha256")).unwrap().count(), 0);
+    let there = || -> Vec<usize> {
+        let dirs = ["images/blobs/sha256", "layers/diff", "layers/chain"].map(|dir| base.path().join("root").join(dir));
+        dirs.iter().map(|dir| std::fs::read_dir(dir).unwrap().count()).collect()
+    };
+    assert!(there()[0] > 0, "none of them came as far as the store");
+    store.sweep_owed(Arc::new(|| Ok(Vec::new()))).await.unwrap();
+    assert_eq!(there(), [0, 0, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,51 +1,9 @@
 //! How a pull or a push goes, as it is told to whoever wants to know.
 
+use runtime_core::{LayerPhase, PullEvent};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::manifest::{Descriptor, Manifest};
-
-/// How a pull, or a push, goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PullEvent {
-    /// The manifest is known.
-    Resolved {
-        /// Its digest.
-        digest: String,
-        /// Digest and size of each layer's blob, bottom first.
-        layers: Vec<(String, u64)>,
-    },
-    /// One layer.
-    Layer {
-        /// Digest of its blob.
-        digest: String,
-        /// What is being done.
-        phase: LayerPhase,
-        /// Bytes that arrived, or that were sent.
-        bytes: u64,
-        /// Bytes of the blob.
-        total: u64,
-    },
-    /// The image is there.
-    Done {
-        /// Digest of its manifest.
-        digest: String,
-    },
-}
-
-/// Where a layer is in a pull, or in a push.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LayerPhase {
-    /// It was there already, or another pull fetched it.
-    Exists,
-    /// It arrives and is unpacked meanwhile.
-    Downloading,
-    /// It is whole, verified and on disk.
-    Unpacked,
-    /// It is on its way to the registry.
-    Uploading,
-    /// The registry has it.
-    Uploaded,
-}
 
 /// Where a pull or a push tells how it goes.
 pub(crate) struct Events(pub(crate) Option<UnboundedSender<PullEvent>>);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use oci_spec::image::ImageConfiguration;
-use runtime_core::{PullPolicy, RegistryAuth};
+use runtime_core::{PullEvent, PullPolicy, RegistryAuth};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::client::Endpoint;
@@ -19,7 +19,7 @@ use crate::locks::StoreHold;
 use crate::manifest::{self, Document, Manifest};
 use crate::place::{self, About, Place};
 use crate::platform::Platform;
-use crate::progress::{Events, PullEvent};
+use crate::progress::Events;
 use crate::reference::Reference;
 use crate::session::Session;
 use crate::store::{Inner, blocking, write_whole};
@@ -84,7 +84,8 @@ pub(crate) async fn assemble(
     let layers = blocking(store, move |store| place::lower_directories(&store.paths, &settled)).await?;
     let size_bytes = parts.size_bytes();
     let Parts { manifest, config, healthcheck, .. } = parts;
-    Ok(Image { reference, digest, id: manifest.config.digest, config, healthcheck, layers, size_bytes })
+    let (id, from_registry) = (manifest.config.digest, false);
+    Ok(Image { reference, digest, id, config, healthcheck, layers, size_bytes, from_registry })
 }
 
 /// See [`ImageStore::pull`](crate::ImageStore::pull).
@@ -119,7 +120,7 @@ pub(crate) async fn pull(store: &Arc<Inner>, text: &str, options: PullOptions) -
     drop(asked.hold);
     blocking(store, |store| dropped::drop_layers(store)).await?;
     events.done(&image.digest);
-    Ok(image)
+    Ok(Image { from_registry: true, ..image })
 }
 
 /// What is pulled, from where, and who hears of it.

@@ -311,7 +311,7 @@ impl Root {
             }
         }
         left.retain(|path| {
-            !["diff", "chain", "root", "about", "dropped", "unsynced", "locks", "reserve", "store.lock"]
+            !["diff", "chain", "root", "about", "dropped", "unsynced", "locks", "reserve", "store.lock", "store.gate"]
                 .iter()
                 .any(|fixed| *path == format!("layers/{fixed}"))
         });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::header::HeaderValue;
-use runtime_core::RegistryAuth;
+use runtime_core::{LayerPhase, PullEvent, RegistryAuth};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::client::Endpoint;
@@ -16,7 +16,7 @@ use crate::image::{Parts, read_blob};
 use crate::index::Index;
 use crate::locks::StoreHold;
 use crate::manifest::Descriptor;
-use crate::progress::{Events, LayerPhase, PullEvent};
+use crate::progress::Events;
 use crate::reference::Reference;
 use crate::store::{Inner, blocking};
 
@@ -84,7 +84,7 @@ async fn send(
     events.layer(blob, LayerPhase::Uploading, 0);
     dropped::fetch_again(store, digest, std::slice::from_ref(blob)).await?;
     let file = open(store, blob).await?;
-    endpoint.send_blob(blob, file, |arrived| events.layer(blob, LayerPhase::Uploading, arrived)).await?;
+    endpoint.send_blob(blob, file, &|arrived| events.layer(blob, LayerPhase::Uploading, arrived)).await?;
     events.layer(blob, LayerPhase::Uploaded, blob.size);
     Ok(())
 }

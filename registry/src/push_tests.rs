@@ -1,10 +1,14 @@
 //! Pushes to a loopback registry that answers as told.
 
+use std::io::Write as _;
 use std::sync::{Arc, Mutex};
 
 use runtime_core::{RegistryAuth, RegistryAuthType};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::client::{Endpoint, HttpClients};
+use crate::credentials::Credentials;
+use crate::manifest::Descriptor;
 use crate::pull::tests::{Manners, Root, serve};
 use crate::{ImageStore, PullOptions, PushOptions};
 
@@ -112,16 +116,15 @@ async fn credentials_do_not_go_in_plain_text_to_who_a_registry_names() {
     assert!(!seen.lock().unwrap().is_empty());
 }
 
-/// The registry is busy, cuts off, and forgets uploads; where it sends the pieces no credentials go; its token is one that
+/// The registry is busy, cuts off, and forgets uploads; where it has the blobs sent no credentials go; its token is one that
 /// may push.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_is_begun_anew_where_the_registry_loses_it() {
     let Some(root) = Root::new() else { return };
-    let (elsewhere, pieces) = registry(|head, before, own| match (head.split(' ').next().unwrap(), before) {
-        ("patch", 0) => plain("503 Service Unavailable", "retry-after: 0\r\n", ""),
-        ("patch", 1) => plain("404 Not Found", "", ""),
-        ("patch", 2) => String::new(),
-        ("patch", _) => plain("202 Accepted", &format!("location: http://{own}/up?state=secret\r\n"), ""),
+    let (elsewhere, sent) = registry(|head, before, _| match (head.split(' ').next().unwrap(), before) {
+        ("put", 0) => plain("503 Service Unavailable", "retry-after: 0\r\n", ""),
+        ("put", 1) => plain("404 Not Found", "", ""),
+        ("put", 2) => String::new(),
         _ => plain("201 Created", "", ""),
     })
     .await;
@@ -142,18 +145,50 @@ async fn a_push_is_begun_anew_where_the_registry_loses_it() {
     .await;
     let (store, name) = store_with(&root, &address).await;
     let digest = store.push(&name, PushOptions::default()).await.unwrap();
-    let (pieces, asked) = (pieces.lock().unwrap(), asked.lock().unwrap());
+    let (sent, asked) = (sent.lock().unwrap(), asked.lock().unwrap());
     let manifest = asked.iter().find(|(head, _)| head.starts_with("put /v2/x/manifests/latest ")).unwrap();
     assert_eq!(crate::image::digest_of(&manifest.1), digest);
-    assert!(pieces.iter().all(|(head, _)| !head.contains("authorization")), "{pieces:?}");
-    let ended: Vec<_> = pieces.iter().filter(|(head, _)| head.starts_with("put ")).collect();
-    assert_eq!(ended.len(), 3, "two layers and a configuration: {ended:?}");
-    for (head, _) in ended {
-        let digest = head.split("digest=sha256%3a").nth(1).unwrap().split(' ').next().unwrap();
-        let is_sent = |(head, body): &&Request| {
-            let range = format!("content-range: 0-{}\r\n", body.len().saturating_sub(1));
-            head.starts_with("patch ") && head.contains(&range) && crate::image::digest_of(body).ends_with(digest)
-        };
-        assert!(pieces.iter().any(|request| is_sent(&request)), "{head}");
+    assert_eq!(sent.len(), 6, "two layers and a configuration, three of them begun anew: {sent:?}");
+    for (head, body) in &*sent {
+        assert!(head.starts_with("put /up?state=secret&digest=sha256%3a") && !head.contains("authorization"), "{head}");
+        let named = head.split("digest=sha256%3a").nth(1).unwrap().split(' ').next().unwrap();
+        assert!(crate::image::digest_of(body).ends_with(named), "{head}");
     }
+}
+
+/// A large one goes out as it is read; one that stays busy is an error at last.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_is_one_request_however_large_and_told_as_it_goes() {
+    let (address, asked) = registry(|head, before, own| match head.split(' ').next().unwrap() {
+        "post" => plain("202 Accepted", &format!("location: http://{own}/up\r\n"), ""),
+        "put" if before < 2 => plain("201 Created", "", ""),
+        "put" => plain("429 Too Many Requests", "retry-after: 0\r\n", ""),
+        _ => plain("404 Not Found", "", ""),
+    })
+    .await;
+    let reference = crate::Reference::parse(&format!("{address}/x")).unwrap();
+    let (clients, limits) = (HttpClients::default(), crate::Limits::default());
+    let endpoint = Endpoint::new(&clients, Default::default(), limits, &reference, None, Credentials::Anonymous);
+    let content: Vec<u8> = (0..3_500_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    for content in [&content[..], &[]] {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        let blob: Descriptor = serde_json::from_value(serde_json::json!({
+            "digest": crate::image::digest_of(content), "size": content.len()
+        }))
+        .unwrap();
+        let told = Mutex::new(Vec::new());
+        endpoint.send_blob(&blob, file, &|bytes| told.lock().unwrap().push(bytes)).await.unwrap();
+        let (head, body) = asked.lock().unwrap().last().unwrap().clone();
+        assert!(head.starts_with("put /up?digest=") && body == content, "{head}");
+        let told = told.into_inner().unwrap();
+        assert!(told.is_sorted() && told.iter().all(|bytes| *bytes <= blob.size), "{told:?}");
+        assert_eq!(told.is_empty(), content.is_empty());
+    }
+    let blob =
+        serde_json::from_value(serde_json::json!({ "digest": crate::image::digest_of(b"x"), "size": 1 })).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"x").unwrap();
+    let error = endpoint.send_blob(&blob, file, &|_| ()).await.unwrap_err();
+    assert!(error.code() == "registry.unexpected_answer" && error.to_string().contains("429"), "{error}");
 }

@@ -12,30 +12,36 @@
 //!                                       topmost layer does not list its root
 //!     about/<kind>-<hex>.json         what a layer says of itself; written before the layer appears
 //!     dropped/<hex>                   the blob of a layer was dropped, since it is unpacked (`drop_blobs`)
-//!     unsynced/<boot id>/<kind>-<hex> the layer was unpacked in that boot, and no syncfs has covered it yet
+//!     unsynced/<boot id>/<kind>-<hex>.<random>
+//!                                     the layer was unpacked in that boot, and no syncfs has covered it yet; `index` in
+//!                                       the place of a layer: something was entered
 //!     locks/<name>                    flock files: index, chain-<hex>, diff-<hex>, recovery
 //!     sweep-owed                      a removal left content behind, because somebody held the store
 //!     reserve                         room that is given up where a removal could not be written down without
 //!     store.lock                      shared: pulls and creates; exclusive: removal of content
+//!     store.gate                      a flock file that who shares store.lock passes: shut for moments by who waits for it
 //!     tmp-<random>/                   in the making; locked by its owner, removed at open if the owner is dead
 //! ```
 //!
-//! Blobs and layers appear by rename and are never changed. Nothing is synced in the way of a pull: blobs are verified
-//! whenever they are read, and a layer that is still named under another boot's `unsynced/` is unpacked again.
+//! Blobs and layers appear by rename and are never changed. In the way of a pull the index alone is synced, before it is
+//! renamed: blobs are verified whenever they are read, and a layer that is still named under another boot's `unsynced/` is
+//! unpacked again.
 //!
 //! **Collection.** Roots are the entries of index.json. An entry keeps its manifest, its index, its config and its layer
 //! blobs; a layer directory is kept by every entry whose diff or chain IDs name it, and by the layers of containers that
-//! the caller names. With `drop_blobs` no entry keeps the blob of a layer that stands (`dropped.rs`). Everything else
-//! goes, under the exclusive store lock; a layer by rename to a `tmp-` directory first, which needs no room on the disk.
+//! the caller names. With `drop_blobs` no entry keeps the blob of a layer that stands (`dropped.rs`). Everything else,
+//! and what processes that were killed had half-written (`<name>.tmp-<random>`), goes under the exclusive store lock; a
+//! layer by rename to a `tmp-` directory first, which needs no room on the disk.
 
 use std::cell::Cell;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use runtime_core::HistoryStep;
 use rustix::fs::{FlockOperation, IFlags};
 
 use crate::client::HttpClients;
@@ -43,7 +49,7 @@ use crate::config::StoreConfig;
 use crate::durability;
 use crate::error::{Error, Result};
 use crate::gc::{self, Removed, Users};
-use crate::history::{self, HistoryStep};
+use crate::history;
 use crate::image::{self, Image, StoredImage};
 use crate::index::Index;
 use crate::layer::dir;
@@ -140,16 +146,19 @@ impl ImageStore {
     /// is refused with [`Error::InUse`] unless `force`. `users` is called on a thread that may block.
     ///
     /// While a pull or a create holds the store, only the reference goes; the content goes with the next removal, prune or
-    /// [`sweep_owed`](Self::sweep_owed). Must not be called while this task holds the store itself.
+    /// [`sweep_owed`](Self::sweep_owed). A create that has found the image by then and comes to its end after the removal did
+    /// has an image without a name. Dropping the future while the store is waited for leaves everything as it was. Must not
+    /// be called while this task holds the store itself.
     pub async fn remove(&self, image: &str, force: bool, users: Arc<Users>) -> Result<Removed> {
         let image = image.to_owned();
-        self.blocking(move |store| gc::remove(store, &image, force, &*users)).await
+        self.while_waited_for(move |store, waits| gc::remove(store, &image, force, &*users, waits)).await
     }
 
-    /// Removes content that a removal had to leave because the store was held, unless it still is. For whoever held it,
-    /// afterwards; a look at one file if there is none.
+    /// Removes content that a removal had to leave because the store was held, or that a load has put there and not entered,
+    /// unless the store is held still. For whoever held it, afterwards; a look at one file if there is none. While an image
+    /// cannot be read there is nothing that may go, and it is tried once a minute.
     pub async fn sweep_owed(&self, users: Arc<Users>) -> Result<()> {
-        if !self.0.paths.sweep_owed.exists() {
+        if !gc::is_owed(&self.0.paths) {
             return Ok(());
         }
         self.blocking(move |store| gc::sweep_owed(store, &*users)).await
@@ -158,6 +167,9 @@ impl ImageStore {
     /// Loads all images of an OCI image layout (a directory or an archive) or of an archive that `docker save` or
     /// `podman save` wrote, compressed or not. Each has the names that it has there; one without any is found by its
     /// digest. Nothing is taken over that does not match its digest.
+    ///
+    /// What one that fails, is dropped or is killed has put into the store goes with the next
+    /// [`sweep_owed`](Self::sweep_owed), which the caller should follow up with in any case.
     pub async fn load(&self, path: &Path) -> Result<Vec<Image>> {
         load::load(&self.0, path).await
     }
@@ -192,7 +204,7 @@ impl ImageStore {
     /// Gives a local image another reference. `target` must have a tag and no digest.
     pub async fn tag(&self, source: &str, target: &str) -> Result<()> {
         let (source, target) = (source.to_owned(), target.to_owned());
-        self.blocking(move |store| {
+        self.while_waited_for(move |store, waits| {
             let name = Reference::parse(&target)?;
             // Parsing fills in `latest`, which is for pulling: a further name must say all of itself.
             let last = target.rsplit('/').next().unwrap_or_default();
@@ -201,6 +213,10 @@ impl ImageStore {
                 return Err(Error::InvalidReference { reference: target, reason });
             }
             Index::update(&store.paths, |index| {
+                // Who gave it up may have removed the name since.
+                if !waits() {
+                    return Err(Error::Interrupted("a tag"));
+                }
                 let mut entry = index.find(&source)?.cloned().ok_or(Error::NotPresent(source))?;
                 entry.set_reference(&name.to_string());
                 index.put(entry);
@@ -216,7 +232,7 @@ impl ImageStore {
     /// Removes all images that `users` does not name, and everything that nothing refers to. Waits for pulls and
     /// creates in flight; must not be called while this task holds the store itself.
     pub async fn prune(&self, users: Arc<Users>) -> Result<Removed> {
-        self.blocking(move |store| gc::prune(store, &*users)).await
+        self.while_waited_for(move |store, waits| gc::prune(store, &*users, waits)).await
     }
 
     /// Keeps everything in the store from being removed until the result is dropped: from looking an image up until the
@@ -230,6 +246,18 @@ impl ImageStore {
         work: impl FnOnce(&Arc<Inner>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         blocking(&self.0, work).await
+    }
+
+    /// The same with what tells whether the caller still waits: one that has gone may have asked for the contrary since.
+    async fn while_waited_for<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Inner>, &dyn Fn() -> bool) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let caller = Arc::new(());
+        let waits = Arc::downgrade(&caller);
+        let done = self.blocking(move |store| work(store, &|| waits.strong_count() > 0)).await;
+        drop(caller);
+        done
     }
 }
 
@@ -427,18 +455,36 @@ pub(crate) fn remove_tree(path: &Path) -> std::io::Result<()> {
     }
 }
 
+/// What is in the name of a file that is being written, behind what it will be called.
+pub(crate) const BESIDE: &str = ".tmp-";
+
 /// Reads a small file of the kernel's.
 pub(crate) fn read_small(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|e| Error::io("reading", path, e))
 }
 
-/// Writes a file that appears whole: beside it first, then renamed.
+/// Writes a file that appears whole: beside it first, then renamed. After a power cut it may be empty.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_beside(path, bytes, |_| Ok(()))
+}
+
+/// The same for a file that after a power cut, too, is what it was or what it is now: it is on the disk before it appears.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_beside(path, bytes, fs::File::sync_all)
+}
+
+fn write_beside(path: &Path, bytes: &[u8], settle: impl FnOnce(&fs::File) -> io::Result<()>) -> Result<()> {
     let random = read_small(Path::new("/proc/sys/kernel/random/uuid"))?;
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".tmp-{}", random.trim()));
+    name.push(format!("{BESIDE}{}", random.trim()));
     let beside = path.with_file_name(name);
-    fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, path)).map_err(|e| {
+    let write = || {
+        let mut file = fs::File::create(&beside)?;
+        file.write_all(bytes)?;
+        settle(&file)?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(|e| {
         // Whatever there is of it is of no use; the error that counts is the first.
         let _ = fs::remove_file(&beside);
         Error::io("writing", path, e)

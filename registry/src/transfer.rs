@@ -13,10 +13,12 @@ use crate::session::Session;
 
 /// First wait after a cut; doubled while no byte arrives in between.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+/// How often it is told how much has arrived: who does not listen keeps all that it is told.
+const PROGRESS_STEP_BYTES: u64 = 256 << 10;
 /// Passes without a byte after which a mirror is asked no more.
 const MAX_MIRROR_PASSES: u32 = 2;
 
-/// Feeds the blob; `progress` hears the bytes fed so far. Ends early, without an error, if nobody takes it any more:
+/// Feeds the blob; `progress` hears the bytes fed so far, step by step. Ends early, without an error, if nobody takes it any more:
 /// the stream's own answer says why.
 pub(crate) async fn transfer(
     session: &Session<'_>,
@@ -82,6 +84,7 @@ async fn pass<'a>(
         if chunk.is_empty() {
             continue;
         }
+        let before = *done;
         *done += chunk.len() as u64;
         if *done > blob.size {
             return Err(Error::SizeMismatch { what: blob.digest.clone(), expected: blob.size, found: *done });
@@ -89,6 +92,8 @@ async fn pass<'a>(
         if feed.send(Feed::Data(chunk)).await.is_err() {
             return Ok(Passed::Unwanted);
         }
-        progress(*done);
+        if before / PROGRESS_STEP_BYTES != *done / PROGRESS_STEP_BYTES || *done == blob.size {
+            progress(*done);
+        }
     }
 }

@@ -131,6 +131,21 @@ impl AgentError {
         })
     }
 
+    /// What to do about it, where the backend says so: in its reason, before the code, as ` (hint: …)`.
+    ///
+    /// ```
+    /// use runtime_core::AgentError;
+    /// let error = AgentError::Network("no address is free (hint: remove containers) [network.exhausted]".into());
+    /// assert_eq!(error.hint(), Some("remove containers"));
+    /// assert_eq!(AgentError::Network("no (hint: none)".into()).hint(), None);
+    /// ```
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        let reason = self.reason()?;
+        trailing_code(reason)?;
+        Some(reason.rsplit_once(" [")?.0.strip_suffix(')')?.rsplit_once(" (hint: ")?.1)
+    }
+
     fn reason(&self) -> Option<&str> {
         match self {
             Self::NotFound { reason, .. }
@@ -149,11 +164,12 @@ impl AgentError {
     }
 }
 
-/// The code in a reason that ends in ` [code]`: lower-case words joined by dots.
+/// The code in a reason that ends in ` [code]`: words of lower-case letters and digits, joined by dots.
 fn trailing_code(reason: &str) -> Option<&str> {
     let code = reason.strip_suffix(']')?.rsplit_once(" [")?.1;
-    let is_code = code.contains('.') && code.bytes().all(|b| b.is_ascii_lowercase() || b"._".contains(&b));
-    is_code.then_some(code)
+    let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._".contains(&byte);
+    let is_code = code.contains('.') && code.starts_with(|first: char| first.is_ascii_lowercase());
+    (is_code && code.bytes().all(is_word)).then_some(code)
 }
 
 #[cfg(test)]
@@ -162,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_bracket_that_is_no_code_is_not_read_as_one() {
-        for text in ["list [1, 2]", "x [Foo.bar]", "[]", "x []", "ipv6 [::1]"] {
+        for text in ["list [1, 2]", "x [1.2]", "x [Foo.bar]", "[]", "x []", "ipv6 [::1]"] {
             assert_eq!(AgentError::Internal(text.into()).code(), "internal", "{text}");
         }
     }

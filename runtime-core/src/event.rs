@@ -90,7 +90,7 @@ pub enum EventKind {
     Remove,
     /// Its health changed.
     Health,
-    /// An image was pulled, or found to be here.
+    /// An image was pulled. Of a pull by name, also that it was found to be here.
     Pull,
     /// A volume was synced, or could not be.
     Volume,

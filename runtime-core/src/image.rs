@@ -1,9 +1,14 @@
 //! Images, and how they are fetched.
 
 use std::fmt;
+use std::path::PathBuf;
+use std::pin::Pin;
 use std::str::FromStr;
 
+use futures_core::Stream;
 use serde::{Deserialize, Serialize};
+
+use crate::error::AgentError;
 
 /// A local image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +20,85 @@ pub struct ImageInfo {
     /// Bytes of its compressed layers and config.
     pub size_bytes: Option<u64>,
 }
+
+/// All that is known of a local image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageDetails {
+    /// Its full reference.
+    pub reference: String,
+    /// Digest of its manifest, `sha256:…`.
+    pub digest: String,
+    /// Digest of its config: its id.
+    pub id: String,
+    /// Bytes of its compressed layers and config.
+    pub size_bytes: u64,
+    /// Where its layers are unpacked on this host, bottom first.
+    pub layers: Vec<PathBuf>,
+    /// Its configuration, as OCI's image specification has it.
+    pub config: serde_json::Value,
+}
+
+/// One step of an image's build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryStep {
+    /// When it was made (RFC 3339).
+    pub created: Option<String>,
+    /// The command that made it.
+    pub created_by: Option<String>,
+    /// What the builder says of it.
+    pub comment: Option<String>,
+    /// Digest of the blob of the layer that it made, if it made one.
+    pub layer: Option<String>,
+    /// Bytes of that blob.
+    pub size_bytes: u64,
+}
+
+/// How a pull, or a push, goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PullEvent {
+    /// The manifest is known.
+    Resolved {
+        /// Its digest.
+        digest: String,
+        /// Digest and size of each layer's blob, bottom first.
+        layers: Vec<(String, u64)>,
+    },
+    /// One layer.
+    Layer {
+        /// Digest of its blob.
+        digest: String,
+        /// What is being done.
+        phase: LayerPhase,
+        /// Bytes that arrived, or that were sent.
+        bytes: u64,
+        /// Bytes of the blob.
+        total: u64,
+    },
+    /// The image is there.
+    Done {
+        /// Digest of its manifest.
+        digest: String,
+    },
+}
+
+/// Where a layer is in a pull, or in a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerPhase {
+    /// It was there already, or another pull fetched it.
+    Exists,
+    /// It arrives and is unpacked meanwhile.
+    Downloading,
+    /// It is whole, verified and on disk.
+    Unpacked,
+    /// It is on its way to the registry.
+    Uploading,
+    /// The registry has it.
+    Uploaded,
+}
+
+/// A pull as it goes. Its last item is [`PullEvent::Done`], or the error that the pull failed with. Dropping it stops the
+/// pull; what arrived whole stays for the next one.
+pub type PullEventStream = Pin<Box<dyn Stream<Item = Result<PullEvent, AgentError>> + Send>>;
 
 /// What a prune removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

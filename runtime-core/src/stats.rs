@@ -1,9 +1,14 @@
 //! What a container uses.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 
 use chrono::{DateTime, Utc};
+use futures_core::Stream;
 use serde::{Deserialize, Serialize};
+
+use crate::container::ContainerId;
+use crate::error::Result;
 
 /// The few numbers every backend has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +44,21 @@ impl ContainerStats {
         curr.cpu_usage_usec.saturating_sub(prev.cpu_usage_usec) as f64 / elapsed_usec as f64 * 100.0
     }
 }
+
+/// What one container uses at one time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatsSnapshot {
+    /// The container.
+    pub id: ContainerId,
+    /// The few numbers, and when they were read.
+    #[serde(flatten)]
+    pub basic: ContainerStats,
+    /// All that the kernel tells.
+    pub detailed: DetailedStats,
+}
+
+/// Snapshots of one container in the order of time. It ends when the container does; after an error nothing follows.
+pub type StatsStream = Pin<Box<dyn Stream<Item = Result<StatsSnapshot>> + Send>>;
 
 /// All that the kernel tells. What it has no file for is `None`, never 0.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

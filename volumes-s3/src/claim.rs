@@ -1,8 +1,10 @@
 //! Who may publish: claims, their release, and what a host may do with the tree it has.
 
+use runtime_core::RecordKind;
+
 use crate::error::{Error, Result};
 use crate::log::Append;
-use crate::record::{Record, RecordKind};
+use crate::record::Record;
 use crate::volume::Volume;
 
 /// How often a number is lost to another writer's record before a claim is given up.

@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
-use serde::{Deserialize, Serialize};
+use runtime_core::{Change, DiffEntry};
 
 use crate::entry::{Entry, Node, Part, tree_order};
 use crate::error::{Error, Result};
@@ -15,41 +15,6 @@ use crate::manifest::LeafRef;
 use crate::pack::{ChunkRef, Digest};
 use crate::store::VolumeStore;
 use crate::walk::display;
-
-/// How something in a tree changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Change {
-    /// It is in the newer tree only.
-    Added,
-    /// It is in the older tree only.
-    Removed,
-    /// Its data, target or kind.
-    Content,
-    /// Its owner, mode, time or extended attributes alone. The time of a directory, which its content changes, is none.
-    Attributes,
-}
-
-/// One thing that changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiffEntry {
-    /// From the root of the tree; what is not UTF-8 is replaced.
-    pub path: String,
-    /// How.
-    pub change: Change,
-    /// Of a regular file, in the older tree.
-    pub old_size_bytes: Option<u64>,
-    /// Of a regular file, in the newer tree.
-    pub new_size_bytes: Option<u64>,
-}
-
-impl DiffEntry {
-    /// Whether the newer tree has data here that the older has not.
-    pub(crate) fn has_other_data(&self) -> bool {
-        matches!(self.change, Change::Added | Change::Content)
-    }
-}
 
 impl VolumeStore {
     /// What changed from generation `old` to generation `new`, in the order of the tree.

@@ -1,35 +1,10 @@
 //! The history of a volume, as its log tells it.
 
-use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use runtime_core::HistoryEntry;
 
 use crate::error::Result;
-use crate::record::{Record, RecordKind};
+use crate::record::Record;
 use crate::store::VolumeStore;
-
-/// A record of a volume's history.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HistoryEntry {
-    /// The record's number if it holds a tree (data, branch).
-    pub generation: Option<u64>,
-    /// The record's number.
-    pub record: u64,
-    /// How often the volume was claimed so far.
-    pub epoch: u64,
-    /// What the record is for.
-    pub kind: RecordKind,
-    /// By the clock of the host that wrote it.
-    #[serde(with = "runtime_core::time")]
-    pub created_at: DateTime<Utc>,
-    /// The host that wrote it.
-    pub host: String,
-    /// Regular files of the tree.
-    pub files: Option<u64>,
-    /// Bytes of them.
-    pub size_bytes: Option<u64>,
-    /// Bytes that were sent for it.
-    pub new_bytes: Option<u64>,
-}
 
 impl From<Record> for HistoryEntry {
     fn from(record: Record) -> Self {

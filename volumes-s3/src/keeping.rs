@@ -88,27 +88,30 @@ impl VolumeStore {
         VolumeLock::is_free(&self.inner.config.root, name).await
     }
 
-    /// Tries once what the volume owes to S3: a claim, a sync, a release. Ok if it owes nothing.
+    /// Tries once what the volume owes to S3: a claim, a sync, a release. Ok if it owes nothing; true if it did, so that its
+    /// tree is durable only now.
     ///
     /// # Errors
     /// Those of [`VolumeStore::sync`], but a volume that is not known owes nothing.
-    pub async fn retry(&self, name: &str) -> Result<()> {
+    pub async fn retry(&self, name: &str) -> Result<bool> {
         self.detached(name, |store, name| async move {
             let mut volume = store.lock(&name).await?;
             if volume.remote.is_none() {
-                return Ok(());
+                return Ok(false);
             }
             if !volume.state.owes() {
                 let debt = volume.paths.debt();
-                return blocking("settle a debt", move || remove_file(&debt)).await;
+                return blocking("settle a debt", move || remove_file(&debt).map(|()| false)).await;
             }
             volume.state.pending.release |= volume.state.claims_for_nobody();
             // Whoever was to fill it was killed before its use was written down.
             if volume.state.users.is_empty() && volume.is_unfilled()? {
                 volume.discard_tree().await?;
             }
+            let is_here = volume.is_here()?;
             store.settle(&mut volume).await?;
-            store.forget_blank(&mut volume).await
+            store.forget_blank(&mut volume).await?;
+            Ok(is_here)
         })
         .await
     }

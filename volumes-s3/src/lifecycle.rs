@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use runtime_core::VolumeStatus;
+use runtime_core::{Progress, VolumeStatus};
 use tokio_util::sync::CancellationToken;
 
 use crate::claim::{self, Standing, TakeOver};
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
-use crate::progress::Progress;
 use crate::removal::{holds_anything, remove_unfinished};
 use crate::state::{Pending, User};
 use crate::store::VolumeStore;

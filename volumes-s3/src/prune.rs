@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use runtime_core::{HistoryPruned, RecordKind};
 use serde::{Deserialize, Serialize};
 
 use crate::claim::{self, Standing, TakeOver};
@@ -23,7 +24,7 @@ use crate::log::Append;
 use crate::object_store::Listed;
 use crate::pack::{Digest, PackId};
 use crate::reach::reached;
-use crate::record::{PruneSummary, Record, RecordKind};
+use crate::record::{PruneSummary, Record};
 use crate::retention::{Keep, Tree};
 use crate::state::remove_file;
 use crate::store::VolumeStore;
@@ -43,21 +44,6 @@ pub(crate) const LONG_LOG: usize = 512;
 /// Most trees that a cut keeps where no retention is configured: its record names all of them, in about a mebibyte. A log
 /// with more of them stays as long as it is.
 pub(crate) const MOST_KEPT: usize = 100_000;
-
-/// What a prune did.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HistoryPruned {
-    /// The volume.
-    pub name: String,
-    /// Generations and branches that went.
-    pub removed: Vec<u64>,
-    /// Those that stayed.
-    pub kept: Vec<u64>,
-    /// Packs that went, those of syncs that were cut off among them.
-    pub packs: u64,
-    /// Bytes of these.
-    pub space_reclaimed: u64,
-}
 
 /// What a look by who keeps came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Records of a volume's log: what each says, and how it is written.
 
 use chrono::{DateTime, Utc};
+use runtime_core::RecordKind;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -11,23 +12,6 @@ pub(crate) const FORMAT: u32 = 1;
 /// Longest record read: a record is under 2 KiB, but for a prune that keeps many ([`crate::prune`]); the rest is room for
 /// fields to come.
 pub(crate) const RECORD_LIMIT: usize = 2 << 20;
-
-/// What a record is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum RecordKind {
-    /// A generation of the main line.
-    Data,
-    /// A generation beside it: what a fenced host could not publish.
-    Branch,
-    /// A host became the owner.
-    Claim,
-    /// The owner gave it back.
-    Released,
-    /// Names what is about to be deleted.
-    Prune,
-}
 
 /// A record of the log. The newest one alone tells the volume's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
+use runtime_core::RecordKind;
 use tokio::time::{Instant, sleep};
 
 use crate::claim::TakeOver;
@@ -19,7 +20,7 @@ use crate::lifecycle::AcquireOptions;
 use crate::log::Append;
 use crate::paths::{Paths, ring};
 use crate::prune::LONG_LOG;
-use crate::record::{Record, RecordKind};
+use crate::record::Record;
 use crate::state::State;
 use crate::store::{Inner, VolumeStore};
 

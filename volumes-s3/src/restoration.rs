@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use crate::diff::{DiffEntry, compare};
+use runtime_core::{DiffEntry, Progress, RecordKind, RestoreOptions, RestoreReport};
+
+use crate::diff::compare;
 use crate::error::{Error, Result};
 use crate::fetch::blocking;
 use crate::lifecycle::AcquireOptions;
 use crate::pack::Digest;
 use crate::paths::make_directories;
-use crate::progress::Progress;
-use crate::record::{Record, RecordKind, TreeSummary, random_id};
+use crate::record::{Record, TreeSummary, random_id};
 use crate::removal::{empty_trash, move_to_trash, refuse_in_use, remove_leftovers, remove_unfinished};
 use crate::restore::Job;
 use crate::state::{TreeMark, sync_parent};
@@ -17,32 +18,6 @@ use crate::store::VolumeStore;
 use crate::tree::spread;
 use crate::volume::{Volume, set_aside_foreign};
 use crate::walk::open_root;
-
-/// What to restore, and where.
-#[derive(Debug, Clone, Default)]
-pub struct RestoreOptions {
-    /// The generation; the newest if not given.
-    pub generation: Option<u64>,
-    /// Beside the volume, into this directory, which must not exist or be empty.
-    pub to: Option<PathBuf>,
-    /// In place, over changes that are nowhere else.
-    pub discard_local: bool,
-    /// Is told how it goes on.
-    pub progress: Progress,
-}
-
-/// What was restored.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct RestoreReport {
-    /// The generation.
-    pub generation: u64,
-    /// Where it is.
-    pub path: PathBuf,
-    /// Regular files.
-    pub files: u64,
-    /// Bytes of them.
-    pub size_bytes: u64,
-}
 
 /// How often the newest generation is asked for, when each was followed by another and pruned while it was restored.
 const NEWEST_ATTEMPTS: u32 = 4;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use runtime_core::Progress;
+
 use crate::attributes;
 use crate::entry::{Entry, Node, Part};
 use crate::error::{Error, Result};
@@ -13,7 +15,6 @@ use crate::fetch::{Packs, blocking};
 use crate::generation::{expand, leaves};
 use crate::manifest::{LeafRef, decode_leaf};
 use crate::pack::{ChunkRef, Digest};
-use crate::progress::Progress;
 use crate::record::TreeSummary;
 use crate::scan::record_restored;
 use crate::scan_record::{RecordReader, RecordWriter, Seen, Subject};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use futures_util::{StreamExt as _, stream};
+use runtime_core::RecordKind;
 
 use crate::claim::{self, Standing, TakeOver};
 use crate::error::{Error, Result};
@@ -10,7 +11,7 @@ use crate::fetch::blocking;
 use crate::log::Append;
 use crate::pack::{ChunkRef, PackId, Packer, SealedPack};
 use crate::prune::doomed;
-use crate::record::{RecordKind, TreeSummary};
+use crate::record::TreeSummary;
 use crate::scan::{Scanned, scan};
 use crate::scan_record::RecordReader;
 use crate::state::{Commit, remove_file};

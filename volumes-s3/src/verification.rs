@@ -3,43 +3,18 @@
 use std::collections::{HashMap, HashSet};
 
 use futures_util::StreamExt as _;
-use serde::{Deserialize, Serialize};
+use runtime_core::{Progress, VerifyReport, volume::Damage};
 
 use crate::error::{Error, Result};
 use crate::fetch::Packs;
 use crate::generation::{entries, expand, leaves, parts};
 use crate::pack::ChunkRef;
-use crate::progress::Progress;
 use crate::record::Record;
 use crate::store::VolumeStore;
 use crate::walk::display;
 
 /// Chunks gathered before they are read: neighbours in a pack are read at once.
 const BATCH: usize = 4096;
-
-/// What a verification found.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VerifyReport {
-    /// Generations that were verified.
-    pub generations: u64,
-    /// Different chunks that they consist of, manifests included.
-    pub chunks: u64,
-    /// Bytes that these take in the bucket, all of them read.
-    pub stored_bytes: u64,
-    /// What cannot be restored. Nothing in a history that is whole.
-    pub damaged: Vec<Damage>,
-}
-
-/// Something that a generation cannot be restored without, or not as it was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Damage {
-    /// The generation.
-    pub generation: u64,
-    /// The file, from the root of the tree; `None` for the manifest itself.
-    pub path: Option<String>,
-    /// What is wrong.
-    pub detail: String,
-}
 
 impl VolumeStore {
     /// Reads `generation`, or all that the history has, again, and compares every digest. A chunk that several share is

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use runtime_core::RecordKind;
 use rustix::io::Errno;
 
 use crate::attributes;
@@ -18,7 +19,7 @@ use crate::object_store::ObjectStore;
 use crate::pack::Packer;
 use crate::paths::{Paths, make_directories, ring};
 use crate::place::Place;
-use crate::record::{Record, RecordKind, random_id};
+use crate::record::{Record, random_id};
 use crate::removal::{empty_trash, move_to_trash, remove_unfinished};
 use crate::scan::{Difference, difference, scan};
 use crate::scan_record::RecordReader;

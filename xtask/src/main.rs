@@ -7,6 +7,8 @@
 #[cfg(feature = "demo")]
 mod demo;
 mod process;
+#[cfg(test)]
+mod specification;
 mod system;
 mod test;
 mod tools;

@@ -35,8 +35,8 @@ async fn judge() -> anyhow::Result<ExitCode> {
     Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the suite has to know. [`Backend`] has more to tell: a user of the image, images with settings, whether unused
-/// images may be pruned; what is left out is reported as unsupported.
+/// What the suite has to know. [`Backend`] has more to tell: a user of the image, images with settings, a secret,
+/// whether unused images may be pruned; what is left out is reported as unsupported.
 struct Berth {
     config: Config,
     runtime: Mutex<Arc<YoukiRuntime>>,
@@ -55,6 +55,10 @@ impl Backend for Berth {
 
     fn image(&self) -> String {
         self.image.clone()
+    }
+
+    fn syncs_volumes(&self) -> bool {
+        self.config.s3.is_some()
     }
 
     async fn remove_volume(&self, name: &str) -> runtime_core::Result<()> {

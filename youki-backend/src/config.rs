@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::env::VarError;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use runtime_core::SecretsProvider;
 use runtime_core::spec::LogMode;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use tracing::level_filters::LevelFilter;
 
 use crate::container::MIN_LOG_BYTES;
 use crate::error::{Error, Result};
@@ -20,6 +23,8 @@ pub const DEFAULT_ROOT: &str = "/var/lib/berth";
 pub const DEFAULT_RUN_DIR: &str = "/run/berth";
 /// The configuration file that is read if it exists and none is named.
 pub const DEFAULT_FILE: &str = "/etc/berth/config.toml";
+/// Longest configuration file.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 /// All that a container's log keeps, unless its spec says otherwise.
 pub const DEFAULT_LOG_MAX_BYTES: u64 = 100 << 20;
 /// Time that a stop gives to the sync of the container's volumes.
@@ -39,7 +44,7 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Containers live in the cgroup `/<cgroup_parent>/<id>`. Two roots on one host need two.
     pub cgroup_parent: String,
-    /// What the command logs.
+    /// What the command logs: a level, or a filter such as `registry=debug`.
     pub log_level: String,
     /// Whether this process syncs volumes of containers that exit by themselves and retries what S3 refused.
     pub keeper: bool,
@@ -247,6 +252,7 @@ impl Config {
         self.s3.as_ref().map_or(Ok(()), volumes_s3::S3Config::check)?;
         crate::network::check_default(&self.network)?;
         crate::cgroup::check_parent(&self.cgroup_parent)?;
+        check_log_level(&self.log_level)?;
         self.volumes.keep.as_ref().map_or(Ok(()), volumes_s3::Keep::check)?;
         let shortest = volumes_s3::SHORTEST_TAKE_OVER;
         if let Some(after) = self.volumes.take_over_after.filter(|after| *after < shortest) {
@@ -360,6 +366,15 @@ impl std::fmt::Debug for Config {
     }
 }
 
+/// Refuses a word that is no level. What is a filter is judged by who filters by it.
+fn check_log_level(text: &str) -> Result<()> {
+    if text.contains(['=', ',']) || text.parse::<LevelFilter>().is_ok() {
+        return Ok(());
+    }
+    let reason = "it is no level, and no filter such as registry=debug".to_owned();
+    Err(Error::Configuration { what: format!("log level {text:?}"), reason })
+}
+
 /// Refuses what is no `HOST[:PORT]`: a table of that name would be of no registry.
 fn check_host(what: &str, host: &str) -> Result<()> {
     let is_host = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:[]".contains(c));
@@ -396,17 +411,18 @@ fn canonical(root: &Path) -> PathBuf {
 
 fn read_file(file: Option<&Path>) -> Result<FileConfig> {
     let path = file.unwrap_or(Path::new(DEFAULT_FILE));
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(FileConfig::default());
+    let invalid = |reason: String| Error::Configuration { what: path.display().to_string(), reason };
+    let mut text = Vec::new();
+    match File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text)) {
+        Ok(_) if text.len() as u64 > MAX_FILE_BYTES => {
+            return Err(invalid(format!("it is longer than {MAX_FILE_BYTES} bytes")));
         }
+        Ok(_) => {}
+        Err(error) if file.is_none() && error.kind() == ErrorKind::NotFound => return Ok(FileConfig::default()),
         Err(error) => return Err(Error::io("reading", path)(error)),
-    };
-    toml::from_str(&text).map_err(|error| Error::Configuration {
-        what: path.display().to_string(),
-        reason: error.to_string().trim_end().to_owned(),
-    })
+    }
+    let text = String::from_utf8(text).map_err(|_| invalid("it is not UTF-8".to_owned()))?;
+    toml::from_str(&text).map_err(|error| invalid(error.to_string().trim_end().to_owned()))
 }
 
 #[cfg(test)]
@@ -414,8 +430,9 @@ mod keys;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::io::Write;
+
+    use super::*;
 
     pub(super) fn load(text: &str, env: &[(&str, &str)]) -> Result<Config> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -460,6 +477,16 @@ mod tests {
             ("[s3]\nbucket = 'b'", &[("BERTH_S3_ENDPOINT", "e:9000")]),
         ] {
             assert_eq!(load(text, env).unwrap_err().code(), "config.invalid", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_an_end_or_not_in_utf_8_is_no_configuration() {
+        let binary = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&binary, b"root = '/\xff'").unwrap();
+        for (path, said) in [(Path::new("/dev/zero"), "longer than"), (binary.path(), "UTF-8")] {
+            let error = Config::load_from(Some(path), |_| Ok(None)).unwrap_err();
+            assert!(error.code() == "config.invalid" && error.to_string().contains(said), "{error}");
         }
     }
 

@@ -1,10 +1,18 @@
 //! [`Error`]: what a runtime operation failed with, in the words the command prints.
 
+mod agent_error;
+
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use runtime_core::AgentError;
+use runtime_core::spec::duration;
+
+use crate::recovery::{ROOT_FORMAT, VERSION_FILE};
+use crate::supervisor::{CANNOT_EXECUTE, NOT_FOUND, exec_failure_code};
+
+/// Exit code of an exec whose time ran out, as timeout(1)'s.
+pub const TIMEOUT_EXIT_CODE: i32 = 124;
 
 /// Result of the inherent methods of [`YoukiRuntime`](crate::YoukiRuntime).
 pub type Result<T> = std::result::Result<T, Error>;
@@ -28,6 +36,12 @@ pub enum Error {
         /// The name.
         id: String,
     },
+    /// Whoever called for it, as for a create, has called that off, and nothing is left of it.
+    #[error("{id}: called off")]
+    CalledOff {
+        /// The name.
+        id: String,
+    },
     /// The container must run for this.
     #[error("{id}: not running (it is {state})")]
     NotRunning {
@@ -36,11 +50,13 @@ pub enum Error {
         /// What it is instead.
         state: &'static str,
     },
-    /// The container must not run for this.
-    #[error("{id}: still running")]
+    /// The container must not run for this, nor be created.
+    #[error("{id}: still {state}")]
     StillRunning {
         /// The container.
         id: String,
+        /// What it is.
+        state: &'static str,
     },
     /// The program could not be executed.
     #[error("{program}: {source}")]
@@ -57,6 +73,14 @@ pub enum Error {
         path: String,
         /// The kernel's reason.
         source: io::Error,
+    },
+    /// The time of an exec ran out before its program was executed.
+    #[error("{program}: not executed within {}", duration::format(*.limit))]
+    ExecTimedOut {
+        /// The program as it was named.
+        program: String,
+        /// The exec's time.
+        limit: Duration,
     },
     /// There is nothing at a path in a container.
     #[error("{id}: it has no {path}")]
@@ -294,6 +318,15 @@ impl Error {
         matches!(self, Self::Supervisor { source: Some(source), .. } if source.kind() == io::ErrorKind::TimedOut)
     }
 
+    /// Whether it is only that the caller called it off.
+    pub(crate) fn is_called_off(&self) -> bool {
+        use volumes_s3::Error::CalledOff;
+        matches!(
+            self,
+            Self::CalledOff { .. } | Self::Volume(CalledOff { .. }) | Self::OneVolume { source: CalledOff { .. }, .. }
+        )
+    }
+
     /// What remains of failures on a connection to the supervisor of `id`, which are all alike to their callers.
     pub(crate) fn supervisor(id: &impl std::fmt::Display) -> impl FnOnce(io::Error) -> Self {
         let id = id.to_string();
@@ -317,11 +350,13 @@ impl Error {
             Self::InvalidId(_) => "container.invalid_id",
             Self::NoSuchContainer { .. } => "container.not_found",
             Self::ContainerExists { .. } => "container.exists",
+            Self::CalledOff { .. } => "container.called_off",
             Self::NotRunning { .. } => "container.not_running",
             Self::StillRunning { .. } => "container.running",
-            Self::ExecFailed { source, .. } if source.raw_os_error() == Some(libc::ENOENT) => "exec.not_found",
+            Self::ExecFailed { .. } if self.program_exit_code() == Some(NOT_FOUND) => "exec.not_found",
             Self::ExecFailed { .. } => "exec.not_executable",
             Self::WorkingDirectory { .. } => "exec.workdir",
+            Self::ExecTimedOut { .. } => "exec.timed_out",
             Self::NoSuchPath { .. } => "container.no_such_path",
             Self::UnknownUser { .. } => "user.not_found",
             Self::Mount { .. } => "mount.failed",
@@ -353,17 +388,39 @@ impl Error {
         }
     }
 
+    /// Where it is that a program was not executed: the exit code that stands for it. A shell's 127 for one that is not there
+    /// and 126 for one that cannot be executed, and [`TIMEOUT_EXIT_CODE`].
+    #[must_use]
+    pub fn program_exit_code(&self) -> Option<i32> {
+        match self {
+            Self::ExecFailed { source, .. } => Some(exec_failure_code(source.raw_os_error().unwrap_or(0))),
+            // The program was not looked for yet.
+            Self::WorkingDirectory { .. } => Some(CANNOT_EXECUTE),
+            Self::ExecTimedOut { .. } => Some(TIMEOUT_EXIT_CODE),
+            Self::Several(errors) => errors.first().and_then(Self::program_exit_code),
+            _ => None,
+        }
+    }
+
     /// What to do about it: of every failure there is something to say.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::NoSuchContainer { .. } => "`berth ps -a` lists the containers of this root".to_owned(),
             Self::ContainerExists { .. } => "choose another --name, or remove it first: `berth rm`".to_owned(),
+            Self::CalledOff { .. } => "call for it again: nothing is left of it".to_owned(),
             Self::NotRunning { state: "paused", .. } => "let it go on first: `berth unpause`".to_owned(),
             Self::NotRunning { .. } => "start it first: `berth start`".to_owned(),
-            Self::StillRunning { .. } => "stop it first, or use `berth rm -f`".to_owned(),
+            Self::StillRunning { .. } => "end it first by `berth stop`, or use `berth rm -f`".to_owned(),
             Self::ExecFailed { .. } => "check the command, and that the image has it".to_owned(),
             Self::WorkingDirectory { .. } => "name a directory that the container has".to_owned(),
+            Self::ExecTimedOut { .. } => {
+                "see whether what it is executed from answers, as the server of a mount; or give it more time"
+                    .to_owned()
+            }
+            Self::Corrupt { path, .. } if path.ends_with(VERSION_FILE) => format!(
+                "put the file back; if no newer version than this one has used the root, it holds {{\"format\":{ROOT_FORMAT}}}"
+            ),
             Self::Corrupt { .. } => {
                 "put the file back, or remove what it belongs to: `berth rm --force`, `berth network rm`".to_owned()
             }
@@ -432,47 +489,6 @@ impl Error {
     pub fn chain(&self) -> String {
         chain(self)
     }
-
-    /// The chain and the code, as `AgentError`'s `reason` carries them.
-    fn reason(&self) -> String {
-        format!("{} [{}]", self.chain(), self.code())
-    }
-
-    /// Whether it is that something is not built, or not possible here, whichever crate says so.
-    fn is_unsupported(&self) -> bool {
-        matches!(self.code(), "unsupported.here" | "unsupported" | "volume.unsupported")
-    }
-
-    /// As the error of a create.
-    pub(crate) fn into_create(self, id: &str, image: &str) -> AgentError {
-        match self {
-            Self::InvalidSpec { .. } | Self::UnknownUser { .. } | Self::InvalidId(_) | Self::NoSuchContainer { .. } => {
-                self.into()
-            }
-            _ if self.is_unsupported() => self.into(),
-            Self::Image(registry::Error::InvalidPlatform { .. })
-            | Self::Volume(volumes_s3::Error::InvalidName { .. }) => self.into(),
-            Self::Image(_) => self.into_pull(image),
-            _ => AgentError::CreateFailed { id: id.to_owned(), reason: self.reason() },
-        }
-    }
-
-    /// As the error of a start.
-    pub(crate) fn into_start(self, id: &str) -> AgentError {
-        match self {
-            Self::NoSuchContainer { .. } | Self::InvalidId(_) => self.into(),
-            _ if self.is_unsupported() => self.into(),
-            _ => AgentError::StartFailed { id: id.to_owned(), reason: self.reason() },
-        }
-    }
-
-    /// As the error of a pull.
-    pub(crate) fn into_pull(self, image: &str) -> AgentError {
-        if self.is_unsupported() {
-            return self.into();
-        }
-        AgentError::PullFailed { image: image.to_owned(), reason: self.reason() }
-    }
 }
 
 /// The message of `error` and its causes, joined by `: `, each said once.
@@ -490,66 +506,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl From<Error> for AgentError {
-    fn from(error: Error) -> Self {
-        let reason = error.reason();
-        match error {
-            _ if error.is_unsupported() => Self::Unsupported(reason),
-            Error::NoSuchContainer { id } | Error::NoSuchPath { id, .. } => Self::NotFound { container: id, reason },
-            Error::Image(ref e) if e.code() == "image.not_found" || e.code() == "image.not_present" => {
-                Self::NotFound { container: String::new(), reason }
-            }
-            Error::Volume(ref e) if e.code() == "volume.not_found" => {
-                Self::NotFound { container: String::new(), reason }
-            }
-            Error::InvalidId(_)
-            | Error::InvalidSpec { .. }
-            | Error::UnknownUser { .. }
-            | Error::Image(registry::Error::InvalidPlatform { .. })
-            | Error::Volume(volumes_s3::Error::InvalidName { .. }) => Self::InvalidSpec(reason),
-            Error::Configuration { .. }
-            | Error::NotRoot
-            | Error::IncompatibleRoot { .. }
-            | Error::HelperMissing { .. }
-            | Error::Volume(volumes_s3::Error::Configuration { .. }) => Self::Configuration(reason),
-            Error::Network { .. }
-            | Error::SubnetExhausted { .. }
-            | Error::NoSuchNetwork { .. }
-            | Error::NetworkExists { .. }
-            | Error::NetworkInUse { .. }
-            | Error::SubnetOverlap { .. }
-            | Error::PortTaken { .. } => Self::Network(reason),
-            _ => Self::Internal(reason),
-        }
-    }
-}
-
 #[cfg(test)]
 mod table;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_not_built_is_unsupported_whichever_crate_says_so_and_whenever() {
-        let mirrors = || Error::from(registry::Error::Unsupported("mirrors".into()));
-        let size = || volumes_s3::Error::Unsupported { what: "a size".into() };
-        let errors = || {
-            let one = Error::OneVolume { name: "v".into(), source: size() };
-            [Error::Unsupported { what: "x".into() }, mirrors(), size().into(), one]
-        };
-        for error in errors() {
-            assert!(matches!(error.into_create("id", "image"), AgentError::Unsupported(_)));
-        }
-        for error in errors() {
-            assert!(matches!(error.into_start("id"), AgentError::Unsupported(_)));
-        }
-        for error in errors() {
-            assert!(matches!(AgentError::from(error), AgentError::Unsupported(_)));
-        }
-        assert!(matches!(mirrors().into_pull("image"), AgentError::Unsupported(_)));
-    }
 
     #[test]
     fn a_volume_is_named_once() {
@@ -568,6 +530,23 @@ mod tests {
             assert_eq!(error.code(), "supervisor.unreachable");
             assert!(error.hint().unwrap().contains("containers/web-rep-0/supervisor.log"));
         }
+    }
+
+    #[test]
+    fn a_program_that_is_not_executed_has_one_code_for_all_who_tell_it() {
+        for (errno, code, exit_code) in [
+            (libc::ENOENT, "exec.not_found", 127),
+            (libc::ENOTDIR, "exec.not_found", 127),
+            (libc::EACCES, "exec.not_executable", 126),
+        ] {
+            let source = io::Error::from_raw_os_error(errno);
+            let failed = || Error::ExecFailed { program: "x".into(), source: io::Error::from_raw_os_error(errno) };
+            assert_eq!((failed().code(), failed().program_exit_code()), (code, Some(exit_code)), "{source}");
+            // As when what was begun cannot be undone, too.
+            let several = Error::Several(vec![failed(), Error::NotRoot]);
+            assert_eq!((several.code(), several.program_exit_code()), (code, Some(exit_code)), "{source}");
+        }
+        assert_eq!(Error::NotRoot.program_exit_code(), None);
     }
 
     #[test]

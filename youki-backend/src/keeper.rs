@@ -33,7 +33,7 @@ use crate::runtime::Inner;
 static GIVING_BACK: Semaphore = Semaphore::const_new(4);
 
 /// After an error that keeps the keeper from one of its duties: descriptors, memory or a disk may be short for a while.
-const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(60);
+pub(crate) const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(60);
 
 /// Becomes the keeper as soon as no other process is, until the runtime is `closed`.
 pub(crate) fn start(inner: &Arc<Inner>, mut closed: watch::Receiver<()>) {
@@ -135,6 +135,12 @@ async fn until(due: Option<tokio::time::Instant>) {
     }
 }
 
+/// Whether it is the want of something that may be there in a minute.
+fn is_passing(error: &Error) -> bool {
+    let passing = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
+    matches!(error, Error::Io { source, .. } if source.raw_os_error().is_some_and(|code| passing.contains(&code)))
+}
+
 impl Inner {
     /// Follows those containers that `wanted` picks, and checks their health.
     async fn follow(
@@ -147,19 +153,29 @@ impl Inner {
         // A thread of its own: where many containers are made at once, the runtime's have work for many seconds.
         let thread = std::thread::Builder::new().name("berth-keeper".to_owned()).spawn(move || {
             let look = || {
-                let ids = inner.container_ids()?.into_iter().filter(|id| wanted(id));
-                Ok::<Vec<Container>, Error>(ids.filter_map(|id| inner.container(&id).ok()).collect())
+                let (mut found, mut unread) = (Vec::new(), None);
+                for id in inner.container_ids()?.into_iter().filter(|id| wanted(id)) {
+                    match inner.container(&id) {
+                        Ok(container) => found.push(container),
+                        Err(error) if is_passing(&error) => unread = Some(error),
+                        // A damaged one, or none, keeps nobody from the others.
+                        Err(_) => {}
+                    }
+                }
+                Ok::<_, Error>((found, unread))
             };
             let _ = answer.send(look());
         });
         thread.map_err(Error::io("starting", "a thread"))?;
         let lost = || Error::io("looking at", "all containers")(io::Error::other("its thread broke off"));
-        for container in found.await.unwrap_or_else(|_| Err(lost()))? {
+        let (found, unread) = found.await.unwrap_or_else(|_| Err(lost()))?;
+        for container in found {
             self.keep_watch(&container);
             watches.follow(self, &container);
             self.leave_network_behind(container);
         }
-        Ok(())
+        // It is followed with the next look at all.
+        unread.map_or(Ok(()), Err)
     }
 
     /// Gives ports and name of a container back that has ended; on its own, since it may have to wait.
@@ -230,8 +246,8 @@ impl Inner {
         drop(held);
         // Without the lock: nobody who has to do with the container, or the next one of its name, waits for S3.
         for name in owing {
-            if let Err(error) = self.volumes.retry(&name).await {
-                tracing::warn!(volume = name, %error, "not durable");
+            if let Err(error) = self.pay(&name).await {
+                self.tell_whether_durable(&name, Some(&error));
             }
         }
     }

@@ -15,6 +15,7 @@ mod cgroup;
 pub mod config;
 mod container;
 mod dir_watch;
+mod driven;
 mod error;
 mod files;
 mod health;
@@ -23,6 +24,7 @@ mod keeper;
 mod layout;
 mod lock;
 mod logs;
+mod memfd;
 mod mount_attributes;
 mod network;
 mod process;
@@ -37,11 +39,10 @@ mod trash;
 pub use attempts::EarlierAttempt;
 pub use config::Config;
 pub use container::{
-    Changes, CopyInOptions, CreateOptions, DEFAULT_STOP_TIMEOUT, ExecRequest, Inspect, InspectMount, InspectNetwork,
-    RunningExec, TIMEOUT_EXIT_CODE, Terminal, TerminalSize, Watched,
+    Changes, CreateOptions, DEFAULT_STOP_TIMEOUT, ExecRequest, Inspect, InspectMount, InspectNetwork, RunningExec,
+    Terminal, TerminalSize, Watched,
 };
-pub use error::{Error, Result};
-pub use files::unpack::Owner;
+pub use error::{Error, Result, TIMEOUT_EXIT_CODE};
 pub use files::{PathKind, pack_path, unpack_into};
 pub use network::{NetworkInfo, NetworkMember, NetworkOptions};
 pub use runtime::YoukiRuntime;

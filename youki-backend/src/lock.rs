@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
+use crate::driven;
 use crate::error::{Error, Result};
 
 /// After so long it is said what is waited for.
@@ -29,9 +30,10 @@ pub(crate) struct ContainerLock {
 }
 
 impl ContainerLock {
-    /// Waits for the lock at `path`. Cancel-safe: a lock that is no longer waited for is given back.
+    /// Waits for the lock at `path`. Cancel-safe: a lock that is no longer waited for is given back. For tasks of our own:
+    /// a future that nobody polls keeps it from everybody ([`driven`]).
     pub async fn acquire(path: PathBuf) -> Result<Self> {
-        let turn = queue(&path).lock_owned().await;
+        let turn = turn(&path).await;
         if let Some(lock) = Self::try_acquire(&path)? {
             return Ok(Self { _turn: Some(turn), ..lock });
         }
@@ -54,6 +56,11 @@ impl ContainerLock {
             }
         };
         locked.unwrap_or_else(|_| Err(failed(io::Error::other("its thread broke off"))))
+    }
+
+    /// Returns once whoever has the lock at `path` is done with it. Cancel-safe.
+    pub async fn passed(path: PathBuf) -> Result<()> {
+        driven::while_waited_for(async move { Self::acquire(path).await.map(drop) }).await
     }
 
     /// Waits for whoever has the lock at `path`; blocking.
@@ -96,6 +103,16 @@ impl ContainerLock {
     pub fn remove(self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Waits until the tasks of this process that came before are done with what is at `path`. Cancel-safe.
+pub(crate) async fn turn(path: &Path) -> OwnedMutexGuard<()> {
+    queue(path).lock_owned().await
+}
+
+/// The same for a thread of its own; blocking.
+pub(crate) fn blocking_turn(path: &Path) -> OwnedMutexGuard<()> {
+    queue(path).blocking_lock_owned()
 }
 
 /// Where tasks of this process wait for the lock at `path`.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use chrono::{DateTime, Utc};
 use oci_spec::image::ImageConfiguration;
@@ -86,6 +87,7 @@ impl ContainerRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
     pub reference: String,
+    /// Of its manifest; empty while it is being pulled.
     pub digest: String,
     /// Overlay lower directories, bottom first.
     pub layers: Vec<PathBuf>,
@@ -94,6 +96,30 @@ pub(crate) struct ImageRecord {
     /// What of that OCI does not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<registry::Healthcheck>,
+}
+
+impl ImageRecord {
+    /// Of one that is not known yet but by the name it is asked for.
+    pub fn to_be_pulled(reference: &str) -> Self {
+        Self {
+            reference: reference.to_owned(),
+            digest: String::new(),
+            layers: Vec::new(),
+            config: ImageConfiguration::default(),
+            healthcheck: None,
+        }
+    }
+
+    pub fn is_to_be_pulled(&self) -> bool {
+        self.digest.is_empty()
+    }
+}
+
+impl From<registry::Image> for ImageRecord {
+    fn from(image: registry::Image) -> Self {
+        let registry::Image { reference, digest, layers, config, healthcheck, .. } = image;
+        Self { reference, digest, layers, config, healthcheck }
+    }
 }
 
 /// A volume or bind mount as it was resolved.
@@ -239,18 +265,47 @@ pub(crate) fn read_intact<T: DeserializeOwned>(path: &Path) -> Result<Option<T>>
 /// Writes a record so that a reader sees the old or the new one, whole. It is not synced: the keeper does that within a
 /// second of an attempt's begin and end, and the death of any process loses nothing.
 pub(crate) fn write<T: Serialize>(path: &Path, record: &T) -> Result<()> {
+    write_bytes(path, &to_bytes(path, record)?)
+}
+
+/// The same for what nothing syncs later: once this returns, a power cut costs neither it nor its name.
+pub(crate) fn write_synced<T: Serialize>(path: &Path, record: &T) -> Result<()> {
+    let bytes = to_bytes(path, record)?;
+    replace(path, |file| file.write_all(&bytes).and_then(|()| file.sync_all()))?;
+    sync_names(path.parent().unwrap_or(path))
+}
+
+/// The names in `dir` survive a power cut once this returns.
+pub(crate) fn sync_names(dir: &Path) -> Result<()> {
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
+}
+
+/// The same as [`write`] for bytes as they are.
+pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, |file| file.write_all(bytes))
+}
+
+fn to_bytes<T: Serialize>(path: &Path, record: &T) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec(record)
         .map_err(|error| Error::Corrupt { path: path.to_owned(), reason: error.to_string() })?;
     bytes.push(b'\n');
-    write_bytes(path, &bytes)
+    if bytes.len() as u64 > MAX_RECORD_BYTES {
+        return Err(Error::invalid(
+            "spec",
+            format!("it takes {} bytes on record, of at most {MAX_RECORD_BYTES}", bytes.len()),
+        ));
+    }
+    Ok(bytes)
 }
 
-/// The same for bytes as they are.
-pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Puts what `fill` writes in the place of `path`.
+fn replace(path: &Path, fill: impl FnOnce(&mut fs::File) -> io::Result<()>) -> Result<()> {
+    static WRITE: AtomicU32 = AtomicU32::new(0); // several at once in one process
+    let number = u64::from(std::process::id()) << 32 | u64::from(WRITE.fetch_add(1, Ordering::Relaxed));
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!("{TEMPORARY}{}", std::process::id()));
+    temporary.push(format!("{TEMPORARY}{number}"));
     let temporary = PathBuf::from(temporary);
-    let written = fs::File::create(&temporary).and_then(|mut file| file.write_all(bytes));
+    let written = fs::File::create(&temporary).and_then(|mut file| fill(&mut file));
     let result = written
         .map_err(Error::io("writing", &temporary))
         .and_then(|()| fs::rename(&temporary, path).map_err(Error::io("renaming to", path)));
@@ -260,13 +315,13 @@ pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     result
 }
 
-/// Stands between the name of a file being written and the writer's process id.
+/// Stands between the name of a file being written and the number of the write.
 const TEMPORARY: &str = ".tmp";
 
 /// Whether `name` is that of a file being written, or left by a write that was cut off. No container's id is.
 pub(crate) fn is_temporary(name: &str) -> bool {
-    let pid = name.rsplit_once(TEMPORARY).map(|(_, pid)| pid);
-    pid.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+    let number = name.rsplit_once(TEMPORARY).map(|(_, number)| number);
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Removes what writes to `dir` left that were cut off. The lock must be held under which all writers write there.

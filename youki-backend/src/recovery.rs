@@ -34,11 +34,11 @@ use crate::trash::{SUPERVISOR_PATIENCE, Trash};
 /// Tells a root, and what wrote it.
 pub(crate) const VERSION_FILE: &str = "berth-root.json";
 /// The layout that this code writes.
-const ROOT_FORMAT: u32 = 1;
+pub(crate) const ROOT_FORMAT: u32 = 1;
 /// Time that an open gives to a supervisor to say what it does.
 const LOOK_PATIENCE: Duration = Duration::from_millis(500);
 /// Time that an open gives to volumes of a create that was cut off.
-const OPEN_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const OPEN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// `berth-root.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -138,8 +138,9 @@ impl Inner {
                 Err(Error::NoSuchContainer { .. }) => continue,
                 other => other?,
             };
-            let Observed::Ended(record) = self.observe(&container).await? else {
-                return Err(Error::StillRunning { id: id.to_string() });
+            let observed = self.observe(&container).await?;
+            let Observed::Ended(record) = observed else {
+                return Err(Error::StillRunning { id: id.to_string(), state: observed.state().word() });
             };
             // Its link goes with its network namespace, a moment after its supervisor.
             self.wait_for_supervisor(&container, &record).await?;
@@ -154,9 +155,11 @@ impl Inner {
         let supervisors = self.hierarchy.container_dirs(&format!("{parent}/supervisors"));
         let removed = tokio::task::spawn_blocking(move || {
             // Those that unmount, or delete what their containers left.
-            let ending = supervisors.pids()?.into_iter().filter_map(|pid| ProcessName::of(pid.cast_signed()));
-            for supervisor in ending {
-                supervisor.wait_for_end(SUPERVISOR_PATIENCE);
+            for pid in supervisors.pids()? {
+                let ending = ProcessName::of(pid.cast_signed()).map_err(Error::io("looking at", "a supervisor"))?;
+                if let Some(supervisor) = ending {
+                    supervisor.wait_for_end(SUPERVISOR_PATIENCE);
+                }
             }
             cgroup.remove()
         });
@@ -249,21 +252,14 @@ impl Inner {
                 }
             }
             Ok(container) => {
-                tracing::warn!(container = %id, "its creation was cut off; what there is of it is removed");
-                // Who opens waits for S3 no longer than that: what is owed is journaled first.
-                let freed = self.discard(&container, OPEN_PATIENCE).await;
+                let undone = self.undo_cut_off(&container).await;
                 lock.remove();
-                freed
+                undone
             }
             Err(Error::NoSuchContainer { .. }) => {
-                // Its creation was cut off before the record was written, and maybe after it had a volume.
-                let given_back = match paths.dir.exists() {
-                    true => self.end_volumes_of(id, true, OPEN_PATIENCE).await.map(drop),
-                    false => Ok(()),
-                };
-                let removed = remove_dir(&paths.dir).and_then(|()| remove_dir(&paths.run));
+                let cleared = self.clear_unrecorded(id, &paths).await;
                 lock.remove();
-                given_back.and(removed)
+                cleared
             }
             Err(error) => Err(error),
         }
@@ -312,7 +308,8 @@ fn check_version(root: &Path) -> Result<()> {
     let path = root.join(VERSION_FILE);
     let incompatible = |flag: String| Err(Error::IncompatibleRoot { root: root.to_owned(), flag });
     match record::read::<RootFormat>(&path)? {
-        None => return record::write(&path, &RootVersion { format: ROOT_FORMAT, ..RootVersion::default() }),
+        // Without it the root never opens again.
+        None => return record::write_synced(&path, &RootVersion { format: ROOT_FORMAT, ..RootVersion::default() }),
         Some(RootFormat { format: ROOT_FORMAT }) => {}
         Some(RootFormat { format }) => return incompatible(format!("format {format}")),
     }

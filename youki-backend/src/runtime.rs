@@ -1,9 +1,12 @@
 //! [`YoukiRuntime`]: its inherent methods with rich errors, and the [`Runtime`] trait over them.
 
 mod contract;
+mod pull_events;
+mod stats;
+mod volume_events;
 mod volumes;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -15,8 +18,8 @@ use registry::{ImageStore, InUse, PullOptions, Removed, Users};
 #[cfg(doc)]
 use runtime_core::Runtime;
 use runtime_core::{
-    ContainerId, ContainerStats, DetailedStats, Event, EventKind, EventsOptions, ExecOptions, LogsOptions, ServiceSpec,
-    TopEntry, WaitOutcome,
+    ContainerId, ContainerStats, CopyInOptions, DetailedStats, Event, EventKind, EventsOptions, ExecOptions,
+    LogsOptions, ServiceSpec, TopEntry, WaitOutcome,
 };
 use tokio::sync::watch;
 use volumes_s3::VolumeStore;
@@ -24,8 +27,9 @@ use volumes_s3::VolumeStore;
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
 use crate::container::{
-    Changes, CopyInOptions, CreateOptions, ExecRequest, Inspect, RunningExec, Terminal, TerminalSize, Watched,
+    Changes, CreateOptions, ExecRequest, Inspect, Observed, RunningExec, Terminal, TerminalSize, Watched,
 };
+use crate::driven;
 use crate::error::{Error, Result};
 use crate::files::PathKind;
 use crate::journal::Journal;
@@ -34,6 +38,7 @@ use crate::logs::RecordStream;
 use crate::network::{NetworkInfo, NetworkOptions, Networks};
 use crate::record::{AttemptKey, ImageRecord};
 use crate::supervisor::spawn::Spawner;
+use crate::supervisor::wire::Phase;
 use crate::trash::Trash;
 
 /// Berth's runtime on one root. Cheap to clone; all clones are one.
@@ -121,7 +126,8 @@ impl YoukiRuntime {
     /// # Errors
     /// [`Error::NoSuchContainer`], [`Error::StopTimedOut`].
     pub async fn stop(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<Vec<(String, volumes_s3::Error)>> {
-        self.0.stop(id, None, timeout).await
+        let (inner, id) = (self.0.clone(), id.clone());
+        driven::while_waited_for(async move { inner.stop(&id, None, timeout).await }).await
     }
 
     /// The same by a signal of any name or number, in place of the container's own.
@@ -134,7 +140,8 @@ impl YoukiRuntime {
         signal: &str,
         timeout: Option<Duration>,
     ) -> Result<Vec<(String, volumes_s3::Error)>> {
-        self.0.stop(id, Some(signal), timeout).await
+        let (inner, id, signal) = (self.0.clone(), id.clone(), signal.to_owned());
+        driven::while_waited_for(async move { inner.stop(&id, Some(&signal), timeout).await }).await
     }
 
     /// Freezes a running container; Ok at once on a paused one.
@@ -187,8 +194,12 @@ impl YoukiRuntime {
     pub async fn remove(&self, id: &ContainerId, force: bool) -> Result<Vec<(String, volumes_s3::Error)>> {
         if !force {
             let container = self.0.container(id)?;
-            if !self.0.is_ended(&container).await? {
-                return Err(Error::StillRunning { id: id.to_string() });
+            let observed = self.0.observe(&container).await?;
+            match &observed {
+                Observed::Ended(_) => {}
+                // Created and not started: nothing of the user's runs.
+                Observed::Supervised(status) if status.phase == Phase::Created => {}
+                _ => return Err(Error::StillRunning { id: id.to_string(), state: observed.state().word() }),
             }
         }
         self.0.remove(id).await
@@ -205,7 +216,8 @@ impl YoukiRuntime {
     /// # Errors
     /// [`Error::NoSuchContainer`].
     pub async fn wait(&self, id: &ContainerId) -> Result<WaitOutcome> {
-        self.0.wait(id).await
+        let (inner, id) = (self.0.clone(), id.clone());
+        driven::while_waited_for(async move { inner.wait(&id).await }).await
     }
 
     /// Everything known of a container.
@@ -276,7 +288,7 @@ impl YoukiRuntime {
     /// Starts a further process, with descriptors of the caller's as its standard streams.
     ///
     /// # Errors
-    /// [`Error::NoSuchContainer`], [`Error::NotRunning`], [`Error::ExecFailed`].
+    /// [`Error::NoSuchContainer`], [`Error::NotRunning`], [`Error::ExecFailed`], [`Error::ExecTimedOut`].
     pub async fn start_exec(&self, id: &ContainerId, request: ExecRequest) -> Result<RunningExec> {
         self.0.exec(id, request).await
     }
@@ -301,13 +313,20 @@ impl YoukiRuntime {
 
     /// Copies the container's output, from now on, to two pipes or sockets, which are made non-blocking. A reader that is slow
     /// holds the container back, or, where its log is non-blocking, misses lines and is told so on the second. Returns the write
-    /// end of its standard input, where that is open and nobody has it yet; dropping it is the input's end. Of a container with
-    /// a `tty` it is the terminal's other end, which everybody gets: for what is typed, and for its size ([`TerminalSize::set`]).
+    /// end of its standard input, if `input` is wanted, it is open, and nobody has it yet; dropping it is the input's end. Of a
+    /// container with a `tty` it is the terminal's other end, which everybody gets: for what is typed, and for its size
+    /// ([`TerminalSize::set`]).
     ///
     /// # Errors
     /// [`Error::NoSuchContainer`], [`Error::NotRunning`].
-    pub async fn attach(&self, id: &ContainerId, stdout: OwnedFd, stderr: OwnedFd) -> Result<Option<OwnedFd>> {
-        self.0.attach(id, stdout, stderr).await
+    pub async fn attach(
+        &self,
+        id: &ContainerId,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+        input: bool,
+    ) -> Result<Option<OwnedFd>> {
+        self.0.attach(id, stdout, stderr, input).await
     }
 
     /// What is at `path` in a container; a link at its end is followed if `follow`.
@@ -377,7 +396,8 @@ impl YoukiRuntime {
     /// # Errors
     /// [`Error::NoSuchContainer`], [`Error::Volume`].
     pub async fn sync_volumes(&self, id: &ContainerId) -> Result<()> {
-        self.0.sync_volumes(id).await
+        let (inner, id) = (self.0.clone(), id.clone());
+        driven::while_waited_for(async move { inner.sync_volumes(&id).await }).await
     }
 
     /// [`ImageStore::pull`], which is an event when it succeeds.
@@ -388,9 +408,18 @@ impl YoukiRuntime {
         let pulled = self.0.images.pull(image, options).await;
         self.0.sweep_owed_images().await;
         let pulled = pulled?;
-        let event = Event { image: Some(pulled.reference.clone()), ..Event::now(EventKind::Pull) };
-        self.0.tell(event.saying(pulled.digest.clone()));
+        self.0.tell_of_pull(&pulled);
         Ok(pulled)
+    }
+
+    /// [`ImageStore::load`]; of one that fails nothing is left in the store.
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub async fn load(&self, path: &Path) -> Result<Vec<registry::Image>> {
+        let loaded = self.0.images.load(path).await;
+        self.0.sweep_owed_images().await;
+        Ok(loaded?)
     }
 
     /// What happened in this root, by whichever process: a bounded history since the host was booted, and with `follow`
@@ -472,10 +501,16 @@ impl Inner {
         Journal::new(self.layout.events()).put(event);
     }
 
-    /// Removes what `remove_image` had to leave while this process, or another, held the image store.
+    /// Tells that `image` is here.
+    pub(crate) fn tell_of_pull(&self, image: &registry::Image) {
+        let event = Event { image: Some(image.reference.clone()), ..Event::now(EventKind::Pull) };
+        self.tell(event.saying(image.digest.clone()));
+    }
+
+    /// Removes what `remove_image` had to leave while this process, or another, held the image store, and what a load left.
     pub(crate) async fn sweep_owed_images(&self) {
         if let Err(error) = self.images.sweep_owed(self.image_users()).await {
-            tracing::warn!(%error, "content of removed images stays until the next removal");
+            tracing::warn!(%error, "content that no image needs stays until the next removal");
         }
     }
 
@@ -493,8 +528,11 @@ impl Inner {
         for id in self.container_ids()? {
             match self.container(&id) {
                 Ok(container) => {
-                    let ImageRecord { reference, digest, layers, .. } = container.record.image;
-                    used.push(InUse { user: id.to_string(), reference, digest, layers });
+                    // Who pulls one holds the store.
+                    if !container.record.image.is_to_be_pulled() {
+                        let ImageRecord { reference, digest, layers, .. } = container.record.image;
+                        used.push(InUse { user: id.to_string(), reference, digest, layers });
+                    }
                 }
                 Err(Error::NoSuchContainer { .. }) => {}
                 Err(error) => return Err(error),
@@ -505,12 +543,12 @@ impl Inner {
 
     async fn sync_volumes(&self, id: &ContainerId) -> Result<()> {
         let container = self.container(id)?;
-        for mount in container.record.mounts.iter().filter(|mount| !mount.readonly) {
-            if let Some(name) = &mount.name {
-                let synced = self.volumes.sync(name).await;
-                synced.map_err(|source| Error::of_volume(name, source))?;
-            }
-        }
-        Ok(())
+        let writable = container.record.mounts.iter().filter(|mount| !mount.readonly);
+        let names: BTreeSet<&String> = writable.filter_map(|mount| mount.name.as_ref()).collect();
+        let syncs = names.into_iter().map(|name| async move {
+            self.sync_volume(name).await.map(drop).map_err(|source| Error::of_volume(name, source))
+        });
+        // Each is tried, whatever becomes of the others.
+        futures_util::future::join_all(syncs).await.into_iter().collect()
     }
 }

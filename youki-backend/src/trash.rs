@@ -116,6 +116,13 @@ pub(crate) fn take(trash: &Path, dir: &Path) -> io::Result<Option<Discarded>> {
     Ok(Some(Discarded { path, lock }))
 }
 
+/// Whether what could not be taken away so is to be deleted where it is: there is no room for the name, or the trash is on another
+/// disk.
+pub(crate) fn is_no_place(error: &io::Error) -> bool {
+    use io::ErrorKind::{CrossesDevices, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | CrossesDevices)
+}
+
 /// Counts a deletion until it is dropped, also by a runtime that shuts down.
 #[derive(Debug)]
 struct UnderWay(watch::Sender<usize>);
@@ -150,7 +157,7 @@ mod tests {
         let taken = trash.take(&container).unwrap().unwrap();
         assert!(!container.exists());
         assert!(trash.take(&container).unwrap().is_none());
-        trash.delete(taken, ProcessName::of(user.id() as i32));
+        trash.delete(taken, ProcessName::of(user.id() as i32).unwrap());
         // Another process that opens the root now leaves it alone.
         let other = Trash::new(dir.clone());
         other.delete_orphans().unwrap();
@@ -175,7 +182,7 @@ mod tests {
             for number in 0..4 {
                 let container = root.path().join(number.to_string());
                 fs::create_dir(&container).unwrap();
-                trash.delete(trash.take(&container).unwrap().unwrap(), ProcessName::of(user.id() as i32));
+                trash.delete(trash.take(&container).unwrap().unwrap(), ProcessName::of(user.id() as i32).unwrap());
             }
             let other = tokio::task::spawn_blocking(|| ());
             tokio::time::timeout(Duration::from_secs(20), other).await.unwrap().unwrap();

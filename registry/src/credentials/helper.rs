@@ -78,10 +78,11 @@ async fn ask(program: &str, registry: &str, optional: bool, deadline: Duration) 
     let Answer { username, secret } =
         serde_json::from_slice(&answer).map_err(|_| format!("{program} gave no credentials in JSON"))?;
     let secret = Secret::new(secret.0.to_string());
-    Ok(Some(match username.as_str() {
+    let given = match username.as_str() {
         TOKEN_USER => Credentials::Identity(secret),
         _ => Credentials::Basic { username, password: secret },
-    }))
+    };
+    Ok(Some(given).filter(|credentials| !credentials.is_empty()))
 }
 
 /// A helper and what it started, killed together when it is dropped before its end.
@@ -155,6 +156,7 @@ mod tests {
         assert_eq!(answer(echo, "docker.io").await, format!("{HUB}:s"));
         assert_eq!(answer(r#"echo '{"Username":"<token>","Secret":"t"}'"#, "a").await, "identity t");
         assert_eq!(answer("echo credentials not found in native keychain; exit 1", "a").await, "none");
+        assert_eq!(answer(r#"echo '{"Username":"","Secret":""}'"#, "a").await, "none");
         assert_eq!(answer("echo hunter2; exit 1", "a").await, "it failed");
         assert_eq!(answer("echo hunter2", "a").await, "it gave no credentials in JSON");
         assert!(answer("exec cat /dev/zero", "a").await.contains("more than"));

@@ -51,6 +51,16 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// A secret that the runtime's provider knows, by name and value, if it was given one.
+    fn secret(&self) -> Option<(String, String)> {
+        None
+    }
+
+    /// Whether named volumes are synced to a bucket that can be reached while the suite runs.
+    fn syncs_volumes(&self) -> bool {
+        false
+    }
+
     /// A directory that the runtime sees under the same path as the suite: binds are tried in it.
     fn shared_directory(&self) -> Option<PathBuf> {
         Some(std::env::temp_dir())
@@ -65,8 +75,9 @@ pub trait Backend: Send + Sync {
         Ok(())
     }
 
-    /// Whether the suite may call `prune_images`, which removes every unused image of the root. Those that this trait
-    /// names are kept, by containers that use them.
+    /// Whether the suite may call `prune_images`, which removes every unused image of the root, and `prune_volumes`, which
+    /// removes the local copies of volumes that no container has. Images that this trait names are kept, by containers that
+    /// use them.
     fn may_prune(&self) -> bool {
         false
     }
@@ -120,6 +131,10 @@ pub struct ConfiguredImage {
     pub stop_signal: &'static str,
     /// Its VOLUME, which that user can write.
     pub volume: String,
+    /// The one TCP port that it exposes, if any.
+    pub exposed_port: Option<u16>,
+    /// Whether it has a HEALTHCHECK, which succeeds.
+    pub has_healthcheck: bool,
 }
 
 /// An image whose program prints its arguments on one line, joined by spaces, and exits, like `echo`.

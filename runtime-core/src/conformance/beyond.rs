@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use super::case::{Case, OrStop, Verdict, ensure, equal, within};
+use super::case::{Case, OrStop, Verdict, ensure, equal, refused, within};
 use super::{Check, Workload, check};
-use crate::ContainerState;
 use crate::spec::{ByteSize, ResourcesSpec};
+use crate::{AgentError, ContainerState};
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
         check!("pause.repeats", "pause and unpause are Ok at once where there is nothing to do; state Running", pause),
         check!("pause.freezes", "a paused container does nothing, and goes on when unpaused", freezes),
+        check!("pause.exec", "an exec in a paused container is an error, and runs nothing", pause_exec),
         check!("top.pids", "its init is among its processes, and each has its command", top),
         check!("update.memory", "a running container has its new limit when update returns", update),
     ]
@@ -46,6 +47,16 @@ async fn freezes(case: Case) -> Verdict {
     case.until("it does not go on", || async { Ok((ticks().await?.len() > count).then_some(())) }).await?;
     let longest = ticks().await?.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
     ensure(longest > 2.5, || format!("paused for 3 s it has done nothing for {longest} s"))
+}
+
+async fn pause_exec(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::idle()).await?;
+    case.runtime().pause(&id).await.or_unsupported("pause")?;
+    let touch = case.command(&Workload::Script("echo > /execed".to_owned()))?;
+    let answer = within("an exec in it", case.soon(), case.runtime().exec(&id, &touch)).await?;
+    case.runtime().unpause(&id).await.or_fail("unpause")?;
+    refused("an exec in a paused container", answer, |error| !matches!(error, AgentError::NotFound { .. }))?;
+    equal("what it left", &case.ask(&id, "ls /execed 2>/dev/null").await?.as_str(), &"")
 }
 
 async fn top(case: Case) -> Verdict {

@@ -226,9 +226,24 @@ impl Case {
         Ok(stdout.trim_end().to_owned())
     }
 
+    /// Lets a script in the container go on that waits for its `number`th word, by [`until_told`].
+    pub(super) async fn tell(&self, id: &ContainerId, number: u32) -> Verdict {
+        self.ask(id, &format!("echo > /conformance-{number}")).await.map(drop)
+    }
+
     /// Looks until `what` returns something, for some time; then fails with the text `otherwise` gives.
     pub(super) async fn until<T, F: Future<Output = Verdict<Option<T>>>>(
         &self,
+        otherwise: &str,
+        what: impl Fn() -> F,
+    ) -> Verdict<T> {
+        self.until_within(self.soon(), otherwise, what).await
+    }
+
+    /// The same, for as long as `limit`.
+    pub(super) async fn until_within<T, F: Future<Output = Verdict<Option<T>>>>(
+        &self,
+        limit: Duration,
         otherwise: &str,
         what: impl Fn() -> F,
     ) -> Verdict<T> {
@@ -237,7 +252,7 @@ impl Case {
             if let Some(found) = what().await? {
                 return Ok(found);
             }
-            ensure(begun.elapsed() < self.soon(), || format!("{otherwise} within {:?}", self.soon()))?;
+            ensure(begun.elapsed() < limit, || format!("{otherwise} within {limit:?}"))?;
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
@@ -281,6 +296,11 @@ impl Case {
     fn used(&self) -> std::sync::MutexGuard<'_, Used> {
         self.0.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What of a script waits for its `number`th word, by [`Case::tell`].
+pub(super) fn until_told(number: u32) -> String {
+    format!("until [ -e /conformance-{number} ]; do sleep 0.1 2>/dev/null || sleep 1; done")
 }
 
 /// Whether something of the suite's own on the host is as it should be.

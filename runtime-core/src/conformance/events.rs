@@ -1,12 +1,18 @@
 //! What happened.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 
 use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, within};
+use super::health::well;
+use super::pull::create_by;
+use super::registry::{Image, Registry};
+use super::storage::mounted;
+use super::volumes::named;
 use super::{Check, Workload, check};
-use crate::{ContainerId, Event, EventKind, EventStream, EventsOptions};
+use crate::spec::HealthCheck;
+use crate::{ContainerId, Event, EventKind, EventStream, EventsOptions, PullPolicy};
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
@@ -14,6 +20,9 @@ pub(super) fn checks() -> Vec<Check> {
         check!("events.attempts", "attempts are numbered from 1", attempts),
         check!("events.after", "a stream goes on exactly after the event that another ended with", after),
         check!("events.follow", "followed, it has what happens from then on", follow),
+        check!("events.health", "that its health changed is an event", health),
+        check!("events.pull", "that an image was pulled is one, by whichever call", pull),
+        check!("events.volume", "that a volume was synced is one", volume),
         check!("events.oom", "a kill for want of memory is an event of its own", oom),
     ]
 }
@@ -105,6 +114,53 @@ async fn until(stream: &mut EventStream, id: &ContainerId, kind: EventKind) -> V
         }
     }
     Err(Stop::Failed("a followed stream has ended".to_owned()))
+}
+
+/// Waits for an event that `is_it`.
+async fn is_told(case: &Case, what: &str, is_it: impl Fn(&Event) -> bool) -> Verdict {
+    let otherwise = format!("there is no event of {what}");
+    let begun = Instant::now();
+    while !so_far(case, &EventsOptions::default()).await?.iter().any(&is_it) {
+        // Who looks after health and volumes may come to these late.
+        ensure(begun.elapsed() < case.soon() * 4, || otherwise.clone())?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+async fn health(case: Case) -> Verdict {
+    so_far(&case, &EventsOptions::default()).await?;
+    let mut spec = case.script("echo ready; exec sleep 3600")?;
+    spec.health = Some(well(case.soon(), HealthCheck::Command { command: vec!["true".to_owned()] }));
+    let name = case.start_spec_ready(&spec).await?.to_string();
+    let is_it = |event: &Event| event.kind == EventKind::Health && event.container.as_ref() == Some(&name);
+    is_told(&case, "its becoming healthy", is_it).await
+}
+
+async fn pull(case: Case) -> Verdict {
+    so_far(&case, &EventsOptions::default()).await?;
+    let registry = Registry::start().await?;
+    let by_call = registry.push(&case, "by-call", &Image::new("pulled by a call "));
+    let by_create = registry.push(&case, "by-create", &Image::new("pulled by a create "));
+    registry.pull(&case, &by_call, PullPolicy::IfNotPresent, None).await?;
+    create_by(&case, &by_create, PullPolicy::IfNotPresent).await?;
+    for image in [by_call, by_create] {
+        let is_it = |event: &Event| event.kind == EventKind::Pull && event.image.as_ref() == Some(&image);
+        is_told(&case, &format!("the pull of {image}"), is_it).await?;
+    }
+    Ok(())
+}
+
+async fn volume(case: Case) -> Verdict {
+    so_far(&case, &EventsOptions::default()).await?;
+    if !case.backend().syncs_volumes() {
+        return Err(Stop::Unsupported("the backend has no bucket for its volumes".to_owned()));
+    }
+    let volume = case.volume_name();
+    let id = case.start_spec_ready(&mounted(&case, &Workload::idle().to_string(), named(&volume, false))?).await?;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
+    let is_it = |event: &Event| event.kind == EventKind::Volume && event.volume.as_ref() == Some(&volume);
+    is_told(&case, &format!("the sync of {volume}"), is_it).await
 }
 
 async fn oom(case: Case) -> Verdict {

@@ -19,7 +19,7 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-fn well(patience: Duration, check: HealthCheck) -> HealthSpec {
+pub(super) fn well(patience: Duration, check: HealthCheck) -> HealthSpec {
     let interval = Duration::from_millis(100);
     HealthSpec { check, start_grace: Duration::ZERO, interval, timeout: patience, retries: 2 }
 }

@@ -1,15 +1,17 @@
 //! Names of containers, and unknown ones.
 
 use std::fmt::Debug;
+use std::path::Path;
 use std::time::Duration;
 
-use super::case::{Case, Verdict, ensure, refused};
+use super::case::{Case, OrStop, Verdict, ensure, equal, refused};
 use super::{Ability, Check, Workload, check};
 use crate::{AgentError, ContainerId, Result};
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
         check!("ids.invalid", "an id that is not a valid name is refused and creates nothing", invalid),
+        check!("ids.hostile", "an id that is a path is refused by what removes, reads and executes", hostile),
         check!("ids.unknown", "every method with an id: an unknown one is NotFound", unknown),
     ]
 }
@@ -31,6 +33,31 @@ async fn invalid(case: Case) -> Verdict {
         refused(&format!("container_state with service {service:?}"), state, wanted)?;
     }
     Ok(())
+}
+
+/// By no method a name becomes a path: what is there under that path stays.
+async fn hostile(case: Case) -> Verdict {
+    let (runtime, there) = (case.runtime(), case.create(&Workload::exit(7)).await?);
+    let command = case.command(&Workload::exit(0))?;
+    let mut wrong = Vec::new();
+    // As a path the last one leads to the one that is there.
+    for service in ["../x".to_owned(), "..".to_owned(), "a/b".to_owned(), format!("./{}", there.service)] {
+        let id = ContainerId::new(&service, there.replica);
+        let mut add = |method: &str, answer: Result<()>| match answer {
+            Err(AgentError::NotFound { .. } | AgentError::InvalidSpec(_)) => {}
+            Err(AgentError::Unsupported(_)) if method.starts_with("get_container") => {}
+            answer => wrong.push(format!("{method} with service {service:?} answers {answer:?}")),
+        };
+        add("remove_container", runtime.remove_container(&id).await);
+        add("exec", runtime.exec(&id, &command).await.map(drop));
+        add("container_logs", runtime.container_logs(&id, 1).await.map(drop));
+        add("get_logs", runtime.get_logs(&id).await.map(drop));
+        add("get_container_stats", runtime.get_container_stats(&id).await.map(drop));
+        add("get_container_ip", runtime.get_container_ip(&id).await.map(drop));
+    }
+    ensure(wrong.is_empty(), || wrong.join("; "))?;
+    runtime.start_container(&there).await.or_fail("start_container of the one that is there")?;
+    equal("its exit code", &case.wait(&there).await?, &7)
 }
 
 async fn unknown(case: Case) -> Verdict {
@@ -70,6 +97,14 @@ async fn unknown(case: Case) -> Verdict {
     provided.add("top", runtime.top(&id).await, |_| false);
     let exec = runtime.exec_with(&id, &command, &Default::default(), None).await;
     provided.add("exec_with", exec.map(|_| "a stream"), |_| false);
+    provided.add("attach", runtime.attach(&id, None).await.map(|_| "a stream"), |_| false);
+    let (path, sink) = (Path::new("/"), || Box::new(std::io::sink()));
+    provided.add("copy_out", runtime.copy_out(&id, path, false, sink()).await, |()| false);
+    let copied = runtime.copy_in(&id, path, Box::new(std::io::empty()), &Default::default()).await;
+    provided.add("copy_in", copied, |()| false);
+    provided.add("export", runtime.export(&id, sink()).await, |()| false);
+    let stats = runtime.stats_stream(&id, Duration::from_secs(1)).await;
+    provided.add("stats_stream", stats.map(|_| "a stream"), |_| false);
 
     ensure(wrong.is_empty(), || wrong.join("; "))
 }

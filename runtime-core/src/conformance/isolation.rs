@@ -12,6 +12,7 @@ pub(super) fn checks() -> Vec<Check> {
         check!("isolation.capabilities", "a capability asked for is added to the default set", capabilities),
         check!("isolation.groups", "the primary group is among the supplementary ones", groups),
         check!("isolation.devices", "a device is there when asked for, and for what was asked", devices),
+        check!("isolation.device_read", "a device that may not be read is not, by whomever", device_read),
         check!("isolation.exec", "an exec has the container's identity, capabilities and filter", exec),
     ]
 }
@@ -78,6 +79,17 @@ async fn devices(case: Case) -> Verdict {
     for (write, wanted) in [(true, "writable"), (false, "not writable")] {
         spec.devices = vec![DeviceSpec { path: DEVICE.to_owned(), read: true, write, mknod: false }];
         equal(&format!("asked for with write {write}"), &case.answer(&spec).await?.as_str(), &wanted)?;
+    }
+    Ok(())
+}
+
+async fn device_read(case: Case) -> Verdict {
+    let script = "if (: < DEVICE) 2>/dev/null; then echo readable; else echo not readable; fi";
+    let mut spec = case.script(script.replace("DEVICE", DEVICE))?;
+    spec.capabilities = vec!["SYSLOG".to_owned()]; // many hosts let only such read their messages
+    for (read, wanted) in [(true, "readable"), (false, "not readable")] {
+        spec.devices = vec![DeviceSpec { path: DEVICE.to_owned(), read, write: true, mknod: false }];
+        equal(&format!("asked for with read {read}"), &case.answer(&spec).await?.as_str(), &wanted)?;
     }
     Ok(())
 }

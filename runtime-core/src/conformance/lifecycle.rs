@@ -1,6 +1,7 @@
 //! Create, start, state, remove.
 
-use super::case::{Case, OrStop, Verdict, ensure, equal, refused, texts, within};
+use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, refused, texts, within};
+use super::registry::{Image, Registry, container_of};
 use super::{Ability, Check, Workload, check};
 use crate::{AgentError, ContainerState, PullPolicy, WaitReason};
 
@@ -22,6 +23,7 @@ pub(super) fn checks() -> Vec<Check> {
         check!("start.not_found", "a missing program fails the start; wait answers 127", start_not_found),
         check!("start.not_executable", "a program that cannot be executed fails the start; 126", start_not_executable),
         check!("state.transitions", "Initializing, Running, then Exited with the code", transitions),
+        check!("state.pending", "while its image is pulled a container is there, and Pending", pending),
         check!("remove.running", "remove kills what runs; a second one is NotFound", remove_running),
         check!(
             "remove.frees_id",
@@ -30,6 +32,38 @@ pub(super) fn checks() -> Vec<Check> {
         ),
         check!("list.containers", "list_containers knows a container until it is removed", list_containers),
     ]
+}
+
+async fn pending(case: Case) -> Verdict {
+    let registry = Registry::start().await?;
+    let (id, mut spec) = (case.id(), container_of(&registry.push(&case, "1", &Image::new("pending "))));
+    spec.image.pull_policy = PullPolicy::IfNotPresent;
+    registry.hold_back(true);
+    let mut create = case.runtime().create_container(&id, &spec);
+    let begun = tokio::select! {
+        created = &mut create => match created {
+            Err(_) if registry.connections() == 0 => {
+                return Err(Stop::Unsupported("the backend does not come to a registry on the suite's loopback".to_owned()));
+            }
+            created => return Err(Stop::Failed(format!("half of a layer is held back, and the create answers {created:?}"))),
+        },
+        begun = case.until("no layer was asked for", || async { Ok((registry.held_back() > 0).then_some(())) }) => begun,
+    };
+    let look = async {
+        let state = case.runtime().container_state(&id).await;
+        let listed = case.runtime().list_containers().await;
+        registry.hold_back(false);
+        (state, listed)
+    };
+    let (created, (state, listed)) = tokio::join!(create, look);
+    begun?;
+    equal("the state while its image is pulled", &state.or_fail("container_state")?, &ContainerState::Pending)?;
+    let listed = listed.or_unsupported("list_containers")?;
+    let told: Vec<_> = listed.iter().filter(|one| one.id == id).map(|one| one.state.clone()).collect();
+    equal("its entries in the list", &told, &vec![ContainerState::Pending])?;
+    created.or_fail("create_container")?;
+    let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
+    equal("the state of the created one", &state, &ContainerState::Initializing)
 }
 
 async fn created_is_not_started(case: Case) -> Verdict {
@@ -126,8 +160,10 @@ async fn executed(case: Case) -> Verdict {
     let ready = Workload::Script("exec sleep 86397".to_owned());
     for _ in 0..5 {
         let id = case.start(&ready).await?;
-        // The exec comes as soon as it can; the shell may not yet have become the sleep.
-        let found = case.ask(&id, "tr '\\0' ' ' < /proc/1/cmdline").await?;
+        // The exec comes as soon as it can; the shell may not yet have become the sleep. While it becomes that, the kernel
+        // shows nothing.
+        let look = "until line=$(tr '\\0' ' ' < /proc/1/cmdline); [ \"$line\" ]; do :; done; echo \"$line\"";
+        let found = case.ask(&id, look).await?;
         ensure(found.contains("sleep 86397"), || format!("its process is {found:?}"))?;
     }
     Ok(())

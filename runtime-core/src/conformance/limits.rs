@@ -2,7 +2,7 @@
 
 use super::case::{Case, OrStop, Stop, Verdict, ensure, equal};
 use super::{Check, Workload, check};
-use crate::spec::{ByteSize, ResourcesSpec};
+use crate::spec::{ByteSize, IoSpec, ResourcesSpec};
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
@@ -11,14 +11,16 @@ pub(super) fn checks() -> Vec<Check> {
         check!("limits.cpuset", "it may run on the CPUs named and no others", cpuset),
         check!("limits.memory", "the memory limit is the kernel's", memory),
         check!("limits.swap", "so much swap beyond the memory limit is the kernel's", swap),
+        check!("limits.io_weight", "the weight of its block I/O is the kernel's", io_weight),
         check!("limits.shm", "/dev/shm has the size asked for, 64 MiB unless", shm),
         check!("limits.core", "no core files unless asked for", core),
+        check!("limits.nofile", "as many open files, soft and hard, as the agent may have, unless set", nofile),
         check!("limits.update_rest", "update changes what it names and leaves the rest", update_rest),
     ]
 }
 
 /// A script that writes the first of some files of the container's own cgroup, by their names in v2 and v1, on one line.
-fn cgroup_files(v2: &str, controller: &str, v1: &[&str]) -> String {
+pub(super) fn cgroup_files(v2: &str, controller: &str, v1: &[&str]) -> String {
     let v1: String = v1.iter().map(|name| format!(" $(cat $d/{name})")).collect();
     format!(
         "for d in /sys/fs/cgroup /sys/fs/cgroup/{controller} /sys/fs/cgroup/cpu,cpuacct; do \
@@ -28,7 +30,7 @@ fn cgroup_files(v2: &str, controller: &str, v1: &[&str]) -> String {
 }
 
 /// What such a script found.
-fn found(line: &str) -> Verdict<(&str, Vec<&str>)> {
+pub(super) fn found(line: &str) -> Verdict<(&str, Vec<&str>)> {
     match line.split_once(' ') {
         Some((version, values)) => Ok((version, values.split(' ').collect())),
         None => Err(Stop::Unsupported("a container does not see this limit of its cgroup".to_owned())),
@@ -83,6 +85,21 @@ async fn swap(case: Case) -> Verdict {
     }
 }
 
+async fn io_weight(case: Case) -> Verdict {
+    let v1 = ["blkio.weight", "blkio.bfq.weight"];
+    let script = v1.map(|name| {
+        format!("o=$({}); case $o in none) ;; *) echo $o; exit;; esac; ", cgroup_files("io.weight", "blkio", &[name]))
+    });
+    let mut spec = case.script(format!("{}echo none", script.concat()))?;
+    spec.resources.io = Some(IoSpec { weight: Some(500) });
+    let line = case.answer(&spec).await?;
+    match found(&line)? {
+        ("v1", values) => equal("the kernel's weight", &values.last(), &Some(&"500")),
+        // There is more than one way to bring it onto this scale, on which 100 is usual.
+        (_, values) => ensure(values.last().is_none_or(|value| *value != "100"), || format!("io.weight is {values:?}")),
+    }
+}
+
 async fn shm(case: Case) -> Verdict {
     let write = "if head -c 2097152 /dev/zero 2>/dev/null > /dev/shm/f; then echo fits; else echo full; fi";
     let mut spec = case.script(write)?;
@@ -93,6 +110,18 @@ async fn shm(case: Case) -> Verdict {
 
 async fn core(case: Case) -> Verdict {
     equal("the limit of core files", &case.answer(&case.script("ulimit -Sc")?).await?.as_str(), &"0")
+}
+
+async fn nofile(case: Case) -> Verdict {
+    // The suite runs in the agent.
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let own = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();
+    let own: Vec<String> = own.split_whitespace().take(2).map(str::to_owned).collect();
+    if own.len() < 2 {
+        return Err(Stop::Unsupported("the kernel does not say how many files this process may open".to_owned()));
+    }
+    let (_, lines) = case.output(&case.script("ulimit -Sn; ulimit -Hn")?, 2).await?;
+    equal("the soft and hard limit of open files where none is set", &lines, &own)
 }
 
 async fn update_rest(case: Case) -> Verdict {

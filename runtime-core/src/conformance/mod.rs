@@ -27,8 +27,8 @@
 //! # }
 //! ```
 //!
-//! `Display` of the report is for people: a line for each check, with the reason beneath where it did not pass, and the
-//! sum at the end. Its JSON is for programs; the names of checks are stable, and
+//! `Display` of the report is for people: a line for each check, with the reason beneath where it did not pass, those
+//! that failed last, and the sum at the end. Its JSON is for programs; the names of checks are stable, and
 //! the workspace's SPECIFICATION.md says which sentence of the contract each of
 //! them asks:
 //!
@@ -74,36 +74,46 @@
 //! | `records` | the log as records, in part or followed |
 //! | `exec_with` | further processes with options of their own |
 //! | `process` | environment, user, pid |
-//! | `stats` | what a container uses |
+//! | `stats`, `detailed`, `snapshots` | what a container uses, and all of them, as it goes |
 //! | `settings` | resource limits of processes, capabilities and other fields of the spec |
-//! | `limits` | CPU, memory, swap, shared memory |
+//! | `limits` | CPU, memory, swap, shared memory, open files |
 //! | `isolation` | filter, privileges, devices |
 //! | `terminal` | terminal, standard input, the tiny init |
 //! | `network`, `names` | addresses, networks, names, published ports |
-//! | `storage`, `volumes` | mounts, named volumes |
+//! | `storage`, `volumes`, `histories` | mounts, named volumes and their history |
 //! | `command`, `configured` | Docker's rules for ENTRYPOINT and CMD, and the other settings of an image |
 //! | `images`, `pull`, `prune` | list, tag, remove; pulls from a registry that the suite serves on the loopback |
+//! | `progress`, `archives`, `layers` | pulls as they go; inspect, save, load, push; what becomes of layers |
 //! | `supervision`, `health` | restart policies, health checks |
-//! | `cancel` | dropped futures |
+//! | `cancel`, `cancel_beyond` | dropped futures |
 //! | `errors` | what an error tells |
 //! | `beyond`, `events` | pause, top, update; what happened |
+//! | `attached`, `tars` | the streams of a running container; files in and out |
+//! | `fields` | fields of the spec that a backend may not have |
 //! | `reopen` | what a restart of the agent must not lose |
 
+mod archives;
+mod attached;
 mod backend;
 mod beyond;
 mod cancel;
+mod cancel_beyond;
 mod case;
 mod command;
 mod configured;
+mod detailed;
 mod errors;
 mod events;
 mod exec;
 mod exec_stream;
 mod exec_with;
+mod fields;
 mod health;
+mod histories;
 mod ids;
 mod images;
 mod isolation;
+mod layers;
 mod lifecycle;
 mod limits;
 mod logs;
@@ -111,6 +121,7 @@ mod names;
 mod network;
 mod outcomes;
 mod process;
+mod progress;
 mod prune;
 mod pull;
 mod records;
@@ -119,10 +130,13 @@ mod reopen;
 mod report;
 mod settings;
 mod signals;
+mod snapshots;
 mod stats;
 mod stop;
 mod storage;
 mod supervision;
+mod tar;
+mod tars;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -227,6 +241,7 @@ fn all_checks() -> Vec<Check> {
     checks.extend(exec_with::checks());
     checks.extend(process::checks());
     checks.extend(stats::checks());
+    checks.extend(detailed::checks());
     checks.extend(settings::checks());
     checks.extend(limits::checks());
     checks.extend(isolation::checks());
@@ -245,6 +260,15 @@ fn all_checks() -> Vec<Check> {
     checks.extend(errors::checks());
     checks.extend(beyond::checks());
     checks.extend(events::checks());
+    checks.extend(attached::checks());
+    checks.extend(tars::checks());
+    checks.extend(snapshots::checks());
+    checks.extend(progress::checks());
+    checks.extend(archives::checks());
+    checks.extend(layers::checks());
+    checks.extend(fields::checks());
+    checks.extend(cancel_beyond::checks());
+    checks.extend(histories::checks());
     checks.extend(prune::checks());
     checks.extend(reopen::checks());
     checks

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::case::{Case, OrStop, Stop, Verdict, ensure, equal};
-use super::network::{host_port, idle_in, ip, mapping, needs_networks};
+use super::network::{SERVER, client, host_port, idle_in, ip, mapping, needs_networks, serves};
 use super::{Check, check};
 use crate::spec::NetworkMode;
 
@@ -107,21 +107,15 @@ async fn aliases(case: Case) -> Verdict {
     ensure(all.iter().any(|alias| *alias == "alias-of-conformance"), || format!("its aliases are {all:?}"))
 }
 
-/// The client is a container in the host's network: the suite itself may be elsewhere.
 async fn reached(case: Case) -> Verdict {
     needs_networks(&case)?;
-    let script = "command -v nc > /dev/null || { echo no nc; exit; }; echo ready; while :; do nc -l -p 80; done";
-    let mut server = case.script(script)?;
+    let mut server = case.script(SERVER)?;
     server.port_mappings = vec![mapping(None)];
     let id = case.start_spec(&server).await?;
-    if case.logs(&id, 1).await?.iter().any(|entry| entry.message == "no nc") {
-        return Err(Stop::Unsupported("the image has no nc".to_owned()));
-    }
+    serves(&case, &id).await?;
     let port = host_port(&case, &id).await?;
     // A connection before anybody listens is refused: it is sent until it has come.
-    let script = format!("while :; do echo reached | nc -w 1 127.0.0.1 {port} > /dev/null 2>&1; sleep 1; done");
-    let mut client = case.script(script)?;
-    client.host_network = true;
-    case.start_spec(&client).await?;
+    client(&case, format!("while :; do echo reached | nc -w 1 127.0.0.1 {port} > /dev/null 2>&1; sleep 1; done"))
+        .await?;
     case.line(&id, "reached").await.map(drop)
 }

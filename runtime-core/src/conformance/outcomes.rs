@@ -8,7 +8,7 @@ use futures_util::future::{join_all, try_join_all};
 use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, within};
 use super::{Check, Workload, check};
 use crate::spec::ByteSize;
-use crate::{ContainerId, ContainerState, WaitOutcome, WaitReason};
+use crate::{AgentError, ContainerId, ContainerState, WaitOutcome, WaitReason};
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
@@ -17,11 +17,17 @@ pub(super) fn checks() -> Vec<Check> {
         check!("outcome.finished_at", "finished_at is the time of the end", finished_at),
         check!("outcome.oom", "OomKilled when the kernel killed its init for want of memory", oom),
         check!("outcome.oom_of_child", "not OomKilled when that was another of its processes", oom_of_child),
+        check!(
+            "outcome.killed_after_oom",
+            "nor when a SIGKILL of ours ended it, whatever was killed in it before",
+            killed_after_oom
+        ),
         check!("outcome.inspect", "inspect_detailed tells the exit code once there is one", inspect),
         check!("wait.before_start", "before the first start, wait is for the end of the first attempt", before_start),
         check!("wait.blocks", "wait does not return while the container runs, and may be dropped", blocks),
         check!("wait.many", "any number of waiters are told", many),
         check!("wait.after_exit", "exited earlier: at once, and again", after_exit),
+        check!("wait.attempts", "wait is for the attempt that is current at the call, whatever follows", attempts),
         check!("wait.fast", "containers that exit at once are all accounted for, each with its own code", fast),
     ]
 }
@@ -106,6 +112,33 @@ async fn oom_of_child(case: Case) -> Verdict {
     equal("the reason", &outcome.reason, &WaitReason::Exited)
 }
 
+/// The first attempt of its container is killed by the kernel, as is a process of the second, and we kill that.
+async fn killed_after_oom(case: Case) -> Verdict {
+    let mut spec = case.script(format!(
+        "if [ -e /conformance ]; then ({TOO_MUCH}; exit 3); [ $? -gt 128 ] && echo ready; sleep 86400 & wait; \
+         else : > /conformance; {TOO_MUCH}; exit 3; fi"
+    ))?;
+    spec.resources.memory = Some(OOM_LIMIT);
+    let id = case.start_spec(&spec).await?;
+    equal("the exit code of what had too little memory", &case.wait(&id).await?, &137)?;
+    case.runtime().start_container(&id).await.or_fail("start_container of an exited container")?;
+    case.line(&id, "ready").await?;
+    let count = || async {
+        match case.runtime().stats_detailed(&id).await {
+            Ok(stats) => Ok(stats.memory.oom_kills),
+            Err(AgentError::Unsupported(_)) => Ok(None),
+            Err(error) => Err(error).or_fail("stats_detailed"),
+        }
+    };
+    let before = count().await?;
+    ensure(before.is_none_or(|count| count > 0), || "the kernel killed a process, and none is counted".to_owned())?;
+    case.runtime().kill_container(&id, None).await.or_unsupported("kill_container")?;
+    equal("the exit code of what was killed", &case.wait(&id).await?, &137)?;
+    killed_by(&case, &id, "SIGKILL").await?;
+    let after = count().await?;
+    ensure(after >= before, || format!("{before:?} OOM kills are on record, and after the end {after:?}"))
+}
+
 async fn inspect(case: Case) -> Verdict {
     let id = case.start(&Workload::exit(42)).await?;
     case.wait(&id).await?;
@@ -158,6 +191,37 @@ async fn after_exit(case: Case) -> Verdict {
         equal("the exit code", &code, &42)?;
     }
     Ok(())
+}
+
+async fn attempts(case: Case) -> Verdict {
+    let id = case.start_ready(&Workload::ExitOn { signal: "TERM", code: 7 }).await?;
+    let begin = || {
+        let (case, id) = (case.clone(), id.clone());
+        tokio::spawn(async move { case.wait(&id).await })
+    };
+    let called = || tokio::time::sleep(Duration::from_millis(500));
+    let first = begin();
+    called().await;
+    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
+    case.runtime().start_container(&id).await.or_fail("start_container")?;
+    case.until("the second attempt writes nothing", || async {
+        let logs = case.logs(&id, 2).await?;
+        Ok((logs.iter().filter(|entry| entry.message == "ready").count() == 2).then_some(()))
+    })
+    .await?;
+    let second = begin();
+    called().await;
+    ensure(!second.is_finished(), || "wait returned while the second attempt runs".to_owned())?;
+    let told = |told: std::result::Result<Verdict<i32>, tokio::task::JoinError>| match told {
+        Ok(code) => code,
+        Err(error) => Err(Stop::Failed(format!("{error}"))),
+    };
+    let code = within("the wait of the first attempt", case.soon(), first).await?;
+    equal("the exit code of the first attempt", &told(code)?, &7)?;
+    case.runtime().kill_container(&id, None).await.or_unsupported("kill_container")?;
+    let code = within("the wait of the second attempt", case.soon(), second).await?;
+    equal("the exit code of the second attempt", &told(code)?, &137)?;
+    equal("what a later wait answers", &case.wait(&id).await?, &137)
 }
 
 async fn fast(case: Case) -> Verdict {

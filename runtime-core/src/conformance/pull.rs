@@ -1,7 +1,7 @@
 //! Pulling, from a registry of the suite's own.
 
 use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, refused};
-use super::registry::{Image, Registry, container_of};
+use super::registry::{Image, Registry, container_of, own_architecture};
 use super::{Check, check};
 use crate::{AgentError, ImageInfo, PullPolicy, RegistryAuth, RegistryAuthType};
 
@@ -10,14 +10,13 @@ pub(super) fn checks() -> Vec<Check> {
         check!("pull.if_not_present", "what is here is not asked for again; pull_image is this policy", if_not_present),
         check!("pull.never", "Never makes no network call at all, in a pull and in a create", never),
         check!("pull.always", "Always asks, and takes what the tag stands for now", always),
+        check!("pull.at_create", "a create pulls what is not here, and with Always asks anew", at_create),
+        check!("pull.platform", "of several platforms this machine's is pulled, or the one asked for", platform),
         check!("pull.by_digest", "an image is pulled and used by digest", by_digest),
         check!("pull.listed", "the list has the digest of the manifest, and the size of layers and config", listed),
         check!("pull.unknown", "what the registry does not have is an error that names it", unknown),
-        check!(
-            "pull.credentials",
-            "credentials given with the call go first; without any nothing is said",
-            credentials
-        ),
+        check!("pull.credentials", "credentials given with the call go first", credentials),
+        check!("pull.anonymous", "without credentials none are sent, wanted or not", anonymous),
         check!("pull.token", "a token given with the call is sent as it is", token),
         check!("pull.redacted", "no error shows a password", redacted),
         check!("pull.dropped", "a dropped pull can be called again, and is whole then", dropped),
@@ -93,6 +92,56 @@ async fn always(case: Case) -> Verdict {
     is_whole(&case, &reference).await
 }
 
+/// Creates a container of `reference` by `policy`.
+pub(super) async fn create_by(case: &Case, reference: &str, policy: PullPolicy) -> Verdict {
+    let mut spec = container_of(reference);
+    spec.image.pull_policy = policy;
+    let created = case.runtime().create_container(&case.id(), &spec).await;
+    created.or_fail(&format!("create_container of {reference} with {policy:?}"))
+}
+
+async fn at_create(case: Case) -> Verdict {
+    let registry = Registry::start().await?;
+    let known = registry.push(&case, "known", &Image::new("at create, known "));
+    registry.pull(&case, &known, PullPolicy::IfNotPresent, None).await?;
+    let (old, new) = (Image::new("at create old "), Image::new("at create new "));
+    let reference = registry.push(&case, "1", &old);
+    create_by(&case, &reference, PullPolicy::IfNotPresent).await?;
+    equal("the digest", &digest(&case, &reference).await?, &Some(old.digest.clone()))?;
+    registry.push(&case, "1", &new);
+    create_by(&case, &reference, PullPolicy::IfNotPresent).await?;
+    equal("the digest, not asked again", &digest(&case, &reference).await?, &Some(old.digest))?;
+    create_by(&case, &reference, PullPolicy::Always).await?;
+    equal("the digest, asked again", &digest(&case, &reference).await?, &Some(new.digest))
+}
+
+async fn platform(case: Case) -> Verdict {
+    let mut foreign = ["s390x", "riscv64", "ppc64le"].into_iter().filter(|name| *name != own_architecture());
+    let (Some(other), Some(absent)) = (foreign.next(), foreign.next()) else {
+        return Err(Stop::Unsupported("there is no other architecture".to_owned()));
+    };
+    let registry = Registry::start().await?;
+    let images = [Image::new("of this platform "), Image::for_architecture(other, "of another platform ")];
+    let both = [&images[1], &images[0]];
+    let reference = registry.push_index(&case, "1", &both);
+    registry.pull(&case, &reference, PullPolicy::IfNotPresent, None).await?;
+    let given = || images.each_ref().map(|image| registry.gave_layer_of(image));
+    equal("whether this platform's layer was given, and another's", &given(), &[true, false])?;
+    is_whole(&case, &reference).await?;
+
+    let of = |tag: &str, architecture: &str| {
+        let mut spec = container_of(&registry.push_index(&case, tag, &both));
+        spec.image.pull_policy = PullPolicy::IfNotPresent;
+        spec.platform = Some(format!("linux/{architecture}"));
+        spec
+    };
+    let created = case.runtime().create_container(&case.id(), &of("2", other)).await;
+    created.or_unsupported(&format!("create_container for linux/{other}"))?;
+    equal("whether both were given in the end", &given(), &[true, true])?;
+    let created = case.runtime().create_container(&case.id(), &of("3", absent)).await;
+    refused(&format!("linux/{absent}, which the image has not,"), created, |_| true)
+}
+
 async fn by_digest(case: Case) -> Verdict {
     let registry = Registry::start().await?;
     let image = Image::new("by digest ");
@@ -145,20 +194,27 @@ const BASIC: &str = "Basic Y29uZm9ybWFuY2U6b3BlbiBzZXNhbWU=";
 
 async fn credentials(case: Case) -> Verdict {
     let registry = Registry::start().await?;
-    let reference = registry.push(&case, "open", &Image::new("for all "));
-    registry.pull(&case, &reference, PullPolicy::Always, None).await?;
-    ensure(registry.was_told(None), || "without credentials something was said".to_owned())?;
-
+    let open = registry.push(&case, "open", &Image::new("for all "));
+    registry.pull(&case, &open, PullPolicy::Always, None).await?;
     let closed = registry.push(&case, "closed", &Image::new("for some "));
     registry.want(Some(BASIC));
-    let anonymous = case.runtime().pull_image_with_policy(&closed, PullPolicy::Always, None).await;
-    refused("a pull without credentials", anonymous, |error| matches!(error, AgentError::PullFailed { .. }))?;
     let wrong = basic("conformance", "wrong");
     let pulled = case.runtime().pull_image_with_policy(&closed, PullPolicy::Always, Some(&wrong)).await;
     refused("a pull with a wrong password", pulled, |error| matches!(error, AgentError::PullFailed { .. }))?;
     let right = basic("conformance", "open sesame");
     registry.pull(&case, &closed, PullPolicy::Always, Some(&right)).await?;
     is_whole(&case, &closed).await
+}
+
+async fn anonymous(case: Case) -> Verdict {
+    let registry = Registry::start().await?;
+    let reference = registry.push(&case, "1", &Image::new("anonymous "));
+    registry.pull(&case, &reference, PullPolicy::Always, None).await?;
+    equal("what was said where nothing is wanted", &registry.told(), &Vec::new())?;
+    registry.want(Some(BASIC));
+    let pulled = case.runtime().pull_image_with_policy(&reference, PullPolicy::Always, None).await;
+    refused("a pull without credentials", pulled, |error| matches!(error, AgentError::PullFailed { .. }))?;
+    equal("what was said where credentials are wanted", &registry.told(), &Vec::new())
 }
 
 async fn token(case: Case) -> Verdict {

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 
-use super::case::{Case, OrStop, Verdict, ensure, equal, within};
+use super::case::{Case, OrStop, Verdict, ensure, equal, until_told, within};
 use super::{Check, Workload, check};
 use crate::LogStream::{Stderr, Stdout};
 use crate::{ContainerId, LogRecord, LogsOptions};
@@ -74,7 +74,12 @@ async fn tail(case: Case) -> Verdict {
 }
 
 async fn times(case: Case) -> Verdict {
-    let id = case.start(&Workload::Script("for n in 1 2 3; do echo $n; sleep 1; done".to_owned())).await?;
+    let script = format!("echo 1; {}; echo 2; {}; echo 3", until_told(1), until_told(2));
+    let id = case.start(&Workload::Script(script)).await?;
+    for number in [1, 2] {
+        case.line(&id, &number.to_string()).await?;
+        case.tell(&id, number).await?;
+    }
     case.wait(&id).await?;
     let all = records(&case, &id, &LogsOptions::default()).await?;
     equal("the records", &texts(&all), &["1", "2", "3"].map(str::to_owned).to_vec())?;

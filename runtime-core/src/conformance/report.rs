@@ -34,7 +34,8 @@ pub struct CheckReport {
     pub duration: Duration,
 }
 
-/// A whole run. `Display` is a table for people; serde's JSON is for programs.
+/// A whole run. `Display` is a table for people, in which what failed comes last: the end is what is left of a long
+/// output that was cut. serde's JSON is for programs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The backend's name.
@@ -67,6 +68,23 @@ impl Report {
     pub fn unsupported(&self) -> impl Iterator<Item = &CheckReport> {
         self.checks.iter().filter(|check| matches!(check.outcome, Outcome::Unsupported(_)))
     }
+
+    /// Where the unsupported checks are not those `known`, by name and by words of their reason: one that is not known, or
+    /// for another reason, and one that is known and is no longer unsupported. Empty if they are the same: so a backend's
+    /// own test sees what it has lost, which [`Report::is_ok`] does not.
+    #[must_use]
+    pub fn unsupported_unlike(&self, known: &[(&str, &str)]) -> Vec<String> {
+        let reason_of =
+            |check: &CheckReport| known.iter().find(|(name, _)| *name == check.name).map(|(_, words)| *words);
+        let differing = self.unsupported().filter_map(|check| match (reason_of(check), &check.outcome) {
+            (Some(words), Outcome::Unsupported(reason)) if reason.contains(words) => None,
+            (Some(words), _) => Some(format!("{check}\n     the reason known is {words:?}")),
+            (None, _) => Some(check.to_string()),
+        });
+        let is_found = |name: &str| self.unsupported().any(|check| check.name == name);
+        let missing = known.iter().filter(|(name, _)| !is_found(name));
+        differing.chain(missing.map(|(name, _)| format!("{name} is no longer unsupported"))).collect()
+    }
 }
 
 impl fmt::Display for CheckReport {
@@ -86,7 +104,8 @@ impl fmt::Display for CheckReport {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for check in &self.checks {
+        let others = self.checks.iter().filter(|check| !matches!(check.outcome, Outcome::Failed(_)));
+        for check in others.chain(self.failed()) {
             writeln!(f, "{check}")?;
         }
         write!(
@@ -122,6 +141,23 @@ mod tests {
         assert!(!report(&[Outcome::Passed, Outcome::Failed("no".into())]).is_ok());
         assert!(!report(&[unsupported]).is_ok());
         assert!(!report(&[]).is_ok());
+    }
+
+    #[test]
+    fn what_failed_stands_at_the_end() {
+        let shown = report(&[Outcome::Failed("no".into()), Outcome::Passed]).to_string();
+        let begins: Vec<_> = shown.lines().map(|line| line.trim().split(' ').next().unwrap_or_default()).collect();
+        assert_eq!(begins, ["pass", "FAIL", "no", "x:"], "{shown}");
+    }
+
+    #[test]
+    fn what_is_unsupported_is_compared_in_both_directions() {
+        let report = report(&[Outcome::Passed, Outcome::Unsupported("the image has no shell".into())]);
+        assert_eq!(report.unsupported_unlike(&[("a.b", "no shell")]), Vec::<String>::new());
+        let others = report.unsupported_unlike(&[("a.b", "no network"), ("c.d", "no shell")]);
+        assert!(others[0].contains("no network") && others[0].contains("no shell"), "{others:?}");
+        assert_eq!(others[1..], ["c.d is no longer unsupported"]);
+        assert!(report.unsupported_unlike(&[])[0].starts_with("none a.b"));
     }
 
     #[test]

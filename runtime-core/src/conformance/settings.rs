@@ -1,6 +1,7 @@
 //! Fields of the spec that the process itself can see.
 
 use super::case::{Case, OrStop, Stop, Verdict, ensure, equal, refused, within};
+use super::limits::{cgroup_files, found};
 use super::{Check, Workload, check};
 use crate::spec::RlimitSpec;
 use crate::{AgentError, ContainerState, ServiceSpec};
@@ -12,6 +13,7 @@ pub(super) fn checks() -> Vec<Check> {
         check!("settings.capabilities", "ALL can be dropped, and what is added then is all it has", capabilities),
         check!("settings.no_new_privileges", "off until asked for, and then on", no_new_privileges),
         check!("settings.pids", "it cannot have more processes than its limit", pids),
+        check!("settings.pids_default", "where no limit of processes is set there is one", pids_default),
         check!("settings.stop_signal_number", "a stop signal by number is sent", stop_signal_number),
         check!("settings.labels", "a container's labels are kept, and the list has them", labels),
         check!("settings.agents_fields", "what is the agent's business is taken and not acted on", agents_fields),
@@ -21,6 +23,7 @@ pub(super) fn checks() -> Vec<Check> {
             "$S:name without a provider, or unknown to it, fails and is never passed on",
             secrets
         ),
+        check!("settings.secret", "$S:name is the provider's value in the process's environment", secret),
     ]
 }
 
@@ -72,6 +75,14 @@ async fn pids(case: Case) -> Verdict {
         equal(&format!("40 processes, limit {limit:?}"), &case.output(&spec, 1).await?.1, &vec![wanted.to_owned()])?;
     }
     Ok(())
+}
+
+async fn pids_default(case: Case) -> Verdict {
+    let line = case.answer(&case.script(cgroup_files("pids.max", "pids", &["pids.max"]))?).await?;
+    let (_, values) = found(&line)?;
+    ensure(values.iter().all(|value| value.parse().is_ok_and(|limit: u32| limit > 40)), || {
+        format!("the kernel's limit where none is set is {values:?}")
+    })
 }
 
 async fn stop_signal_number(case: Case) -> Verdict {
@@ -136,4 +147,13 @@ async fn secrets(case: Case) -> Verdict {
     let mut spec = case.script("echo \"$CONFORMANCE\"")?;
     spec.env.insert("CONFORMANCE".to_owned(), "$S:conformance-no-such-secret".to_owned());
     is_refused(&case, "a secret that nobody supplies", &spec).await
+}
+
+async fn secret(case: Case) -> Verdict {
+    let Some((name, value)) = case.backend().secret() else {
+        return Err(Stop::Unsupported("the backend names no secret that its provider knows".to_owned()));
+    };
+    let mut spec = case.script("echo \"$CONFORMANCE\"")?;
+    spec.env.insert("CONFORMANCE".to_owned(), format!("$S:{name}"));
+    equal("the secret in the container", &case.answer(&spec).await?, &value)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 
-use super::case::{Case, OrStop, Stop, Verdict, ensure, equal};
+use super::case::{Case, OrStop, Verdict, ensure, equal};
 use super::process::honest;
 use super::{Ability, Check, Workload, check};
 use crate::spec::ByteSize;
@@ -22,10 +22,6 @@ pub(super) fn checks() -> Vec<Check> {
         check!("stats.memory", "memory in use is what the kernel charges, the page cache with it", stats_memory),
         check!("stats.limit", "the memory limit is the spec's", stats_limit),
         check!("stats.after_exit", "an exited container has its last stats", stats_after_exit),
-        check!("stats_detailed.limits", "what is used is told; a limit that is not set is None", stats_detailed),
-        check!("stats_detailed.after_exit", "an exited container has its last detailed stats", detailed_after_exit),
-        check!("stats_detailed.oom_kills", "what the kernel killed for want of memory is counted", oom_kills),
-        check!("stats_detailed.disk", "what is written into the root and the log is counted, in time", disk),
     ]
 }
 
@@ -51,12 +47,15 @@ async fn stats_running(case: Case) -> Verdict {
     let plausible = (4096..1 << 33).contains(&first.memory_bytes);
     ensure(plausible, || format!("a waiting shell uses {} bytes", first.memory_bytes))?;
     ensure(first.cpu_usage_usec > 0, || "a shell has started with no CPU time at all".to_owned())?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let second = stats(&case, &id).await?;
-    let used = second.cpu_usage_usec.checked_sub(first.cpu_usage_usec);
-    ensure(used.is_some_and(|used| used < 500_000), || {
-        format!("waiting for a second it went from {} to {} µs", first.cpu_usage_usec, second.cpu_usage_usec)
+    // It may still be on its way to where it waits.
+    case.until("a shell that waits uses half of a CPU", || async {
+        let before = stats(&case, &id).await?.cpu_usage_usec;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let after = stats(&case, &id).await?.cpu_usage_usec;
+        ensure(after >= before, || format!("its CPU time went from {before} to {after} µs"))?;
+        Ok((after - before < 500_000).then_some(()))
     })
+    .await
 }
 
 async fn stats_cpu(case: Case) -> Verdict {
@@ -87,11 +86,17 @@ async fn stats_after_exit(case: Case) -> Verdict {
 async fn cpu_percent(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::Script("echo ready; while :; do :; done".to_owned())).await?;
     let first = stats(&case, &id).await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let second = stats(&case, &id).await?;
+    // On a busy machine it has less than one, for as long as others have it.
+    let second = case
+        .until("a loop that never waits uses no CPU time", || async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let second = stats(&case, &id).await?;
+            Ok((second.cpu_usage_usec > first.cpu_usage_usec + 200_000).then_some(second))
+        })
+        .await?;
     let percent = ContainerStats::calculate_cpu_percent(&first, &second);
-    // On a busy machine it has less than one; it never has more, but for the kernel's coarse clock.
-    ensure((3.0..140.0).contains(&percent), || format!("a loop that never waits uses {percent:.1} % of a CPU"))
+    // It never has more than one, but for the kernel's coarse clock and the time that a reading takes.
+    ensure((0.1..140.0).contains(&percent), || format!("a loop that never waits uses {percent:.1} % of a CPU"))
 }
 
 async fn stats_memory(case: Case) -> Verdict {
@@ -104,50 +109,4 @@ async fn stats_memory(case: Case) -> Verdict {
     ensure((HELD * 9 / 10..HELD * 3).contains(&grown), || {
         format!("with {HELD} bytes more in memory it grew from {before} to {after}")
     })
-}
-
-async fn stats_detailed(case: Case) -> Verdict {
-    let id = case.start_ready(&Workload::idle()).await?;
-    let stats = case.runtime().stats_detailed(&id).await.or_unsupported("stats_detailed")?;
-    equal("the memory limit where none is set", &stats.memory.limit_bytes, &None)?;
-    ensure(stats.memory.usage_bytes.is_none_or(|bytes| bytes >= 4096), || format!("it uses {:?}", stats.memory))?;
-    ensure(stats.cpu.usage_usec.is_none_or(|usec| usec > 0), || format!("it used {:?}", stats.cpu))?;
-    ensure(stats.pids.current.is_none_or(|count| count >= 1), || format!("it has {:?}", stats.pids))
-}
-
-async fn detailed_after_exit(case: Case) -> Verdict {
-    let id = case.start_ready(&Workload::idle()).await?;
-    let running = case.runtime().stats_detailed(&id).await.or_unsupported("stats_detailed")?;
-    case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container")?;
-    let last = case.runtime().stats_detailed(&id).await.or_fail("stats_detailed after the exit")?;
-    ensure(last.cpu.usage_usec >= running.cpu.usage_usec, || {
-        format!("the last CPU time is {:?}, while it ran it was {:?}", last.cpu, running.cpu)
-    })
-}
-
-async fn oom_kills(case: Case) -> Verdict {
-    let script = "(s=x; i=0; while [ $i -lt 27 ]; do s=$s$s; i=$((i+1)); done); echo ready; sleep 86400 & wait";
-    let mut spec = case.script(script)?;
-    spec.resources.memory = Some(ByteSize::new(32 << 20));
-    let id = case.start_spec_ready(&spec).await?;
-    let stats = case.runtime().stats_detailed(&id).await.or_unsupported("stats_detailed")?;
-    let Some(count) = stats.memory.oom_kills else {
-        return Err(Stop::Unsupported("the kernel does not count this".to_owned()));
-    };
-    ensure(count > 0, || "a process was killed for want of memory and none is counted".to_owned())
-}
-
-async fn disk(case: Case) -> Verdict {
-    let script = "head -c 3000000 /dev/zero > /conformance; echo ready; sleep 86400 & wait";
-    let id = case.start_ready(&Workload::Script(script.to_owned())).await?;
-    let stats = case.runtime().stats_detailed(&id).await.or_unsupported("stats_detailed")?;
-    let Some(log) = stats.disk.log_bytes else {
-        return Err(Stop::Unsupported("this backend does not know what is on disk".to_owned()));
-    };
-    ensure(log >= 6, || format!("a log with one line has {log} bytes"))?;
-    case.until("3,000,000 bytes in the root are not counted", || async {
-        let stats = case.runtime().stats_detailed(&id).await.or_fail("stats_detailed")?;
-        Ok(stats.disk.writable_bytes.is_none_or(|bytes| bytes >= 3_000_000).then_some(()))
-    })
-    .await
 }

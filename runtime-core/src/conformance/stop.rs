@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::case::{Case, OrStop, Verdict, ensure, equal, within};
 use super::outcomes::killed_by;
 use super::{Check, Workload, check};
-use crate::ContainerState;
 use crate::spec::StorageSpec;
+use crate::{AgentError, ContainerState};
 
 /// A stop timeout long enough that a container which reacts is clearly faster.
 const PATIENT: Duration = Duration::from_secs(30);
@@ -99,11 +99,19 @@ async fn dropped(case: Case) -> Verdict {
 
 async fn stopping(case: Case) -> Verdict {
     let id = case.start_ready(&Workload::Ignore { signal: "TERM" }).await?;
-    let stop = async { case.runtime().stop_container(&id, Duration::from_secs(3)).await.or_fail("stop_container") };
-    let look = case.until("the state is never Stopping", || async {
-        let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
-        Ok((state == ContainerState::Stopping).then_some(()))
-    });
+    let stop = async { case.runtime().stop_container(&id, case.soon()).await.or_fail("stop_container") };
+    let look = async {
+        let seen = case.until("the state is never Stopping", || async {
+            let state = case.runtime().container_state(&id).await.or_fail("container_state")?;
+            Ok((state == ContainerState::Stopping).then_some(()))
+        });
+        seen.await?;
+        // Who does not build that ends it when its time is over.
+        match case.runtime().kill_container(&id, None).await {
+            Err(AgentError::Unsupported(_)) => Ok(()),
+            killed => killed.or_fail("kill_container"),
+        }
+    };
     let (stopped, seen) = tokio::join!(stop, look);
     stopped.and(seen)
 }

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::program::{Behaviour, MemoryImage, Reaction};
-use crate::{ContainerId, ContainerState, LogEntry, LogSource, LogStream, ServiceSpec, WaitOutcome, WaitReason};
+use crate::{
+    AttachEvent, ContainerId, ContainerState, LogEntry, LogSource, LogStream, ServiceSpec, WaitOutcome, WaitReason,
+};
 
 pub(super) struct Container {
     pub(super) id: ContainerId,
@@ -21,6 +23,8 @@ pub(super) struct Container {
     /// Tells the waiters of the current attempt; each attempt has its own, so that none hears of a later one's end.
     pub(super) end: watch::Sender<Option<WaitOutcome>>,
     reactions: BTreeMap<String, Reaction>,
+    /// Who is attached.
+    pub(super) listeners: Vec<mpsc::UnboundedSender<AttachEvent>>,
     /// What was written since the last newline, and when that began.
     unfinished: BTreeMap<u8, (DateTime<Utc>, Vec<u8>)>,
 }
@@ -38,6 +42,7 @@ impl Container {
             attempt: 0,
             end: watch::Sender::new(None),
             reactions: BTreeMap::new(),
+            listeners: Vec::new(),
             unfinished: BTreeMap::new(),
         }
     }
@@ -87,11 +92,14 @@ impl Container {
         for (stream, (time, bytes)) in std::mem::take(&mut self.unfinished) {
             self.push(if stream == 1 { LogStream::Stdout } else { LogStream::Stderr }, time, &bytes);
         }
+        self.listeners.clear(); // which ends their streams
         self.state = ContainerState::Exited { code: exit_code };
         self.end.send_replace(Some(WaitOutcome { exit_code, reason, signal, finished_at: Some(Utc::now()) }));
     }
 
     fn write(&mut self, stream: LogStream, bytes: &[u8]) {
+        let event = if stream == LogStream::Stdout { AttachEvent::Stdout } else { AttachEvent::Stderr };
+        self.listeners.retain(|listener| listener.send(event(bytes.to_vec())).is_ok());
         let now = Utc::now();
         let key = if stream == LogStream::Stdout { 1 } else { 2 };
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {

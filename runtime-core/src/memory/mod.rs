@@ -1,8 +1,8 @@
 //! A minimal in-memory backend, for tests of agents that are written against [`Runtime`](crate::Runtime).
 //!
 //! No process runs: an image is a function that says what a command [does](Behaviour). States, waiting, stopping,
-//! signals, logs, execs and image names follow the contract (the conformance suite runs on it); what needs a real
-//! process or a real host is [`AgentError::Unsupported`], never a made-up number.
+//! signals, logs, attaching, execs and image names follow the contract (the conformance suite runs on it); what needs a
+//! real process or a real host is [`AgentError::Unsupported`], never a made-up number.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::container::Container;
 use super::program::{self, Behaviour, Invocation, Launch, signal};
 use super::{Host, MemoryRuntime, no_container};
 use crate::spec::RestartKind;
 use crate::{
-    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, ExecEvent,
-    ExecEventStream, ImageInfo, LogEntry, LogStream, PruneResult, PullPolicy, RegistryAuth, Result, Runtime,
-    ServiceSpec, WaitOutcome,
+    AgentError, AttachStream, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary,
+    ExecEvent, ExecEventStream, ExecInput, ImageInfo, LogEntry, LogStream, PruneResult, PullPolicy, RegistryAuth,
+    Result, Runtime, ServiceSpec, WaitOutcome,
 };
 
 #[async_trait]
@@ -266,6 +266,21 @@ impl Runtime for MemoryRuntime {
             created_at: container.created_at,
         };
         Ok(self.host().containers.values().map(summary).collect())
+    }
+
+    /// A simulated process reads nothing: `input` is dropped.
+    async fn attach(&self, id: &ContainerId, _input: Option<ExecInput>) -> Result<AttachStream> {
+        let events = self.with(id, |container| {
+            if !container.is_running() {
+                return Err(AgentError::Internal(format!("{id} does not run, so nobody can attach to it")));
+            }
+            let (sender, events) = mpsc::unbounded_channel();
+            container.listeners.push(sender);
+            Ok(events)
+        })??;
+        let next =
+            |mut events: mpsc::UnboundedReceiver<_>| async { events.recv().await.map(|event| (Ok(event), events)) };
+        Ok(stream::unfold(events, next).boxed())
     }
 }
 

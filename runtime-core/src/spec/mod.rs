@@ -70,7 +70,7 @@ pub struct ServiceSpec {
     /// Which network.
     #[serde(default)]
     pub network: NetworkSpec,
-    /// Names for what the service offers; a host-network replica gets the first one's port as `PORT`.
+    /// Names for what the service offers: kept, not acted on.
     #[serde(default)]
     pub endpoints: Vec<EndpointSpec>,
     /// Published ports.
@@ -145,7 +145,7 @@ pub struct ServiceSpec {
     /// Size of `/dev/shm`; 64 MiB if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shm_size: Option<ByteSize>,
-    /// The caller will remove the container as soon as it ends: its writable layer need not survive a power cut.
+    /// It is removed as soon as it ends, by whoever supervises it: its writable layer need not survive a power cut.
     #[serde(default)]
     pub remove_on_exit: bool,
 

@@ -1,6 +1,9 @@
 //! What a spec is read from, and what is no spec.
 
+mod maps;
+
 use super::*;
+use maps::maps;
 
 #[test]
 fn an_unknown_field_is_an_error_at_every_level() {
@@ -44,55 +47,14 @@ scale: { min: 1 }
     assert_eq!(serde_yaml_ng::from_str::<ServiceSpec>(&back).unwrap(), spec);
 }
 
-/// Each kind of map in a spec: where it is, and a spec that has it.
-fn maps() -> Vec<(&'static str, Value)> {
-    let with = |more: Value| {
-        let mut spec = serde_json::json!({"image": {"name": "a"}});
-        for (name, value) in more.as_object().unwrap() {
-            spec[name] = value.clone();
-        }
-        spec
-    };
-    let storage = |one: Value| with(serde_json::json!({"storage": [one]}));
-    let check = |one: Value| with(serde_json::json!({"health": {"check": one}}));
-    vec![
-        ("", with(serde_json::json!({}))),
-        ("/image", with(serde_json::json!({}))),
-        ("/command", with(serde_json::json!({"command": {}}))),
-        ("/resources", with(serde_json::json!({"resources": {}}))),
-        ("/resources/io", with(serde_json::json!({"resources": {"io": {}}}))),
-        ("/storage/0", storage(serde_json::json!({"type": "bind", "source": "/a", "target": "/b"}))),
-        ("/storage/0", storage(serde_json::json!({"type": "named", "name": "a", "target": "/b"}))),
-        ("/storage/0", storage(serde_json::json!({"type": "anonymous", "target": "/b"}))),
-        ("/storage/0", storage(serde_json::json!({"type": "tmpfs", "target": "/b"}))),
-        ("/storage/0", storage(serde_json::json!({"type": "s3", "bucket": "a", "target": "/b"}))),
-        ("/devices/0", with(serde_json::json!({"devices": [{"path": "/dev/a"}]}))),
-        ("/network", with(serde_json::json!({"network": {}}))),
-        ("/endpoints/0", with(serde_json::json!({"endpoints": [{"name": "a", "port": 1}]}))),
-        ("/port_mappings/0", with(serde_json::json!({"port_mappings": [{"container_port": 1}]}))),
-        ("/health", check(serde_json::json!({"type": "tcp", "port": 1}))),
-        ("/health/check", check(serde_json::json!({"type": "tcp", "port": 1}))),
-        ("/health/check", check(serde_json::json!({"type": "http", "url": "http://a/"}))),
-        ("/health/check", check(serde_json::json!({"type": "command", "command": ["a"]}))),
-        ("/restart_policy", with(serde_json::json!({"restart_policy": {}}))),
-        ("/logs", with(serde_json::json!({"logs": {}}))),
-        ("/rlimits/nofile", with(serde_json::json!({"rlimits": {"nofile": {"soft": 1, "hard": 1}}}))),
-    ]
-}
-
 /// JSON is YAML.
 fn read(spec: &Value) -> Result<ServiceSpec, String> {
     serde_yaml_ng::from_str(&spec.to_string()).map_err(|error| error.to_string())
 }
 
-/// What may be in the map at `place`, as the error about another field tells.
+/// What may be in the map at `place`.
 fn fields_at(place: &str, spec: &Value) -> Vec<String> {
-    let mut unknown = spec.clone();
-    unknown.pointer_mut(place).unwrap()["nosuch"] = 1.into();
-    let error = read(&unknown).unwrap_err();
-    assert!(error.contains("unknown field `nosuch`"), "{place}: {error}");
-    let expected = error.split("expected").nth(1).unwrap_or_default();
-    expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    maps::fields_at(place, spec, |spec| read(spec).unwrap_err())
 }
 
 #[test]

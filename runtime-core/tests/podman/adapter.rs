@@ -1,8 +1,9 @@
 //! [`Runtime`] over the `podman` command: each call is one or two commands, nothing is kept but how a start failed.
 
 use std::collections::HashMap;
+use std::io::{Read, Write};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use async_trait::async_trait;
 use chrono::Utc;
 use runtime_core::spec::{PortMapping, PortProtocol, ResourcesSpec};
 use runtime_core::{
-    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary,
+    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, CopyInOptions,
     ExecEventStream, ExecInput, ExecOptions, ImageInfo, LogEntry, NetworkAttachmentDetail, PruneResult, PullPolicy,
     RegistryAuth, RegistryAuthType, Result, Runtime, ServiceSpec, TopEntry, VolumeStatus, WaitOutcome, WaitReason,
 };
@@ -18,6 +19,7 @@ use serde_json::Value;
 
 use crate::create::create_args;
 use crate::exec;
+use crate::files;
 use crate::host::{Host, podman, podman_in_the_hosts_network};
 use crate::logs;
 
@@ -34,6 +36,10 @@ impl Podman {
         Self { directory: host.directory().to_owned(), failed_starts: Mutex::default() }
     }
 
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// A command that ends with its caller.
     pub fn command(&self, args: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::from(podman(&self.directory));
@@ -43,7 +49,7 @@ impl Podman {
 
     /// Runs podman: its output, or its message. It goes on without a caller: killed in the middle of a start, it would
     /// know nothing of the network namespace that it has made.
-    async fn podman(&self, args: &[&str]) -> std::result::Result<Vec<u8>, String> {
+    pub async fn podman(&self, args: &[&str]) -> std::result::Result<Vec<u8>, String> {
         let output = self.command(args).kill_on_drop(false).output().await.map_err(|error| error.to_string())?;
         if output.status.success() {
             return Ok(output.stdout);
@@ -52,17 +58,63 @@ impl Podman {
     }
 
     /// Runs podman on a container.
-    async fn on(&self, id: &ContainerId, args: &[&str]) -> Result<Vec<u8>> {
+    pub async fn on(&self, id: &ContainerId, args: &[&str]) -> Result<Vec<u8>> {
         self.podman(args).await.map_err(|message| error(id, message))
     }
 
-    async fn inspect(&self, id: &ContainerId) -> Result<Value> {
+    pub async fn inspect(&self, id: &ContainerId) -> Result<Value> {
         if let Err(invalid) = id.validate() {
             return Err(AgentError::NotFound { container: id.to_string(), reason: invalid.to_string() });
         }
         let output = self.on(id, &["container", "inspect", "--", &id.to_string()]).await?;
         let mut list: Vec<Value> = serde_json::from_slice(&output).map_err(|e| AgentError::Internal(e.to_string()))?;
         list.pop().ok_or_else(|| AgentError::Internal("podman inspect printed nothing".to_owned()))
+    }
+
+    pub async fn image_exists(&self, image: &str) -> Result<()> {
+        let absent =
+            |_| AgentError::NotFound { container: image.to_owned(), reason: format!("there is no image {image}") };
+        self.podman(&["image", "exists", image]).await.map(drop).map_err(absent)
+    }
+
+    async fn images(&self) -> Result<Vec<Value>> {
+        let output = self.podman(&["images", "--format", "json"]).await.map_err(AgentError::Internal)?;
+        serde_json::from_slice(&output).map_err(|error| AgentError::Internal(error.to_string()))
+    }
+
+    async fn pull(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        auth: Option<&RegistryAuth>,
+        platform: Option<&str>,
+    ) -> Result<()> {
+        let failed = |reason| AgentError::PullFailed { image: image.to_owned(), reason };
+        let exists = self.podman(&["image", "exists", image]).await;
+        if policy == PullPolicy::Never || policy == PullPolicy::IfNotPresent && exists.is_ok() {
+            return exists.map(drop).map_err(failed);
+        }
+        let mut pull = podman_in_the_hosts_network(&self.directory);
+        // An empty file keeps it from the credentials of whoever runs this.
+        pull.args(["pull", "--quiet", "--tls-verify=false", "--authfile"]).arg(self.directory.join("auth.json"));
+        pull.args(platform.map(|platform| format!("--platform={platform}")));
+        match auth {
+            Some(auth) if auth.auth_type == RegistryAuthType::Basic => {
+                pull.arg(format!("--creds={}:{}", auth.username, auth.password));
+            }
+            Some(_) => return Err(AgentError::Unsupported("podman pull takes no token".to_owned())),
+            None => {}
+        }
+        let mut pull = tokio::process::Command::from(pull);
+        let output = pull.arg(image).kill_on_drop(true).output().await.map_err(|error| failed(error.to_string()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+
+    pub async fn is_paused(&self, id: &ContainerId) -> Result<bool> {
+        Ok(self.inspect(id).await?["State"]["Status"] == "paused")
     }
 
     fn failed_start(&self, id: &ContainerId) -> Option<(i32, String)> {
@@ -91,33 +143,18 @@ impl Runtime for Podman {
     }
 
     async fn pull_image_with_policy(&self, image: &str, policy: PullPolicy, auth: Option<&RegistryAuth>) -> Result<()> {
-        let failed = |reason| AgentError::PullFailed { image: image.to_owned(), reason };
-        let exists = self.podman(&["image", "exists", image]).await;
-        if policy == PullPolicy::Never || policy == PullPolicy::IfNotPresent && exists.is_ok() {
-            return exists.map(drop).map_err(failed);
-        }
-        let mut pull = podman_in_the_hosts_network(&self.directory);
-        // An empty file keeps it from the credentials of whoever runs this.
-        pull.args(["pull", "--quiet", "--tls-verify=false", "--authfile"]).arg(self.directory.join("auth.json"));
-        match auth {
-            Some(auth) if auth.auth_type == RegistryAuthType::Basic => {
-                pull.arg(format!("--creds={}:{}", auth.username, auth.password));
-            }
-            Some(_) => return Err(AgentError::Unsupported("podman pull takes no token".to_owned())),
-            None => {}
-        }
-        let mut pull = tokio::process::Command::from(pull);
-        let output = pull.arg(image).kill_on_drop(true).output().await.map_err(|error| failed(error.to_string()))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+        self.pull(image, policy, auth, None).await
     }
 
     async fn create_container(&self, id: &ContainerId, spec: &ServiceSpec) -> Result<()> {
         id.validate().map_err(|invalid| AgentError::InvalidSpec(invalid.to_string()))?;
         let args = create_args(id, spec)?;
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        // The registry is the suite's, which podman's own network does not reach.
+        let policy = spec.image.pull_policy;
+        if policy != PullPolicy::Never {
+            self.pull(&spec.image.name, policy, None, spec.platform.as_deref()).await?;
+        }
         match self.podman(&args).await {
             Ok(_) => Ok(()),
             Err(message) if message.contains("no command or entrypoint") => Err(AgentError::InvalidSpec(message)),
@@ -261,8 +298,7 @@ impl Runtime for Podman {
     }
 
     async fn list_images(&self) -> Result<Vec<ImageInfo>> {
-        let output = self.podman(&["images", "--format", "json"]).await.map_err(AgentError::Internal)?;
-        let images: Vec<Value> = serde_json::from_slice(&output).map_err(|e| AgentError::Internal(e.to_string()))?;
+        let images = self.images().await?;
         let named = images.iter().flat_map(|image| {
             let names = image["Names"].as_array().into_iter().flatten().filter_map(Value::as_str);
             names.map(|name| ImageInfo {
@@ -292,9 +328,13 @@ impl Runtime for Podman {
 
     async fn prune_images(&self) -> Result<PruneResult> {
         let _alone = NAMING.lock().await;
+        let images = self.images().await?;
         let output = self.podman(&["image", "prune", "--all", "--force"]).await.map_err(AgentError::Internal)?;
-        let deleted = String::from_utf8_lossy(&output).lines().map(str::to_owned).collect();
-        Ok(PruneResult { deleted, space_reclaimed: 0 })
+        let deleted: Vec<String> = String::from_utf8_lossy(&output).lines().map(str::to_owned).collect();
+        // It prints ids and no sizes.
+        let is_deleted = |image: &&Value| deleted.iter().any(|id| image["Id"] == id.as_str());
+        let sizes = images.iter().filter(is_deleted).filter_map(|image| image["Size"].as_u64());
+        Ok(PruneResult { space_reclaimed: sizes.sum(), deleted })
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerSummary>> {
@@ -331,16 +371,16 @@ impl Runtime for Podman {
     }
 
     async fn pause(&self, id: &ContainerId) -> Result<()> {
-        match self.inspect(id).await?["State"]["Status"].as_str() {
-            Some("paused") => Ok(()),
-            _ => self.on(id, &["pause", &id.to_string()]).await.map(drop),
+        match self.is_paused(id).await? {
+            true => Ok(()),
+            false => self.on(id, &["pause", &id.to_string()]).await.map(drop),
         }
     }
 
     async fn unpause(&self, id: &ContainerId) -> Result<()> {
-        match self.inspect(id).await?["State"]["Status"].as_str() {
-            Some("paused") => self.on(id, &["unpause", &id.to_string()]).await.map(drop),
-            _ => Ok(()),
+        match self.is_paused(id).await? {
+            true => self.on(id, &["unpause", &id.to_string()]).await.map(drop),
+            false => Ok(()),
         }
     }
 
@@ -389,6 +429,37 @@ impl Runtime for Podman {
             last_error: None,
             size_bytes: None,
         })
+    }
+
+    async fn copy_out(&self, id: &ContainerId, path: &Path, follow: bool, out: Box<dyn Write + Send>) -> Result<()> {
+        files::copy_out(self, id, path, follow, out).await
+    }
+
+    async fn copy_in(
+        &self,
+        id: &ContainerId,
+        dir: &Path,
+        tar: Box<dyn Read + Send>,
+        options: &CopyInOptions,
+    ) -> Result<()> {
+        files::copy_in(self, id, dir, tar, options).await
+    }
+
+    async fn export(&self, id: &ContainerId, out: Box<dyn Write + Send>) -> Result<()> {
+        files::export(self, id, out).await
+    }
+
+    async fn save_images(&self, images: &[String], out: Box<dyn Write + Send>) -> Result<()> {
+        files::save(self, images, out).await
+    }
+
+    async fn load_images(&self, path: &Path) -> Result<Vec<ImageInfo>> {
+        let _alone = NAMING.lock().await;
+        files::load(self, path).await
+    }
+
+    async fn push_image(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<String> {
+        files::push(self, reference, auth).await
     }
 
     async fn tag_image(&self, source: &str, target: &str) -> Result<()> {

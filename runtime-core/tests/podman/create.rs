@@ -1,6 +1,6 @@
 //! What `podman create` is told.
 
-use runtime_core::spec::{RestartKind, SeccompSpec, StorageSpec};
+use runtime_core::spec::{LogMode, PortProtocol, RestartKind, SeccompSpec, StorageSpec};
 use runtime_core::{AgentError, ContainerId, Result, ServiceSpec};
 use serde_json::Value;
 
@@ -33,6 +33,7 @@ pub fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> 
         ("--cpus", spec.resources.cpu.map(|cores| cores.to_string())),
         ("--cpu-shares", spec.resources.cpu_shares.map(|shares| shares.to_string())),
         ("--cpuset-cpus", spec.resources.cpuset.clone()),
+        ("--blkio-weight", spec.resources.io.as_ref().and_then(|io| io.weight).map(|weight| weight.to_string())),
         ("--shm-size", spec.shm_size.map(|size| size.as_u64().to_string())),
     ];
     for (name, value) in settings {
@@ -58,6 +59,9 @@ pub fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> 
     }
     if let Some(bytes) = spec.logs.max_size_bytes {
         option("--log-opt", format!("max-size={bytes}"));
+    }
+    if spec.logs.mode == Some(LogMode::NonBlocking) {
+        return Err(AgentError::Unsupported("logs that do not hold the writer back".to_owned()));
     }
     if let Some(hostname) = &spec.hostname {
         option("--hostname", hostname.clone());
@@ -88,6 +92,11 @@ pub fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> 
                 let options = if options.is_empty() { String::new() } else { format!(":{}", options.join(",")) };
                 option("--tmpfs", format!("{target}{options}"));
             }
+            StorageSpec::Named { size: Some(_), .. } => {
+                return Err(AgentError::Unsupported(
+                    "the size of a volume, which podman keeps on XFS alone".to_owned(),
+                ));
+            }
             StorageSpec::Bind { source, target, readonly }
             | StorageSpec::Named { name: source, target, readonly, .. } => {
                 option("--volume", format!("{source}:{target}{}", if *readonly { ":ro" } else { "" }));
@@ -97,10 +106,14 @@ pub fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> 
         }
     }
     option("--network", spec.network_mode().to_string());
+    if !spec.port_ranges.is_empty() {
+        return Err(AgentError::Unsupported("a port of a range, of which podman publishes all".to_owned()));
+    }
     for port in &spec.port_mappings {
         let host = port.host_ip.as_ref().map(|ip| format!("{ip}:")).unwrap_or_default();
         let host_port = port.host_port.filter(|port| *port != 0).map(|port| port.to_string()).unwrap_or_default();
-        option("--publish", format!("{host}{host_port}:{}", port.container_port));
+        let protocol = if port.protocol == PortProtocol::Udp { "udp" } else { "tcp" };
+        option("--publish", format!("{host}{host_port}:{}/{protocol}", port.container_port));
     }
     let times = spec.restart_policy.max_attempts.map(|max| format!(":{max}")).unwrap_or_default();
     match spec.restart_policy.kind {
@@ -112,7 +125,13 @@ pub fn create_args(id: &ContainerId, spec: &ServiceSpec) -> Result<Vec<String>> 
     if spec.health.is_some() {
         return Err(AgentError::Unsupported("health checks, which podman leaves to timers of systemd".to_owned()));
     }
-    let flags = [("read-only", spec.read_only), ("privileged", spec.privileged), ("tty", spec.tty)];
+    let flags = [
+        ("publish-all", spec.publish_all),
+        ("rm", spec.remove_on_exit),
+        ("read-only", spec.read_only),
+        ("privileged", spec.privileged),
+        ("tty", spec.tty),
+    ];
     args.extend(flags.map(|(name, on)| format!("--{name}={on}")));
     args.extend([("interactive", spec.stdin), ("init", spec.init)].map(|(name, on)| format!("--{name}={on}")));
     args.push(spec.image.name.clone());

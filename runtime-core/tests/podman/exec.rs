@@ -27,6 +27,8 @@ async fn check(podman: &Podman, id: &ContainerId, command: &[String]) -> Result<
         return Err(AgentError::InvalidSpec("the command is empty".to_owned()));
     }
     match podman.container_state(id).await? {
+        // What podman exec says of a paused one looks like an exit code of the command's.
+        ContainerState::Running if podman.is_paused(id).await? => Err(AgentError::Internal(format!("{id} is paused"))),
         ContainerState::Running => Ok(()),
         state => Err(AgentError::Internal(format!("{id} does not run: {state:?}"))),
     }

@@ -20,8 +20,15 @@ pub const ECHO_IMAGES: [(&str, &[&str], &[&str]); 4] = [
 
 /// An image with settings of its own.
 pub const CONFIGURED_IMAGE: &str = "localhost/configured:1";
-pub const CONFIGURED: [&str; 6] =
-    ["ENV SETTING=of the image", "ENV PATH=/bin", "WORKDIR /tmp", "USER app", "STOPSIGNAL SIGUSR1", "VOLUME /volume"];
+pub const CONFIGURED: [&str; 7] = [
+    "ENV SETTING=of the image",
+    "ENV PATH=/bin",
+    "WORKDIR /tmp",
+    "USER app",
+    "STOPSIGNAL SIGUSR1",
+    "VOLUME /volume",
+    "EXPOSE 8080/tcp",
+];
 
 /// Limits of every container, by name: the host may lack CAP_SYS_RESOURCE, and podman would raise them.
 pub const ULIMITS: [(&str, &str); 2] = [("nofile", "1024:1024"), ("nproc", "1024:1024")];

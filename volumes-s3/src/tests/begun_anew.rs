@@ -4,9 +4,11 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use runtime_core::{Progress, RecordKind};
+
 use super::{Host, Memory, code};
 use crate::log::{Append, Log};
-use crate::record::{Record, RecordKind};
+use crate::record::Record;
 
 async fn use_and_write(host: &Host, text: &str) {
     host.acquire().await.unwrap();
@@ -45,7 +47,7 @@ async fn with_as_many_records_it_is_another_one() {
     one.store.release("v", "web").await.unwrap();
     two.acquire().await.unwrap();
     assert_eq!(two.read().await, "newer");
-    assert_eq!(two.store.verify("v", None, crate::Progress::default()).await.unwrap().damaged, []);
+    assert_eq!(two.store.verify("v", None, Progress::default()).await.unwrap().damaged, []);
 }
 
 #[tokio::test]
@@ -110,7 +112,7 @@ async fn removing(memory: &Arc<Memory>, host: &Host, kind: &'static str, meanwhi
 }
 
 async fn is_whole(host: &Host) {
-    let report = host.store.verify("v", None, crate::Progress::default()).await.unwrap();
+    let report = host.store.verify("v", None, Progress::default()).await.unwrap();
     assert!(report.damaged.is_empty() && report.generations > 0, "{report:?}");
 }
 

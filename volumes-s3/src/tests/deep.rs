@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use runtime_core::{Progress, RestoreOptions};
 use rustix::fs::{AtFlags, Mode, OFlags, linkat, mkdirat, openat, readlinkat, statat, symlinkat};
 
 use super::{Host, Memory, code};
-use crate::RestoreOptions;
 
 /// Levels of the test's tree: 300 times 201 bytes are some 60 KiB.
 const LEVELS: usize = 300;
@@ -91,7 +91,7 @@ async fn a_tree_deeper_than_a_path_may_be_long_comes_back_whole() {
     assert_eq!((one.st_ino, one.st_nlink), (other.st_ino, 2));
     assert_eq!(readlinkat(&deepest, "link", Vec::new()).unwrap().as_bytes(), b"../file");
     assert_eq!(read(&enter(&File::open(&restored).unwrap().into(), &name()), "zuletzt"), "last");
-    let report = two.store.verify("v", None, crate::Progress::default()).await.unwrap();
+    let report = two.store.verify("v", None, Progress::default()).await.unwrap();
     assert!(report.damaged.is_empty(), "{report:?}");
     let beside = two._root.path().join("beside");
     two.store.restore("v", RestoreOptions { to: Some(beside.clone()), ..Default::default() }).await.unwrap();

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use runtime_core::{RecordKind, RestoreOptions};
+
 use super::prunes::{is_whole, listed, text_of};
 use super::{Host, Memory, code};
 use crate::log::{Append, Log};
 use crate::pack::Digest;
 use crate::prune::{LONG_LOG, MOST_KEPT};
-use crate::record::{PruneSummary, Record, RecordKind};
-use crate::{RestoreOptions, VolumeStore, VolumesConfig};
+use crate::record::{PruneSummary, Record};
+use crate::{VolumeStore, VolumesConfig};
 
 /// A host that would renew its claims, in an hour.
 async fn renewing(name: &str, memory: &Arc<Memory>) -> Host {

@@ -4,12 +4,10 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use runtime_core::VolumeStatus;
+use runtime_core::{RecordKind, RestoreOptions, VolumeStatus};
 
 use super::{Host, Memory, code};
-use crate::RestoreOptions;
 use crate::log::Log;
-use crate::record::RecordKind;
 
 /// A host whose volume has the generations that these write, and no user.
 async fn with_history(memory: &Arc<Memory>, texts: &[&str]) -> (Host, Vec<u64>) {

@@ -5,11 +5,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use runtime_core::{Change, Progress, RecordKind};
+
 use super::whole_trees::fill;
 use super::{Host, Memory, code};
-use crate::diff::Change;
-use crate::record::RecordKind;
-use crate::{Error, Progress};
+use crate::Error;
 
 #[tokio::test]
 async fn a_comparison_tells_each_change_and_nothing_else() {

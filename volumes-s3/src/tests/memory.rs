@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use runtime_core::RecordKind;
 
 use crate::error::{Error, Result};
 use crate::object_store::{Listed, ObjectStore, Put};
-use crate::record::{Record, RecordKind};
+use crate::record::Record;
 
 /// Objects in memory.
 #[derive(Debug, Default)]

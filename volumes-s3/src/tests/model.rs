@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
+use runtime_core::{Progress, RecordKind, RestoreOptions};
 
 use super::whole_trees::{describe, pretty};
 use super::{Host, Memory};
+use crate::Error;
 use crate::log::Log;
-use crate::record::{Record, RecordKind};
-use crate::{Error, RestoreOptions};
+use crate::record::Record;
 
 /// What may happen to one volume on three hosts.
 #[derive(Debug, Clone, Copy)]
@@ -142,7 +143,7 @@ async fn run(steps: Vec<Step>) {
         let away = memory.away.swap(false, Ordering::SeqCst);
         check_log(&log.all().await.unwrap());
         // Whatever the history still tells of can be restored.
-        if let Ok(report) = hosts[0].store.verify("v", None, crate::Progress::default()).await {
+        if let Ok(report) = hosts[0].store.verify("v", None, Progress::default()).await {
             assert_eq!(report.damaged, []);
         }
         memory.away.store(away, Ordering::SeqCst);

@@ -4,9 +4,10 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use runtime_core::{RecordKind, RestoreOptions};
+
 use super::{Host, Memory, code};
-use crate::record::RecordKind;
-use crate::{Error, RestoreOptions};
+use crate::Error;
 
 #[tokio::test]
 async fn one_host_at_a_time_and_the_loser_keeps_a_branch() {

@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use runtime_core::{Progress, RestoreOptions};
 
 use super::prunes::{generation, is_whole, keeping_on, listed, text_of};
 use super::{Host, Memory, code, readonly};
-use crate::{Keep, Progress, RestoreOptions, VolumeStore, VolumesConfig};
+use crate::{Keep, VolumeStore, VolumesConfig};
 
 #[tokio::test]
 async fn a_generation_that_goes_while_it_is_restored_is_no_damage() {

@@ -4,9 +4,10 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use runtime_core::{Progress, RecordKind, RestoreOptions};
+
 use super::{Host, Memory, code, killed};
-use crate::record::RecordKind;
-use crate::{AcquireOptions, Error, Progress, RestoreOptions};
+use crate::{AcquireOptions, Error};
 
 /// So many bytes that nobody else has.
 fn noise(bytes: usize) -> Vec<u8> {
@@ -89,7 +90,7 @@ async fn what_is_kept_restores_and_verifies_and_the_rest_is_gone() {
     assert_eq!(memory.keys("/kept/").len(), 2);
 }
 
-fn pruned_record(log: &[crate::HistoryEntry]) -> u64 {
+fn pruned_record(log: &[runtime_core::HistoryEntry]) -> u64 {
     log.iter().find(|entry| entry.kind == RecordKind::Prune).unwrap().record
 }
 

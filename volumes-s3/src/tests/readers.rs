@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use runtime_core::RecordKind;
+
 use super::{Host, Memory, code, readonly};
-use crate::record::RecordKind;
 use crate::{Acquired, Result};
 
 async fn read_only(host: &Host, user: &str) -> Result<Acquired> {

@@ -4,9 +4,11 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use runtime_core::{Progress, RestoreOptions};
+
 use super::{Host, Memory, code, config};
+use crate::VolumeStore;
 use crate::record::FORMAT;
-use crate::{Progress, RestoreOptions, VolumeStore};
 
 #[tokio::test]
 async fn without_a_bucket_nothing_is_asked_of_one() {

@@ -4,8 +4,10 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use runtime_core::Progress;
+
 use super::{Host, Memory, code};
-use crate::{AcquireOptions, Progress, S3Config, VolumeStore};
+use crate::{AcquireOptions, S3Config, VolumeStore};
 
 fn at_another_place(s3: S3Config) -> S3Config {
     S3Config { endpoint: Some("http://elsewhere".into()), ..s3 }

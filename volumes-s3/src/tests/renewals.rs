@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use runtime_core::{Progress, RecordKind};
 use tokio_util::sync::CancellationToken;
 
 use super::{Host, Memory, code};
 use crate::log::Log;
-use crate::record::RecordKind;
-use crate::{AcquireOptions, Error, Progress, VolumeStore, VolumesConfig};
+use crate::{AcquireOptions, Error, VolumeStore, VolumesConfig};
 
 /// Short for a claim, and long for whatever is done in memory, also on a machine that is busy with other things.
 const AFTER: Duration = Duration::from_secs(6);
@@ -41,8 +41,9 @@ async fn who_renews_keeps_its_claim_and_who_is_silent_loses_it() {
         assert!(begin.elapsed() < AFTER, "told after {:?}", begin.elapsed());
     }
     drop(lock);
-    let records =
-        |log: Vec<crate::HistoryEntry>| log.into_iter().map(|entry| (entry.kind, entry.epoch)).collect::<Vec<_>>();
+    let records = |log: Vec<runtime_core::HistoryEntry>| {
+        log.into_iter().map(|entry| (entry.kind, entry.epoch)).collect::<Vec<_>>()
+    };
     let log = records(one.store.history("v", true).await.unwrap());
     assert_eq!(log[..2], [(RecordKind::Claim, 1), (RecordKind::Data, 1)]);
     assert!(log.len() > 2 && log[2..].iter().all(|record| *record == (RecordKind::Claim, 1)), "{log:?}");

@@ -4,9 +4,10 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use runtime_core::{RecordKind, RestoreOptions};
+
 use super::{Host, Memory, code, killed};
-use crate::record::RecordKind;
-use crate::{AcquireOptions, RestoreOptions, S3Config};
+use crate::{AcquireOptions, S3Config};
 
 /// Only root may set the mark that these are about.
 fn may_mark() -> bool {

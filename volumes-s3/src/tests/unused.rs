@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use runtime_core::{Progress, RecordKind};
+
 use super::{Host, Memory};
-use crate::record::RecordKind;
 
 #[tokio::test]
 async fn a_sync_of_what_was_changed_on_the_host_keeps_no_claim() {
@@ -22,7 +23,7 @@ async fn a_sync_of_what_was_changed_on_the_host_keeps_no_claim() {
     assert_eq!(two.read().await, "by hand");
     two.store.release("v", "web").await.unwrap();
     // Taken by hand, it is kept through a sync.
-    one.store.claim("v", false, crate::Progress::default()).await.unwrap();
+    one.store.claim("v", false, Progress::default()).await.unwrap();
     one.write("by hand again").await;
     assert_eq!(one.store.sync("v").await.unwrap().owner.as_deref(), Some("one"));
 }

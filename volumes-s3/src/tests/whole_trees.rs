@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use runtime_core::RestoreOptions;
+
 use super::{Host, Memory, code, readonly};
-use crate::RestoreOptions;
 
 /// Everything about a tree that a restore must bring back.
 pub(super) fn describe(root: &Path) -> BTreeMap<std::path::PathBuf, String> {

@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 use std::time::Instant;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use registry::{LayerPhase, PullEvent};
 use runtime_core::{ContainerStats, DetailedStats};
+use runtime_core::{LayerPhase, PullEvent};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Numbers the steps and times them.

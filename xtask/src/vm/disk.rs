@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::SLOWNESS_VARIABLE;
 use crate::process::{must_run, output_of};
 
 /// Programs of the host that the suite and the runtime call; packages of them are among those that xtask provides.
@@ -99,7 +100,7 @@ fn run_script(contents: &Contents<'_>) -> String {
         script += &format!("export {name}={}\n", quoted(value));
     }
     // The kernel's command line says so where the processor is not emulated.
-    script += &format!("grep -qw berth.fast /proc/cmdline || export BERTH_TEST_SLOWNESS={}\n", contents.slowness);
+    script += &format!("grep -qw berth.fast /proc/cmdline || export {SLOWNESS_VARIABLE}={}\n", contents.slowness);
     script += &format!("cd {}\n", quoted(&contents.working_directory.display().to_string()));
     script += &quoted(&contents.suite.display().to_string());
     script += " --color=never";

@@ -14,6 +14,8 @@ ln -sf /proc/self/fd/0 /dev/stdin
 ln -sf /proc/self/fd/1 /dev/stdout
 ln -sf /proc/self/fd/2 /dev/stderr
 for module in /vm/modules/*; do insmod "$module" || echo "berth-vm: $module cannot be loaded"; done
+# As where there is a network: nobody is there to be asked.
+echo nameserver 192.0.2.1 >/etc/resolv.conf
 hostname berth-vm
 ip link set lo up
 ulimit -n 65536

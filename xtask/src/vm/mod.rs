@@ -9,7 +9,8 @@ mod disk;
 mod kernel;
 mod qemu;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,9 @@ const PACKAGES: &[&str] = &["e2fsprogs", "binutils"];
 const TOOLS: &[Tool] = &[Tool::DockerRegistry, Tool::Weed, Tool::Qemu, Tool::Kernel];
 
 /// Names the topics of the suite that are run, parted by commas.
-const TOPICS_VARIABLE: &str = "BERTH_TEST_TOPICS";
+pub(crate) const TOPICS_VARIABLE: &str = "BERTH_TEST_TOPICS";
+/// Says how much slower than a usual one the suite's machine is.
+pub(crate) const SLOWNESS_VARIABLE: &str = "BERTH_TEST_SLOWNESS";
 /// Topics of the suite that are run in the short form: each exercises what is different on v2.
 const SHORT: &str = "conformance,cgroup_v2,limits,outcomes,isolation";
 
@@ -71,12 +74,15 @@ pub(crate) fn provide(workspace: &Workspace) -> Result<()> {
 
 /// Builds the suite, boots, and runs it. False when a test fails or the machine does not get to the end.
 pub(crate) fn run_suite(workspace: &Workspace, scope: &Scope) -> Result<bool> {
+    let dir = workspace.target.join("vm");
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    // Disk and result are there: another run waits until this one has read them.
+    let _alone = locked(&dir.join("lock"))?;
+
     let suite = build_suite(workspace)?;
     let tool = |tool: Tool| tool.find(workspace).with_context(|| format!("{} is missing", tool.name()));
     let (registry, weed) = (tool(Tool::DockerRegistry)?, tool(Tool::Weed)?);
     let kernel = kernel::Kernel::of(&tool(Tool::Kernel)?)?;
-    let dir = workspace.target.join("vm");
-    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
 
     let begin = Instant::now();
     let initrd = kernel.initrd(&dir)?;
@@ -116,6 +122,19 @@ pub(crate) fn run_suite(workspace: &Workspace, scope: &Scope) -> Result<bool> {
         ended.said()
     );
     Ok(ended.code == Some(0))
+}
+
+/// The lock at `path`; waits for another run of this command.
+fn locked(path: &Path) -> Result<File> {
+    let lock = || {
+        let file = File::create(path)?;
+        if file.try_lock().is_err() {
+            println!("Waiting for another machine of this target directory");
+            file.lock()?;
+        }
+        std::io::Result::Ok(file)
+    };
+    lock().with_context(|| format!("locking {}", path.display()))
 }
 
 /// Builds the suite and the runtime's programs; returns the suite's executable.

@@ -23,13 +23,22 @@ pub(super) fn args(image: &ImageConfiguration, spec: &ServiceSpec) -> Result<Vec
         (None, None) => (image_entrypoint, image_cmd),
     };
     let line: Vec<String> = entrypoint.iter().chain(cmd).cloned().collect();
+    if line.is_empty() {
+        return Err(Error::invalid("command", "neither the spec nor the image names a command"));
+    }
+    check_line("command", &line)?;
+    Ok(line)
+}
+
+/// Refuses what no kernel executes: a `line` without a program, or with a NUL character in a word.
+pub(crate) fn check_line(field: &str, line: &[String]) -> Result<()> {
     match line.first().map(String::as_str) {
-        None => Err(Error::invalid("command", "neither the spec nor the image names a command")),
-        Some("") => Err(Error::invalid("command", "the program's name is empty")),
+        None => Err(Error::invalid(field, "it is empty")),
+        Some("") => Err(Error::invalid(field, "the program's name is empty")),
         Some(_) if line.iter().any(|word| word.contains('\0')) => {
-            Err(Error::invalid("command", "an argument holds a NUL character"))
+            Err(Error::invalid(field, "an argument holds a NUL character"))
         }
-        Some(_) => Ok(line),
+        Some(_) => Ok(()),
     }
 }
 

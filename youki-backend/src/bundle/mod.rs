@@ -32,7 +32,7 @@ use runtime_core::{ContainerId, ServiceSpec};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use capabilities::CapabilitySets;
-pub(crate) use command::{environment, image_volumes, workdir as working_directory};
+pub(crate) use command::{check_line, environment, image_volumes, workdir as working_directory};
 pub(crate) use devices::device_rules;
 pub(crate) use mounts::{MountPlan, MountSource, check as check_storage, is_own};
 pub(crate) use rlimits::Rlimit;

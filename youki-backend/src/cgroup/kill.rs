@@ -77,7 +77,11 @@ fn freeze_and_signal(cgroup: &CgroupPaths) -> Result<()> {
         // Without a freezer, rounds of signals have to do; pids limits bound a fork bomb.
         Err(Error::Unsupported { .. }) => (false, false),
         Err(Error::Io { source, .. }) if gone(&source) => (false, false),
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::TimedOut => (true, false),
+        Err(Error::Io { source, .. })
+            if matches!(source.kind(), io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) =>
+        {
+            (true, false)
+        }
         Err(error) => return Err(error),
     };
     let signalled = cgroup.pids().and_then(|pids| {
@@ -163,19 +167,23 @@ fn set_frozen(cgroup: &CgroupPaths, frozen: bool, patience: Duration) -> Result<
 }
 
 fn set_frozen_v1(file: &Path, frozen: bool, deadline: Instant) -> Result<()> {
-    let want = if frozen { "FROZEN" } else { "THAWED" };
+    const THAWED: &str = "THAWED";
+    let want = if frozen { "FROZEN" } else { THAWED };
+    let read = || fs::read_to_string(file).map_err(Error::io("reading", file));
     let mut pause = Duration::from_micros(100);
     loop {
         // Written again each time: a task that entered a freezing cgroup may have been missed by the first.
         fs::write(file, want).map_err(Error::io("writing", file))?;
-        let state = fs::read_to_string(file).map_err(Error::io("reading", file))?;
-        if state.trim_end() == want {
+        if read()?.trim_end() == want {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(timed_out("freezing", file.to_owned()));
+            return Err(cut_short(io::ErrorKind::TimedOut, file.to_owned()));
         }
         thread::sleep(pause);
+        if frozen && read()?.trim_end() == THAWED {
+            return Err(cut_short(io::ErrorKind::Interrupted, file.to_owned()));
+        }
         pause = (pause * 2).min(MAX_FREEZER_PAUSE);
     }
 }
@@ -191,10 +199,14 @@ fn set_frozen_v2(dir: &Path, frozen: bool, deadline: Instant) -> Result<()> {
             Some(_) => {}
             None => return Err(Error::Unsupported { what: "pausing before Linux 5.2".to_owned() }),
         }
+        if Instant::now() >= deadline {
+            return Err(cut_short(io::ErrorKind::TimedOut, file));
+        }
         // The first poll after open reports at once, which costs one more look.
-        let told = wait_for(&watch, PollFlags::PRI, deadline).map_err(Error::io("watching", &events))?;
-        if !told {
-            return Err(timed_out("freezing", file));
+        let next_look = deadline.min(Instant::now() + MAX_FREEZER_PAUSE);
+        wait_for(&watch, PollFlags::PRI, next_look).map_err(Error::io("watching", &events))?;
+        if frozen && fs::read_to_string(&file).map_err(Error::io("reading", &file))?.trim_end() == "0" {
+            return Err(cut_short(io::ErrorKind::Interrupted, file));
         }
         // Reading rearms the notification (kernfs compares with what this descriptor last read).
         let mut text = String::new();
@@ -203,6 +215,7 @@ fn set_frozen_v2(dir: &Path, frozen: bool, deadline: Instant) -> Result<()> {
     }
 }
 
-fn timed_out(action: &'static str, path: PathBuf) -> Error {
-    Error::Io { action, path, source: io::Error::from(io::ErrorKind::TimedOut) }
+/// A freeze takes too long, or somebody lets the cgroup go meanwhile (`Interrupted`): a stop does.
+fn cut_short(kind: io::ErrorKind, path: PathBuf) -> Error {
+    Error::Io { action: "freezing", path, source: io::Error::from(kind) }
 }

@@ -39,6 +39,8 @@ pub(super) struct StartedSupervisor(JoinHandle<Result<(Connection, u32)>>);
 /// What an attempt is launched with.
 #[derive(Debug)]
 pub(super) struct Launch {
+    /// What [`resolve_env`](Inner::resolve_env) told.
+    pub env: BTreeMap<String, String>,
     /// New volumes to be filled from the image.
     pub fill: Vec<FillPlan>,
     /// Sockets that the supervisor holds as long as the container runs.
@@ -57,12 +59,12 @@ impl Inner {
     /// Lets the supervisor build the container up to an init that waits. The record must be written; it gets what only
     /// the bundle knows. On an error the supervisor is gone or going.
     pub(super) async fn launch(&self, container: &mut Container, launch: Launch) -> Result<Connection> {
-        let Launch { fill, held, supervisor } = launch;
+        let Launch { mut env, fill, held, supervisor } = launch;
+        env.extend(container.record.port_override.map(|port| (PORT_VARIABLE.to_owned(), port.to_string())));
         let held = match &container.record.network {
             NetworkRecord::Container(joined) => vec![self.open_network(joined).await?],
             _ => held,
         };
-        let env = self.resolve_env(&container.record).await?;
         let plan = self.plan(container, &env, fill)?;
         let payload = serde_json::to_vec(&plan)
             .map_err(|error| Error::Corrupt { path: plan.bundle.clone(), reason: error.to_string() })?;
@@ -100,7 +102,8 @@ impl Inner {
         Ok(connection)
     }
 
-    fn plan(
+    /// What the supervisor is to build; the record gets what only the bundle knows.
+    pub(super) fn plan(
         &self,
         container: &mut Container,
         env: &BTreeMap<String, String>,
@@ -204,7 +207,7 @@ impl Inner {
     }
 
     /// The spec's environment with `$E:VAR` and `$S:name` replaced.
-    async fn resolve_env(&self, record: &ContainerRecord) -> Result<BTreeMap<String, String>> {
+    pub(super) async fn resolve_env(&self, record: &ContainerRecord) -> Result<BTreeMap<String, String>> {
         let mut env = BTreeMap::new();
         for (name, value) in &record.spec.env {
             let value = if let Some(variable) = value.strip_prefix("$E:") {
@@ -225,9 +228,6 @@ impl Inner {
                 value.clone()
             };
             env.insert(name.clone(), value);
-        }
-        if let Some(port) = record.port_override {
-            env.insert(PORT_VARIABLE.to_owned(), port.to_string());
         }
         Ok(env)
     }

@@ -2,22 +2,16 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use runtime_core::ContainerId;
+use runtime_core::{ContainerId, CopyInOptions};
 
 use super::rootfs::View;
+use crate::driven::Caller;
 use crate::error::{Error, Result};
 use crate::files::{self, PathKind, pack, unpack};
+use crate::lock;
 use crate::runtime::Inner;
-
-/// How files are copied into a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CopyInOptions {
-    /// In place of the tar's first name component.
-    pub rename: Option<PathBuf>,
-    /// Whom they belong to.
-    pub owner: unpack::Owner,
-}
 
 impl Inner {
     /// What is at `path` in `id`.
@@ -55,7 +49,8 @@ impl Inner {
         .await
     }
 
-    /// Puts what is in `tar` into the directory `dir` of `id`.
+    /// Puts what is in `tar` into the directory `dir` of `id`. One whose caller has gone ends with the next that it reads, and
+    /// before another copy of this process into the container begins.
     pub(crate) async fn copy_in(
         &self,
         id: &ContainerId,
@@ -65,12 +60,22 @@ impl Inner {
     ) -> Result<()> {
         let container = self.container(id)?;
         let (missing, dir) = (no_such(id, dir), dir.to_owned());
-        self.in_root(&container, View::Whole, move |root| {
+        let (id, copies) = (id.to_string(), container.paths.upper());
+        let waits = Arc::new(());
+        let caller = Caller::who_holds(&waits);
+        let copied = self.in_root(&container, View::Whole, move |root| {
+            let _turn = lock::blocking_turn(&copies);
+            if caller.is_gone() {
+                return Err(Error::CalledOff { id });
+            }
             files::look(root, &dir, true).map_err(missing)?;
             let CopyInOptions { rename, owner } = options;
+            let tar = WaitedFor { tar, caller };
             unpack::unpack(root, &dir, rename.as_deref(), tar, owner).map_err(Error::io("copying to", dir))
-        })
-        .await
+        });
+        let copied = copied.await;
+        drop(waits);
+        copied
     }
 
     /// Writes the root filesystem of `id` as a tar, without what is mounted in it.
@@ -81,6 +86,21 @@ impl Inner {
             pack::pack(root, None, out).map_err(Error::io("exporting", name))
         })
         .await
+    }
+}
+
+/// A tar that is at its end when nobody waits any more for what is done with it.
+struct WaitedFor<R> {
+    tar: R,
+    caller: Caller,
+}
+
+impl<R: Read> Read for WaitedFor<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self.caller.is_gone() {
+            true => Err(std::io::Error::other("whoever copies has given it up")),
+            false => self.tar.read(buffer),
+        }
     }
 }
 

@@ -7,21 +7,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chrono::Utc;
-use registry::{Image, PullEvent, PullOptions};
+use registry::PullOptions;
 use runtime_core::spec::{LogMode, NetworkMode, RestartKind, StorageSpec};
-use runtime_core::{ContainerId, Event, EventKind, RegistryAuth, ServiceSpec};
+use runtime_core::{ContainerId, Event, EventKind, PullEvent, RegistryAuth, ServiceSpec};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
 use volumes_s3::AcquireOptions;
 
 use super::Container;
 use super::attempt::{Launch, MIN_LOG_BYTES};
+use super::remove::remove_dir;
 use crate::bundle;
+use crate::driven::{self, Caller};
 use crate::error::{Error, Result};
 use crate::health;
+use crate::layout::ContainerPaths;
 use crate::lock::ContainerLock;
 use crate::network;
 use crate::record::{self, ContainerRecord, ImageRecord, MountKind, MountRecord, NetworkRecord};
+use crate::recovery::OPEN_PATIENCE;
 use crate::runtime::Inner;
 use crate::supervisor::FillPlan;
 
@@ -35,13 +39,13 @@ pub struct CreateOptions {
     pub auth: Option<RegistryAuth>,
     /// Is told how the pull goes.
     pub progress: Option<UnboundedSender<PullEvent>>,
-    /// Calls the create off while it waits for a volume, for which another host's claim may let it wait for long: it is
-    /// undone, and fails with `volume.called_off`. Otherwise it goes on to its end.
+    /// Calls the create off while it pulls its image, or waits for a volume, for which another host's claim may let it wait
+    /// for long: it is undone, and fails with `container.called_off`. Otherwise it goes on to its end.
     pub called_off: CancellationToken,
 }
 
 impl Inner {
-    /// Creates `id`. Goes on to its end, or to its undoing, when the future is dropped.
+    /// Creates `id`. Once it has its turn it goes on to its end, or to its undoing, when the future is dropped.
     pub(crate) async fn create(
         self: &Arc<Self>,
         id: &ContainerId,
@@ -49,12 +53,12 @@ impl Inner {
         options: CreateOptions,
     ) -> Result<()> {
         let (inner, id, spec) = (self.clone(), id.clone(), spec.clone());
-        let create = async move {
-            let created = inner.create_to_the_end(&id, &spec, options).await;
+        let create = |caller: Caller| async move {
+            let created = inner.create_to_the_end(&id, &spec, options, &caller).await;
             inner.sweep_owed_images().await;
             created
         };
-        tokio::spawn(create).await.map_err(Error::ThreadLost)?
+        driven::to_the_end(create).await
     }
 
     async fn create_to_the_end(
@@ -62,6 +66,7 @@ impl Inner {
         id: &ContainerId,
         spec: &ServiceSpec,
         options: CreateOptions,
+        caller: &Caller,
     ) -> Result<()> {
         id.validate()?;
         check(spec, self.config.logs.mode)?;
@@ -69,34 +74,37 @@ impl Inner {
             return Err(Error::Unsupported { what: "init without berth-supervisor beside the agent".to_owned() });
         }
         let paths = self.layout.container(id);
-        let lock = ContainerLock::acquire(paths.lock.clone()).await?;
-        if paths.record().exists() {
-            return Err(Error::ContainerExists { id: id.to_string() });
-        }
-        // Until the record names them, prune must not take the layers away.
-        let hold = self.images.hold().await?;
-        let pull = PullOptions {
-            policy: spec.image.pull_policy,
-            auth: options.auth,
-            platform: spec.platform.clone(),
-            progress: options.progress,
-        };
-        let image = match self.images.pull(&spec.image.name, pull).await {
-            Ok(image) => image,
-            Err(error) => {
-                lock.remove();
-                return Err(error.into());
+        let lock = loop {
+            let acquiring = ContainerLock::acquire(paths.lock.clone());
+            let lock = unless_called_off(id, &options.called_off, acquiring).await??;
+            if !paths.record().exists() {
+                if caller.is_gone() {
+                    lock.remove();
+                    return Err(Error::CalledOff { id: id.to_string() });
+                }
+                break lock;
+            }
+            match self.read_locked(id, lock).await {
+                // What a create that was killed had left is undone.
+                Err(Error::NoSuchContainer { .. }) => {}
+                Ok(_) | Err(Error::Corrupt { .. }) => return Err(Error::ContainerExists { id: id.to_string() }),
+                Err(error) => return Err(error),
             }
         };
-        let record = self.new_record(id, spec, image);
-        let mut container = Container { paths, record };
-        let created = self.make(&mut container, hold, &options.called_off).await;
-        if let Err(error) = created {
-            if let Err(also) = self.discard(&container, self.config.volumes.sync_on_stop).await {
-                tracing::warn!(container = %id, error = also.chain(), "undoing a failed create");
-            }
+        self.clear_unrecorded(id, &paths).await?;
+        let mut container = Container { record: self.new_record(id, spec), paths };
+        if let Err(error) = self.make(&mut container, options).await {
+            let undone = self.discard(&container, self.config.volumes.sync_on_stop).await;
             lock.remove();
-            return Err(error);
+            return Err(match undone {
+                Ok(()) if error.is_called_off() => Error::CalledOff { id: id.to_string() },
+                Err(also) if error.is_called_off() => also,
+                Err(also) => {
+                    tracing::warn!(container = %id, error = also.chain(), "undoing a failed create");
+                    error
+                }
+                Ok(()) => error,
+            });
         }
         let event = Event { image: Some(container.record.image.reference.clone()), ..Event::now(EventKind::Create) };
         self.tell(event.of(id));
@@ -104,17 +112,21 @@ impl Inner {
         Ok(())
     }
 
-    fn new_record(&self, id: &ContainerId, spec: &ServiceSpec, image: Image) -> ContainerRecord {
+    /// Clears what a create that was cut off before its record, or a removal after it, left of `id`. The lock is held.
+    pub(crate) async fn clear_unrecorded(&self, id: &ContainerId, paths: &ContainerPaths) -> Result<()> {
+        let given_back = match paths.dir.exists() {
+            true => self.end_volumes_of(id, true, OPEN_PATIENCE).await.map(drop),
+            false => Ok(()),
+        };
+        let removed = remove_dir(&paths.dir).and_then(|()| remove_dir(&paths.run));
+        given_back.and(removed)
+    }
+
+    fn new_record(&self, id: &ContainerId, spec: &ServiceSpec) -> ContainerRecord {
         ContainerRecord {
             id: id.clone(),
             spec: spec.clone(),
-            image: ImageRecord {
-                reference: image.reference,
-                digest: image.digest,
-                layers: image.layers,
-                config: image.config,
-                healthcheck: image.healthcheck,
-            },
+            image: ImageRecord::to_be_pulled(&spec.image.name),
             created_at: Utc::now(),
             attempt: 1,
             boot_id: self.boot_id.clone(),
@@ -130,24 +142,46 @@ impl Inner {
     }
 
     /// Everything that must be undone if a later step fails.
-    async fn make(
-        self: &Arc<Self>,
-        container: &mut Container,
-        hold: registry::StoreHold,
-        called_off: &CancellationToken,
-    ) -> Result<()> {
+    async fn make(self: &Arc<Self>, container: &mut Container, options: CreateOptions) -> Result<()> {
         let paths = container.paths.clone();
-        for dir in [paths.dir.join("etc"), paths.logs(), paths.run.clone()] {
+        for dir in [paths.dir.join("etc"), paths.logs()] {
             fs::create_dir_all(&dir).map_err(Error::io("creating", &dir))?;
         }
+        // The record makes the container: from here on it is pending to everybody, and found again, whatever dies.
+        record::write(&paths.record(), &container.record)?;
+        // Until the record names them, prune must not take the layers away.
+        let (id, called_off) = (container.record.id.clone(), options.called_off);
+        let hold = unless_called_off(&id, &called_off, self.images.hold()).await??;
+        let spec = &container.record.spec;
+        let pull = PullOptions {
+            policy: spec.image.pull_policy,
+            auth: options.auth,
+            platform: spec.platform.clone(),
+            progress: options.progress,
+        };
+        let image = unless_called_off(&id, &called_off, self.images.pull(&spec.image.name, pull)).await??;
+        if image.from_registry {
+            self.tell_of_pull(&image);
+        }
+        container.record.image = ImageRecord::from(image);
+        fs::create_dir_all(&paths.run).map_err(Error::io("creating", &paths.run))?;
         let supervisor = self.start_supervisor(&paths)?;
         container.record.network = self.lease_network(container).await?;
         let held = self.reserve_ports(&mut container.record).await?;
-        let fill = self.resolve_mounts(container, called_off).await?;
-        // The record makes the container: from here on it is found again, whatever dies.
+        let env = self.resolve_env(&container.record).await?;
+        if !container.record.named_volumes().is_empty() {
+            // A claim fences the owner there was, for good: what else is wrong is told before.
+            for (index, storage) in container.record.spec.storage.iter().enumerate() {
+                if let StorageSpec::Bind { source, .. } = storage {
+                    existing(source, index)?;
+                }
+            }
+            self.plan(container, &env, Vec::new())?;
+        }
+        let fill = self.resolve_mounts(container, &called_off).await?;
         record::write(&paths.record(), &container.record)?;
         drop(hold);
-        self.launch(container, Launch { fill, held, supervisor }).await.map(drop)
+        self.launch(container, Launch { env, fill, held, supervisor }).await.map(drop)
     }
 
     async fn lease_network(&self, container: &Container) -> Result<NetworkRecord> {
@@ -210,7 +244,8 @@ impl Inner {
         Ok(fill)
     }
 
-    /// Makes the volume `name` this container's, as its spec and the caller ask. Only a create fills a new one.
+    /// Makes the volume `name` this container's, as its spec and the caller ask. Only a create fills a new one, and takes over
+    /// by name: who said so knew of the owner of then, and a start years later does not.
     pub(super) async fn acquire_volume(
         &self,
         record: &ContainerRecord,
@@ -224,7 +259,7 @@ impl Inner {
                 && other == name
             {
                 all.readonly &= readonly;
-                all.take_over |= take_over;
+                all.take_over |= *take_over && all.fill;
                 all.size = all.size.or(size.map(|size| size.as_u64()));
                 all.tier = all.tier.take().or(tier.clone());
             }
@@ -232,9 +267,8 @@ impl Inner {
         loop {
             match self.volumes.acquire(name, &record.id.to_string(), all.clone()).await {
                 Err(volumes_s3::Error::BeingFilled { users, .. }) => {
-                    let waiting = all.called_off.run_until_cancelled(self.wait_until_filled(name, users));
-                    let called_off = || volumes_s3::Error::CalledOff { name: name.to_owned() };
-                    waiting.await.unwrap_or_else(|| Err(Error::of_volume(name, called_off())))?;
+                    let filled = self.wait_until_filled(name, users);
+                    unless_called_off(&record.id, &all.called_off, filled).await??;
                 }
                 acquired => return acquired.map_err(|source| Error::of_volume(name, source)),
             }
@@ -258,6 +292,15 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Waits for `step` of the create of `id`, unless that is called off before.
+async fn unless_called_off<T>(
+    id: &ContainerId,
+    called_off: &CancellationToken,
+    step: impl Future<Output = T>,
+) -> Result<T> {
+    called_off.run_until_cancelled(step).await.ok_or_else(|| Error::CalledOff { id: id.to_string() })
 }
 
 /// Refuses what is not built, or cannot be, before anything is made.

@@ -14,17 +14,13 @@ use tokio::time::Instant;
 
 use super::Container;
 use crate::bundle::{self, seccomp, users};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TIMEOUT_EXIT_CODE};
 use crate::runtime::Inner;
 use crate::supervisor::client::Connection;
 use crate::supervisor::wire::{self, ExecStep, Reply, Request};
 
 /// What a buffered exec keeps of each stream; the rest is counted and said.
 const MAX_BUFFERED_BYTES: usize = 16 << 20;
-/// Exit code of an exec whose time ran out, as timeout(1)'s.
-pub const TIMEOUT_EXIT_CODE: i32 = 124;
-/// Exit code of a program that cannot be executed, as a shell's.
-const CANNOT_EXECUTE: i32 = 126;
 
 /// A process to run in a container, with its own ends of the standard streams.
 #[derive(Debug)]
@@ -59,17 +55,21 @@ impl RunningExec {
     /// # Errors
     /// [`Error::Supervisor`] when that is gone, and the process with it.
     pub async fn wait(mut self) -> Result<i32> {
-        let reply = match self.deadline {
-            Some(deadline) => match tokio::time::timeout_at(deadline, self.connection.receive()).await {
-                Ok(reply) => reply,
-                Err(_) => return Ok(TIMEOUT_EXIT_CODE),
-            },
-            None => self.connection.receive().await,
+        let Some(reply) = receive_until(self.deadline, &mut self.connection).await else {
+            return Ok(TIMEOUT_EXIT_CODE);
         };
         match reply.map_err(Error::supervisor(&self.container))? {
             Some(Reply::ExecExited { code }) => Ok(code),
             _ => Err(Error::supervisor_ended(&self.container, "before the exec did")),
         }
+    }
+}
+
+/// The next reply; `None` when there is none by `deadline`.
+async fn receive_until(deadline: Option<Instant>, connection: &mut Connection) -> Option<io::Result<Option<Reply>>> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, connection.receive()).await.ok(),
+        None => Some(connection.receive().await),
     }
 }
 
@@ -100,9 +100,7 @@ impl Inner {
     }
 
     async fn begin_exec(&self, id: &ContainerId, request: ExecRequest, detached: bool) -> Result<RunningExec> {
-        if request.command.first().is_none_or(String::is_empty) {
-            return Err(Error::invalid("command", "it is empty"));
-        }
+        bundle::check_line("command", &request.command)?;
         let container = self.container(id)?;
         let observed = self.observe(&container).await?;
         let not_running = |state| Error::NotRunning { id: id.to_string(), state };
@@ -130,8 +128,14 @@ impl Inner {
         connection.send_with(&Request::Exec(Box::new(exec)), &descriptors).await.map_err(Error::supervisor(id))?;
         // Ours must be closed, or their readers never see the end.
         drop(request.stdio);
-        let deadline = request.options.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let reply = connection.receive().await.map_err(Error::supervisor(id))?;
+        let limit = request.options.timeout;
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        // What it is executed from may not answer. With the connection the supervisor kills it.
+        let Some(reply) = receive_until(deadline, &mut connection).await else {
+            let (program, limit) = (request.command[0].clone(), limit.unwrap_or_default());
+            return Err(Error::ExecTimedOut { program, limit });
+        };
+        let reply = reply.map_err(Error::supervisor(id))?;
         let is_given_up =
             matches!(reply, Some(Reply::Error(_) | Reply::ExecFailed { step: ExecStep::Preparation, .. }));
         // Since it was looked at.
@@ -189,6 +193,9 @@ impl Inner {
             Some(workdir) if !workdir.starts_with('/') => {
                 return Err(Error::invalid("workdir", format!("{workdir:?} is not absolute")));
             }
+            Some(workdir) if workdir.contains('\0') => {
+                return Err(Error::invalid("workdir", "it holds a NUL character"));
+            }
             Some(workdir) => workdir.clone(),
             None => bundle::working_directory(&record.image.config, &record.spec)?,
         };
@@ -240,7 +247,7 @@ impl Inner {
             ended.send_replace(true);
             code
         };
-        let (stdout, stderr) = (buffer(ours.stdout, ended.subscribe()), buffer(ours.stderr, ended.subscribe()));
+        let [stdout, stderr] = [ours.stdout, ours.stderr].map(|pipe| buffer(Output::new(pipe, ended.subscribe())));
         let (code, stdout, stderr) = tokio::join!(exit, stdout, stderr);
         Ok((code?, stdout?, stderr?))
     }
@@ -258,12 +265,12 @@ impl Inner {
             return self.exec_on_terminal(id, command, options, input).await;
         }
         let mut ours = Pipes::new()?;
+        let mut fed = None;
         if let Some(input) = input {
             let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
                 .map_err(|error| Error::io("making", "a pipe")(error.into()))?;
             ours.stdio[0] = reader;
-            let sender = pipe::Sender::from_owned_fd(writer).map_err(Error::io("making", "a pipe"))?;
-            tokio::spawn(feed(input, sender));
+            fed = Some((input, pipe::Sender::from_owned_fd(writer).map_err(Error::io("making", "a pipe"))?));
         }
         let request = ExecRequest { command: command.to_vec(), options: options.clone(), stdio: ours.stdio };
         let exec = match self.exec(id, request).await {
@@ -274,18 +281,24 @@ impl Inner {
             Ok(exec) => exec,
         };
         let Pipes { stdout, stderr, .. } = ours;
-        Ok(events_of(id.clone(), exec, move |ended, events| async move {
-            let stdout = forward(stdout, ended.clone(), ExecEvent::Stdout, events.clone());
-            tokio::join!(stdout, forward(stderr, ended, ExecEvent::Stderr, events));
+        let feeding = async move {
+            if let Some((input, sender)) = fed {
+                feed(input, sender).await;
+            }
+        };
+        Ok(events_of(id.clone(), exec, feeding, move |ended, events| async move {
+            let stdout = forward(Output::new(stdout, ended.clone()), ExecEvent::Stdout, events.clone());
+            tokio::join!(stdout, forward(Output::new(stderr, ended), ExecEvent::Stderr, events));
         }))
     }
 }
 
 /// The events of `exec`: what `copying` sends, which is told when the process has ended, and then its exit code. Dropping
-/// them kills it.
+/// them kills it. `feeding` is cut off where the process ends first: whoever has the input may never end it.
 pub(super) fn events_of<Copying: Future<Output = ()> + Send>(
     id: ContainerId,
     exec: RunningExec,
+    feeding: impl Future<Output = ()> + Send + 'static,
     copying: impl FnOnce(watch::Receiver<bool>, mpsc::Sender<ExecEvent>) -> Copying + Send + 'static,
 ) -> ExecEventStream {
     let (events, receiver) = mpsc::channel(16);
@@ -293,7 +306,7 @@ pub(super) fn events_of<Copying: Future<Output = ()> + Send>(
         let ended = watch::Sender::new(false);
         let run = async {
             let exit = async {
-                let code = exec.wait().await;
+                let code = beside(feeding, exec.wait()).await;
                 ended.send_replace(true);
                 code
             };
@@ -310,6 +323,16 @@ pub(super) fn events_of<Copying: Future<Output = ()> + Send>(
     Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))
 }
 
+/// `work` to its end, and `other` no longer than that.
+async fn beside<T>(other: impl Future<Output = ()>, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = other => {}
+    }
+    work.await
+}
+
 /// The process's ends of its streams, and ours of its output.
 struct Pipes {
     stdio: [OwnedFd; 3],
@@ -319,38 +342,66 @@ struct Pipes {
 
 impl Pipes {
     fn new() -> Result<Self> {
-        let failed = || Error::io("making", "a pipe");
-        let make = || -> Result<(OwnedFd, pipe::Receiver)> {
-            let (reader, writer) =
-                rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| failed()(error.into()))?;
-            Ok((writer, pipe::Receiver::from_owned_fd(reader).map_err(failed())?))
-        };
-        let ((out, stdout), (err, stderr)) = (make()?, make()?);
+        let ((out, stdout), (err, stderr)) = (output_pipe()?, output_pipe()?);
         let null = File::open("/dev/null").map_err(Error::io("opening", "/dev/null"))?;
         Ok(Self { stdio: [null.into(), out, err], stdout, stderr })
     }
 }
 
-/// Reads what there is, waiting for it until the process has `ended`: what it left running may hold the pipe open for
-/// ever, and says nothing more that belongs to it. 0 at the end.
-async fn read(pipe: &mut pipe::Receiver, ended: &mut watch::Receiver<bool>, chunk: &mut [u8]) -> io::Result<usize> {
-    tokio::select! {
-        biased;
-        count = pipe.read(chunk) => count,
+/// A pipe for the output of a process: its end, and ours.
+pub(super) fn output_pipe() -> Result<(OwnedFd, pipe::Receiver)> {
+    let failed = || Error::io("making", "a pipe");
+    let (reader, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| failed()(error.into()))?;
+    Ok((writer, pipe::Receiver::from_owned_fd(reader).map_err(failed())?))
+}
+
+/// What a process writes. What it left running may hold the pipe open for ever, or write on, and says nothing more that
+/// belongs to it.
+struct Output {
+    pipe: pipe::Receiver,
+    ended: watch::Receiver<bool>,
+    /// What was there when the process had ended.
+    left: Option<usize>,
+}
+
+impl Output {
+    fn new(pipe: pipe::Receiver, ended: watch::Receiver<bool>) -> Self {
+        Self { pipe, ended, left: None }
+    }
+
+    /// Reads what there is, waiting for it until the process has ended. 0 at the end.
+    async fn read(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        let left = match &mut self.left {
+            Some(left) => left,
+            none => tokio::select! {
+                biased;
+                _ = self.ended.wait_for(|ended| *ended) => {
+                    let there = rustix::io::ioctl_fionread(&self.pipe)?;
+                    none.insert(usize::try_from(there).unwrap_or(usize::MAX))
+                }
+                count = self.pipe.read(chunk) => return count,
+            },
+        };
+        let most = chunk.len().min(*left);
         // Of the kernel, not of tokio, which may not have heard yet that there is something.
-        _ = ended.wait_for(|ended| *ended) => match rustix::io::read(&*pipe, chunk) {
+        match rustix::io::read(&self.pipe, &mut chunk[..most]) {
             Err(rustix::io::Errno::AGAIN) => Ok(0),
-            other => Ok(other?),
-        },
+            count => {
+                let count = count?;
+                *left -= count;
+                Ok(count)
+            }
+        }
     }
 }
 
-async fn buffer(mut pipe: pipe::Receiver, mut ended: watch::Receiver<bool>) -> Result<String> {
+async fn buffer(mut output: Output) -> Result<String> {
     let mut bytes = Vec::new();
     let mut surplus = 0usize;
     let mut chunk = vec![0; 64 << 10];
     loop {
-        let count = read(&mut pipe, &mut ended, &mut chunk).await.map_err(Error::io("reading", "an exec's output"))?;
+        let count = output.read(&mut chunk).await.map_err(Error::io("reading", "an exec's output"))?;
         if count == 0 {
             break;
         }
@@ -366,16 +417,11 @@ async fn buffer(mut pipe: pipe::Receiver, mut ended: watch::Receiver<bool>) -> R
 }
 
 /// Sends what comes as text. A character whose bytes have not all come waits for them.
-async fn forward(
-    mut pipe: pipe::Receiver,
-    mut ended: watch::Receiver<bool>,
-    event: fn(String) -> ExecEvent,
-    events: mpsc::Sender<ExecEvent>,
-) {
+async fn forward(mut output: Output, event: fn(String) -> ExecEvent, events: mpsc::Sender<ExecEvent>) {
     let mut chunk = vec![0; 32 << 10];
     let mut held = 0;
     loop {
-        let count = match read(&mut pipe, &mut ended, &mut chunk[held..]).await {
+        let count = match output.read(&mut chunk[held..]).await {
             Ok(count) if count > 0 => held + count,
             _ => break,
         };
@@ -415,20 +461,34 @@ async fn feed(mut input: ExecInput, mut pipe: pipe::Sender) {
     }
 }
 
-/// What a shell would end with, and say, for a program that could not be executed where it was to be.
+/// What a shell would end with, and say, for a program that was not executed.
 pub(super) fn exit_of(error: Error) -> Result<(i32, String)> {
-    let code = match &error {
-        Error::ExecFailed { source, .. } => crate::supervisor::exec_failure_code(source.raw_os_error().unwrap_or(0)),
-        // The program was not looked for yet.
-        Error::WorkingDirectory { .. } => CANNOT_EXECUTE,
-        _ => return Err(error),
-    };
-    Ok((code, format!("{error}\n")))
+    match error.program_exit_code() {
+        Some(code) => Ok((code, format!("{error}\n"))),
+        None => Err(error),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    /// Who writes on without a pause would hold it for ever.
+    #[tokio::test]
+    async fn no_more_is_read_than_was_there_at_the_end() {
+        let (writer, reader) = output_pipe().unwrap();
+        let mut writer = File::from(writer);
+        let ended = watch::Sender::new(true);
+        let mut output = Output::new(reader, ended.subscribe());
+        writer.write_all(b"before").unwrap();
+        let mut chunk = [0; 4];
+        assert_eq!(output.read(&mut chunk).await.unwrap(), 4);
+        writer.write_all(b"after").unwrap();
+        assert_eq!(output.read(&mut chunk).await.unwrap(), 2);
+        assert_eq!(output.read(&mut chunk).await.unwrap(), 0);
+    }
 
     #[test]
     fn only_the_beginning_of_a_character_is_held_back() {

@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use runtime_core::{ContainerId, Event, EventKind};
+use runtime_core::ContainerId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use volumes_s3::VolumeStore;
@@ -248,25 +248,20 @@ impl Inner {
         ending: impl Future<Output = volumes_s3::Result<Option<volumes_s3::Error>>> + Send + 'static,
     ) -> Option<(String, volumes_s3::Error)> {
         // On its own: a time that runs out must not cut a sync off.
-        let owed = match tokio::time::timeout_at(end, tokio::spawn(ending)).await {
+        let mut ending = tokio::spawn(ending);
+        let in_time = tokio::time::timeout_at(end, &mut ending).await;
+        let is_late = in_time.is_err();
+        let owed = match in_time {
             Ok(Ok(Ok(owed))) => owed,
             Ok(Ok(Err(error))) => Some(error),
             Ok(Err(_)) => Some(volumes_s3::Error::Interrupted { operation: "the sync of a volume" }),
             Err(_) => Some(volumes_s3::Error::SyncTimedOut { name: name.to_owned(), patience }),
         };
         self.tell_whether_durable(name, owed.as_ref());
-        owed.map(|error| (name.to_owned(), error))
-    }
-
-    fn tell_whether_durable(&self, name: &str, owed: Option<&volumes_s3::Error>) {
-        match owed {
-            None if self.config.s3.is_some() => self.tell_of_volume(name, "durable"),
-            None => {}
-            Some(error) => {
-                tracing::warn!(volume = name, %error, "not durable");
-                self.tell_of_volume(name, &format!("not durable: {error}"));
-            }
+        if is_late {
+            self.tell_when_durable(name, ending);
         }
+        owed.map(|error| (name.to_owned(), error))
     }
 
     /// Tries once what volumes owe to S3, within the configured time for all of them.
@@ -278,18 +273,14 @@ impl Inner {
         let patience = self.config.volumes.sync_on_stop;
         let end = Instant::now() + patience;
         let tries = owing.into_iter().map(|name| async move {
-            match tokio::time::timeout_at(end, self.volumes.retry(&name)).await {
-                Ok(Ok(())) => None,
+            match tokio::time::timeout_at(end, self.pay(&name)).await {
+                Ok(Ok(_)) => None,
                 Ok(Err(error)) => Some((name, error)),
                 Err(_) => Some((name.clone(), volumes_s3::Error::SyncTimedOut { name, patience })),
             }
         });
         let tried: Vec<_> = stream::iter(tries).buffered(RETRIES_AT_ONCE).collect().await;
         tried.into_iter().flatten().collect()
-    }
-
-    pub(crate) fn tell_of_volume(&self, name: &str, what: &str) {
-        self.tell(Event { volume: Some(name.to_owned()), ..Event::now(EventKind::Volume).saying(what) });
     }
 
     /// Waits until the supervisor that wrote an exit record has ended, and the overlay is unmounted with it.

@@ -35,7 +35,7 @@ pub struct Inspect {
     /// The reference it was created from.
     pub image: String,
     /// The manifest's digest.
-    pub image_digest: String,
+    pub image_digest: Option<String>,
     /// What it runs: the spec's and the image's entrypoint and command, put together.
     pub args: Vec<String>,
     /// When it was created.
@@ -111,7 +111,7 @@ impl Inner {
         let observed = self.observe(&container).await?;
         let paused = observed.state() == ContainerState::Running && self.is_paused(&container);
         let between = matches!(&observed, Observed::Supervised(status) if status.phase == Phase::Restarting);
-        let last = if between { self.last_exit(&container)? } else { None };
+        let last = if between { self.exit_before(&container)? } else { None };
         let all = inspect(&container, &observed, last.as_ref());
         let attempts = Attempts::read(&container.paths.attempts())?;
         let restarts = if attempts.attempt == all.attempt { attempts.restarts } else { 0 };
@@ -149,7 +149,7 @@ impl Inner {
 
     /// What `look` tells of each container, in the order of their ids. One that is removed meanwhile is left out, and one
     /// that cannot be read, or whose supervisor does not answer, hides no other. Whether this process could read all.
-    async fn listed<T, F>(&self, look: impl Fn(ContainerId) -> F) -> Result<(Vec<T>, bool)>
+    pub(super) async fn listed<T, F>(&self, look: impl Fn(ContainerId) -> F) -> Result<(Vec<T>, bool)>
     where
         F: Future<Output = Result<T>>,
     {
@@ -164,7 +164,7 @@ impl Inner {
                 Err(Error::NoSuchContainer { .. }) => {}
                 Err(error) => {
                     tracing::error!(container = %id, error = error.chain(), "its state is not known");
-                    if matches!(error, Error::Io { .. } | Error::ThreadLost(_)) {
+                    if error.is_without_answer() || matches!(error, Error::Io { .. } | Error::ThreadLost(_)) {
                         failed = Some(error);
                     }
                 }
@@ -172,7 +172,7 @@ impl Inner {
             }
         }
         match failed {
-            // Not theirs, as it seems, but this process's.
+            // Not theirs, as it seems, but this process's; and nothing known is not that there is nothing.
             Some(error) if all.is_empty() => Err(error),
             failed => Ok((all, failed.is_none())),
         }
@@ -238,7 +238,7 @@ fn inspect(container: &Container, observed: &Observed, last: Option<&ExitRecord>
         },
         pid: observed.pid(),
         image: record.image.reference.clone(),
-        image_digest: record.image.digest.clone(),
+        image_digest: (!record.image.is_to_be_pulled()).then(|| record.image.digest.clone()),
         args: record.args.clone(),
         created_at: record.created_at,
         started_at,

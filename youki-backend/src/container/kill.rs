@@ -1,5 +1,7 @@
 //! Sending a signal to the init.
 
+use std::sync::Arc;
+
 use runtime_core::{ContainerId, Event, EventKind};
 
 use crate::bundle::signal;
@@ -14,7 +16,7 @@ const ALLOWED: [i32; 6] = [libc::SIGKILL, libc::SIGTERM, libc::SIGINT, libc::SIG
 
 impl Inner {
     /// Sends `signal` (KILL if `None`) to the init of `id`.
-    pub(crate) async fn kill(&self, id: &ContainerId, signal: Option<&str>) -> Result<()> {
+    pub(crate) async fn kill(self: &Arc<Self>, id: &ContainerId, signal: Option<&str>) -> Result<()> {
         let container = self.container(id)?;
         let number = match signal {
             None => libc::SIGKILL,

@@ -5,6 +5,7 @@ use std::fs;
 use runtime_core::ContainerId;
 use volumes_s3::MountedBy;
 
+use crate::error::Error;
 use crate::layout::Layout;
 use crate::record::{self, ContainerRecord};
 
@@ -15,8 +16,12 @@ pub(crate) fn mounted_by(layout: &Layout) -> MountedBy {
         let entries = fs::read_dir(layout.containers()).into_iter().flatten().flatten();
         let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<ContainerId>().ok());
         let mounts = |id: &ContainerId| {
-            let record: Option<ContainerRecord> = record::read(&layout.container(id).record()).ok().flatten();
-            record.is_some_and(|record| record.named_volumes().contains(volume))
+            match record::read::<ContainerRecord>(&layout.container(id).record()) {
+                Ok(record) => record.is_some_and(|record| record.named_volumes().contains(volume)),
+                Err(Error::Corrupt { .. }) => false,
+                // Short of descriptors, say: it may have it.
+                Err(_) => true,
+            }
         };
         let mut users: Vec<String> = ids.filter(mounts).map(|id| id.to_string()).collect();
         users.sort_unstable();

@@ -79,13 +79,15 @@ impl Inner {
                             lease: Some(&lease),
                             ended: &|holder: &str| inner.has_ended(holder, &is_busy),
                         });
-                        match reserved {
-                            // Whoever works with an ended holder gives its ports back, or starts it again.
-                            Err(Error::PortTaken { .. }) if is_busy.get() && begin.elapsed() < HANDOVER => {
-                                std::thread::sleep(LOOK_AGAIN);
-                            }
-                            other => return other,
+                        let is_missing = match &reserved {
+                            Ok(got) => !earlier.is_empty() && got.ports != earlier,
+                            Err(error) => matches!(error, Error::PortTaken { .. }),
+                        };
+                        if !(is_missing && is_busy.get() && begin.elapsed() < HANDOVER) {
+                            return reserved;
                         }
+                        // Whoever works with an ended holder gives its ports back, or starts it again.
+                        std::thread::sleep(LOOK_AGAIN);
                     }
                 };
                 let reserved = self.on_networks(reserve).await?;
@@ -187,7 +189,7 @@ impl Inner {
         self.networks.remove(name, move || inner.members_on_record(&network)).await
     }
 
-    /// The containers that have `network` on record, and those whose record nobody can read.
+    /// The containers that have `network` on record or are being created to, and those whose record nobody can read.
     fn members_on_record(&self, network: &str) -> Result<Vec<String>> {
         let dir = self.layout.containers();
         let mut members = Vec::new();
@@ -195,6 +197,11 @@ impl Inner {
             let name = entry.map_err(Error::io("listing", &dir))?.file_name();
             let Some(id) = name.to_str().and_then(|name| name.parse::<ContainerId>().ok()) else { continue };
             let is_member = match self.container(&id) {
+                // Unless its creator is dead: then whoever looks at it next undoes it.
+                Ok(Container { record, paths }) if record.image.is_to_be_pulled() => {
+                    self.networks.of(record.spec.network_mode()) == Some(network)
+                        && ContainerLock::try_acquire(&paths.lock)?.is_none()
+                }
                 Ok(container) => lease(&container.record).is_some_and(|lease| lease.network == network),
                 Err(error) => !matches!(error, Error::NoSuchContainer { .. }),
             };

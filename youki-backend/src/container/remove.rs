@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use runtime_core::{ContainerId, Event, EventKind};
 
+use super::Container;
 use super::exit::Settling;
-use super::{Container, Observed};
+use crate::driven::{self, Caller};
 use crate::error::{Error, Result};
 use crate::layout::ContainerPaths;
 use crate::process::ProcessName;
 use crate::record::{ExitRecord, NetworkRecord};
 use crate::runtime::Inner;
 use crate::supervisor::wire::{Reply, Request};
-use crate::trash::{Discarded, Trash};
+use crate::trash::{self, Discarded, Trash};
 
 /// How long a directory is emptied anew that somebody writes to: a keeper writes once for a check.
 const WRITERS_PATIENCE: Duration = Duration::from_secs(2);
@@ -28,7 +29,7 @@ impl Inner {
         match self.container(id) {
             Err(Error::Corrupt { .. }) => {
                 let (inner, id) = (self.clone(), id.clone());
-                tokio::spawn(async move { inner.remove_unreadable(&id).await }).await.map_err(Error::ThreadLost)?
+                driven::to_the_end(|caller| async move { inner.remove_unreadable(&id, &caller).await }).await
             }
             other => self.remove_this(other?).await,
         }
@@ -40,17 +41,21 @@ impl Inner {
         container: Container,
     ) -> Result<Vec<(String, volumes_s3::Error)>> {
         let inner = self.clone();
-        tokio::spawn(async move { inner.remove_to_the_end(container).await }).await.map_err(Error::ThreadLost)?
+        driven::to_the_end(|caller| async move { inner.remove_to_the_end(container, &caller).await }).await
     }
 
-    async fn remove_to_the_end(&self, container: Container) -> Result<Vec<(String, volumes_s3::Error)>> {
+    pub(super) async fn remove_to_the_end(
+        &self,
+        container: Container,
+        caller: &Caller,
+    ) -> Result<Vec<(String, volumes_s3::Error)>> {
         let id = &container.record.id;
         // What is owed since an earlier end was told then.
         let settling = match self.exit_record(&container) {
             Ok(Some(_)) => Settling::Left,
             _ => Settling::Joined,
         };
-        let ended = self.end(&container, libc::SIGKILL, Duration::ZERO).await;
+        let ended = self.end(&container, libc::SIGKILL, Duration::ZERO, Some(caller)).await;
         let (lock, container) = match self.lock(&container).await {
             // With its end it was removed.
             Err(Error::NoSuchContainer { .. }) if container.record.spec.remove_on_exit => {
@@ -61,6 +66,10 @@ impl Inner {
             }
             other => other?,
         };
+        if caller.is_gone() {
+            return Err(Error::CalledOff { id: id.to_string() });
+        }
+        caller.begin();
         if matches!(&ended, Err(error) if error.is_without_answer())
             && let Some(connection) = self.supervisor(&container).await?
         {
@@ -92,7 +101,11 @@ impl Inner {
         let supervisor = match self.exit_record(&container) {
             Ok(Some(record)) => record.supervisor(),
             // It lives only to write its record, which nobody will read.
-            Ok(None) => unrecorded.and_then(|record| record.supervisor()).inspect(|supervisor| supervisor.kill()),
+            Ok(None) => unrecorded.and_then(|record| record.supervisor()).inspect(|supervisor| {
+                if let Err(error) = supervisor.kill() {
+                    tracing::warn!(container = %id, %error, "its supervisor lives on");
+                }
+            }),
             Err(error) => {
                 tracing::warn!(container = %id, error = error.chain(), "its end is not known");
                 None
@@ -100,7 +113,9 @@ impl Inner {
         };
         let owed = self.settle_volumes(&container, settling).await;
         let freed = self.free(&container, supervisor, None).await;
-        self.tell(Event::now(EventKind::Remove).of(id));
+        if !container.paths.record().exists() {
+            self.tell(Event::now(EventKind::Remove).of(id));
+        }
         lock.remove();
         freed.map(|()| owed)
     }
@@ -197,17 +212,6 @@ impl Inner {
         let again = self.end_volumes(container, undone, patience).await.into_iter().filter(of_disk);
         again.map(|(name, source)| Error::of_volume(&name, source)).collect()
     }
-
-    /// Whether `container` is over, for those who must not remove a running one.
-    pub(crate) async fn is_ended(&self, container: &Container) -> Result<bool> {
-        let observed = self.observe(container).await?;
-        Ok(match observed {
-            Observed::Ended(_) => true,
-            // Created and not started: nothing of the user's runs.
-            Observed::Supervised(status) => status.phase == crate::supervisor::wire::Phase::Created,
-            Observed::Pending | Observed::Unsupervised => false,
-        })
-    }
 }
 
 /// Takes away what a container has on disk, in the run directory and beneath the root; blocking.
@@ -215,8 +219,8 @@ pub(super) fn take_files(paths: &ContainerPaths, trash: &Trash) -> (Result<()>, 
     let _ = fs::remove_file(&paths.socket);
     let run = remove_dir(&paths.run);
     let dir = match trash.take(&paths.dir) {
-        // The directory that it goes to may need room for the name. Without its record it is gone as well.
-        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+        // Without its record it is gone as well.
+        Err(error) if trash::is_no_place(&error) => {
             let _ = fs::remove_file(paths.record());
             remove_dir(&paths.dir).map(|()| None)
         }

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe};
 
 use super::{Container, Observed};
+use crate::driven;
 use crate::error::{Error, Result};
 use crate::files::open_within;
 use crate::lock::ContainerLock;
@@ -35,6 +36,18 @@ impl Inner {
     /// Does `work` with a descriptor of the root of `container`, on a thread of its own. One that has ended is mounted for
     /// that time, in a mount namespace that nobody else has, and cannot be started or removed meanwhile.
     pub(super) async fn in_root<T: Send + 'static>(
+        &self,
+        container: &Container,
+        view: View,
+        work: impl FnOnce(BorrowedFd<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        // Of one that has ended it has the lock.
+        let Some(inner) = self.weak.upgrade() else { return self.in_root_itself(container, view, work).await };
+        let container = container.clone();
+        driven::while_waited_for(async move { inner.in_root_itself(&container, view, work).await }).await
+    }
+
+    async fn in_root_itself<T: Send + 'static>(
         &self,
         container: &Container,
         view: View,

@@ -12,6 +12,7 @@ use super::exit::Settling;
 use super::remove::remove_dir;
 use super::{Container, Observed};
 use crate::attempts::Attempts;
+use crate::driven::{self, Caller};
 use crate::error::{Error, Result};
 use crate::layout::ContainerPaths;
 use crate::lock::ContainerLock;
@@ -21,14 +22,14 @@ use crate::supervisor::client::Connection;
 use crate::supervisor::wire::{Phase, Reply, Request};
 
 impl Inner {
-    /// Starts `id`; Ok at once if it runs. Goes on to its end when the future is dropped.
+    /// Starts `id`; Ok at once if it runs. Once it has its turn it goes on to its end when the future is dropped.
     pub(crate) async fn start(self: &Arc<Self>, id: &ContainerId) -> Result<()> {
         let (inner, id) = (self.clone(), id.clone());
-        tokio::spawn(async move { inner.start_to_the_end(&id).await }).await.map_err(Error::ThreadLost)?
+        driven::to_the_end(|caller| async move { inner.start_to_the_end(&id, &caller).await }).await
     }
 
-    async fn start_to_the_end(self: &Arc<Self>, id: &ContainerId) -> Result<()> {
-        let (lock, mut container) = self.lock(&self.container(id)?).await?;
+    async fn start_to_the_end(self: &Arc<Self>, id: &ContainerId, caller: &Caller) -> Result<()> {
+        let (lock, mut container) = self.lock_for(caller, id).await?;
         let ended = match self.exit_record(&container)? {
             Some(record) => record,
             None => match self.supervisor(&container).await? {
@@ -73,6 +74,7 @@ impl Inner {
     /// Builds the container anew for one more attempt: same root, address and logs.
     async fn begin_attempt(self: &Arc<Self>, container: &mut Container, ended: &ExitRecord) -> Result<Connection> {
         let supervisor = self.start_supervisor(&container.paths)?;
+        let env = self.resolve_env(&container.record).await?;
         if !container.record.named_volumes().is_empty() {
             ring_keeper(&container.paths)?;
         }
@@ -102,7 +104,7 @@ impl Inner {
         container.record.boot_id.clone_from(&self.boot_id);
         record::write(&container.paths.record(), &container.record)?;
         remove_dir(&container.paths.run)?;
-        self.launch(container, Launch { fill: Vec::new(), held, supervisor }).await
+        self.launch(container, Launch { env, fill: Vec::new(), held, supervisor }).await
     }
 
     /// Gives back what an attempt was to have that could not be begun, and puts that on record if it counts already.

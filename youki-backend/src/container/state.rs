@@ -10,6 +10,7 @@ use super::Container;
 use super::remove::remove_dir;
 use super::start::ring_keeper;
 use super::stop::KILL_PATIENCE;
+use crate::driven;
 use crate::error::{Error, Result};
 use crate::layout::ContainerPaths;
 use crate::lock::ContainerLock;
@@ -110,11 +111,19 @@ impl Inner {
 
     /// The same, also while another attempt is to follow.
     pub(crate) fn last_exit(&self, container: &Container) -> Result<Option<ExitRecord>> {
+        Ok(self.any_exit(container)?.filter(|record| record.attempt == container.record.attempt))
+    }
+
+    /// How the attempt before ended, until the next one is executed: its number is on record before it has a cgroup.
+    pub(crate) fn exit_before(&self, container: &Container) -> Result<Option<ExitRecord>> {
+        Ok(self.any_exit(container)?.filter(|record| record.restarting))
+    }
+
+    fn any_exit(&self, container: &Container) -> Result<Option<ExitRecord>> {
         let path = container.paths.exit_record();
         // A power cut may have damaged what was written shortly before it.
         let rebooted = container.record.boot_id != self.boot_id;
-        let record: Option<ExitRecord> = if rebooted { record::read_intact(&path) } else { record::read(&path) }?;
-        Ok(record.filter(|record| record.attempt == container.record.attempt))
+        if rebooted { record::read_intact(&path) } else { record::read(&path) }
     }
 
     /// The supervisor's word, if there is one that answers.
@@ -139,7 +148,13 @@ impl Inner {
             // It is going, and leaves its record; how long that takes is nobody's business.
             None if self.exit_record(container)?.is_some() || !container.paths.record().exists() => Ok(None),
             // It is ending, or has no room for another connection: that it is gone is told by its process alone.
-            None if connection.peer_has_ended(ENDING_PATIENCE).await => Ok(None),
+            None if connection
+                .peer_has_ended(ENDING_PATIENCE)
+                .await
+                .map_err(Error::supervisor(&container.record.id))? =>
+            {
+                Ok(None)
+            }
             other => Err(Error::Supervisor {
                 id: container.record.id.to_string(),
                 what: format!("lives, and does not say what it does: {other:?}"),
@@ -178,18 +193,19 @@ impl Inner {
 
     /// No supervisor and no exit record: somebody is creating or starting it right now, or it is lost.
     async fn find_lost(&self, container: &Container) -> Result<Observed> {
+        // It may take the lock.
+        let Some(inner) = self.weak.upgrade() else { return self.find_lost_itself(container).await };
+        let container = container.clone();
+        driven::while_waited_for(async move { inner.find_lost_itself(&container).await }).await
+    }
+
+    async fn find_lost_itself(&self, container: &Container) -> Result<Observed> {
         let Some(lock) = ContainerLock::try_acquire(&container.paths.lock)? else {
             let ran = was_created(&container.paths) || self.last_exit(container)?.is_some_and(|ended| ended.restarting);
             return Ok(if ran { Observed::Unsupervised } else { Observed::Pending });
         };
         // Whoever held the lock a moment ago may have changed all of it.
-        let container = match self.container(&container.record.id) {
-            Ok(container) => container,
-            Err(error) => {
-                lock.remove();
-                return Err(error);
-            }
-        };
+        let (lock, container) = self.read_locked(&container.record.id, lock).await?;
         self.observe_locked(&container, &lock).await
     }
 

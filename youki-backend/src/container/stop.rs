@@ -1,5 +1,6 @@
 //! Stopping: the signal, the wait, the kill, the record, the volumes.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use runtime_core::{ContainerId, Event, EventKind};
@@ -7,6 +8,7 @@ use runtime_core::{ContainerId, Event, EventKind};
 use super::exit::Settling;
 use super::{Container, Observed};
 use crate::bundle::signal;
+use crate::driven::Caller;
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
 use crate::runtime::Inner;
@@ -27,7 +29,11 @@ impl Inner {
         signal: Option<&str>,
         timeout: Option<Duration>,
     ) -> Result<Vec<(String, volumes_s3::Error)>> {
-        let container = self.container(id)?;
+        let mut container = self.container(id)?;
+        if container.record.image.is_to_be_pulled() {
+            // What the image says of it, such as the signal, is known once whoever creates it is done.
+            container = self.lock(&container).await?.1;
+        }
         let timeout = timeout.or(container.record.spec.stop_timeout).unwrap_or(DEFAULT_STOP_TIMEOUT);
         let signal = match signal {
             None => container.record.stop_signal,
@@ -35,31 +41,60 @@ impl Inner {
                 signal::parse(text).ok_or_else(|| Error::invalid("signal", format!("{text:?} is no signal")))?
             }
         };
-        self.end(&container, signal, timeout).await?;
-        self.tell(Event::now(EventKind::Stop).of(id));
-        let left = self.leave_network_if_ended(&container).await;
-        let settled = self.settle_ended(&container, Settling::Joined).await;
-        left.map(|()| settled)
+        let had_ended = self.exit_record(&container)?.is_some();
+        self.end(&container, signal, timeout, None).await?;
+        if !had_ended {
+            self.tell(Event::now(EventKind::Stop).of(id));
+        }
+        if let Err(error) = self.leave_network_if_ended(&container).await {
+            // It has stopped all the same; the keeper, the next start and the removal try it again.
+            tracing::warn!(container = %id, error = error.chain(), "its ports are not given back");
+        }
+        Ok(self.settle_ended(&container, Settling::Joined).await)
     }
 
     /// Sends `signal`, waits `timeout`, kills, and returns when the end is on record. Ok at once if it is.
-    pub(crate) async fn end(&self, container: &Container, signal: i32, timeout: Duration) -> Result<()> {
+    /// Begins nothing for a `caller` who has gone.
+    pub(crate) async fn end(
+        &self,
+        container: &Container,
+        signal: i32,
+        timeout: Duration,
+        caller: Option<&Caller>,
+    ) -> Result<()> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         // Whoever creates or starts it is waited for, and kept from starting what is being stopped.
         let mut lock = None;
+        // Told to end, and what it has come to since.
+        let (mut asked, mut were_gone) = (false, false);
+        let mut container = Cow::Borrowed(container);
         loop {
-            match self.observe(container).await? {
+            let observed = match self.observe(&container).await {
+                // With its end it was removed.
+                Err(Error::NoSuchContainer { .. }) if asked => return Ok(()),
+                observed => observed?,
+            };
+            match observed {
+                // The attempt that follows is what is to end.
+                Observed::Ended(_) if lock.is_none() && self.is_being_started(&container)? => {
+                    let (_, now) = self.lock(&container).await?;
+                    if !now.record.is_same_container(&container.record) {
+                        return Ok(());
+                    }
+                    container = Cow::Owned(now);
+                    continue;
+                }
                 Observed::Ended(_) => return Ok(()),
                 Observed::Pending | Observed::Unsupervised => {
                     // Ours may be the one that it waits for.
                     if lock.take().is_none() {
-                        drop(ContainerLock::acquire(container.paths.lock.clone()).await?);
+                        ContainerLock::passed(container.paths.lock.clone()).await?;
                     }
                     continue;
                 }
                 Observed::Supervised(_) => {}
             }
-            let Some(mut connection) = self.supervisor(container).await? else { continue };
+            let Some(mut connection) = self.supervisor(&container).await? else { continue };
             // It may be another one than a moment ago, of the next attempt.
             let started =
                 match connection.ask(&Request::Status).await.map_err(Error::supervisor(&container.record.id))? {
@@ -70,9 +105,14 @@ impl Inner {
                     _ => continue,
                 };
             if !started && lock.is_none() {
-                lock = Some(self.lock(container).await?.0);
+                lock = Some(self.lock(&container).await?.0);
                 continue;
             }
+            if caller.is_some_and(Caller::is_gone) {
+                return Err(Error::CalledOff { id: container.record.id.to_string() });
+            }
+            caller.inspect(|caller| caller.begin());
+            asked = true;
             match connection
                 .ask(&Request::Stop { signal, timeout_ms })
                 .await
@@ -81,11 +121,13 @@ impl Inner {
                 Some(Reply::Exited(_)) => return Ok(()),
                 Some(Reply::Error(what)) if what.starts_with("processes ") => {
                     let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
-                    return Err(Error::StopTimedOut {
-                        id: container.record.id.to_string(),
-                        pids: cgroup.pids().unwrap_or_default(),
-                        waited: KILL_PATIENCE,
-                    });
+                    let pids = cgroup.pids().unwrap_or_default();
+                    // They have gone in this moment, of which its supervisor hears now.
+                    if pids.is_empty() && !std::mem::replace(&mut were_gone, true) {
+                        continue;
+                    }
+                    let id = container.record.id.to_string();
+                    return Err(Error::StopTimedOut { id, pids, waited: KILL_PATIENCE });
                 }
                 Some(Reply::Error(what)) => {
                     return Err(Error::Supervisor { id: container.record.id.to_string(), what, source: None });
@@ -94,5 +136,12 @@ impl Inner {
                 _ => {}
             }
         }
+    }
+
+    /// Whether somebody is about to start one that has ended, and waits for its volumes: then there is a file where its
+    /// supervisor's socket will be, and its lock is held.
+    fn is_being_started(&self, container: &Container) -> Result<bool> {
+        let is_rung = std::fs::symlink_metadata(&container.paths.socket).is_ok_and(|file| file.is_file());
+        Ok(is_rung && ContainerLock::try_acquire(&container.paths.lock)?.is_none())
     }
 }

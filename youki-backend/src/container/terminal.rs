@@ -91,14 +91,15 @@ impl Inner {
             }
             Ok(exec) => exec,
         };
-        rustix::io::ioctl_fionbio(&master, true).map_err(|error| failed()(error.into()))?;
-        // SAFETY: the descriptor is open and owned, moves in, and is closed by the AsyncFd alone.
-        let master = unsafe { AsyncFd::register(master) }.map_err(|error| failed()(error.into()))?;
-        let master = Arc::new(master);
-        if let Some(input) = input {
-            tokio::spawn(type_in(input, master.clone()));
-        }
-        Ok(events_of(id.clone(), exec, move |ended, events| async move { read_off(&master, ended, events).await }))
+        let master = Arc::new(registered(master)?);
+        let typed = input.map(|input| (input, master.clone()));
+        let typing = async move {
+            if let Some((input, master)) = typed {
+                type_in(input, master).await;
+            }
+        };
+        let reading = move |ended, events| async move { read_off(&master, ended, events).await };
+        Ok(events_of(id.clone(), exec, typing, reading))
     }
 }
 
@@ -129,7 +130,16 @@ async fn read_off(master: &AsyncFd<OwnedFd>, mut ended: watch::Receiver<bool>, e
     }
 }
 
-async fn type_in(mut input: ExecInput, master: Arc<AsyncFd<OwnedFd>>) {
+/// A terminal, or a pipe, that is made non-blocking, to be waited for.
+pub(super) fn registered(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>> {
+    let failed = || Error::io("using", "a terminal or a pipe");
+    rustix::io::ioctl_fionbio(&fd, true).map_err(|error| failed()(error.into()))?;
+    // SAFETY: the descriptor is open and owned, moves in, and is closed by the AsyncFd alone.
+    unsafe { AsyncFd::register(fd) }.map_err(|error| failed()(error.into()))
+}
+
+/// Writes `input` to it, up to its end, or that of whoever reads.
+pub(super) async fn type_in(mut input: ExecInput, master: Arc<AsyncFd<OwnedFd>>) {
     while let Some(bytes) = input.next().await {
         let mut rest = &bytes[..];
         while !rest.is_empty() {

@@ -3,6 +3,7 @@
 use runtime_core::{ContainerId, Event, EventKind};
 
 use super::remove::take_files;
+use crate::driven::Caller;
 use crate::error::{Error, Result};
 use crate::lock::ContainerLock;
 use crate::runtime::Inner;
@@ -12,9 +13,26 @@ use crate::supervisor::wire::Request;
 impl Inner {
     /// Kills it, and frees its cgroup, addresses, ports, names and files; gives its named volumes back, and tells which
     /// of them are not durable yet.
-    pub(super) async fn remove_unreadable(&self, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
+    pub(super) async fn remove_unreadable(
+        &self,
+        id: &ContainerId,
+        caller: &Caller,
+    ) -> Result<Vec<(String, volumes_s3::Error)>> {
         let paths = self.layout.container(id);
         let lock = ContainerLock::acquire(paths.lock.clone()).await?;
+        match self.container(id) {
+            Err(Error::Corrupt { .. }) => {}
+            // Whoever had the lock has removed it, or put it right.
+            Err(error @ Error::NoSuchContainer { .. }) => {
+                lock.remove();
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+            Ok(container) => {
+                drop(lock);
+                return self.remove_to_the_end(container, caller).await;
+            }
+        }
         if let Ok(mut connection) = Connection::open(&paths.socket).await {
             // It ends when it has said so, and its mounts with it.
             if connection.ask(&Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 }).await.is_err() {

@@ -11,6 +11,7 @@ use super::create::check_restart;
 use super::{Container, Observed};
 use crate::bundle::resources::{self, CgroupLimits, CgroupWrite, write_all};
 use crate::cgroup::{CgroupPaths, Hierarchy};
+use crate::driven::{self, Caller};
 use crate::error::{Error, Result};
 use crate::record::{self, ContainerRecord};
 use crate::runtime::Inner;
@@ -33,14 +34,14 @@ impl From<ResourcesSpec> for Changes {
 
 impl Inner {
     /// Sets what `changes` names, and leaves the rest. A running container has it when this returns; any keeps it for its
-    /// next start. What is refused changes nothing. Goes on to its end when the future is dropped.
+    /// next start. What is refused changes nothing. Once it has its turn it goes on to its end when the future is dropped.
     pub(crate) async fn update(self: &Arc<Self>, id: &ContainerId, changes: Changes) -> Result<()> {
         let (inner, id) = (self.clone(), id.clone());
-        tokio::spawn(async move { inner.update_to_the_end(&id, changes).await }).await.map_err(Error::ThreadLost)?
+        driven::to_the_end(|caller| async move { inner.update_to_the_end(&id, &caller, changes).await }).await
     }
 
-    async fn update_to_the_end(&self, id: &ContainerId, changes: Changes) -> Result<()> {
-        let (_lock, mut container) = self.lock(&self.container(id)?).await?;
+    async fn update_to_the_end(&self, id: &ContainerId, caller: &Caller, changes: Changes) -> Result<()> {
+        let (_lock, mut container) = self.lock_for(caller, id).await?;
         let mut spec = container.record.spec.clone();
         if let Some(policy) = changes.restart_policy {
             spec.restart_policy = RestartPolicy { delay: policy.delay.or(spec.restart_policy.delay), ..policy };
@@ -82,6 +83,10 @@ impl Inner {
             && former.restart_policy != container.record.spec.restart_policy
             && let Err(error) = self.tell_restart_policy(&container).await
         {
+            // It is told as soon as it goes on: then what is on record is what it does.
+            if error.is_without_answer() {
+                return Err(error);
+            }
             container.record.spec.restart_policy = former.restart_policy;
             record::write(&container.paths.record(), &container.record)?;
             return Err(error);

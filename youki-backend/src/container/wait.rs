@@ -42,7 +42,7 @@ impl Inner {
                 Observed::Ended(record) if record.attempt == attempt => return Ok(*record),
                 // Whoever creates it holds its lock until its supervisor can be asked.
                 Observed::Pending | Observed::Unsupervised => {
-                    drop(ContainerLock::acquire(container.paths.lock.clone()).await?)
+                    ContainerLock::passed(container.paths.lock.clone()).await?
                 }
                 Observed::Ended(record) if record.attempt < attempt => {
                     return Err(Error::NoSuchContainer { id: container.record.id.to_string() });
@@ -76,7 +76,7 @@ impl Inner {
                     return self.declare_lost(container, lock).await;
                 }
                 (Observed::Pending | Observed::Unsupervised, None) => {
-                    drop(ContainerLock::acquire(container.paths.lock.clone()).await?)
+                    ContainerLock::passed(container.paths.lock.clone()).await?
                 }
                 (Observed::Supervised(_), _) => {
                     if let Some(mut connection) = self.supervisor(container).await? {

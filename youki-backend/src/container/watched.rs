@@ -7,6 +7,7 @@ use runtime_core::{ContainerId, WaitOutcome};
 
 use super::Container;
 use super::exit::Settling;
+use crate::driven;
 use crate::error::{Error, Result};
 use crate::record::ExitRecord;
 use crate::runtime::Inner;
@@ -77,9 +78,13 @@ impl Watched {
     /// [`Error::Network`]; the volumes are settled all the same.
     pub async fn settle(&mut self) -> Result<Vec<(String, volumes_s3::Error)>> {
         self.settled = true;
-        let left = self.inner.leave_network_if_ended(&self.container).await;
-        let settled = self.inner.settle_ended(&self.container, Settling::Joined).await;
-        left.map(|()| settled)
+        let (inner, container) = (self.inner.clone(), self.container.clone());
+        let settle = async move {
+            let left = inner.leave_network_if_ended(&container).await;
+            let settled = inner.settle_ended(&container, Settling::Joined).await;
+            left.map(|()| settled)
+        };
+        driven::while_waited_for(settle).await
     }
 
     /// Returns when nothing is left of the container: its supervisor's removal is waited for, and what that left, or
@@ -88,9 +93,13 @@ impl Watched {
     ///
     /// # Errors
     /// What failed while all the rest was freed.
-    pub async fn removed(mut self) -> Result<Vec<(String, volumes_s3::Error)>> {
+    pub async fn removed(self) -> Result<Vec<(String, volumes_s3::Error)>> {
+        driven::while_waited_for(self.removed_by_now()).await
+    }
+
+    async fn removed_by_now(mut self) -> Result<Vec<(String, volumes_s3::Error)>> {
         let has_ended = match self.is_there() && self.inner.exit_record(&self.container)?.is_none() {
-            true => self.inner.end(&self.container, libc::SIGKILL, Duration::ZERO).await,
+            true => self.inner.end(&self.container, libc::SIGKILL, Duration::ZERO, None).await,
             false => Ok(()),
         };
         if has_ended.is_ok()

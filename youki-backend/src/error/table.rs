@@ -125,6 +125,7 @@ fn each_variant_has_a_hint() {
 
 #[test]
 fn each_test_is_there_and_asks_for_the_code() {
+    let known: BTreeSet<String> = rows().iter().map(|row| format!("\"{}\"", row.code)).collect();
     for Row { owner, code, variant, tests } in rows() {
         if let Some(reason) = tests.strip_prefix("none: ") {
             assert!(owner == AGENT_ERROR && reason.split_whitespace().count() > 3, "{owner} {variant}: {reason}");
@@ -147,7 +148,10 @@ fn each_test_is_there_and_asks_for_the_code() {
             let body = body_of_test(&source, name).unwrap_or_else(|| panic!("{file} has no test {name}"));
             let asked = match owner {
                 AGENT_ERROR => format!("AgentError::{variant}"),
-                _ if code == OF_WHAT_IT_HOLDS => continue,
+                _ if code == OF_WHAT_IT_HOLDS => {
+                    assert!(known.iter().any(|code| body.contains(code)), "{file}: {name} asks for no code");
+                    continue;
+                }
                 _ => format!("\"{code}\""),
             };
             assert!(body.contains(&asked), "{file}: {name} does not ask for {asked}");
@@ -163,4 +167,14 @@ fn body_of_test<'a>(source: &'a str, name: &str) -> Option<&'a str> {
     let body = source[begin..].split(&format!("\n{indent}}}\n")).next()?;
     let marked = source[..line].trim_end().rsplit('\n').next().is_some_and(|above| above.contains("test"));
     (marked || source.contains(&format!("    {name},\n"))).then_some(body)
+}
+
+/// By the trait nothing but the reason's text is left of an error.
+#[test]
+fn each_code_is_read_from_a_reason_that_ends_in_it() {
+    let rows = rows();
+    let codes = rows.iter().map(|row| row.code).filter(|code| code.contains('.'));
+    for code in codes {
+        assert_eq!(runtime_core::AgentError::Internal(format!("it failed [{code}]")).code(), code);
+    }
 }

@@ -15,6 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use runtime_core::Owner;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat, readlinkat};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -77,7 +78,7 @@ pub fn pack_path(path: &Path, follow: bool, name: &Path, out: impl Write) -> io:
 ///
 /// # Errors
 /// The kernel's, with the entry's name.
-pub fn unpack_into(dir: &Path, rename: Option<&Path>, tar: impl Read, owner: unpack::Owner) -> io::Result<()> {
+pub fn unpack_into(dir: &Path, rename: Option<&Path>, tar: impl Read, owner: Owner) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, dir, flags, Mode::empty())?;
     unpack::unpack_untrusted(root.as_fd(), Path::new("/"), rename, tar, owner)
@@ -115,7 +116,7 @@ mod tests {
     use std::sync::{Mutex, PoisonError};
 
     use super::pack::pack;
-    use super::unpack::{Owner, unpack};
+    use super::unpack::unpack;
     use super::*;
 
     fn open(dir: &Path) -> OwnedFd {

@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use runtime_core::Owner;
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, RawMode, Statx, StatxFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
     XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, fstat, futimens, linkat, mkdirat, mknodat, openat, statx,
@@ -16,16 +17,6 @@ use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
 use super::{LEASE_PATIENCE, MAX_DEPTH, XATTR_PREFIX, open_regular, open_within};
-
-/// Whom the files belong to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
-    /// Whom the tar names.
-    Kept,
-    /// One for all.
-    #[allow(missing_docs)] // each field is its name
-    Always { uid: u32, gid: u32 },
-}
 
 /// Puts what is in `tar` into the directory `dir` of `root`; its first name component becomes `rename`. Files that are in
 /// the way are replaced; a directory and anything else are not put in each other's place.

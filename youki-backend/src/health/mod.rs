@@ -21,12 +21,13 @@ use state::HealthState;
 pub(crate) use watch::Watches;
 
 impl Inner {
-    /// What the checks of `container` came to; `None` if it has none.
+    /// What the checks of `container` came to; `None` if it has none. Where the file is damaged, nothing is known until the
+    /// next.
     pub(crate) fn health(&self, container: &Container, observed: &Observed) -> Result<Option<HealthDetail>> {
         if plan(&container.record).is_none() {
             return Ok(None);
         }
-        let stored: Option<HealthState> = record::read(&container.paths.health())?;
+        let stored: Option<HealthState> = record::read_intact(&container.paths.health())?;
         Ok(Some(match stored.filter(|state| state.is_of(&container.record)) {
             Some(state) => HealthDetail {
                 status: state.status.word().to_owned(),

@@ -7,8 +7,17 @@ use runtime_core::ServiceSpec;
 use runtime_core::spec::{DEFAULT_INTERVAL, DEFAULT_RETRIES, DEFAULT_TIMEOUT, HealthCheck, HealthSpec};
 use url::{Host, Url};
 
+use crate::bundle;
 use crate::error::{Error, Result};
 use crate::record::ContainerRecord;
+
+/// The least that docker takes.
+const LEAST: Duration = Duration::from_millis(1);
+/// How often an image may have its check made, at most: the host pays for it, and all events share one journal.
+const LEAST_OF_AN_IMAGE: Duration = Duration::from_millis(100);
+
+/// What an answer in HTTP can have.
+const STATUSES: std::ops::RangeInclusive<u16> = 100..=999;
 
 /// The check of a container; `None` if it has none.
 pub(super) fn plan(record: &ContainerRecord) -> Option<HealthSpec> {
@@ -34,8 +43,8 @@ fn of_image(image: &registry::Healthcheck) -> Option<HealthSpec> {
     Some(HealthSpec {
         check: HealthCheck::Command { command },
         start_grace: or(image.start_period, Duration::ZERO),
-        interval: or(image.interval, DEFAULT_INTERVAL),
-        timeout: or(image.timeout, DEFAULT_TIMEOUT),
+        interval: or(image.interval, DEFAULT_INTERVAL).max(LEAST_OF_AN_IMAGE),
+        timeout: or(image.timeout, DEFAULT_TIMEOUT).max(LEAST),
         retries: u32::try_from(image.retries).ok().filter(|retries| *retries > 0).unwrap_or(DEFAULT_RETRIES),
     })
 }
@@ -48,8 +57,7 @@ pub(crate) fn check(spec: &ServiceSpec) -> Result<()> {
         return Err(Error::invalid("no_healthcheck", "there is a health check as well"));
     }
     for (field, time) in [("interval", health.interval), ("timeout", health.timeout)] {
-        // Docker's least.
-        if time < Duration::from_millis(1) {
+        if time < LEAST {
             return invalid(field, "it is less than 1 ms");
         }
     }
@@ -57,12 +65,13 @@ pub(crate) fn check(spec: &ServiceSpec) -> Result<()> {
         return invalid("retries", "it is 0");
     }
     match &health.check {
-        HealthCheck::Command { command } if command.first().is_none_or(String::is_empty) => {
-            invalid("check.command", "it is empty")
-        }
+        HealthCheck::Command { command } => bundle::check_line("health.check.command", command),
         HealthCheck::Tcp { port: 0 } => invalid("check.port", "it is 0"),
+        HealthCheck::Tcp { .. } => Ok(()),
+        HealthCheck::Http { expect_status: Some(status), .. } if !STATUSES.contains(status) => {
+            invalid("check.expect_status", "a status has three digits, and begins with no 0")
+        }
         HealthCheck::Http { url, .. } => target(url).map(drop),
-        HealthCheck::Command { .. } | HealthCheck::Tcp { .. } => Ok(()),
     }
 }
 
@@ -111,7 +120,9 @@ mod tests {
         }
         let plan = of_image(&registry::Healthcheck { interval: -5, retries: -1, timeout: 7, ..image(&["CMD", "x"]) });
         let plan = plan.unwrap();
-        assert_eq!((plan.interval, plan.timeout), (DEFAULT_INTERVAL, Duration::from_nanos(7)));
+        assert_eq!((plan.interval, plan.timeout), (DEFAULT_INTERVAL, LEAST));
+        let often = of_image(&registry::Healthcheck { interval: 1, ..image(&["CMD", "x"]) }).unwrap();
+        assert_eq!(often.interval, LEAST_OF_AN_IMAGE);
         assert_eq!((plan.retries, plan.start_grace), (DEFAULT_RETRIES, Duration::ZERO));
     }
 
@@ -131,6 +142,11 @@ mod tests {
         for (spec, field) in [
             (spec(HealthCheck::Tcp { port: 0 }), "health.check.port"),
             (spec(HealthCheck::Command { command: vec![] }), "health.check.command"),
+            (spec(HealthCheck::Command { command: vec!["sh".into(), "a\0b".into()] }), "health.check.command"),
+            (
+                spec(HealthCheck::Http { url: "http://localhost".into(), expect_status: Some(7) }),
+                "health.check.expect_status",
+            ),
             (slow, "health.interval"),
             (http("ftp://127.0.0.1/"), "health.check.url"),
             (http("http://example.org/"), "health.check.url"),

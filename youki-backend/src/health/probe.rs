@@ -138,14 +138,18 @@ async fn get(mut stream: TcpStream, url: &Url) -> io::Result<u16> {
 }
 
 /// The status in the beginning of an answer, once that is there.
-fn status_of(head: &[u8]) -> io::Result<Option<u16>> {
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut response = httparse::Response::new(&mut headers);
-    let parsed = response.parse(head);
-    match (response.code, parsed) {
-        (Some(status), _) => Ok(Some(status)),
-        (None, Ok(_)) => Ok(None),
-        (None, Err(error)) => Err(io::Error::other(format!("it does not answer in HTTP: {error}"))),
+fn status_of(mut head: &[u8]) -> io::Result<Option<u16>> {
+    loop {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut headers);
+        match (response.parse(head), response.code) {
+            // More is to come, but for 101 (RFC 9110, 15.2).
+            (Ok(httparse::Status::Complete(length)), Some(100 | 102..200)) => head = &head[length..],
+            (Ok(httparse::Status::Partial), Some(100 | 102..200)) => return Ok(None),
+            (_, Some(status)) => return Ok(Some(status)),
+            (Ok(_), None) => return Ok(None),
+            (Err(error), None) => return Err(io::Error::other(format!("it does not answer in HTTP: {error}"))),
+        }
     }
 }
 
@@ -160,9 +164,16 @@ mod tests {
             (b"HTTP/1.1 2", None),
             (b"HTTP/1.1 204 No Content\r\nServer: x", Some(204)),
             (b"HTTP/1.0 503 \r\n\r\nno", Some(503)),
+            (b"HTTP/1.1 103 Early Hints\r\nLink", None),
+            (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK", Some(200)),
         ] {
             assert_eq!(status_of(head).unwrap(), status, "{head:?}");
         }
         assert!(status_of(b"SSH-2.0-OpenSSH\r\n").is_err());
+        // As many interim ones as are read.
+        let mut many = b"HTTP/1.1 100\n\n".repeat(MAX_HEAD_BYTES / 14);
+        assert_eq!(status_of(&many).unwrap(), None);
+        many.extend(b"HTTP/1.1 200 OK\r\n");
+        assert_eq!(status_of(&many).unwrap(), Some(200));
     }
 }

@@ -15,6 +15,7 @@ use super::plan::plan;
 use super::state::HealthState;
 use crate::container::{Container, Observed};
 use crate::error::{Error, Result};
+use crate::keeper::PAUSE_AFTER_ERROR;
 use crate::lock::ContainerLock;
 use crate::record::{self, AttemptKey};
 use crate::runtime::Inner;
@@ -45,6 +46,10 @@ impl Watched {
 impl Watches {
     /// Checks `container` for as long as its supervisor lives. One that is checked already is so once.
     pub fn follow(&self, inner: &Arc<Inner>, container: &Container) {
+        // Its network is not known yet; its supervisor's socket will be followed.
+        if container.record.image.is_to_be_pulled() {
+            return;
+        }
         let Some(plan) = plan(&container.record) else { return };
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
@@ -58,13 +63,22 @@ impl Watches {
                 let next = inner.check_once_started(&mut container, &plan).await;
                 watched.end(&attempt);
                 match next {
-                    Ok(true) if watched.begin(container.record.attempt_key()) => {}
-                    Ok(_) => return,
+                    Ok(true) => {}
+                    Ok(false) | Err(Error::NoSuchContainer { .. }) => return,
                     Err(error) => {
-                        let container = container.record.id.to_string();
-                        tracing::debug!(container, error = error.chain(), "it is no longer checked");
-                        return;
+                        let name = container.record.id.to_string();
+                        tracing::warn!(container = name, error = error.chain(), "it is not checked for a minute");
+                        tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+                        match inner.container(&container.record.id) {
+                            Ok(now) if now.record.is_same_container(&container.record) => container = now,
+                            Ok(_) | Err(Error::NoSuchContainer { .. } | Error::Corrupt { .. }) => return,
+                            // As short of all as before.
+                            Err(_) => {}
+                        }
                     }
+                }
+                if !watched.begin(container.record.attempt_key()) {
+                    return;
                 }
             }
         });
@@ -72,11 +86,15 @@ impl Watches {
 }
 
 impl Inner {
-    /// Checks the attempt of `container`, or the first later one of its supervisor's, from its start to its end. True if
-    /// another one may follow: `container` is at that then.
+    /// Checks the attempt of `container` from its start to its end. True if it is over and another one may follow, or has:
+    /// `container` is at that then.
     async fn check_once_started(&self, container: &mut Container, plan: &HealthSpec) -> Result<bool> {
         let Some(started) = self.wait_for_start(container).await? else { return Ok(false) };
-        container.record.attempt = started.attempt;
+        if started.attempt != container.record.attempt {
+            // It is watched under its own key, which no other task has then.
+            container.record.attempt = started.attempt;
+            return Ok(true);
+        }
         tokio::select! {
             biased;
             ended = self.wait_for_end(container) => {
@@ -104,7 +122,7 @@ impl Inner {
                 Observed::Ended(_) => return Ok(None),
                 // Its socket is there before anybody listens: whoever creates it holds its lock until then.
                 Observed::Pending | Observed::Unsupervised => {
-                    drop(ContainerLock::acquire(container.paths.lock.clone()).await?)
+                    ContainerLock::passed(container.paths.lock.clone()).await?
                 }
                 Observed::Supervised(_) => {}
             }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep};
-use volumes_s3::VolumeStore;
 
 use super::{PAUSE_AFTER_ERROR, until};
 use crate::dir_watch::{Changed, DirWatch};
@@ -95,8 +94,8 @@ async fn pay_all(weak: &Weak<Inner>) -> Result<()> {
     let mut tries = FuturesUnordered::new();
     loop {
         while let Some(name) = debts.take(Instant::now()) {
-            let Some(volumes) = weak.upgrade().map(|inner| inner.volumes.clone()) else { return Ok(()) };
-            tries.push(async move { (try_to_pay(&volumes, &name).await, name) });
+            let Some(inner) = weak.upgrade() else { return Ok(()) };
+            tries.push(async move { (try_to_pay(&inner, &name).await, name) });
         }
         let next = debts.next();
         tokio::select! {
@@ -123,10 +122,10 @@ async fn pay_all(weak: &Weak<Inner>) -> Result<()> {
 
 /// Whether nothing is owed any more; `None` where somebody works with the volume: waiting for him, a try would keep others
 /// from theirs.
-async fn try_to_pay(volumes: &VolumeStore, name: &str) -> Option<bool> {
-    let paid = match volumes.is_idle(name).await {
+async fn try_to_pay(inner: &Inner, name: &str) -> Option<bool> {
+    let paid = match inner.volumes.is_idle(name).await {
         Ok(false) => return None,
-        Ok(true) => volumes.retry(name).await,
+        Ok(true) => inner.pay(name).await,
         Err(error) => Err(error),
     };
     Some(paid.inspect_err(|error| tracing::debug!(volume = name, %error, "still owed to S3")).is_ok())

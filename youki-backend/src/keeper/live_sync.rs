@@ -1,6 +1,5 @@
 //! Live syncs: volumes that containers here write to are synced while they are used.
 
-use std::collections::HashMap;
 use std::sync::Weak;
 
 use futures_util::{StreamExt, stream};
@@ -17,17 +16,17 @@ pub(super) async fn apply(weak: Weak<Inner>) {
     let configured =
         weak.upgrade().and_then(|inner| inner.config.volumes.live_sync.filter(|_| inner.config.s3.is_some()));
     let Some(interval) = configured else { return };
-    let mut told = HashMap::new();
     loop {
         tokio::time::sleep(interval).await;
         let Some(inner) = weak.upgrade() else { return };
-        inner.sync_used_volumes(&mut told).await;
+        inner.sync_used_volumes().await;
     }
 }
 
 impl Inner {
-    /// Syncs once what is used; `told` are the generations that events told of.
-    async fn sync_used_volumes(&self, told: &mut HashMap<String, Option<u64>>) {
+    /// Syncs once what is used. What fails round after round is told once: the volume says whether the last try of anybody
+    /// failed.
+    async fn sync_used_volumes(&self) {
         let names = match self.volumes.written().await {
             Ok(names) => names,
             Err(error) => {
@@ -35,22 +34,20 @@ impl Inner {
                 return;
             }
         };
-        told.retain(|name, _| names.contains(name));
         let syncs = names.into_iter().map(|name| async move {
-            let before = self.volumes.status(&name).await.ok().and_then(|status| status.generation);
+            let before = self.volumes.status(&name).await.ok();
             (self.volumes.sync(&name).await, before, name)
         });
         let mut syncs = stream::iter(syncs).buffer_unordered(AT_ONCE);
         while let Some((synced, before, name)) = syncs.next().await {
+            let (generation, had_failed) =
+                before.map_or((None, false), |before| (before.generation, before.last_error.is_some()));
             match synced {
-                Ok(status) => {
-                    let last = told.insert(name.clone(), status.generation);
-                    if last.unwrap_or(before) != status.generation {
-                        self.tell_of_volume(&name, "durable");
-                    }
-                }
-                // What is owed now is retried, and told with the end of its use.
-                Err(error) => tracing::debug!(volume = name, %error, "not synced while it is used"),
+                Ok(status) if status.generation != generation || had_failed => self.tell_of_volume(&name, "durable"),
+                // As it was; or given back and removed since.
+                Ok(_) | Err(volumes_s3::Error::NotFound { .. }) => {}
+                Err(error) if had_failed => tracing::debug!(volume = name, %error, "not synced while it is used"),
+                Err(error) => self.tell_whether_durable(&name, Some(&error)),
             }
         }
     }

@@ -19,7 +19,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::bridge::{self, failed};
 use super::definition::{DEFAULT_NETWORK, Definition, Place};
 use super::netlink::{CREATE, Netlink};
-use super::{Lease, names, ports};
+use super::{Lease, lease, names, ports};
 use crate::error::{Error, Result};
 
 /// The container's end of the veth pair.
@@ -39,9 +39,21 @@ pub(super) struct Attachment {
     pub pid: u32,
 }
 
-/// Attaches, and opens its ports; the calling thread ends up in the container's network namespace.
-pub(super) fn attach(place: &Place, network: &Definition, attachment: &Attachment) -> Result<()> {
-    let Attachment { lease, id, names, pid } = attachment;
+/// An attachment for which all locks were waited for.
+#[derive(Debug)]
+pub(super) struct Ready {
+    attachment: Attachment,
+    network: Definition,
+    /// Of the container.
+    namespace: File,
+    /// Nobody removes the bridge meanwhile.
+    held: File,
+}
+
+/// Opens the ports of `attachment`, and tells the others of the network its names.
+pub(super) fn prepare(place: &Place, attachment: Attachment) -> Result<Ready> {
+    let Attachment { lease, id, names, pid } = &attachment;
+    let network = place.find(&lease.network)?;
     if !network.subnet.is_host(lease.ip) || network.gateway != lease.gateway {
         return Err(Error::Network {
             network: network.name.clone(),
@@ -53,20 +65,34 @@ pub(super) fn attach(place: &Place, network: &Definition, attachment: &Attachmen
         });
     }
     let namespace =
-        open_namespace(*pid).map_err(|e| failed(network, &format!("opening the network of process {pid}"), e))?;
-    let mut host = Netlink::open().map_err(|e| failed(network, "opening netlink", e))?;
+        open_namespace(*pid).map_err(|e| failed(&network, &format!("opening the network of process {pid}"), e))?;
     if network.name == DEFAULT_NETWORK {
-        place.use_default(network)?;
+        place.use_default(&network)?;
     }
     ports::open(place, id)?;
     // Before anything is made for one that is gone already.
     names::join(place, lease, id, names)?;
-    make_pair(place, network, lease, &namespace, &mut host)?;
-    let set_up = enter(&namespace).map_err(|e| failed(network, "entering the container's network", e));
-    set_up.and_then(|()| configure(network, lease)).inspect_err(|_| {
-        // The first error is the one to tell; the pair also goes with the namespace.
-        let _ = delete_link(&mut host, &lease.host_ifname);
-    })
+    let held = bridge::hold(place, &network)?;
+    Ok(Ready { network, namespace, held, attachment })
+}
+
+impl Ready {
+    /// Connects it; the calling thread ends up in the container's network namespace.
+    pub(super) fn attach(self, place: &Place) -> Result<()> {
+        let Self { network, namespace, held, attachment: Attachment { lease, id, .. } } = self;
+        if !lease::is_held(place, &lease, &id) {
+            let what = format!("{id} has given {} back before it was its turn", lease.ip);
+            return Err(Error::Network { network: network.name, what, source: None });
+        }
+        let mut host = Netlink::open().map_err(|e| failed(&network, "opening netlink", e))?;
+        make_pair(place, &network, &lease, &namespace, &mut host)?;
+        drop(held);
+        let set_up = enter(&namespace).map_err(|e| failed(&network, "entering the container's network", e));
+        set_up.and_then(|()| configure(&network, &lease)).inspect_err(|_| {
+            // The first error is the one to tell; the pair also goes with the namespace.
+            let _ = delete_link(&mut host, &lease.host_ifname);
+        })
+    }
 }
 
 /// Deletes the host's end, and so the pair.
@@ -97,7 +123,6 @@ fn enter(namespace: &File) -> io::Result<()> {
 
 /// One message makes both ends: the host's up and in the bridge, the other in the container.
 fn make_pair(place: &Place, network: &Definition, lease: &Lease, namespace: &File, host: &mut Netlink) -> Result<()> {
-    let _held = bridge::hold(place, network)?;
     let mut tries = 0;
     loop {
         tries += 1;

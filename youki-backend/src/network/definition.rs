@@ -231,6 +231,9 @@ pub(super) fn create(place: &Place, name: &str, options: &NetworkOptions) -> Res
         return Err(wrong(name, format!("the gateway {gateway} is no host's address of {subnet}")));
     }
     let least = if subnet6.is_some() { MIN_MTU_IPV6 } else { MIN_MTU };
+    if subnet.hosts() == 1 && subnet.is_host(gateway) {
+        return Err(wrong(name, format!("with the gateway {gateway}, {subnet} has no address for a container")));
+    }
     if let Some(mtu) = options.mtu
         && !(least..=MAX_MTU).contains(&mtu)
     {
@@ -247,7 +250,12 @@ pub(super) fn create(place: &Place, name: &str, options: &NetworkOptions) -> Res
         created_at: Some(Utc::now()),
     };
     fs::create_dir_all(&place.definitions).map_err(Error::io("creating", &place.definitions))?;
-    record::write(&place.file(name), &definition)?;
+    record::sync_names(place.definitions.parent().unwrap_or(&place.definitions))?;
+    let file = place.file(name);
+    record::write_synced(&file, &definition).inspect_err(|_| {
+        // It may have come as far as its name, and what is told to have failed is not there.
+        let _ = fs::remove_file(&file);
+    })?;
     Ok(definition)
 }
 

@@ -9,6 +9,7 @@
 //! connections and neighbour entries meet a new container.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::fs::File;
@@ -17,7 +18,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -210,6 +211,23 @@ pub(super) fn free(place: &Place, unwanted: impl Fn(&str) -> bool) -> Result<Vec
     Ok(freed)
 }
 
+/// Frees what `id` has in other networks than `name`. A create that was killed leaves a lease, and as long as there is an
+/// `id` again nothing else would tell whose it was.
+pub(super) fn free_elsewhere(place: &Place, name: &str, id: &str) -> Result<()> {
+    for dir in subdirectories(&place.run.join("leases"))? {
+        let Some(network) = dir.file_name().and_then(OsStr::to_str).filter(|network| *network != name) else {
+            continue;
+        };
+        // A network that is removed meanwhile holds nothing.
+        let Ok(held) = list(&dir) else { continue };
+        for (ip, _) in held.into_iter().filter(|(_, holder)| holder == id) {
+            let Ok(definition) = place.find(network) else { continue };
+            give_back(place, &lease(place, &definition, id, ip), id)?;
+        }
+    }
+    Ok(())
+}
+
 /// Frees one lease, and what an attach that came too late has told of it.
 pub(super) fn give_back(place: &Place, lease: &Lease, id: &str) -> Result<()> {
     let path = file(place, lease, id);
@@ -257,6 +275,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The same for who opens the root, and only tidies up after others.
 pub(super) const OPEN_PATIENCE: Duration = Duration::from_secs(3);
 
+/// Pauses between two looks at a lock that somebody has: the first one, doubled each time, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_micros(200);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+
 /// Takes the lock `name` in the lease directory; it is held as long as the file is open, or its holder lives. Blocks for a
 /// minute at most.
 pub(super) fn lock(dir: &Path, name: &str, how: FlockOperation) -> Result<File> {
@@ -285,26 +307,24 @@ pub(super) fn lock_within(dir: &Path, name: &str, how: FlockOperation, patience:
         Err(rustix::io::Errno::WOULDBLOCK) => {}
         Err(error) => return Err(failed(error.into())),
     }
-    let (answer, locked) = std::sync::mpsc::sync_channel(1);
-    let wait = move || {
-        let outcome = loop {
-            match flock(&file, how) {
-                Err(rustix::io::Errno::INTR) => {}
-                outcome => break outcome,
-            }
-        };
-        // The lock goes with the file if nobody waits any more.
-        let _ = answer.send(outcome.map(|()| file));
-    };
-    std::thread::Builder::new().name("berth-net-lock".to_owned()).spawn(wait).map_err(failed)?;
-    match locked.recv_timeout(patience) {
-        Ok(locked) => locked.map_err(|error| failed(error.into())),
-        Err(_) => Err(Error::Network {
-            network: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            what: format!("{} has {}: waited {patience:?} for it", holder(&path), path.display()),
-            source: None,
-        }),
+    // Asked again and again: who waits in the kernel cannot be called off, and would keep its thread and its file for as
+    // long as a holder is stopped.
+    let begin = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    while begin.elapsed() < patience {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        match flock(&file, at_once) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
     }
+    Err(Error::Network {
+        network: dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        what: format!("{} has {}: waited {patience:?} for it", holder(&path), path.display()),
+        source: None,
+    })
 }
 
 /// All leases of a directory. What is not one (the lock) is passed over.

@@ -54,8 +54,11 @@ pub(crate) use subnet::Subnet;
 /// How the table of every root begins, and so the alias of its interfaces.
 pub(crate) const TABLE_PREFIX: &str = "berth_";
 
-/// Attaches at once. The kernel makes links one at a time whatever is asked (`rtnl_lock`): more only wait in threads.
-const CONCURRENT_CHANGES: usize = 4;
+/// Pairs that are made at once. The kernel makes links one at a time whatever is asked (`rtnl_lock`): more only wait in
+/// threads. Nobody who has his turn waits for another's lock.
+const CONCURRENT_LINKS: usize = 4;
+/// Threads at once that wait for locks, and change what those guard: 1,000 stops at once must not be as many threads.
+const CONCURRENT_CHANGES: usize = 128;
 
 /// A network, as `berth network inspect` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -132,6 +135,7 @@ impl Departure {
 #[derive(Debug, Clone)]
 pub(crate) struct Networks {
     place: Arc<Place>,
+    links: Arc<Semaphore>,
     changes: Arc<Semaphore>,
 }
 
@@ -149,16 +153,23 @@ impl Networks {
                 "containers are on this one: it stays the default network until they are gone"
             );
         }
-        Ok(Self { place: Arc::new(place), changes: Arc::new(Semaphore::new(CONCURRENT_CHANGES)) })
+        Ok(Self {
+            place: Arc::new(place),
+            links: Arc::new(Semaphore::new(CONCURRENT_LINKS)),
+            changes: Arc::new(Semaphore::new(CONCURRENT_CHANGES)),
+        })
     }
 
-    /// Leases an address in `network` to container `id`; the one it has, if it has one. It stays leased until
-    /// [`free`](Self::free), whoever dies, and no two containers of any process get the same. Blocks for a file lock.
+    /// Leases an address in `network` to container `id`; the one it has, if it has one, and then in no other network. It
+    /// stays leased until [`free`](Self::free), whoever dies, and no two containers of any process get the same. Blocks for
+    /// a file lock.
     ///
     /// # Errors
     /// [`Error::NoSuchNetwork`], [`Error::SubnetExhausted`], [`Error::Io`].
     pub fn lease(&self, network: &str, id: &str) -> Result<Lease> {
-        lease::take(&self.place, network, id, None)
+        let leased = lease::take(&self.place, network, id, None)?;
+        lease::free_elsewhere(&self.place, &leased.network, id)?;
+        Ok(leased)
     }
 
     /// As [`lease`](Self::lease), but the address of an earlier lease if it is free: after a reboot, when leases are
@@ -176,6 +187,11 @@ impl Networks {
     /// [`Error::Io`].
     pub fn free(&self, lease: &Lease, id: &str) -> Result<()> {
         lease::give_back(&self.place, lease, id)
+    }
+
+    /// Frees whatever addresses `id` has, which nothing leads to any more. Blocks for a file lock.
+    pub fn free_all_of(&self, id: &str) -> Result<()> {
+        lease::free_elsewhere(&self.place, "", id)
     }
 
     /// Reserves ports of the host, and tells which: those asked for, and free ones where none was. They are opened with
@@ -204,15 +220,17 @@ impl Networks {
     /// Connects the network namespace of process `pid`, which must be its own, to the lease's bridge: an interface
     /// `eth0` with the leased address and the default route, `lo` up. Opens its ports, and tells the others of the
     /// network its `names`. Makes bridge and firewall table where they are missing. What a failure leaves half done is
-    /// undone, but for ports and names ([`leave`](Self::leave)). Dropping the future lets it finish in the background:
-    /// [`detach`](Self::detach) then, as after success.
+    /// undone, but for ports and names ([`leave`](Self::leave)). Dropping the future lets what has begun finish in the
+    /// background: [`detach`](Self::detach) then, as after success.
     ///
     /// # Errors
     /// [`Error::Network`]; [`Error::Configuration`] when an interface of the bridge's name is not this root's;
     /// [`Error::SubnetOverlap`] when the host is on a network that the bridge would hide.
     pub async fn attach(&self, lease: &Lease, id: &str, names: Vec<String>, pid: u32) -> Result<()> {
         let attachment = Attachment { lease: lease.clone(), id: id.to_owned(), names, pid };
-        self.change(move |place| attach::attach(place, &place.find(&attachment.lease.network)?, &attachment)).await
+        let ready = self.change(move |place| attach::prepare(place, attachment)).await?;
+        let _turn = self.links.acquire().await;
+        self.change(move |place| ready.attach(place)).await
     }
 
     /// Takes the container's interface away. There may be none: it vanishes with its network namespace.
@@ -379,13 +397,12 @@ impl Networks {
             what: "its thread could not be run".to_owned(),
             source,
         };
-        let permit = Arc::clone(&self.changes).acquire_owned().await.map_err(|e| failed(Some(Box::new(e))))?;
-        on_own_thread(move || {
+        let permit = Arc::clone(&self.changes).acquire_owned().await;
+        let work = move || {
             let _permit = permit;
             work(&place)
-        })
-        .await
-        .unwrap_or_else(|error| Err(failed(error.map(Into::into))))
+        };
+        on_own_thread(work).await.unwrap_or_else(|error| Err(failed(error.map(Into::into))))
     }
 }
 

@@ -1,16 +1,20 @@
 //! The [`Runtime`] trait over the inherent methods of [`YoukiRuntime`].
 
+use std::io::{Read, Write};
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
-use registry::PullOptions;
+use registry::{PullOptions, PushOptions};
 use runtime_core::spec::ResourcesSpec;
 use runtime_core::{
-    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, DetailedStats,
-    EventStream, EventsOptions, ExecEventStream, ExecInput, ExecOptions, ImageInfo, LogEntry, LogRecordStream,
-    LogsOptions, PruneResult, PullPolicy, RegistryAuth, Runtime, ServiceSpec, TopEntry, VolumeStatus, WaitOutcome,
+    AgentError, AttachStream, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary,
+    CopyInOptions, DetailedStats, DiffEntry, EventStream, EventsOptions, ExecEventStream, ExecInput, ExecOptions,
+    HistoryEntry, HistoryPruned, HistoryStep, ImageDetails, ImageInfo, LogEntry, LogRecordStream, LogsOptions,
+    Progress, PruneResult, PullEventStream, PullPolicy, RegistryAuth, RestoreOptions, RestoreReport, Runtime,
+    ServiceSpec, StatsSnapshot, StatsStream, TopEntry, VerifyReport, VolumeStatus, WaitOutcome,
 };
 
 use super::YoukiRuntime;
@@ -106,12 +110,7 @@ impl Runtime for YoukiRuntime {
 
     async fn list_images(&self) -> runtime_core::Result<Vec<ImageInfo>> {
         let images = self.0.images.list().await.map_err(Error::from)?;
-        let info = |image: registry::StoredImage| ImageInfo {
-            reference: image.reference,
-            digest: Some(image.digest),
-            size_bytes: Some(image.size_bytes),
-        };
-        Ok(images.into_iter().map(info).collect())
+        Ok(images.into_iter().map(|image| image_info(image.reference, image.digest, image.size_bytes)).collect())
     }
 
     async fn remove_image(&self, image: &str, force: bool) -> runtime_core::Result<()> {
@@ -149,6 +148,15 @@ impl Runtime for YoukiRuntime {
         Ok(self.detailed_stats(id).await?)
     }
 
+    async fn stats_all(&self) -> runtime_core::Result<Vec<StatsSnapshot>> {
+        Ok(YoukiRuntime::stats_all(self).await?)
+    }
+
+    async fn stats_stream(&self, id: &ContainerId, interval: Duration) -> runtime_core::Result<StatsStream> {
+        let snapshots = YoukiRuntime::stats_stream(self, id, interval).await?;
+        Ok(Box::pin(snapshots.map(|snapshot| snapshot.map_err(AgentError::from))))
+    }
+
     async fn exec_with(
         &self,
         id: &ContainerId,
@@ -157,6 +165,34 @@ impl Runtime for YoukiRuntime {
         input: Option<ExecInput>,
     ) -> runtime_core::Result<ExecEventStream> {
         Ok(self.0.exec_events(id, command, options, input).await?)
+    }
+
+    async fn attach(&self, id: &ContainerId, input: Option<ExecInput>) -> runtime_core::Result<AttachStream> {
+        Ok(self.0.attach_stream(id, input).await?)
+    }
+
+    async fn copy_out(
+        &self,
+        id: &ContainerId,
+        path: &Path,
+        follow: bool,
+        out: Box<dyn Write + Send>,
+    ) -> runtime_core::Result<()> {
+        Ok(YoukiRuntime::copy_out(self, id, path, follow, out).await?)
+    }
+
+    async fn copy_in(
+        &self,
+        id: &ContainerId,
+        dir: &Path,
+        tar: Box<dyn Read + Send>,
+        options: &CopyInOptions,
+    ) -> runtime_core::Result<()> {
+        Ok(YoukiRuntime::copy_in(self, id, dir, tar, options.clone()).await?)
+    }
+
+    async fn export(&self, id: &ContainerId, out: Box<dyn Write + Send>) -> runtime_core::Result<()> {
+        Ok(YoukiRuntime::export(self, id, out).await?)
     }
 
     async fn pause(&self, id: &ContainerId) -> runtime_core::Result<()> {
@@ -179,6 +215,41 @@ impl Runtime for YoukiRuntime {
         Ok(Box::pin(YoukiRuntime::events(self, options).map(|event| event.map_err(AgentError::from))))
     }
 
+    async fn pull_image_stream(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        auth: Option<&RegistryAuth>,
+    ) -> runtime_core::Result<PullEventStream> {
+        let options = PullOptions { policy, auth: auth.cloned(), ..PullOptions::default() };
+        let (events, image) = (self.pull_events(image, options), image.to_owned());
+        Ok(Box::pin(events.map(move |event| event.map_err(|error| error.into_pull(&image)))))
+    }
+
+    async fn push_image(&self, reference: &str, auth: Option<&RegistryAuth>) -> runtime_core::Result<String> {
+        let options = PushOptions { auth: auth.cloned(), progress: None };
+        Ok(self.0.images.push(reference, options).await.map_err(Error::from)?)
+    }
+
+    async fn save_images(&self, images: &[String], out: Box<dyn Write + Send>) -> runtime_core::Result<()> {
+        Ok(self.0.images.save(images, out).await.map_err(Error::from)?)
+    }
+
+    async fn load_images(&self, path: &Path) -> runtime_core::Result<Vec<ImageInfo>> {
+        let images = self.load(path).await?;
+        Ok(images.into_iter().map(|image| image_info(image.reference, image.digest, image.size_bytes)).collect())
+    }
+
+    async fn image_history(&self, image: &str) -> runtime_core::Result<Vec<HistoryStep>> {
+        Ok(self.0.images.history(image).await.map_err(Error::from)?)
+    }
+
+    async fn inspect_image(&self, image: &str) -> runtime_core::Result<ImageDetails> {
+        let found = self.0.images.find(image).await.map_err(Error::from)?;
+        let found = found.ok_or_else(|| Error::from(registry::Error::NotPresent(image.to_owned())))?;
+        Ok(found.into())
+    }
+
     async fn list_volumes(&self) -> runtime_core::Result<Vec<VolumeStatus>> {
         Ok(self.0.volumes.list().await.map_err(Error::from)?)
     }
@@ -186,4 +257,46 @@ impl Runtime for YoukiRuntime {
     async fn volume_status(&self, name: &str) -> runtime_core::Result<VolumeStatus> {
         Ok(self.0.volumes.status(name).await.map_err(Error::from)?)
     }
+
+    async fn volume_history(&self, name: &str, all: bool) -> runtime_core::Result<Vec<HistoryEntry>> {
+        Ok(self.0.volumes.history(name, all).await.map_err(Error::from)?)
+    }
+
+    async fn restore_volume(&self, name: &str, options: &RestoreOptions) -> runtime_core::Result<RestoreReport> {
+        Ok(self.0.volumes.restore(name, options.clone()).await.map_err(Error::from)?)
+    }
+
+    async fn diff_volume(&self, name: &str, old: u64, new: u64) -> runtime_core::Result<Vec<DiffEntry>> {
+        Ok(self.0.volumes.diff(name, old, new).await.map_err(Error::from)?)
+    }
+
+    async fn verify_volume(
+        &self,
+        name: &str,
+        generation: Option<u64>,
+        progress: Progress,
+    ) -> runtime_core::Result<VerifyReport> {
+        Ok(self.0.volumes.verify(name, generation, progress).await.map_err(Error::from)?)
+    }
+
+    async fn prune_volumes(&self) -> runtime_core::Result<PruneResult> {
+        Ok(YoukiRuntime::prune_volumes(self).await?)
+    }
+
+    async fn prune_volume_history(&self, name: &str) -> runtime_core::Result<HistoryPruned> {
+        Ok(self.0.volumes.prune(name).await.map_err(Error::from)?)
+    }
+
+    async fn claim_volume(
+        &self,
+        name: &str,
+        take_over: bool,
+        progress: Progress,
+    ) -> runtime_core::Result<VolumeStatus> {
+        Ok(self.0.volumes.claim(name, take_over, progress).await.map_err(Error::from)?)
+    }
+}
+
+fn image_info(reference: String, digest: String, size_bytes: u64) -> ImageInfo {
+    ImageInfo { reference, digest: Some(digest), size_bytes: Some(size_bytes) }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use runtime_core::PruneResult;
+use runtime_core::{PruneResult, VolumeStatus};
 
 use super::{Inner, YoukiRuntime};
 use crate::error::{Error, Result};
@@ -12,6 +12,14 @@ impl YoukiRuntime {
     /// does so by itself.
     pub async fn give_back_volumes(&self) {
         self.0.give_back_volumes().await;
+    }
+
+    /// [`volumes_s3::VolumeStore::sync`], told as an event.
+    ///
+    /// # Errors
+    /// [`Error::Volume`](crate::Error::Volume).
+    pub async fn sync_volume(&self, name: &str) -> Result<VolumeStatus> {
+        Ok(self.0.sync_volume(name).await?)
     }
 
     /// Tries again what volumes owe to S3, whether their containers are there or not, within the time that a stop has for

@@ -42,19 +42,23 @@ pub(crate) fn read(cgroup: &CgroupPaths, own_network_of: Option<u32>) -> Detaile
 /// [`Error::Io`] when the cgroup is gone; [`Error::Unsupported`] when the host does not account CPU time or memory.
 pub(crate) fn basic(cgroup: &CgroupPaths) -> Result<ContainerStats> {
     let mut source = Source::default();
+    let timestamp = Utc::now();
     let (cpu, memory, limit) = match &cgroup.dirs {
         Dirs::V1(dirs) => v1::basic(&mut source, dirs),
         Dirs::V2(dir) => v2::basic(&mut source, dir),
     };
     let missing = |controller: &'static str| match cgroup.dir(controller) {
-        Some(dir) if !dir.exists() => Error::io("reading", dir)(std::io::Error::from_raw_os_error(libc::ENOENT)),
+        // Of a cgroup that goes away its files go first.
+        Some(dir) if cgroup.pids().is_ok_and(|pids| pids.is_empty()) || !dir.exists() => {
+            Error::io("reading", dir)(std::io::Error::from_raw_os_error(libc::ENOENT))
+        }
         _ => Error::Unsupported { what: format!("reading usage without the {controller} controller") },
     };
     Ok(ContainerStats {
         cpu_usage_usec: cpu.ok_or_else(|| missing("cpuacct"))?,
         memory_bytes: memory.ok_or_else(|| missing("memory"))?,
         memory_limit: limit.unwrap_or(u64::MAX),
-        timestamp: Utc::now(),
+        timestamp,
     })
 }
 

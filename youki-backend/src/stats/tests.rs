@@ -129,6 +129,9 @@ fn every_v2_file_is_read_and_one_that_is_missing_is_unknown() {
     assert_eq!((stats.pressure.memory, stats.pressure.io), (None, None));
     let few = basic(&cgroup).unwrap();
     assert_eq!((few.cpu_usage_usec, few.memory_bytes, few.memory_limit), (300, 1000, u64::MAX));
+    // What goes away has no process any more; what has one is on a host that does not account memory.
     std::fs::remove_file(dir.path().join("memory.current")).unwrap();
+    assert_eq!(basic(&cgroup).unwrap_err().code(), "io.failed");
+    std::fs::write(dir.path().join("cgroup.procs"), "1\n").unwrap();
     assert_eq!(basic(&cgroup).unwrap_err().code(), "unsupported.here");
 }

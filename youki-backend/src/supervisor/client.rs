@@ -16,8 +16,9 @@ use super::MAX_PLAN_DESCRIPTORS;
 use super::wire::{self, Reply, Request};
 use crate::process::ProcessName;
 
-/// Time for a supervisor to say what it knows. One that is stopped must not hold up what others are asked.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+/// Time for a supervisor to say what it knows. One that is stopped must not hold up what others are asked; one on a host that
+/// has a hundred containers to start at once and no processor to spare answers late.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// Time for it to kill a container, once that has had its time to end, and to free what it holds.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -106,14 +107,21 @@ impl Connection {
 
     /// Asks, and waits for the answer: for what a supervisor knows or does by itself no longer than it can take.
     pub async fn ask(&mut self, request: &Request) -> io::Result<Option<Reply>> {
-        match self.send(request).await {
+        self.ask_with(request, &[]).await
+    }
+
+    /// The same with descriptors beside the request.
+    pub async fn ask_with(&mut self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Option<Reply>> {
+        match self.send_with(request, descriptors).await {
             Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
                 return Ok(None);
             }
             other => other?,
         }
         let patience = match request {
-            Request::Status | Request::Signal(_) | Request::SetRestart(_) | Request::Plan => ANSWER_PATIENCE,
+            Request::Status | Request::Signal(_) | Request::SetRestart(_) | Request::Plan | Request::Attach { .. } => {
+                ANSWER_PATIENCE
+            }
             Request::Stop { timeout_ms, .. } => Duration::from_millis(*timeout_ms).saturating_add(STOP_PATIENCE),
             // They take as long as a program does, or its execution.
             _ => return self.receive().await,
@@ -143,22 +151,25 @@ impl Connection {
     }
 
     /// Whether the supervisor is dead, or is within `patience`.
-    pub async fn peer_has_ended(&self, patience: Duration) -> bool {
-        let pid = self.stream.peer_cred().ok().and_then(|peer| peer.pid());
-        match pid.and_then(ProcessName::of) {
-            Some(supervisor) => supervisor.ended_within(patience).await,
-            None => true,
+    pub async fn peer_has_ended(&self, patience: Duration) -> io::Result<bool> {
+        match self.peer()? {
+            Some(supervisor) => Ok(supervisor.ended_within(patience).await),
+            None => Ok(true),
         }
     }
 
     /// Kills the supervisor, for one that answers nothing: its container dies with it. Returns when it is dead.
     pub async fn kill_peer(&self) -> io::Result<()> {
-        let Some(supervisor) = self.stream.peer_cred()?.pid().and_then(ProcessName::of) else { return Ok(()) };
-        supervisor.kill();
+        let Some(supervisor) = self.peer()? else { return Ok(()) };
+        supervisor.kill()?;
         match supervisor.ended_within(STOP_PATIENCE).await {
             true => Ok(()),
             false => Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {supervisor} survived SIGKILL"))),
         }
+    }
+
+    fn peer(&self) -> io::Result<Option<ProcessName>> {
+        self.stream.peer_cred()?.pid().map_or(Ok(None), ProcessName::of)
     }
 
     /// The descriptor that came with the last replies.

@@ -64,8 +64,9 @@ impl Builder {
 
     /// Its helper and the init die with it.
     async fn kill(&self) -> Result<()> {
-        let Some(supervisor) = ProcessName::of(self.pid.cast_signed()) else { return Ok(()) };
-        supervisor.kill();
+        let failed = || Error::io("killing", format!("process {}", self.pid));
+        let Some(supervisor) = ProcessName::of(self.pid.cast_signed()).map_err(failed())? else { return Ok(()) };
+        supervisor.kill().map_err(failed())?;
         tokio::task::spawn_blocking(move || supervisor.wait_for_end(KILL_PATIENCE)).await.map_err(Error::ThreadLost)?;
         Ok(())
     }

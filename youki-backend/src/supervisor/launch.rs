@@ -154,9 +154,14 @@ fn search(program: &CStr, path: &[u8], mut attempt: impl FnMut(&CStr) -> io::Err
     reason
 }
 
-/// As a shell tells it: 127 when there is no such program, 126 when it cannot be executed.
+/// Exit code of a program that is not there, as a shell's.
+pub(crate) const NOT_FOUND: i32 = 127;
+/// Exit code of one that cannot be executed.
+pub(crate) const CANNOT_EXECUTE: i32 = 126;
+
+/// As a shell tells it.
 pub(crate) fn exec_failure_code(errno: i32) -> i32 {
-    if matches!(errno, libc::ENOENT | libc::ENOTDIR) { 127 } else { 126 }
+    if matches!(errno, libc::ENOENT | libc::ENOTDIR) { NOT_FOUND } else { CANNOT_EXECUTE }
 }
 
 /// Joins a process's own death to its parent's. Must follow the last change of user id, which clears it.
@@ -218,21 +223,42 @@ pub(crate) fn reset_scheduling() {
 pub(crate) fn lift_limits() {
     /// The kernel's default (_STK_LIM).
     const STACK_BYTES: u64 = 8 << 20;
+    const NONE: u64 = libc::RLIM_INFINITY;
+    let limit = |rlim_cur| libc::rlimit { rlim_cur, rlim_max: NONE };
     let unlimited = [libc::RLIMIT_FSIZE, libc::RLIMIT_CPU, libc::RLIMIT_AS, libc::RLIMIT_DATA, libc::RLIMIT_RSS];
-    let soft = unlimited.map(|resource| (resource, libc::RLIM_INFINITY));
-    for (resource, soft) in soft.into_iter().chain([(libc::RLIMIT_STACK, STACK_BYTES)]) {
-        let mut limit = libc::rlimit { rlim_cur: soft, rlim_max: libc::RLIM_INFINITY };
-        // SAFETY: the struct outlives the calls.
+    // The kernel has numbers for these by the host's memory, and an administrator his own: the first process has them.
+    let of_host = [
+        libc::RLIMIT_NPROC,
+        libc::RLIMIT_MEMLOCK,
+        libc::RLIMIT_SIGPENDING,
+        libc::RLIMIT_MSGQUEUE,
+        libc::RLIMIT_NICE,
+        libc::RLIMIT_RTPRIO,
+        libc::RLIMIT_RTTIME,
+        libc::RLIMIT_LOCKS,
+    ];
+    let unlimited = unlimited.into_iter().map(|resource| (resource, limit(NONE)));
+    let of_host = of_host.into_iter().filter_map(|resource| Some((resource, limit_of_first_process(resource)?)));
+    for (resource, wanted) in unlimited.chain([(libc::RLIMIT_STACK, limit(STACK_BYTES))]).chain(of_host) {
+        let mut own = wanted;
+        // SAFETY: both structs outlive the calls.
         unsafe {
-            if libc::setrlimit(resource, &raw const limit) != 0 && libc::getrlimit(resource, &raw mut limit) == 0 {
-                limit.rlim_cur = soft.min(limit.rlim_max);
-                libc::setrlimit(resource, &raw const limit);
+            if libc::setrlimit(resource, &raw const wanted) != 0 && libc::getrlimit(resource, &raw mut own) == 0 {
+                own.rlim_cur = wanted.rlim_cur.min(own.rlim_max);
+                libc::setrlimit(resource, &raw const own);
             }
         }
     }
     // Where a file may not grow further that is an error of the write, not the end of a supervisor.
     // SAFETY: takes integers; this process is single-threaded.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+fn limit_of_first_process(resource: libc::__rlimit_resource_t) -> Option<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the struct outlives the call; no new limit is given.
+    let result = unsafe { libc::prlimit(1, resource, std::ptr::null(), &raw mut limit) };
+    (result == 0).then_some(limit)
 }
 
 /// `struct __user_cap_header_struct`.

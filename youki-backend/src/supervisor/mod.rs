@@ -17,7 +17,7 @@ pub(crate) mod spawn;
 mod stage;
 pub(crate) mod wire;
 
-pub(crate) use launch::exec_failure_code;
+pub(crate) use launch::{CANNOT_EXECUTE, NOT_FOUND, exec_failure_code};
 pub(crate) use resident::{RemovalPlan, ResidentConfig};
 pub(crate) use stage::{CreatePlan, FillPlan, LIBCONTAINER_ID, Overlay};
 

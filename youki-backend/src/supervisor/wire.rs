@@ -56,9 +56,12 @@ pub enum Request {
     /// Run a process in the container. Comes with descriptors: stdin, stdout, stderr and, where a system call filter
     /// is to be loaded, one it can be read from. → `ExecStarted` then `ExecExited`; or `ExecFailed`, `Error`.
     Exec(Box<ExecRequest>),
-    /// Copy output, as it comes, to two descriptors that come along. → `Ok`, with the write end of the container's
-    /// standard input where it is open.
-    Attach,
+    /// Copy output, as it comes, to two descriptors that come along. → `Ok`, with the terminal's other end, or with the
+    /// write end of the standard input where that is wanted and open.
+    Attach {
+        /// The standard input is wanted, to type into and to end.
+        input: bool,
+    },
     /// What is to be done when the container ends by itself, from now on. → `Ok` or `Error`.
     SetRestart(RestartPolicy),
     /// The plan that the container is built by, with its environment. → `Ok` with a descriptor it can be read from, or
@@ -240,7 +243,8 @@ impl Request {
             Self::Stop { signal, timeout_ms } => Writer::new(4).i32(*signal).u64(*timeout_ms).finish(),
             Self::Wait { attempt } => Writer::new(5).u32(*attempt).finish(),
             Self::Exec(exec) => exec.encode(),
-            Self::Attach => Writer::new(7).finish(),
+            Self::Attach { input: true } => Writer::new(7).finish(),
+            Self::Attach { input: false } => Writer::new(7).u8(0).finish(),
             Self::WaitForStart { attempt } => Writer::new(8).u32(*attempt).finish(),
             Self::SetRestart(policy) => Writer::new(9).restart_policy(policy).finish(),
             Self::Plan => Writer::new(11).finish(),
@@ -259,7 +263,8 @@ impl Request {
             5 => Self::Wait { attempt: if reader.is_at_end() { CURRENT_ATTEMPT } else { reader.u32()? } },
             6 => Self::Exec(Box::new(ExecRequest::decode(&mut reader, false)?)),
             10 => Self::Exec(Box::new(ExecRequest::decode(&mut reader, true)?)),
-            7 => Self::Attach,
+            // The first agents of this version always wanted it.
+            7 => Self::Attach { input: reader.is_at_end() || reader.u8()? != 0 },
             8 => Self::WaitForStart { attempt: reader.u32()? },
             9 => Self::SetRestart(reader.restart_policy()?),
             11 => Self::Plan,
@@ -442,7 +447,8 @@ mod tests {
             Request::Wait { attempt: 7 },
             exec(false),
             exec(true),
-            Request::Attach,
+            Request::Attach { input: true },
+            Request::Attach { input: false },
             Request::WaitForStart { attempt: 2 },
             Request::SetRestart(RestartPolicy {
                 kind: RestartKind::OnFailure,

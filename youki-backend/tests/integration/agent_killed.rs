@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
-use crate::support::case::{IDLE, eventually, finish_on, pids_beneath, soon, start_on, words};
+use crate::support::case::{IDLE, eventually, finish_on, pids_beneath, soon, start_on, until_it_idles_on, words};
 use crate::support::process::{gone, resident, signal};
 
 crate::tests![
@@ -226,6 +226,7 @@ async fn two_agents_see_one_truth(case: Case) {
     let id = case.id_on(&runtime);
     agent.ask(&Request::Run { id: id.clone(), spec: Box::new(case.script(IDLE).await) }).await.unwrap();
     assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
+    until_it_idles_on(&root, &id).await;
     let waiter = {
         let (runtime, id) = (runtime.clone(), id.clone());
         tokio::spawn(async move { runtime.wait_container(&id).await })

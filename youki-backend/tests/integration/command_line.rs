@@ -2,45 +2,35 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::process::Stdio;
 use std::time::Duration;
-
-use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 
 use crate::support::Case;
 use crate::support::berth::{command, command_but_for, said};
-use crate::support::pace::patience;
-use crate::support::terminal::Terminal;
 
 crate::tests![
     a_name_or_a_command_that_cannot_be_is_a_usage_error,
     a_word_that_is_not_utf_8_is_a_usage_error,
+    an_empty_place_is_not_the_default_one,
     what_is_refused_is_refused_alone,
     a_spec_that_cannot_be_applied_ends_in_one_way,
     an_s3_endpoint_that_is_none_is_refused_before_anything_is_tried,
     an_exec_ends_with_the_code_of_its_program_or_of_what_stood_in_its_way,
     a_missing_working_directory_of_an_exec_is_126_and_named,
-    an_exec_on_a_terminal_is_one_to_both_sides,
-    a_container_on_a_terminal_is_typed_into_left_and_attached_to_again,
-    attach_passes_streams_signals_and_the_exit_code,
-    a_run_whose_output_nobody_reads_ends,
     a_named_volume_without_a_bucket_is_said_to_stay_here,
     ps_shows_the_images_own_command,
     a_kill_of_a_paused_container_ends_it,
     a_cidfile_that_cannot_be_written_leaves_no_container,
-    a_container_with_a_terminal_is_not_typed_into_from_a_pipe,
     a_stop_by_a_signal_sends_that,
-    events_tell_the_life_of_a_container_in_order,
     ps_filters_and_formats_as_docker_does,
     inspect_prints_what_a_template_asks_for,
     top_has_the_columns_of_ps,
     update_changes_limits_while_it_runs_and_for_the_next_start,
     shutdown_takes_down_what_a_root_has_on_the_host,
+    a_restart_is_a_stop_and_a_start,
     a_spec_is_applied_from_json_as_from_yaml,
     a_key_twice_or_a_tag_in_a_spec_is_refused,
     with_json_all_that_is_said_is_json,
     a_limit_of_the_file_holds,
-    an_exec_gets_no_file_of_the_host,
 ];
 
 async fn a_name_or_a_command_that_cannot_be_is_a_usage_error(case: Case) {
@@ -106,6 +96,17 @@ async fn a_word_that_is_not_utf_8_is_a_usage_error(case: Case) {
     berth.args(["create", "-e", "LATIN_1", image, "true"]).env("LATIN_1", bad);
     let said = said(berth).await;
     assert!(said.code == 125 && said.stderr.contains("LATIN_1"), "{said:?}");
+}
+
+/// A script's variable may not be set.
+async fn an_empty_place_is_not_the_default_one(case: Case) {
+    let root = &case.suite.shared().await.root;
+    for flag in ["--root", "--run-dir", "--cgroup-parent", "--bridge", "--subnet", "--log-level"] {
+        let mut berth = command_but_for(root, flag);
+        berth.args([flag, "", "ps"]);
+        let said = said(berth).await;
+        assert!(said.code == 2 && said.stderr.contains(&format!("{flag} \"\"")), "{flag}: {said:?}");
+    }
 }
 
 async fn what_is_refused_is_refused_alone(case: Case) {
@@ -203,6 +204,7 @@ async fn an_exec_ends_with_the_code_of_its_program_or_of_what_stood_in_its_way(c
         (&[&running, "sh", "-c", "exit 1"], 1, ""),
         (&[&running, "no-such-program"], 127, "no-such-program"),
         (&[&running, "/no/such/program"], 127, "/no/such/program"),
+        (&[&running, "/etc/passwd/x"], 127, "/etc/passwd/x"),
         (&[&running, "/etc/passwd"], 126, "/etc/passwd"),
         (&[&running, "/etc"], 126, "/etc"),
         (&["--bogus", &running, "true"], 125, "--bogus"),
@@ -218,6 +220,13 @@ async fn an_exec_ends_with_the_code_of_its_program_or_of_what_stood_in_its_way(c
         assert!(said.stderr.contains(says) && says.is_empty() == said.stderr.is_empty(), "{args:?}: {said:?}");
     }
     case.berth(&["unpause", &paused]).await.succeeded();
+    // A run ends with what its container's end is told as.
+    let image = case.suite.busybox().await;
+    for (program, code) in [("/etc/passwd/x", 127), ("/etc/passwd", 126)] {
+        let id = case.id();
+        let said = case.berth(&["run", "--name", &id.service, "--network", "none", image, program]).await;
+        assert_eq!((said.code, case.runtime.wait_container(&id).await), (code, Ok(code)), "{said:?}");
+    }
 }
 
 async fn a_missing_working_directory_of_an_exec_is_126_and_named(case: Case) {
@@ -228,25 +237,6 @@ async fn a_missing_working_directory_of_an_exec_is_126_and_named(case: Case) {
     let said = case.berth(&["--json", "exec", "-w", "/etc/passwd", &id, "true"]).await;
     assert!(said.code == 126 && said.stderr.contains("\"exec.workdir\""), "{said:?}");
     assert_eq!(case.berth(&["exec", &id, "no-such-program"]).await.code, 127);
-}
-
-async fn a_run_whose_output_nobody_reads_ends(case: Case) {
-    let image = case.suite.busybox().await.to_owned();
-    let shared = &case.suite.shared().await.root;
-    let mut child = command(shared)
-        .args(["run", "--rm", "--stop-timeout", "1", &image, "yes"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut first = [0; 2];
-    let mut stdout = child.stdout.take().unwrap();
-    stdout.read_exact(&mut first).await.unwrap();
-    drop(stdout);
-    let status =
-        tokio::time::timeout(patience(Duration::from_secs(60)), child.wait()).await.expect("it runs on").unwrap();
-    assert_eq!((&first, status.code()), (b"y\n", Some(141)));
 }
 
 async fn a_named_volume_without_a_bucket_is_said_to_stay_here(case: Case) {
@@ -269,102 +259,6 @@ async fn ps_shows_the_images_own_command(case: Case) {
     assert!(line.contains("\"sleep 3599\""), "{line}");
     let inspected = case.berth(&["inspect", &id]).await.json();
     assert_eq!(inspected[0]["args"], serde_json::json!(["sleep", "3599"]));
-}
-
-/// Through a real pseudo-terminal: raw, as large inside as outside, and as before when it is over.
-async fn an_exec_on_a_terminal_is_one_to_both_sides(case: Case) {
-    let id = case.idle().await.to_string();
-    let terminal = Terminal::open(33, 111);
-    let root = case.suite.shared().await.root.clone();
-    let before = terminal.mode();
-    let mut child = terminal.command(&root, &["exec", "-it", &id, "sh"]);
-    terminal.until("# ").await;
-    // What says that it has begun has the terminal already: an interrupt of before would be the shell's.
-    terminal.type_in("stty size; tty; sh -c 'echo be\"\"gun; exec cat'\n");
-    terminal.until("33 111").await;
-    terminal.until("/dev/pts/").await;
-    terminal.until("begun").await;
-    assert_ne!(terminal.mode(), before, "the terminal is not raw");
-    // An interrupt is the container's affair.
-    terminal.type_in("\x03");
-    terminal.until("# ").await;
-    terminal.type_in("echo interr''upted; stty size\n");
-    terminal.until("interrupted").await;
-    terminal.resize(20, 50);
-    // The size is passed on by a signal. What is typed is shown, too.
-    terminal.type_in("until [ \"$(stty size)\" = 20' '50 ]; do sleep 0.1; done; stty size; exit 7\n");
-    terminal.until("20 50").await;
-    assert_eq!(crate::support::case::soon("the exec's end", child.wait()).await.unwrap().code(), Some(7));
-    assert_eq!(terminal.mode(), before, "the terminal is left raw");
-    let said = case.berth(&["exec", "-it", &id, "true"]).await;
-    assert!(said.code == 125 && said.stderr.contains("no terminal"), "{said:?}");
-}
-
-async fn a_container_on_a_terminal_is_typed_into_left_and_attached_to_again(case: Case) {
-    let root = case.suite.shared().await.root.clone();
-    let image = case.suite.busybox().await.to_owned();
-    let id = case.id();
-    let terminal = Terminal::open(31, 97);
-    let before = terminal.mode();
-    let args = ["run", "-it", "-u", "app", "--network", "none", "--name", &id.service, &image, "sh"];
-    let mut child = terminal.command(&root, &args);
-    terminal.until("$ ").await;
-    terminal.type_in("stty size; tty; stat -c %u $(tty); ls -l /dev/console\n");
-    terminal.until("31 97").await;
-    terminal.until("/dev/pts/0").await;
-    terminal.until("1000").await;
-    terminal.until("136").await;
-    // Ctrl-P Ctrl-Q leaves it running.
-    terminal.type_in("\x10\x11");
-    assert_eq!(crate::support::case::soon("leaving", child.wait()).await.unwrap().code(), Some(0));
-    assert_eq!(terminal.mode(), before, "the terminal is left raw");
-    assert_eq!(case.runtime.container_state(&id).await.unwrap(), runtime_core::ContainerState::Running);
-
-    let terminal = Terminal::open(22, 66);
-    let mut child = terminal.command(&root, &["attach", &id.to_string()]);
-    terminal.resize(22, 67);
-    terminal.type_in("until [ \"$(stty size)\" = 22' '67 ]; do sleep 0.1; done; stty size\n");
-    terminal.until("22 67").await;
-    terminal.type_in("seq 1 20000; echo all; exit 5\n");
-    assert_eq!(crate::support::case::soon("the end", child.wait()).await.unwrap().code(), Some(5));
-    terminal.until("20000").await;
-    // What went over the terminal is in the log, to the last line.
-    let finished = case.finish(&id).await;
-    let lines: Vec<&str> = finished.stdout.iter().map(|line| line.trim_end()).collect();
-    assert!(lines.contains(&"20000") && lines.contains(&"all"), "{:?}", lines.last());
-    assert_eq!(finished.outcome.exit_code, 5);
-}
-
-async fn attach_passes_streams_signals_and_the_exit_code(case: Case) {
-    let script = "trap 'echo told; exit 9' USR1; echo begin >&2; while :; do echo tick; sleep 0.1; done";
-    let id = case.start(&case.script(script).await).await;
-    case.until_logged(&id, "begin").await;
-    let root = case.suite.shared().await.root.clone();
-    let mut child = crate::support::berth::command(&root)
-        .args(["attach", "--no-stdin", &id.to_string()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut stdout = tokio::io::BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    crate::support::case::soon("it is attached", stdout.read_line(&mut line)).await.unwrap();
-    assert_eq!(line, "tick\n");
-    crate::support::case::eventually("berth attach has the signals of its own", || async {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap_or(0))).unwrap_or_default();
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap_or("0");
-        u64::from_str_radix(caught, 16).unwrap_or(0) & (1 << (nix::libc::SIGUSR1 - 1)) != 0
-    })
-    .await;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().unwrap() as i32), nix::sys::signal::SIGUSR1).unwrap();
-    assert_eq!(crate::support::case::soon("the end", child.wait()).await.unwrap().code(), Some(9));
-    let mut text = String::new();
-    stdout.read_to_string(&mut text).await.unwrap();
-    assert_eq!(text.lines().find(|line| *line != "tick"), Some("told"));
-    assert!(text.ends_with("told\n"), "{text}");
-    let said = case.berth(&["attach", &id.to_string()]).await;
-    assert!(said.code == 1 && said.stderr.contains("not running"), "{said:?}");
 }
 
 async fn ps_filters_and_formats_as_docker_does(case: Case) {
@@ -518,81 +412,6 @@ async fn a_cidfile_that_cannot_be_written_leaves_no_container(case: Case) {
     assert!(said.code != 0 && !std::path::Path::new(file).exists(), "{said:?}");
 }
 
-async fn events_tell_the_life_of_a_container_in_order(case: Case) {
-    let mut spec = case.script(crate::support::case::IDLE).await;
-    spec.storage = vec![crate::volumes::named("told", "/data")];
-    let id = case.start(&spec).await;
-    let name = id.to_string();
-    case.until_it_idles(&id).await;
-    let root = case.suite.shared().await.root.clone();
-    let mut follower = crate::support::berth::command(&root)
-        .args(["--json", "events", "-f", "--filter", &format!("container={}", id.service)])
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    case.berth(&["pause", &name]).await.succeeded();
-    case.berth(&["unpause", &name]).await.succeeded();
-    case.berth(&["update", "--pids-limit", "99", &name]).await.succeeded();
-    case.runtime.kill_container(&id, Some("TERM")).await.unwrap();
-    case.finish(&id).await;
-    case.runtime.start_container(&id).await.unwrap();
-    case.until_it_idles(&id).await;
-    case.runtime.stop_container(&id, Duration::from_secs(5)).await.unwrap();
-    case.runtime.remove_container(&id).await.unwrap();
-    let expected = ["create", "start", "pause", "unpause", "update", "kill", "exit", "start", "exit", "stop", "remove"];
-    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(follower.stdout.take().unwrap()));
-    let mut followed = Vec::new();
-    while followed.len() < expected.len() {
-        let line = crate::support::case::soon("an event", lines.next_line()).await.unwrap().expect("it goes on");
-        followed.push(serde_json::from_str::<serde_json::Value>(&line).unwrap());
-    }
-    let kinds: Vec<&str> = followed.iter().map(|event| event["kind"].as_str().unwrap()).collect();
-    // A signal that is sent and the end it brings are told by two processes.
-    let sorted = |from: usize, to: usize, kinds: &[&str]| {
-        let mut some = kinds[from..to].to_vec();
-        some.sort_unstable();
-        some.into_iter().map(str::to_owned).collect::<Vec<_>>()
-    };
-    assert_eq!((&kinds[..5], &kinds[7..]), (&expected[..5], &expected[7..]), "{kinds:?}");
-    assert_eq!(sorted(5, 7, &kinds), ["exit", "kill"]);
-    let numbers: Vec<u64> = followed.iter().map(|event| event["number"].as_u64().unwrap()).collect();
-    assert!(numbers.is_sorted(), "{numbers:?}");
-    assert_eq!((&followed[8]["exit_code"], &followed[8]["attempt"]), (&0.into(), &2.into()));
-    // Without --follow it ends, and tells the same.
-    let text = case.berth(&["--json", "events", "--filter", &format!("container={name}")]).await.succeeded();
-    let again: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(again, followed);
-    let text = case.berth(&["events", "--filter", "volume=told"]).await.succeeded();
-    assert!(text.contains(" volume volume told (durable)"), "{text}");
-    let text = case.berth(&["events", "--since", "2099-01-01"]).await.succeeded();
-    assert_eq!(text, "");
-    assert_eq!(case.berth(&["events", "--filter", "bogus=1"]).await.code, 2);
-    let of_it = format!("container={name}");
-    let told = async |more: &[&str]| case.berth(&[&["events", "--filter", &of_it][..], more].concat()).await;
-    let format = ["--filter", "event=die", "--format", "{{.Type}} {{.Action}} {{.ID}} {{.exit_code}}"];
-    let ended = format!("container exit {name} 0\ncontainer exit {name} 0\n");
-    assert_eq!(told(&format).await.succeeded(), ended);
-    let both = told(&["--filter", "event=destroy", "--filter", "event=create", "--format", "{{.kind}}"]).await;
-    assert_eq!(both.succeeded(), "create\nremove\n");
-    let said = told(&["--filter", "event=bogus"]).await;
-    assert!(said.code == 2 && said.stderr.contains("event=bogus") && said.stderr.contains("die"), "{said:?}");
-    assert_eq!(told(&["--until", "2020-01-01"]).await.succeeded(), "");
-    let ninth = followed[8]["time"].as_str().unwrap();
-    assert_eq!(told(&["--until", ninth]).await.succeeded().lines().count(), 8);
-    // With --follow until then.
-    let soon = (chrono::Utc::now() + chrono::Duration::seconds(1)).to_rfc3339();
-    assert_eq!(told(&["-f", "--until", &soon]).await.succeeded().lines().count(), expected.len());
-}
-
-async fn a_container_with_a_terminal_is_not_typed_into_from_a_pipe(case: Case) {
-    let mut spec = case.script(crate::support::case::IDLE).await;
-    spec.tty = true;
-    let id = case.start(&spec).await.to_string();
-    let said = case.berth_with(&["attach", &id], b"typed").await;
-    assert!(said.code == 2 && said.stderr.contains("--no-stdin") && !said.stderr.contains("--tty"), "{said:?}");
-}
-
 async fn a_stop_by_a_signal_sends_that(case: Case) {
     let spec =
         case.script("trap 'exit 5' TERM; trap 'exit 6' USR1; echo on; while :; do sleep 3600 & wait $!; done").await;
@@ -605,6 +424,40 @@ async fn a_stop_by_a_signal_sends_that(case: Case) {
         case.berth(&[&["stop", &id.to_string()][..], flags].concat()).await.succeeded();
         assert_eq!(case.berth(&["wait", &id.to_string()]).await.succeeded().trim(), code, "{flags:?}");
     }
+}
+
+async fn a_restart_is_a_stop_and_a_start(case: Case) {
+    let script = "echo x >> /attempts; trap 'exit 6' USR1; trap 'exit 5' TERM; wc -l < /attempts; \
+                  while :; do sleep 3600 & wait $!; done";
+    let id = case.start(&case.script(script).await).await;
+    let name = id.to_string();
+    case.until_logged(&id, "1").await;
+    let about = async |field: &str| case.berth(&["inspect", "-f", field, &name]).await.succeeded();
+    assert_eq!(case.berth(&["restart", "-s", "USR1", "-t", "60", &name]).await.succeeded(), format!("{name}\n"));
+    case.until_logged(&id, "2").await;
+    assert_eq!(about("{{.state}} {{.attempt}}").await, "running 2\n");
+    let ends =
+        ["events", "--filter", "event=exit", "--filter", &format!("container={name}"), "--format", "{{.exit_code}}"];
+    assert_eq!(case.berth(&ends).await.succeeded(), "6\n");
+    // One that does not run is started.
+    case.berth(&["stop", &name]).await.succeeded();
+    case.berth(&["restart", &name]).await.succeeded();
+    case.until_logged(&id, "3").await;
+    // One that never ran has no end.
+    let created = case.id();
+    case.runtime.create_container(&created, &case.script(crate::support::case::IDLE).await).await.unwrap();
+    let created = created.to_string();
+    case.berth(&["restart", &created]).await.succeeded();
+    let seen = ["inspect", "-f", "{{.state}} {{.attempt}}", &created];
+    assert_eq!(case.berth(&seen).await.succeeded(), "running 1\n");
+    // One that goes with its end is left alone.
+    let mut passing = case.script(crate::support::case::IDLE).await;
+    passing.remove_on_exit = true;
+    let passing = case.start(&passing).await;
+    let (code, message) = case.berth(&["--json", "restart", "-t", "0", &passing.to_string()]).await.refused(1);
+    assert!(code == "unsupported" && message.contains(&passing.to_string()), "{code}: {message}");
+    assert_eq!(case.runtime.container_state(&passing).await.unwrap(), runtime_core::ContainerState::Running);
+    assert_eq!(case.berth(&["restart", "no-such"]).await.code, 1);
 }
 
 async fn a_spec_is_applied_from_json_as_from_yaml(case: Case) {
@@ -677,28 +530,4 @@ async fn a_limit_of_the_file_holds(case: Case) {
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.stderr.contains("[limits]"), "{said:?}");
     case.berth_on(&root, &["pull", &image]).await.succeeded();
-}
-
-async fn an_exec_gets_no_file_of_the_host(case: Case) {
-    let id = case.idle().await.to_string();
-    let file = case.suite.dir.path().join("of-the-host");
-    std::fs::write(&file, "read\n").unwrap();
-    let open = |path: &std::path::Path| std::fs::File::open(path).unwrap();
-    let exec = async |script: &str, stdin: std::fs::File, stdout: Stdio| {
-        let mut command = command(&case.suite.shared().await.root);
-        command.args(["exec", "-i", &id, "sh", "-c", script]).stdin(stdin).stdout(stdout).kill_on_drop(true);
-        command.spawn().unwrap().wait_with_output().await.unwrap()
-    };
-    let output = exec("cat; readlink /proc/self/fd/0; echo pwned > /proc/self/fd/0", open(&file), Stdio::piped()).await;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(said.starts_with("read\npipe:"), "{said}: {output:?}");
-    assert_eq!(std::fs::read_to_string(&file).unwrap(), "read\n", "the host's file was written to");
-    let output = exec("ls /proc/self/fd/0/", open(std::path::Path::new("/")), Stdio::null()).await;
-    assert!(!output.status.success(), "the host's directory is open to the container: {output:?}");
-    let output =
-        exec("readlink /proc/self/fd/1; echo end", open(&file), Stdio::from(std::fs::File::create(&file).unwrap()))
-            .await;
-    assert!(output.status.success(), "{output:?}");
-    let written = std::fs::read_to_string(&file).unwrap();
-    assert!(written.starts_with("pipe:") && written.ends_with("end\n"), "{written}");
 }

@@ -75,7 +75,7 @@ async fn nothing_to_run_is_invalid(case: Case) {
 }
 
 async fn a_missing_program_is_127_at_start(case: Case) {
-    for program in ["/no/such/program", "nosuchprogram"] {
+    for program in ["/no/such/program", "nosuchprogram", "/etc/passwd/x"] {
         fails_to_start(&case, program, 127).await;
     }
 }

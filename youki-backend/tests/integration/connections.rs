@@ -64,11 +64,11 @@ async fn clients_that_left_are_forgotten(case: Case) {
     for _ in 0..100 {
         let (_, stdout) = rustix::pipe::pipe().unwrap();
         let (_, stderr) = rustix::pipe::pipe().unwrap();
-        runtime.attach(&id, stdout, stderr).await.unwrap();
+        runtime.attach(&id, stdout, stderr, false).await.unwrap();
     }
     let (read, stdout) = rustix::pipe::pipe().unwrap();
     let (_errors, stderr) = rustix::pipe::pipe().unwrap();
-    runtime.attach(&id, stdout, stderr).await.unwrap();
+    runtime.attach(&id, stdout, stderr, false).await.unwrap();
     assert!(open_descriptors(pid) <= before + 6, "{before} descriptors are {}", open_descriptors(pid));
     runtime.exec(&id, &crate::support::case::words(&["touch", "/go"])).await.unwrap();
     let line = tokio::task::spawn_blocking(move || {

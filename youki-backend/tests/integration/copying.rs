@@ -3,7 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use youki_backend::{CopyInOptions, Owner, YoukiRuntime};
+use runtime_core::{CopyInOptions, Owner};
+use youki_backend::YoukiRuntime;
 
 use crate::support::Case;
 use crate::support::berth::{command, said};
@@ -98,7 +99,14 @@ async fn files_go_in_and_out_by_dockers_rules(case: Case) {
     header.set_gid(0);
     header.set_mtime(1);
     builder.append_data(&mut header, "from-tar", &b"tar!"[..]).unwrap();
-    case.berth_with(&["cp", "-", &at("/tmp")], &builder.into_inner().unwrap()).await.succeeded();
+    let archive = builder.into_inner().unwrap();
+    // What is none, or ends before its first file, is an error, and puts nothing there.
+    for (what, bytes) in [("text", &b"no archive\n".repeat(200)[..]), ("short", b"x"), ("cut off", &archive[..300])] {
+        let (code, _) = case.berth_with(&["--json", "cp", "-", &at("/tmp")], bytes).await.refused(1);
+        assert_eq!(code, "io.failed", "{what}");
+        assert_eq!(case.exec_ok(&id, "ls /tmp | grep -c from-tar || true").await, "0\n", "{what}");
+    }
+    case.berth_with(&["cp", "-", &at("/tmp")], &archive).await.succeeded();
     assert_eq!(case.exec_ok(&id, "cat /tmp/from-tar").await, "tar!");
     let tar = case.berth(&["cp", &at("/tmp/from-tar"), "-"]).await.succeeded();
     let mut archive = tar::Archive::new(tar.as_bytes());

@@ -220,6 +220,21 @@ async fn what_is_not_built_is_refused_by_its_name(case: Case) {
         let (code, message) = told.refused(1);
         assert!(code == "unsupported" && message.starts_with(named), "{line}: {told:?}");
     }
+    for (line, named, instead) in [
+        ("version", "docker's version", "berth --version"),
+        ("container ls -a", "docker's container", "berth ps"),
+        ("image ls", "docker's image ls", "berth images"),
+        ("volume create data", "docker's volume create", "-v NAME:/path"),
+        ("network connect front ps", "docker's network connect", "--network"),
+        ("rename ps run", "docker's rename", "create another"),
+        ("run-d IMAGE", "", "berth --help"),
+    ] {
+        let told = case.docker(&format!("--json {line}"), &image).await;
+        let status = if named.is_empty() { 2 } else { 1 };
+        let (code, message) = told.refused(status);
+        assert_eq!(code, if named.is_empty() { "usage" } else { "unsupported" }, "{line}: {told:?}");
+        assert!(message.starts_with(named) && told.stderr.contains(instead), "{line}: {told:?}");
+    }
     // Of the program's own, they are nobody's business.
     assert_eq!(case.docker("run --rm IMAGE echo --gpus --rm=true", &image).await.succeeded(), "--gpus --rm=true\n");
 }

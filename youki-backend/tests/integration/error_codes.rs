@@ -48,6 +48,7 @@ async fn what_a_container_has_not_is_named(case: Case) {
     for (args, status, code, named) in [
         (&["cp", &from, "-"][..], 1, "container.no_such_path", "/no/such/file"),
         (&["exec", &id, "/no/such/program"], 127, "exec.not_found", "/no/such/program"),
+        (&["exec", &id, "/etc/passwd/x"], 127, "exec.not_found", "/etc/passwd/x"),
         (&["exec", &id, "/etc/passwd"], 126, "exec.not_executable", "/etc/passwd"),
         (&["exec", "-w", "/no/such/dir", &id, "true"], 126, "exec.workdir", "/no/such/dir"),
         (&["exec", "-u", "stranger", &id, "true"], 1, "user.not_found", "stranger"),
@@ -230,11 +231,13 @@ async fn a_file_that_cannot_be_understood_is_named(case: Case) {
     let text = write("text", b"{ no [ file ] = of: any kind\n\t= x\n");
     let bytes = write("bytes", b"\xff\xfe\x00\x01");
     let empty = write("empty", b"");
-    let (in_text, in_bytes) = (format!("seccomp={text}"), format!("seccomp={bytes}"));
+    let large = write("large", &b"# a comment\n".repeat(500_000));
+    let directory = dir.to_str().unwrap().to_owned();
+    let [in_text, in_bytes, in_large] = [&text, &bytes, &large].map(|path| format!("seccomp={path}"));
     let pem = write("ca.toml", format!("[registry.\"registry.invalid:1\"]\nca = {text:?}\n").as_bytes());
     for (args, status, code, named) in [
         (&["--config", &text, "ps"][..], 2, "config.invalid", &text),
-        (&["--config", &bytes, "ps"], 1, "io.failed", &bytes),
+        (&["--config", &bytes, "ps"], 2, "config.invalid", &bytes),
         (&["--config", &pem, "pull", "registry.invalid:1/a/b"], 1, "store.damaged", &text),
         (&["run", "--env-file", &bytes, &image], 125, "usage", &bytes),
         (&["run", "--env-file", &text, &image], 125, "usage", &text),
@@ -243,6 +246,15 @@ async fn a_file_that_cannot_be_understood_is_named(case: Case) {
         (&["apply", "--name", "never", "-f", &text], 2, "spec.invalid", &text),
         (&["apply", "--name", "never", "-f", &empty], 2, "spec.invalid", &empty),
         (&["apply", "--name", "never", "-f", &bytes], 2, "spec.invalid", &bytes),
+        (&["--config", &large, "ps"], 2, "config.invalid", &large),
+        (&["run", "--security-opt", &in_large, &image], 125, "spec.invalid", &large),
+        (&["run", "--env-file", &large, &image], 125, "usage", &large),
+        (&["apply", "--name", "never", "-f", &large], 2, "spec.invalid", &large),
+        (&["--config", &directory, "ps"], 1, "io.failed", &directory),
+        (&["run", "--env-file", &directory, &image], 125, "io.failed", &directory),
+        (&["apply", "--name", "never", "-f", &directory], 1, "io.failed", &directory),
+        (&["load", "-i", &directory], 1, "image.invalid_manifest", &directory),
+        (&["load", "-i", &large], 1, "image.invalid_manifest", &large),
         (&["load", "-i", &text], 1, "image.invalid_manifest", &text),
         (&["load", "-i", &bytes], 1, "image.invalid_manifest", &bytes),
         (&["load", "-i", &empty], 1, "image.invalid_manifest", &empty),

@@ -233,6 +233,7 @@ async fn a_size_of_a_volume_is_unsupported_and_not_a_failed_create(case: Case) {
     }];
     let error = case.try_start(&case.id(), &sized).await.unwrap_err();
     assert!(matches!(error, AgentError::Unsupported(_)), "{error:?}");
+    assert_eq!(error.code(), "volume.unsupported", "{error}");
 }
 
 async fn more_cpus_than_the_host_has_are_refused_with_the_range(case: Case) {

@@ -1,8 +1,12 @@
 //! Further processes in a running container.
 
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
+use nix::libc;
+use runtime_core::spec::StorageSpec;
 use runtime_core::{AgentError, ExecEvent, ExecEventStream, ExecOptions, ServiceSpec};
 
 use crate::support::Case;
@@ -16,7 +20,7 @@ crate::tests![
     not_found_is_127_and_not_executable_126,
     a_missing_working_directory_is_126_and_named,
     a_time_limit_beyond_all_time_is_none,
-    an_empty_command_is_invalid,
+    a_command_that_no_kernel_executes_is_invalid,
     binary_output_comes_back_lossy_and_whole,
     it_has_the_identity_of_the_container_and_its_filter,
     it_runs_as_the_containers_user_with_its_groups_and_capabilities,
@@ -29,7 +33,9 @@ crate::tests![
     a_terminal_is_the_containers_own_and_its_users,
     a_privileged_exec_has_all_that_this_process_has_itself,
     input_is_passed_and_its_end_closes_it,
+    input_without_an_end_is_let_go_of_with_the_exec,
     a_timeout_kills_and_says_so,
+    a_program_that_is_not_executed_in_time_is_given_up,
     a_signalled_exec_is_128_plus_n,
     exec_in_a_stopped_container_is_an_error,
     sixty_four_at_once_do_not_mix,
@@ -57,7 +63,8 @@ async fn code_stdout_and_stderr_come_back_apart(case: Case) {
 
 async fn not_found_is_127_and_not_executable_126(case: Case) {
     let id = case.idle().await;
-    for (program, code) in [("/no/such", 127), ("nosuch", 127), ("/etc/passwd", 126), ("/etc", 126)] {
+    let programs = [("/no/such", 127), ("nosuch", 127), ("/etc/passwd/x", 127), ("/etc/passwd", 126), ("/etc", 126)];
+    for (program, code) in programs {
         let (got, _, stderr) = case.runtime.exec(&id, &words(&[program])).await.unwrap();
         assert_eq!(got, code, "{program}");
         assert!(stderr.contains(program), "{program}: {stderr:?}");
@@ -82,10 +89,17 @@ async fn a_time_limit_beyond_all_time_is_none(case: Case) {
     assert!(matches!(&events[..], [ExecEvent::Exit(0)]), "{events:?}");
 }
 
-async fn an_empty_command_is_invalid(case: Case) {
+async fn a_command_that_no_kernel_executes_is_invalid(case: Case) {
     let id = case.idle().await;
-    assert!(matches!(case.runtime.exec(&id, &[]).await, Err(AgentError::InvalidSpec(_))));
-    assert!(matches!(case.runtime.exec_stream(&id, &[]).await.err(), Some(AgentError::InvalidSpec(_))));
+    for command in [&[][..], &["", "x"], &["echo", "a\0b"]] {
+        let command = words(command);
+        let error = case.runtime.exec(&id, &command).await.unwrap_err();
+        assert!(matches!(&error, AgentError::InvalidSpec(text) if text.starts_with("command: ")), "{error}");
+        assert!(matches!(case.runtime.exec_stream(&id, &command).await.err(), Some(AgentError::InvalidSpec(_))));
+    }
+    let options = ExecOptions { workdir: Some("/a\0b".into()), ..ExecOptions::default() };
+    let error = case.runtime.exec_with(&id, &words(&["true"]), &options, None).await.err().expect("no such directory");
+    assert!(matches!(&error, AgentError::InvalidSpec(text) if text.starts_with("workdir: ")), "{error}");
 }
 
 async fn binary_output_comes_back_lossy_and_whole(case: Case) {
@@ -280,6 +294,27 @@ async fn input_is_passed_and_its_end_closes_it(case: Case) {
     assert_eq!(soon("cat", case.runtime.exec(&id, &words(&["cat"]))).await.unwrap(), (0, String::new(), String::new()));
 }
 
+async fn input_without_an_end_is_let_go_of_with_the_exec(case: Case) {
+    let id = case.idle().await;
+    for (tty, program) in [(false, "true"), (true, "true"), (false, "/no/such"), (true, "/no/such")] {
+        let (ours, theirs) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
+        let options = ExecOptions { tty, ..ExecOptions::default() };
+        let input = Box::pin(tokio_stream::wrappers::ReceiverStream::new(theirs));
+        let events = case.runtime.exec_with(&id, &words(&[program]), &options, Some(input)).await.unwrap();
+        assert!(matches!(collect(events).await.last(), Some(ExecEvent::Exit(_))));
+        soon(&format!("the input of {program} is let go of (on a terminal: {tty})"), ours.closed()).await;
+    }
+    // What has closed its output reads on.
+    let input = stream::iter([b"one\n".to_vec()]).chain(stream::once(async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        b"two\n".to_vec()
+    }));
+    let script = words(&["sh", "-c", "exec > /read 2>&-; cat"]);
+    let events = case.runtime.exec_with(&id, &script, &ExecOptions::default(), Some(Box::pin(input))).await.unwrap();
+    assert_eq!(collect(events).await, [ExecEvent::Exit(0)]);
+    assert_eq!(case.exec_ok(&id, "cat /read").await, "one\ntwo\n");
+}
+
 async fn a_timeout_kills_and_says_so(case: Case) {
     let id = case.idle().await;
     let before = 2; // the shell and its sleep
@@ -292,6 +327,42 @@ async fn a_timeout_kills_and_says_so(case: Case) {
     assert!(begin.elapsed() < patience(Duration::from_secs(10)));
     assert_ne!(events.last(), Some(&ExecEvent::Exit(0)), "{events:?}");
     eventually("all that it started is gone", || async { case.cgroup_pids(&id).len() == before }).await;
+}
+
+/// Who has a lease on it (fcntl(2), `F_SETLEASE`) holds its execution up, as the server of a mount can for ever.
+async fn a_program_that_is_not_executed_in_time_is_given_up(case: Case) {
+    let dir = case.suite.dir.path().join("leased");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("program"), "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(dir.join("program"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut spec = case.script(crate::support::case::IDLE).await;
+    let source = dir.display().to_string();
+    spec.storage = vec![StorageSpec::Bind { source, target: "/leased".into(), readonly: false }];
+    let id = case.start(&spec).await;
+    case.until_it_idles(&id).await;
+    let before = case.cgroup_pids(&id).len();
+    let file = std::fs::File::open(dir.join("program")).unwrap();
+    const F_SETSIG: libc::c_int = 10;
+    // SAFETY: both take integers. The signal that tells of who waits is one that is ignored.
+    eventually("nobody else has it open", || async {
+        unsafe {
+            libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG);
+            libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0
+        }
+    })
+    .await;
+    let options = ExecOptions { timeout: Some(Duration::from_millis(300)), ..ExecOptions::default() };
+    let program = words(&["/leased/program"]);
+    let events = case.runtime.exec_with(&id, &program, &options, None);
+    let events = collect(soon("it is given up", events).await.unwrap()).await;
+    let [ExecEvent::Stderr(said), ExecEvent::Exit(124)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(said, "/leased/program: not executed within 300ms\n");
+    let args = ["--json", "exec", "--timeout", "0.3", &id.to_string(), "/leased/program"];
+    let (code, message) = soon("the command", case.berth(&args)).await.refused(124);
+    assert!(code == "exec.timed_out" && message.contains("/leased/program"), "{code}: {message}");
+    eventually("it is killed", || async { case.cgroup_pids(&id).len() == before }).await;
+    drop(file);
+    assert_eq!(case.runtime.exec(&id, &program).await.unwrap().0, 0);
 }
 
 async fn a_signalled_exec_is_128_plus_n(case: Case) {

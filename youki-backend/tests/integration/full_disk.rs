@@ -1,5 +1,6 @@
 //! A root whose disk is full: what runs runs on, every question is answered, and a removal makes room.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -260,6 +261,11 @@ async fn a_pull_or_load_without_room_names_image_layer_and_root(case: Case) {
             .status();
         assert!(copied.unwrap().success());
         let path = archive.to_str().unwrap();
+        let blobs = || -> BTreeSet<PathBuf> {
+            let entries = fs::read_dir(root.dir.join("images/blobs/sha256")).unwrap().flatten();
+            entries.map(|entry| entry.path()).collect()
+        };
+        let before = blobs();
         let said = berth(&root, &["load", "-i", path]).await;
         // An archive's members are written before they are known for layers.
         let whole = format!("no room for {path}: the disk of {} is full", root.dir.display());
@@ -268,6 +274,8 @@ async fn a_pull_or_load_without_room_names_image_layer_and_root(case: Case) {
         let left = fs::read_dir(root.dir.join("layers")).unwrap().flatten().map(|entry| entry.file_name());
         let left: Vec<_> = left.filter(|name| name.as_encoded_bytes().starts_with(b"tmp-")).collect();
         assert!(left.is_empty(), "{left:?}");
+        // Nor a blob that the pull had not brought, which was whole.
+        assert!(blobs().is_subset(&before), "{:?}", blobs());
         if tag == "content" {
             fs::remove_file(&filler).unwrap();
             runtime.pull_image(&reference).await.unwrap();

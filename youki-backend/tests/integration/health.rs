@@ -27,6 +27,7 @@ crate::tests![
     an_attempt_that_follows_begins_as_starting,
     a_paused_container_is_not_checked,
     the_next_keeper_goes_on_with_what_the_last_one_found,
+    a_result_that_cannot_be_read_hides_nothing_else,
     nothing_wakes_while_no_check_is_due,
     the_command_has_dockers_flags,
     a_check_that_could_not_be_tried_is_refused,
@@ -124,11 +125,13 @@ async fn while_it_may_start_failures_do_not_count(case: Case) {
 
 async fn a_check_that_takes_too_long_is_killed_with_all_that_it_started(case: Case) {
     let line = "echo begun; setsid sleep 3600 & sleep 3601";
-    let check = HealthSpec { timeout: Duration::from_millis(300), ..often(script(line)) };
+    // Long enough for it to begin.
+    let timeout = patience(Duration::from_millis(300));
+    let check = HealthSpec { timeout, ..often(script(line)) };
     let id = case.start(&checked(&case, "exec sleep 3600", check).await).await;
     until(&*case.runtime, &id, "unhealthy").await;
     let said = health(&*case.runtime, &id).await.last_output.unwrap();
-    assert!(said.starts_with("begun\n") && said.contains("longer than 300ms"), "{said:?}");
+    assert!(said.starts_with("begun\n") && said.contains(&format!("longer than {timeout:?}")), "{said:?}");
     // Of one check at most, between two of them only the init.
     for _ in 0..30 {
         let pids = case.cgroup_pids(&id);
@@ -273,6 +276,22 @@ async fn the_next_keeper_goes_on_with_what_the_last_one_found(case: Case) {
     looking.exec(&id, &words(&["touch", "/well"])).await.unwrap();
     until(&*looking, &id, "healthy").await;
     keeper.remove_container(&id).await.unwrap();
+}
+
+async fn a_result_that_cannot_be_read_hides_nothing_else(case: Case) {
+    let root = case.root("root");
+    let runtime = root.open().await.unwrap();
+    let id = case.id_on(&runtime);
+    let seldom = HealthSpec { interval: Duration::from_secs(3600), ..often(script("true")) };
+    start_on(&*runtime, &id, &checked(&case, IDLE, seldom).await).await.unwrap();
+    let result = root.run_dir.join("containers").join(id.to_string()).join("health.json");
+    for text in ["", "{", "[1]", "{\"status\":\"well\"}"] {
+        std::fs::write(&result, text).unwrap();
+        assert_eq!(health(&*runtime, &id).await.status, "starting", "{text:?}");
+        let listed = case.berth_on(&root, &["ps", "--format", "{{.Names}} {{.State}}"]).await.succeeded();
+        assert_eq!(listed, format!("{} running\n", id.service), "{text:?}");
+    }
+    runtime.remove_container(&id).await.unwrap();
 }
 
 async fn nothing_wakes_while_no_check_is_due(case: Case) {

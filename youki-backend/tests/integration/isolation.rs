@@ -379,7 +379,7 @@ async fn an_exec_without_streams_has_the_containers_own_null_device(case: Case) 
 async fn how_its_creator_is_scheduled_and_its_umask_reach_nobody(case: Case) {
     let image = case.suite.busybox().await;
     let script = "grep Cpus_allowed: /proc/self/status; cut -d' ' -f19,41 /proc/self/stat; cat /proc/self/personality; \
-        grep -E 'Max (cpu time|file size)' /proc/self/limits; \
+        grep -E 'Max (cpu|file size|processes|pending|locked|msgqueue|realtime timeout)' /proc/self/limits; \
         stat -c %a /etc/hosts /etc/resolv.conf /etc/hostname /anonymous";
     let args = ["run", "--rm", "-v", "/anonymous", image, "sh", "-c", script];
     let ordinary = case.berth(&args).await.succeeded();
@@ -403,6 +403,11 @@ async fn how_its_creator_is_scheduled_and_its_umask_reach_nobody(case: Case) {
             let results = [
                 limit(libc::RLIMIT_FSIZE, 1_000 << 10),
                 limit(libc::RLIMIT_CPU, cpu_seconds),
+                limit(libc::RLIMIT_NPROC, 1_000),
+                limit(libc::RLIMIT_SIGPENDING, 1_000),
+                limit(libc::RLIMIT_MEMLOCK, 32 << 10),
+                limit(libc::RLIMIT_MSGQUEUE, 32 << 10),
+                limit(libc::RLIMIT_RTTIME, 1 << 40),
                 libc::setpriority(libc::PRIO_PROCESS, 0, 7),
                 libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const normal),
                 libc::sched_setaffinity(0, size_of_val(&first), &raw const first),

@@ -141,6 +141,10 @@ async fn a_long_upload_does_not_keep_it_from_following(case: Case) {
 async fn a_long_upload_does_not_keep_it_from_paying_what_others_owe(case: Case) {
     let ((root, config, mut switch), _) = two_hosts(&case).await;
     leave_behind(&root).await;
+    // One whose container is there: the keeper gives nothing back for it.
+    let image = case.suite.busybox().await;
+    berth(&root, &["create", "--name", "held", "--network", "none", image, "true"]).await.succeeded();
+    let held = "held-rep-0";
     let runtime = YoukiRuntime::open(root.config()).await.unwrap();
     let volumes = runtime.volumes();
     let small = volumes.acquire("small", GONE, AcquireOptions::default()).await.unwrap();
@@ -154,10 +158,11 @@ async fn a_long_upload_does_not_keep_it_from_paying_what_others_owe(case: Case) 
     let mut away = root.clone();
     away.s3.as_mut().unwrap().endpoint = "http://127.0.0.1:1".into();
     let runtime = YoukiRuntime::open(away.config()).await.unwrap();
-    runtime.volumes().acquire("small", GONE, AcquireOptions::default()).await.unwrap();
+    runtime.volumes().acquire("small", held, AcquireOptions::default()).await.unwrap();
     std::fs::write(small.path.join("file"), "x").unwrap();
-    assert!(runtime.volumes().release("small", GONE).await.unwrap().is_some(), "S3 is not away");
+    assert!(runtime.volumes().release("small", held).await.unwrap().is_some(), "S3 is not away");
     eventually("it pays what is owed for the small one", || is_durable(&root, "small")).await;
     assert!(is_uploading(&root).await, "the upload was no long one");
     keeper.kill().await.unwrap();
+    berth(&root, &["rm", "held"]).await.succeeded();
 }

@@ -27,6 +27,7 @@ crate::tests![
     the_writer_goes_with_its_supervisor_and_is_replaced_alone,
     the_mode_may_stand_in_the_file_or_a_flag,
     an_end_waits_for_a_log_that_takes_nothing_no_longer_than_its_bound,
+    a_writer_that_is_killed_while_the_end_waits_for_it_is_followed_by_another,
     a_reader_that_does_not_read_holds_no_such_container_back,
 ];
 
@@ -274,7 +275,9 @@ async fn the_mode_may_stand_in_the_file_or_a_flag(case: Case) {
     assert!(told.code != 0 && told.stderr.contains("sometimes") && told.stderr.contains("non_blocking"), "{told:?}");
 }
 
-async fn an_end_waits_for_a_log_that_takes_nothing_no_longer_than_its_bound(case: Case) {
+/// A container of which one line is logged; it ends with 3 after `last`, which its stopped writer has not taken. All that is
+/// told: the container, its supervisor, its writer and its init.
+async fn with_a_stopped_writer(case: &Case) -> (ContainerId, u32, u32, u32) {
     let mut spec =
         memory_at_p(case.script("echo up; until [ -e /p/go ]; do sleep 0.05; done; echo last; exit 3").await);
     spec.logs.mode = Some(LogMode::NonBlocking);
@@ -286,6 +289,11 @@ async fn an_end_waits_for_a_log_that_takes_nothing_no_longer_than_its_bound(case
     // As it is in the kernel when its disk never comes back, but for all else that would wait for that disk.
     signal(writer, rustix::process::Signal::STOP);
     fs::write(format!("/proc/{init}/root/p/go"), "").unwrap();
+    (id, supervisor, writer, init)
+}
+
+async fn an_end_waits_for_a_log_that_takes_nothing_no_longer_than_its_bound(case: Case) {
+    let (id, supervisor, writer, _) = with_a_stopped_writer(&case).await;
     let begin = Instant::now();
     assert_eq!(soon("its end", case.runtime.wait_container(&id)).await, Ok(3));
     let took = begin.elapsed();
@@ -297,6 +305,15 @@ async fn an_end_waits_for_a_log_that_takes_nothing_no_longer_than_its_bound(case
     let root = case.suite.shared().await.root.clone();
     let own_log = fs::read_to_string(root.dir.join(format!("containers/{id}/supervisor.log"))).unwrap();
     assert!(own_log.contains("the log lacks the container's last 5 bytes"), "{own_log}");
+}
+
+async fn a_writer_that_is_killed_while_the_end_waits_for_it_is_followed_by_another(case: Case) {
+    let (id, _, writer, init) = with_a_stopped_writer(&case).await;
+    eventually("it ends", || async { gone(init) }).await;
+    kill(writer);
+    assert_eq!(soon("its end", case.runtime.wait_container(&id)).await, Ok(3));
+    let said: Vec<_> = case.runtime.get_logs(&id).await.unwrap().into_iter().map(|entry| entry.message).collect();
+    assert_eq!(said, ["up", "last"]);
 }
 
 async fn a_reader_that_does_not_read_holds_no_such_container_back(case: Case) {

@@ -15,6 +15,7 @@ mod support;
 mod agent_killed;
 mod bad_flags;
 mod bad_specs;
+mod beyond;
 mod builds_that_hang;
 mod cgroup_v2;
 mod command_line;
@@ -22,15 +23,19 @@ mod commands;
 mod conformance;
 mod connections;
 mod copying;
+mod credentials;
 mod docker_run_lines;
 mod error_codes;
 mod errors;
+mod events;
 mod exec;
 mod full_disk;
 mod health;
 mod images;
 mod images_dropped;
+mod images_loaded;
 mod isolation;
+mod json_names;
 mod keeper;
 mod lifecycle;
 mod limits;
@@ -41,10 +46,15 @@ mod many;
 mod mounts;
 mod network_commands;
 mod networks;
+mod networks_cut_off;
 mod networks_held;
+mod networks_host;
 mod networks_joined;
 mod networks_named;
 mod outcomes;
+mod own_streams;
+mod pausing;
+mod pending;
 mod processes;
 mod published_ports;
 mod questions;
@@ -54,6 +64,7 @@ mod restarts;
 mod restarts_killed;
 mod roots;
 mod run_given_up;
+mod shown;
 mod shutdown;
 mod supervisor_killed;
 mod tiny_init;
@@ -96,16 +107,23 @@ fn main() -> ExitCode {
     }
     let tests = libtest_mimic::run(&args, trials());
     // Only now, and whatever was filtered: this one judges all that ran before it.
+    let ran = tests.num_passed + tests.num_failed + tests.num_ignored;
+    if ran == 0 {
+        eprintln!("integration: there is no such test");
+    }
     let everything = Arguments { filter: None, skip: Vec::new(), exact: false, ..args };
     let leftovers = libtest_mimic::run(&everything, vec![nothing_is_left()]);
     Suite::end();
-    if tests.has_failed() || leftovers.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if ran == 0 || tests.has_failed() || leftovers.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn trials() -> Vec<Trial> {
     let all = [
         lifecycle::tests(),
         outcomes::tests(),
+        own_streams::tests(),
+        pausing::tests(),
+        pending::tests(),
         limits::tests(),
         users::tests(),
         commands::tests(),
@@ -119,9 +137,13 @@ fn trials() -> Vec<Trial> {
         networks_named::tests(),
         networks_joined::tests(),
         networks_held::tests(),
+        networks_host::tests(),
+        networks_cut_off::tests(),
         network_commands::tests(),
         images::tests(),
         images_dropped::tests(),
+        images_loaded::tests(),
+        credentials::tests(),
         errors::tests(),
         error_codes::tests(),
         volumes::tests(),
@@ -136,12 +158,16 @@ fn trials() -> Vec<Trial> {
         supervisor_killed::tests(),
         unit_restarted::tests(),
         command_line::tests(),
+        events::tests(),
         listings::tests(),
+        json_names::tests(),
+        shown::tests(),
         questions::tests(),
         run_given_up::tests(),
         shutdown::tests(),
         bad_flags::tests(),
         bad_specs::tests(),
+        beyond::tests(),
         builds_that_hang::tests(),
         docker_run_lines::tests(),
         full_disk::tests(),

@@ -150,7 +150,7 @@ async fn mistakes_about_networks_are_told_with_code_hint_and_exit_code(case: Cas
         (words(&["network", "rm", "bridge"]), 1, "network.in_use"),
         (words(&["network", "rm", "nosuch"]), 1, "network.not_found"),
         (words(&["network", "inspect", "nosuch"]), 1, "network.not_found"),
-        (words(&["network", "connect", "a", "b"]), 2, "usage"),
+        (words(&["network", "connect", "a", "b"]), 1, "unsupported"),
         (words(&["port", "nosuch"]), 1, "container.not_found"),
         (words(&["port", &holder.service, "x"]), 2, "usage"),
     ] {

@@ -1,7 +1,6 @@
 //! Who works with a container's network while others want something of it.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use runtime_core::spec::NetworkMode;
@@ -15,10 +14,14 @@ use crate::support::root::Root;
 
 crate::tests![
     who_waits_for_a_lock_of_the_networks_holds_up_no_other_task,
+    who_waits_for_a_lock_of_the_networks_holds_up_no_stop,
     who_is_being_started_keeps_its_ports,
     a_start_takes_the_name_of_before_away_before_it_makes_the_hosts_file,
     an_attempt_that_is_undone_keeps_no_address,
 ];
+
+/// Creates that wait at once: more than may make links.
+const WAITING: usize = 6;
 
 /// A lock file that somebody has.
 fn taken(path: &Path) -> File {
@@ -28,12 +31,12 @@ fn taken(path: &Path) -> File {
     file
 }
 
-/// Returns once somebody waits for a lock; `work`, which is to do that, must not end before.
-async fn until_waited_for<T>(lock: &File, work: &tokio::task::JoinHandle<T>) {
-    let inode = format!(":{} ", lock.metadata().unwrap().ino());
-    let waits = |line: &str| line.contains("->") && line.contains(&inode);
+/// Returns once this process waits `often` for a lock that is [`taken`]; `work`, which is to do that, must not end before.
+async fn until_waited_for<T>(lock: &Path, often: usize, work: &tokio::task::JoinHandle<T>) {
+    let is_it = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|file| file == lock);
     let begin = std::time::Instant::now();
-    while !std::fs::read_to_string("/proc/locks").unwrap().lines().any(waits) {
+    // Who waits has it open, as the test has.
+    while std::fs::read_dir("/proc/self/fd").unwrap().flatten().filter(is_it).count() <= often {
         let is_late = begin.elapsed() > patience(std::time::Duration::from_secs(60));
         assert!(!work.is_finished() && !is_late, "it does not wait");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -69,17 +72,42 @@ async fn who_waits_for_a_lock_of_the_networks_holds_up_no_other_task(case: Case)
             let agent = root.open().await.unwrap();
             agent.pull_image_with_policy(&spec.image.name, spec.image.pull_policy, None).await.unwrap();
             for (lock, id) in ["leases/bridge/lock", "ports/.lock"].into_iter().zip(ids) {
-                let lock = taken(&root.run_dir.join(lock));
+                let lock = root.run_dir.join(lock);
+                let held = taken(&lock);
                 let (other, spec, name) = (agent.clone(), spec.clone(), id.clone());
                 let create = tokio::spawn(async move { other.create_container(&name, &spec).await });
-                until_waited_for(&lock, &create).await;
-                drop(lock);
+                until_waited_for(&lock, 1, &create).await;
+                drop(held);
                 create.await.unwrap().unwrap();
                 agent.remove_container(&id).await.unwrap();
             }
         });
     };
     tokio::task::spawn_blocking(alone).await.unwrap();
+}
+
+async fn who_waits_for_a_lock_of_the_networks_holds_up_no_stop(case: Case) {
+    let root = unseen(&case);
+    let agent = root.open().await.unwrap();
+    let runs = case.id_on(&agent);
+    let spec = on_bridge(&case, IDLE, None).await;
+    start_on(&*agent, &runs, &spec).await.unwrap();
+    // Who removes the bridge has it, and who attaches waits for it.
+    let lock = root.run_dir.join("leases/bridge/bridge.lock");
+    let held = taken(&lock);
+    let ids: Vec<_> = (0..WAITING).map(|_| case.id_on(&agent)).collect();
+    let other = agent.clone();
+    let creates = tokio::spawn(async move {
+        futures_util::future::join_all(ids.iter().map(|id| other.create_container(id, &spec))).await
+    });
+    until_waited_for(&lock, WAITING, &creates).await;
+    agent.stop_container(&runs, std::time::Duration::ZERO).await.unwrap();
+    agent.remove_container(&runs).await.unwrap();
+    assert!(!creates.is_finished(), "they waited no longer");
+    drop(held);
+    for created in creates.await.unwrap() {
+        created.unwrap();
+    }
 }
 
 async fn who_is_being_started_keeps_its_ports(case: Case) {
@@ -111,12 +139,13 @@ async fn a_start_takes_the_name_of_before_away_before_it_makes_the_hosts_file(ca
         entries.flatten().any(|entry| entry.file_name().to_string_lossy().ends_with(&format!("@{id}")))
     };
     assert!(named(), "nobody looked");
-    let lock = taken(&root.run_dir.join("leases/bridge/lock"));
+    let lock = root.run_dir.join("leases/bridge/lock");
+    let held = taken(&lock);
     let (other, name) = (agent.clone(), id.clone());
     let start = tokio::spawn(async move { other.start_container(&name).await });
-    until_waited_for(&lock, &start).await;
+    until_waited_for(&lock, 1, &start).await;
     assert!(!named(), "another's join may write its hosts file");
-    drop(lock);
+    drop(held);
     start.await.unwrap().unwrap();
 }
 

@@ -1,6 +1,5 @@
 //! Networks of one's own: subnets, gateways, IPv6, internal ones, MTU; and what happens when the host takes them away.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -30,46 +29,45 @@ crate::tests![
     a_full_subnet_says_so_and_takes_the_next_once_somebody_goes,
     what_the_host_lost_is_put_back,
     a_container_created_after_the_host_lost_it_all_has_its_network,
-    killed_in_the_middle_of_attaches_leaves_no_lease_link_port_or_name,
     who_is_created_while_its_agent_dies_attaching_it_is_attached_when_it_starts,
 ];
 
 /// A root of the test's own, with networks.
-struct Place {
+pub struct Place {
     case: Case,
-    root: Root,
-    runtime: YoukiRuntime,
+    pub root: Root,
+    pub runtime: YoukiRuntime,
 }
 
 impl Place {
-    async fn new(case: &Case) -> Self {
+    pub async fn new(case: &Case) -> Self {
         let root = case.root("root");
         let runtime = YoukiRuntime::open(root.config()).await.unwrap();
         Self { case: case.clone(), root, runtime }
     }
 
     /// A /26 that no other root of this suite has.
-    fn subnet(&self, quarter: u8) -> String {
+    pub fn subnet(&self, quarter: u8) -> String {
         Share::further_subnet(&self.root.subnet, quarter)
     }
 
-    async fn network(&self, name: &str, options: NetworkOptions) {
+    pub async fn network(&self, name: &str, options: NetworkOptions) {
         self.runtime.create_network(name, &options).await.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 
-    async fn spec(&self, network: &str, script: &str) -> ServiceSpec {
+    pub async fn spec(&self, network: &str, script: &str) -> ServiceSpec {
         let mut spec = self.case.script(script).await;
         spec.network.mode = NetworkMode::from(network.to_owned());
         spec
     }
 
-    async fn start(&self, spec: &ServiceSpec) -> ContainerId {
+    pub async fn start(&self, spec: &ServiceSpec) -> ContainerId {
         let id = self.case.id_in(&self.root);
         crate::support::case::start_on(&self.runtime, &id, spec).await.unwrap_or_else(|error| panic!("{id}: {error}"));
         id
     }
 
-    async fn idle(&self, network: &str) -> ContainerId {
+    pub async fn idle(&self, network: &str) -> ContainerId {
         self.start(&self.spec(network, IDLE).await).await
     }
 
@@ -78,26 +76,26 @@ impl Place {
         (code, stdout + &stderr)
     }
 
-    async fn exec_ok(&self, id: &ContainerId, script: &str) -> String {
+    pub async fn exec_ok(&self, id: &ContainerId, script: &str) -> String {
         let (code, text) = self.exec(id, script).await;
         assert_eq!(code, 0, "{script:?} in {id}: {text}");
         text
     }
 
-    async fn ipv4(&self, id: &ContainerId) -> String {
+    pub async fn ipv4(&self, id: &ContainerId) -> String {
         self.runtime.inspect(id).await.unwrap().networks[0].ipv4.clone().unwrap()
     }
 
-    async fn ipv6(&self, id: &ContainerId) -> String {
+    pub async fn ipv6(&self, id: &ContainerId) -> String {
         self.runtime.inspect(id).await.unwrap().networks[0].ipv6.clone().unwrap()
     }
 
-    fn bridge(&self, network: &str) -> String {
+    pub fn bridge(&self, network: &str) -> String {
         self.runtime.network(network).unwrap().bridge
     }
 
     /// Removes what the test made, and looks that the host has no trace of the networks.
-    async fn close(self, networks: &[&str]) {
+    pub async fn close(self, networks: &[&str]) {
         for id in self.runtime.list_containers().await.unwrap() {
             self.runtime.remove(&id.id, true).await.unwrap();
         }
@@ -365,7 +363,12 @@ async fn subnets_that_meet_others_are_refused_and_name_them(case: Case) {
     ip(&format!("addr del {unjoined}.7/24 dev {}", outside.link));
     let error = place.runtime.create_network("first", &with(&[&place.subnet(2)])).await.unwrap_err();
     assert!(error.code() == "network.exists" && error.hint().is_some(), "{error}");
+    // The one address that a container could have is the gateway's.
+    let smallest = place.subnet(3).replace("/26", "/30");
+    let (begin, last) = smallest.trim_end_matches("/30").rsplit_once('.').unwrap();
+    let second = format!("{begin}.{}", last.parse::<u8>().unwrap() + 2);
     for (name, options) in [
+        ("second", NetworkOptions { gateway: Some(second.parse().unwrap()), ..with(&[&smallest]) }),
         ("second", with(&["10.0.0.0/31"])),
         ("second", with(&["10.0.0.1/24"])),
         ("second", with(&["127.1.0.0/16"])),
@@ -539,44 +542,4 @@ async fn who_is_created_while_its_agent_dies_attaching_it_is_attached_when_it_st
     assert!(place.exec_ok(&id, "ip -4 -o addr show eth0").await.contains(&address));
     drop(runtime);
     place.close(&["late"]).await;
-}
-
-async fn killed_in_the_middle_of_attaches_leaves_no_lease_link_port_or_name(case: Case) {
-    let place = Place::new(&case).await;
-    place.network("cut", NetworkOptions { subnets: vec![place.subnet(1)], ..NetworkOptions::default() }).await;
-    let mut spec = place.spec("cut", IDLE).await;
-    spec.port_mappings = vec![published(None, 80, None)];
-    place.runtime.pull_image(&spec.image.name).await.unwrap();
-    let bridge = place.bridge("cut");
-    for round in 0..16u64 {
-        let mut agent = Agent::start(&place.root, &[]).await;
-        let id = case.id_in(&place.root);
-        agent.send(&Request::CreateOnly { id: id.clone(), spec: Box::new(spec.clone()) }).await;
-        // The first attaches take longest, since they make bridge and table.
-        tokio::time::sleep(Duration::from_micros(1_500 * round)).await;
-        agent.kill().await;
-        if round % 4 == 0 {
-            // Killed while the bridge was made, which has its name last.
-            let _ = Command::new("ip").args(["link", "delete", &bridge]).output();
-        }
-    }
-    drop(place.root.open().await.unwrap());
-    let known: BTreeSet<String> =
-        place.runtime.list_containers().await.unwrap().into_iter().map(|one| one.id.to_string()).collect();
-    for dir in ["leases/cut", "ports", "names/cut"] {
-        for entry in std::fs::read_dir(place.root.run_dir.join(dir)).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let holder = name.split_once('@').map_or(name.as_str(), |(_, holder)| holder);
-            assert!(!holder.contains("-rep-") || known.contains(holder), "{dir} has {name} of none of {known:?}");
-        }
-    }
-    let links = || std::fs::read_dir(format!("/sys/class/net/{bridge}/brif")).map_or(0, Iterator::count);
-    eventually("no link is left but those of containers", || async { links() <= known.len() }).await;
-    // Whoever was made whole can be started.
-    for name in &known {
-        let id: ContainerId = name.parse().unwrap();
-        place.runtime.start(&id).await.unwrap();
-        place.exec_ok(&id, "ip route | grep ^default").await;
-    }
-    place.close(&["cut"]).await;
 }

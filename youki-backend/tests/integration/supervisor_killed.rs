@@ -176,7 +176,7 @@ async fn one_that_is_stopped_hides_no_other_and_a_shutdown_stops_the_rest(case: 
     let (held, other, stopped) = one_held_of_two(&case, &runtime).await;
     let (held, other) = (held.to_string(), other.to_string());
     let listed = within("ps", berth(&root, &["ps", "--format", "{{.id}}"])).await;
-    assert_eq!((listed.code, listed.stdout.trim()), (0, other.as_str()), "{listed:?}");
+    assert_eq!((listed.code, listed.stdout.trim()), (1, other.as_str()), "{listed:?}");
     assert!(listed.stderr.contains(&held) && listed.stderr.contains("has not answered"), "{listed:?}");
     let logs = within("logs", berth(&root, &["logs", &held])).await;
     assert_eq!(logs.code, 0, "{logs:?}");

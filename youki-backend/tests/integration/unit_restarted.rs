@@ -1,5 +1,6 @@
 //! What `systemctl restart` does to an agent and what belongs to its unit: everything in the unit's cgroup is killed. With
-//! `KillMode=process`, as in `examples/berth-agent.service`, it is the agent alone; this is the harder case.
+//! `KillMode=process`, as in `examples/berth-agent.service`, it is the agent alone; this is the harder case. Only of v1's
+//! `name=systemd` do supervisors not leave the unit's: there `KillMode` is what keeps them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +12,10 @@ use crate::support::agent::{Agent, Request};
 use crate::support::case::{eventually, finish_on, soon, words};
 use crate::support::process::{gone, kill};
 
-crate::tests![containers_outlive_the_whole_cgroup_of_their_agent];
+crate::tests![
+    containers_outlive_the_whole_cgroup_of_their_agent,
+    the_unit_says_what_containers_need_to_outlive_a_restart
+];
 
 /// A cgroup for an agent, as a unit is one: on v1 in each hierarchy. It goes with this value.
 struct Unit(Vec<PathBuf>);
@@ -109,5 +113,20 @@ async fn containers_outlive_the_whole_cgroup_of_their_agent(case: Case) {
     unit.kill().await;
     for id in [service, job] {
         runtime.remove_container(&id).await.unwrap();
+    }
+}
+
+async fn the_unit_says_what_containers_need_to_outlive_a_restart(_case: Case) {
+    let unit = include_str!("../../examples/berth-agent.service");
+    let (_, service) = unit.split_once("\n[Service]\n").unwrap();
+    let settings: Vec<&str> = service.lines().take_while(|line| !line.starts_with('[')).collect();
+    // Else systemd kills supervisors, takes cgroups away, or the sockets by which they are found.
+    for wanted in ["KillMode=process", "Delegate=yes", "RuntimeDirectory=berth", "RuntimeDirectoryPreserve=yes"] {
+        let (name, _) = wanted.split_once('=').unwrap();
+        let said: Vec<_> = settings.iter().filter(|line| line.split('=').next() == Some(name)).collect();
+        assert_eq!(said, [&wanted]);
+    }
+    for limit in ["LimitNOFILE=", "TasksMax=", "MemoryMax="] {
+        assert!(settings.iter().any(|line| line.starts_with(limit)), "{limit}");
     }
 }

@@ -10,7 +10,11 @@ use crate::support::case::eventually;
 use crate::support::pace::patience;
 use crate::support::root::Root;
 
-crate::tests![what_is_used_is_synced_at_the_interval, a_claim_not_renewed_is_taken_over_and_a_renewed_one_is_not];
+crate::tests![
+    what_is_used_is_synced_at_the_interval,
+    a_round_that_fails_is_told_once_and_so_is_the_next_that_does_not,
+    a_claim_not_renewed_is_taken_over_and_a_renewed_one_is_not,
+];
 
 /// How long a claim lasts here: several renewals, also where each of them takes seconds.
 pub const AFTER: Duration = Duration::from_secs(12);
@@ -68,6 +72,30 @@ async fn what_is_used_is_synced_at_the_interval(case: Case) {
     write("fourth").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(generations(&root).await, before);
+    berth(&root, &["rm", "-f", "web"]).await.succeeded();
+}
+
+async fn a_round_that_fails_is_told_once_and_so_is_the_next_that_does_not(case: Case) {
+    let (root, mut switch) = case.root_with_switch("root", "p").await;
+    let config = config(&case, &root, "live_sync = \"1s\"");
+    let mut keeper = keeper(&root, &config);
+    run(&case, &root, &config, "echo first > /data/file; exec sleep 300").await.succeeded();
+    let told = async || {
+        let words = ["events", "--filter", "volume=data", "--format", "{{.detail}}"];
+        let text = berth(&root, &words).await.succeeded();
+        text.lines().map(|line| line.split(':').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    eventually("it is synced", || async { told().await == ["durable"] }).await;
+    switch.turn_off().await;
+    berth(&root, &["exec", "web", "sh", "-c", "echo second > /data/file"]).await.succeeded();
+    eventually("it is told", || async { told().await == ["durable", "not durable"] }).await;
+    // Some rounds more.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(told().await, ["durable", "not durable"]);
+    switch.turn_on().await;
+    // By the round, or by whoever pays what is owed; maybe by both.
+    eventually("it is durable", || async { told().await.split_off(2).starts_with(&["durable".to_owned()]) }).await;
+    keeper.kill().await.unwrap();
     berth(&root, &["rm", "-f", "web"]).await.succeeded();
 }
 

@@ -1,10 +1,12 @@
 //! Named volumes while S3 refuses, hangs, crawls, or is somewhere else: each is told as it is and in time, and what was
 //! written meanwhile ends up in S3, on the main line.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use runtime_core::ContainerState;
+use runtime_core::{ContainerState, Runtime};
 
+use crate::events::told_of_volume;
 use crate::support::Case;
 use crate::support::agent::{Agent, Request};
 use crate::support::berth::{berth, command};
@@ -20,6 +22,7 @@ crate::tests![
     with_s3_away_a_volume_not_held_here_is_not_begun_empty,
     a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good,
     a_sync_that_is_not_done_in_time_is_told_so,
+    a_sync_that_is_done_late_is_told_then,
     a_stop_waits_for_the_sync_that_the_keeper_began,
     a_removal_waits_for_no_upload_that_goes_on,
     the_name_of_one_that_is_gone_is_free_while_s3_hangs,
@@ -63,6 +66,11 @@ async fn with_s3_away_stop_succeeds_says_not_durable_and_is_made_good(case: Case
         assert!(begin.elapsed() < patience(Duration::from_secs(120)), "not made good: {status:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    // By the sync, by the one that failed and by the stop; the last word is the keeper's.
+    eventually("it is told as durable", || async { ends_durable(&*runtime).await }).await;
+    let told = told_of_volume(&*runtime, "data").await;
+    let failed = told[1..told.len() - 1].iter().filter(|text| text.starts_with("not durable: ")).count();
+    assert!(told[0] == "durable" && failed >= 2 && failed == told.len() - 2, "{told:?}");
     assert_eq!(after_a_wipe(&case, &root, runtime, "cat /data/file").await, "second\n");
 }
 
@@ -98,6 +106,7 @@ async fn a_stop_while_s3_hangs_ends_in_time_says_so_and_is_made_good(case: Case)
     berth(&root, &["volume", "sync", "data"]).await.succeeded();
     let status = runtime.volume_status("data").await.unwrap();
     assert_eq!((status.last_error, status.owner), (None, None), "not made good, or not given back");
+    assert!(ends_durable(&*runtime).await, "{:?}", told_of_volume(&*runtime, "data").await);
     assert_eq!(after_a_wipe(&case, &root, runtime, "cat /data/file").await, "precious\n");
 }
 
@@ -117,6 +126,32 @@ async fn a_sync_that_is_not_done_in_time_is_told_so(case: Case) {
     assert!(error.hint().is_some_and(|hint| hint.contains("volume sync data")), "{error}");
     switch.turn_on().await;
     runtime.remove_container(&id).await.unwrap();
+}
+
+async fn a_sync_that_is_done_late_is_told_then(case: Case) {
+    let (root, mut switch) = case.root_with_switch("root", "p").await;
+    let mut config = root.config();
+    config.volumes.sync_on_stop = Duration::from_secs(2);
+    let hurried = Arc::new(youki_backend::YoukiRuntime::open(config).await.unwrap());
+    let runtime: Arc<dyn Runtime> = hurried.clone();
+    let id = with_volume(&case, &runtime).await;
+    exec_ok(&runtime, &id, "dd if=/dev/urandom of=/data/file bs=1M count=3 2>/dev/null").await;
+    switch.slow(400 << 10);
+    let owed = hurried.stop(&id, Some(STOP)).await.unwrap();
+    assert!(owed.len() == 1 && owed[0].1.code() == "volume.sync_timed_out", "{owed:?}");
+    assert!(!ends_durable(&*runtime).await, "{:?}", told_of_volume(&*runtime, "data").await);
+    switch.slow(u64::MAX);
+    // Nobody keeps, and nobody asks again: it is the sync that went on.
+    eventually("it is told", || async { ends_durable(&*runtime).await }).await;
+    let status = runtime.volume_status("data").await.unwrap();
+    assert!(status.durable_at.is_some() && status.last_error.is_none(), "{status:?}");
+    runtime.remove_container(&id).await.unwrap();
+    switch.turn_off().await;
+}
+
+/// Whether the last that was told of the volume is that it is durable.
+async fn ends_durable(runtime: &dyn Runtime) -> bool {
+    told_of_volume(runtime, "data").await.last().is_some_and(|text| text == "durable")
 }
 
 async fn a_stop_waits_for_the_sync_that_the_keeper_began(case: Case) {

@@ -20,7 +20,7 @@ use crate::volumes::{exec_ok, named, spec, with_volume};
 
 crate::tests![
     an_undone_create_takes_its_new_volumes_back,
-    a_create_killed_before_it_is_on_record_gives_its_volumes_back,
+    a_create_killed_while_it_waits_for_a_volume_gives_back_what_it_has,
     a_volume_whose_creator_was_killed_is_filled_anew_by_the_next,
     who_fills_a_volume_dies_with_its_supervisor,
     creates_at_once_all_get_a_new_volume_whole,
@@ -95,7 +95,7 @@ async fn an_undone_create_takes_its_new_volumes_back(case: Case) {
     exec_ok(&other, &id, "echo x > /data/x").await;
 }
 
-async fn a_create_killed_before_it_is_on_record_gives_its_volumes_back(case: Case) {
+async fn a_create_killed_while_it_waits_for_a_volume_gives_back_what_it_has(case: Case) {
     let (root, mut switch) = case.root_with_switch("root", "p").await;
     let runtime = root.open().await.unwrap();
     let mut spec = spec(&case, "echo x > /data/file; dd if=/dev/urandom of=/late/file bs=1M count=2").await;
@@ -117,7 +117,8 @@ async fn a_create_killed_before_it_is_on_record_gives_its_volumes_back(case: Cas
     eventually("it has a volume, and claims the next", || async { owner("late").await.is_some() }).await;
     assert!(owner("data").await.is_some());
     agent.kill().await;
-    runtime.container_state(&id).await.expect_err("it is on record already");
+    let error = runtime.container_state(&id).await.unwrap_err();
+    assert_eq!(error.code(), "container.not_found", "{error}");
     switch.turn_on().await;
     let next = root.open().await.unwrap();
     // An open waits no longer than two seconds for that.

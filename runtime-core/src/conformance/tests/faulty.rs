@@ -11,9 +11,9 @@ use futures_util::{StreamExt, stream};
 
 use crate::memory::MemoryRuntime;
 use crate::{
-    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, ExecEvent,
-    ExecEventStream, HealthDetail, ImageInfo, LogEntry, LogStream, PruneResult, PullPolicy, RegistryAuth, Result,
-    Runtime, ServiceSpec, WaitOutcome,
+    AgentError, AttachStream, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary,
+    ExecEvent, ExecEventStream, ExecInput, HealthDetail, ImageInfo, LogEntry, LogStream, PruneResult, PullPolicy,
+    RegistryAuth, Result, Runtime, ServiceSpec, WaitOutcome,
 };
 
 /// The weak points of earlier runtimes, one at a time.
@@ -63,6 +63,9 @@ pub(super) enum Fault {
     KillsNothing,
     ListsNothing,
     StopsNothing,
+    AttachesLate,
+    AttachesToWhatEnded,
+    FollowsPaths,
     InventsContainers,
 }
 
@@ -180,6 +183,11 @@ impl Runtime for Faulty {
     }
 
     async fn remove_container(&self, id: &ContainerId) -> Result<()> {
+        // As a path it is the one that is there.
+        let id = match id.service.strip_prefix("./").filter(|_| self.fault == Fault::FollowsPaths) {
+            Some(service) => &ContainerId::new(service, id.replica),
+            None => id,
+        };
         if self.fault == Fault::LeavesContainers && self.runtime.container_state(id).await? == ContainerState::Running {
             return Ok(());
         }
@@ -350,6 +358,14 @@ impl Runtime for Faulty {
             details.health = Some(HealthDetail { status: "healthy".to_owned(), ..HealthDetail::default() });
         }
         Ok(details)
+    }
+
+    async fn attach(&self, id: &ContainerId, input: Option<ExecInput>) -> Result<AttachStream> {
+        match (self.fault, self.runtime.attach(id, input).await) {
+            (Fault::AttachesLate, Ok(events)) => Ok(events.skip(1).boxed()),
+            (Fault::AttachesToWhatEnded, Err(AgentError::Internal(_))) => Ok(stream::empty().boxed()),
+            (_, answer) => answer,
+        }
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerSummary>> {

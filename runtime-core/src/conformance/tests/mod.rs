@@ -113,7 +113,8 @@ fn in_memory() -> MemoryRuntime {
 /// What a backend without processes, networks and a registry can be asked, and keeps. All else is Unsupported to it,
 /// and must not pass: it would be made up.
 const KEPT_IN_MEMORY: &str = "
-    cancel.create cancel.remove cancel.start
+    attach.ended attach.output
+    cancel.create cancel.images cancel.kill cancel.remove cancel.start
     command.matrix
     create.no_image create.race create.twice create.waits
     errors.names errors.text
@@ -121,9 +122,9 @@ const KEPT_IN_MEMORY: &str = "
     exec.output exec.parallel
     exec_stream.exit_last exec_stream.fails exec_stream.live exec_stream.stop
     health.none
-    ids.invalid ids.unknown
+    ids.hostile ids.invalid ids.unknown
     images.list images.pull_never images.pull_present images.remove images.remove_used images.tag
-    images.tag_invalid
+    images.tag_invalid images.unknown
     kill.handled kill.invalid kill.kill kill.names
     list.containers
     logs.after_exit logs.no_newline logs.not_utf8 logs.source logs.streams logs.tail logs.timestamps
@@ -137,7 +138,7 @@ const KEPT_IN_MEMORY: &str = "
     stop.at_once stop.dropped stop.handled stop.idempotent stop.ignored stop.outcome stop.signal stop.stopping
     stop.together
     volumes.sync_without
-    wait.after_exit wait.before_start wait.blocks wait.fast wait.many
+    wait.after_exit wait.attempts wait.before_start wait.blocks wait.fast wait.many
 ";
 
 async fn judge(fault: Fault, only: &str) -> Report {
@@ -170,12 +171,12 @@ async fn a_backend_that_keeps_the_contract_fails_nothing_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_broken_promise_is_found_by_its_check() {
-    let faults: [(Fault, &[&str]); 42] = [
+    let faults: [(Fault, &[&str]); 45] = [
         (
             Fault::InventsExitCodeZero,
             &["outcome.exit_codes", "wait.after_exit", "start.not_found", "stop.handled", "wait.fast", "wait.many"],
         ),
-        (Fault::WaitReturnsEarly, &["wait.before_start", "wait.blocks"]),
+        (Fault::WaitReturnsEarly, &["wait.before_start", "wait.blocks", "wait.attempts"]),
         (Fault::NamesNoSignal, &["outcome.killed", "stop.outcome"]),
         (Fault::ReadsLogTimesAtRead, &["logs.timestamps"]),
         (Fault::SwapsLogStreams, &["logs.streams"]),
@@ -209,12 +210,15 @@ async fn each_broken_promise_is_found_by_its_check() {
         (Fault::RunsNothingInExec, &["exec.empty"]),
         (Fault::PullsInName, &["images.pull_never"]),
         (Fault::NeverPulls, &["images.pull_present"]),
-        (Fault::RemovesNoImages, &["images.remove"]),
-        (Fault::TagsNothing, &["images.tag"]),
+        (Fault::RemovesNoImages, &["images.remove", "images.unknown"]),
+        (Fault::TagsNothing, &["images.tag", "cancel.images"]),
         (Fault::TagsAnything, &["images.tag_invalid"]),
-        (Fault::KillsWithKill, &["kill.names", "kill.handled"]),
+        (Fault::KillsWithKill, &["kill.names", "kill.handled", "cancel.kill"]),
         (Fault::KillsNothing, &["kill.kill"]),
         (Fault::ListsNothing, &["list.containers"]),
+        (Fault::AttachesLate, &["attach.output"]),
+        (Fault::AttachesToWhatEnded, &["attach.ended"]),
+        (Fault::FollowsPaths, &["ids.hostile"]),
         (Fault::StopsNothing, &["stop.at_once", "stop.dropped", "stop.idempotent", "stop.together"]),
     ];
     let all = faults.iter().flat_map(|(fault, checks)| checks.iter().map(move |check| (*fault, *check)));
@@ -232,7 +236,7 @@ async fn a_panic_or_a_hang_fails_its_own_check_and_no_other() {
     let report = run(Arc::new(InMemory { runtime, reopened: None }), &options).await;
     assert!(report.failed().count() > 5, "{report}");
     for check in report.failed() {
-        assert!(check.name.starts_with("exec") || check.name == "ids.unknown", "{check}");
+        assert!(["exec", "ids."].iter().any(|group| check.name.starts_with(group)), "{check}");
         assert!(check.to_string().contains("panicked: exec is broken"), "{check}");
     }
 

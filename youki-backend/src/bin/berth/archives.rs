@@ -25,7 +25,7 @@ pub async fn save(session: &Session, args: &SaveArgs) -> Result<i32> {
 
 /// `berth load`
 pub async fn load(session: &Session, args: &LoadArgs) -> Result<i32> {
-    let images = session.runtime.images().load(&args.input).await?;
+    let images = session.runtime.load(&args.input).await?;
     if session.json {
         let line = |image: &registry::Image| {
             json!({

@@ -17,7 +17,7 @@ use crate::lifecycle::{container, warn_of_volumes};
 use crate::session::Session;
 use crate::signals::{self, Signals};
 use crate::streams;
-use crate::terminal::Lent;
+use crate::terminal::{Lent, Typed};
 
 /// What ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,9 +153,12 @@ impl Attached {
     async fn begin(runtime: &YoukiRuntime, id: &ContainerId, wanted: Wanted) -> Result<Self> {
         let ((stdout, out), (stderr, err)) = (streams::pipe()?, streams::pipe()?);
         let (own_out, own_err) = (streams::own(io::stdout())?, streams::own(io::stderr())?);
-        let stdin = runtime.attach(id, out, err).await?;
+        let stdin = runtime.attach(id, out, err, wanted.input).await?;
         let terminal = match stdin {
-            Some(there) if wanted.tty => Some(Lent::to(there, wanted.input)?),
+            Some(there) if wanted.tty => {
+                let typed = if wanted.input { Typed::PassedOnUntilLeft } else { Typed::Kept };
+                Some(Lent::to(there, typed)?)
+            }
             Some(stdin) if wanted.input => {
                 // Its end ends the container's; it goes on beside everything else.
                 drop(streams::copy(streams::own(io::stdin())?, stdin));

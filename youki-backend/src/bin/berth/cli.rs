@@ -85,6 +85,8 @@ pub enum Command {
     Start(Flags<NamesArgs>),
     /// Stop containers
     Stop(Flags<StopArgs>),
+    /// Stop containers, and start them again
+    Restart(Flags<StopArgs>),
     /// Send a signal to containers
     Kill(Flags<KillArgs>),
     /// Freeze containers

@@ -4,16 +4,16 @@ use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use runtime_core::ContainerId;
+use runtime_core::{ContainerId, CopyInOptions, Owner};
 use tokio::task::JoinError;
-use youki_backend::{CopyInOptions, Error, Owner, PathKind, pack_path, unpack_into};
+use youki_backend::{Error, PathKind, pack_path, unpack_into};
 
 use crate::cli::{CpArgs, ExportArgs};
 use crate::failure::{Failure, Result};
 use crate::lifecycle::container;
 use crate::session::Session;
 use crate::signals::Signals;
-use crate::streams;
+use crate::streams::{self, Patient};
 use crate::tar_output::TarOutput;
 
 /// Stands for a tar on standard input or output.
@@ -109,7 +109,7 @@ fn goal(source: &str, own: PathBuf, kind: PathKind, target: &str, found: Option<
 async fn copy_out(session: &Session, args: &CpArgs, id: &ContainerId, source: &str, target: &Place<'_>) -> Result<()> {
     let path = within(source);
     let Place::Host(target) = target else {
-        let out = File::from(streams::own(io::stdout())?);
+        let out = Patient::own(io::stdout())?;
         return Ok(session.runtime.copy_out(id, &path, args.follow_link, io::BufWriter::new(out)).await?);
     };
     let kind = session.runtime.look(id, &path, args.follow_link || source.ends_with('/')).await?;
@@ -133,7 +133,7 @@ async fn copy_in(session: &Session, args: &CpArgs, id: &ContainerId, source: &Pl
     let owner = if args.archive { Owner::Kept } else { Owner::Always { uid: 0, gid: 0 } };
     let Place::Host(source) = source else {
         let options = CopyInOptions { rename: None, owner: Owner::Kept };
-        let tar = File::from(streams::own(io::stdin())?);
+        let tar = Patient::own(io::stdin())?;
         return Ok(session.runtime.copy_in(id, &path, io::BufReader::new(tar), options).await?);
     };
     let follow = args.follow_link || source.ends_with('/');

@@ -1,5 +1,7 @@
 //! `events`: what happened, and what happens.
 
+use std::cell::Cell;
+
 use futures_util::StreamExt;
 use runtime_core::{Event, EventKind, EventsOptions};
 use serde_json::{Value, json};
@@ -24,7 +26,9 @@ pub async fn events(session: &Session, args: &EventsArgs) -> Result<i32> {
     let filters = args.filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>>>()?;
     let follow = args.follow && until.is_none_or(|until| until > now);
     let options = EventsOptions { after: None, since, follow };
+    let last = Cell::new(None);
     let show = |event: Event| {
+        last.set(Some(event.number));
         if until.is_some_and(|until| event.time >= until) || !Filter::all_hold(&filters, &event) {
             return Ok(());
         }
@@ -50,6 +54,12 @@ pub async fn events(session: &Session, args: &EventsArgs) -> Result<i32> {
             },
             () = &mut end => break,
         }
+    }
+    // What was put down until then, and is not read yet.
+    let options = EventsOptions { after: last.get(), since, follow: false };
+    let mut rest = std::pin::pin!(session.runtime.events(&options).map(|event| show(event?)));
+    while let Some(shown) = rest.next().await {
+        shown?;
     }
     Ok(0)
 }

@@ -6,8 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use runtime_core::{ContainerId, ExecOptions};
-use rustix::fs::{FileType, FsWord, fstatfs};
-use tokio::task::JoinHandle;
+use rustix::fs::{FileType, Stat};
 use youki_backend::{Config, ExecRequest};
 
 use crate::cli::ExecArgs;
@@ -18,14 +17,13 @@ use crate::named_flags::naming_its_flag;
 use crate::run::with_exec_status;
 use crate::session::Session;
 use crate::signals::Signals;
-use crate::{streams, terminal};
+use crate::streams::{self, Output};
+use crate::terminal::{self, Lent, Typed};
 
 /// `/dev/null`, as Linux numbers it (devices.txt).
 const NULL_DEVICE: u64 = libc::makedev(1, 3);
-/// The filesystem of pipes (linux/magic.h).
-const PIPEFS_MAGIC: FsWord = 0x5049_5045;
-/// Time for what a process on a terminal wrote last, once it has ended.
-const LAST_OUTPUT: Duration = Duration::from_millis(500);
+/// Time for what a process on a terminal wrote last, once a signal has ended the exec.
+const TIME_TO_LEAVE: Duration = Duration::from_millis(500);
 
 /// `berth exec`
 pub async fn exec(config: Config, as_json: bool, args: &ExecArgs) -> Result<i32> {
@@ -57,9 +55,15 @@ pub async fn exec(config: Config, as_json: bool, args: &ExecArgs) -> Result<i32>
     let request = ExecRequest { command: command.to_vec(), options, stdio: [input(args.interactive)?, stdout, stderr] };
     let running = session.runtime.start_exec(&id, request).await.map_err(refused)?;
     let code = running.wait().await?;
-    for copy in [copy_stdout, copy_stderr].into_iter().flatten() {
-        streams::finish(copy).await?;
-    }
+    // Both are told at once.
+    let [stdout, stderr] = [copy_stdout, copy_stderr].map(|copy| async {
+        match copy {
+            Some(copy) => copy.finish().await,
+            None => Ok(()),
+        }
+    });
+    let (stdout, stderr) = tokio::join!(stdout, stderr);
+    stdout.and(stderr)?;
     Ok(code)
 }
 
@@ -83,26 +87,34 @@ async fn on_terminal(
     let running = session.runtime.start_exec(id, request).await.map_err(refused)?;
     let shown = master.try_clone().map_err(|error| Failure::io("using", "the terminal", &error))?;
     let mut ending = Signals::listen_to_ending()?;
-    let lent = terminal::Lent::to(master, args.interactive)?;
-    let output = streams::copy(shown, streams::own(io::stdout())?);
+    // An exec is nobody's but ours: there is nothing that would run on.
+    let typed = if args.interactive { Typed::PassedOn } else { Typed::Kept };
+    let lent = Lent::to(master, typed)?;
+    let output = Output::copy(shown, streams::own(io::stdout())?)?;
     // What would end the command at once would leave its terminal raw.
     let code = tokio::select! {
-        code = running.wait() => code,
-        number = ending.next_ending() => Ok(128 + number),
+        code = running.wait() => code?,
+        number = ending.next_ending() => {
+            // What it goes to may be held up, and whoever asks to leave is not.
+            let _ = tokio::time::timeout(TIME_TO_LEAVE, output.finish()).await;
+            return Ok(128 + number);
+        }
     };
-    // Something that it started may hold its terminal open.
-    let _ = tokio::time::timeout(LAST_OUTPUT, output).await;
+    let copied = tokio::select! {
+        copied = output.finish() => copied,
+        number = ending.next_ending() => return Ok(128 + number),
+    };
     drop(lent);
-    Ok(code?)
+    copied.map(|()| code)
 }
 
-/// What the process reads: standard input itself if that may be given away.
+/// What the process reads.
 fn input(interactive: bool) -> Result<OwnedFd> {
     if !interactive {
         let null = File::open("/dev/null").map_err(|error| Failure::io("opening", "/dev/null", &error))?;
         return Ok(null.into());
     }
-    if may_be_given(&io::stdin()) {
+    if is_null(&io::stdin()) {
         return streams::own(io::stdin());
     }
     let (reader, writer) = streams::pipe()?;
@@ -110,22 +122,20 @@ fn input(interactive: bool) -> Result<OwnedFd> {
     Ok(reader)
 }
 
-/// What the process writes to: the command's own stream if that may be given away.
-fn output(stream: impl AsFd) -> Result<(OwnedFd, Option<JoinHandle<io::Result<()>>>)> {
-    if may_be_given(&stream) {
+/// What the process writes to.
+fn output(stream: impl AsFd) -> Result<(OwnedFd, Option<Output>)> {
+    if is_null(&stream) {
         return Ok((streams::own(stream)?, None));
     }
     let (reader, writer) = streams::pipe()?;
-    Ok((writer, Some(streams::copy(reader, streams::own(stream)?))))
+    Ok((writer, Some(Output::copy(reader, streams::own(stream)?)?)))
 }
 
-/// Whether a container may hold `stream`: a pipe that has no name, or `/dev/null`, for which it gets its own. Anything else of
-/// the host's could be opened anew through `/proc/self/fd` and be written to, a directory be left upwards, or a terminal be
-/// typed into; so it stays ours.
-fn may_be_given(stream: &impl AsFd) -> bool {
-    rustix::fs::fstat(stream).is_ok_and(|stat| match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Fifo => fstatfs(stream).is_ok_and(|filesystem| filesystem.f_type == PIPEFS_MAGIC),
-        FileType::CharacterDevice => stat.st_rdev == NULL_DEVICE,
-        _ => false,
-    })
+/// Whether it is `/dev/null`, for which the container gets its own. Nothing else of the host's goes there: a file or a pipe could
+/// be opened anew through `/proc/self/fd` and be written to, or be held by what the process leaves running; a directory be left
+/// upwards, a terminal be typed into.
+fn is_null(stream: &impl AsFd) -> bool {
+    let is_null =
+        |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == NULL_DEVICE;
+    rustix::fs::fstat(stream).is_ok_and(is_null)
 }

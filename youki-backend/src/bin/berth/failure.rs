@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
+use crate::streams::Patient;
+
 /// Result of a command or a part of one.
 pub type Result<T> = std::result::Result<T, Failure>;
 
@@ -206,7 +208,12 @@ pub fn in_form(kind: Kind, text: &str) -> String {
 
 /// A line to standard error; there is nobody to tell that it cannot be written.
 pub fn eprint_line(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let line = format!("{text}\n");
+    let _ = match Patient::own(io::stderr()) {
+        Ok(mut stderr) => stderr.write_all(line.as_bytes()),
+        // No descriptor is free.
+        Err(_) => io::stderr().write_all(line.as_bytes()),
+    };
 }
 
 impl From<youki_backend::Error> for Failure {

@@ -31,8 +31,10 @@ pub fn memory(flag: &str, text: &str) -> Result<ByteSize> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
     let (number, unit) = lower.split_at(digits);
-    let shift = match unit.trim_start().trim_end_matches('b').trim_end_matches('i') {
-        "" if unit.contains('i') => return Err(invalid()),
+    let unit = unit.trim_start();
+    let unit = unit.strip_suffix('b').unwrap_or(unit);
+    let shift = match unit.strip_suffix('i').unwrap_or(unit) {
+        "" if !unit.is_empty() => return Err(invalid()),
         "" => 0,
         "k" => 10,
         "m" => 20,

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, Read};
 
 use registry::{PullOptions, PushOptions, Removed, Verified};
-use runtime_core::PruneResult;
+use runtime_core::{ImageDetails, PruneResult};
 use serde_json::{Value, json};
 
 use crate::cli::{ImageHistoryArgs, ImageInspectArgs, ImageNamesArgs, PruneArgs, PullArgs, PushArgs, RmiArgs, TagArgs};
@@ -97,20 +97,11 @@ pub async fn prune(session: &Session, args: &PruneArgs) -> Result<i32> {
 pub async fn inspect(session: &Session, args: &ImageInspectArgs) -> Result<i32> {
     let find = async |name: &str| {
         let found = session.runtime.images().find(name).await?;
-        found.ok_or_else(|| registry::Error::NotPresent(name.to_owned()))
+        found.map(ImageDetails::from).ok_or_else(|| registry::Error::NotPresent(name.to_owned()))
     };
     let template = args.format.as_deref().map(Template::parse).transpose()?;
     let (found, status) = session.each(&args.images, find).await;
-    let shown = found.iter().map(|image| {
-        json!({
-            "reference": image.reference,
-            "digest": image.digest,
-            "id": image.id,
-            "size_bytes": image.size_bytes,
-            "layers": image.layers,
-            "config": image.config,
-        })
-    });
+    let shown = found.iter().map(|image| json!(image));
     match template {
         Some(template) => {
             let lines = shown.map(|image| template.render(&image, |path| dockers(&image, path)));

@@ -1,5 +1,7 @@
-//! `start`, `stop`, `kill`, `pause`, `unpause`, `update`, `rm`, `wait`, `shutdown`: one verb on several containers. One that
+//! `start`, `stop`, `restart`, `kill`, `pause`, `unpause`, `update`, `rm`, `wait`, `shutdown`: one verb on several containers. One that
 //! fails does not keep it from the rest.
+
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use runtime_core::ContainerId;
@@ -8,7 +10,7 @@ use serde_json::json;
 use youki_backend::{Changes, DEFAULT_STOP_TIMEOUT, Error};
 
 use crate::cli::{KillArgs, NamesArgs, RmArgs, ShutdownArgs, StopArgs, UpdateArgs};
-use crate::failure::{Failure, Result, warn};
+use crate::failure::{Failure, Result, say, warn};
 use crate::flag_values::{self, stop_timeout};
 use crate::named_flags::naming_its_flag;
 use crate::output;
@@ -24,16 +26,34 @@ pub async fn start(session: &Session, args: &NamesArgs) -> Result<i32> {
 
 /// `berth stop`
 pub async fn stop(session: &Session, args: &StopArgs) -> Result<i32> {
-    let timeout = args.time.map(stop_timeout);
+    each_named(session, &args.names, async |id| stop_one(session, args, &id).await.map(|()| true)).await
+}
+
+/// `berth restart`: of one that does not run, or never did, a start.
+pub async fn restart(session: &Session, args: &StopArgs) -> Result<i32> {
     let verb = async |id: ContainerId| {
-        let stopped = match &args.signal {
-            Some(signal) => session.runtime.stop_by(&id, signal, timeout).await,
-            None => session.runtime.stop(&id, timeout).await,
-        };
-        warn_of_volumes(stopped.map_err(|error| naming_its_flag(error.into()))?);
-        Ok(true)
+        // The stop would be its end.
+        let now = session.runtime.inspect(&id).await?;
+        if now.spec.remove_on_exit {
+            return Err(Failure::unsupported(format_args!("a restart of {id}, which is removed when it ends")));
+        }
+        let is_created = now.state == "initializing" && now.outcome.is_none() && now.earlier_attempts.is_empty();
+        if !is_created {
+            stop_one(session, args, &id).await?;
+        }
+        Ok(session.runtime.start(&id).await.map(|()| true)?)
     };
     each_named(session, &args.names, verb).await
+}
+
+async fn stop_one(session: &Session, args: &StopArgs, id: &ContainerId) -> Result<()> {
+    let timeout = args.time.map(stop_timeout);
+    let stopped = match &args.signal {
+        Some(signal) => session.runtime.stop_by(id, signal, timeout).await,
+        None => session.runtime.stop(id, timeout).await,
+    };
+    warn_of_volumes(stopped.map_err(|error| naming_its_flag(error.into()))?);
+    Ok(())
 }
 
 /// `berth kill`
@@ -84,16 +104,22 @@ pub async fn shutdown(session: &Session, args: &ShutdownArgs) -> Result<i32> {
     let longest = stop_timeout(args.timeout);
     // What is not durable after that is tried again, and told then. Whose state cannot be told is stopped all the same.
     let stop = async |id: ContainerId| {
-        let own = match session.runtime.inspect(&id).await {
+        let (own, is_pending) = match session.runtime.inspect(&id).await {
             Ok(known) if matches!(known.state, "exited" | "failed") => return Ok(false),
-            Ok(known) => known.spec.stop_timeout,
-            Err(_) => None,
+            Ok(known) => (known.spec.stop_timeout, known.state == "pending"),
+            Err(_) => (None, false),
         };
         let timeout = own.unwrap_or(DEFAULT_STOP_TIMEOUT).min(longest);
-        match session.runtime.stop(&id, Some(timeout)).await {
+        // Its pull may take hours.
+        let patience = if is_pending { timeout } else { Duration::MAX };
+        match tokio::time::timeout(patience, session.runtime.stop(&id, Some(timeout))).await {
+            Err(_) => {
+                say(&format!("{id}: left to whoever creates it, which takes longer than {timeout:?}"));
+                Ok(false)
+            }
             // One with `--rm` has ended by itself meanwhile.
-            Err(Error::NoSuchContainer { .. }) => Ok(false),
-            stopped => Ok(stopped.map(|_| true)?),
+            Ok(Err(Error::NoSuchContainer { .. })) => Ok(false),
+            Ok(stopped) => Ok(stopped.map(|_| true)?),
         }
     };
     let mut stopping = std::pin::pin!(each_named(session, &all, stop));

@@ -115,7 +115,7 @@ impl Row {
                 ("State", None) => one.state.into(),
                 ("Ports", None) => self.ports.as_str().into(),
                 ("Names", None) => self.names.as_str().into(),
-                ("Networks", None) => joined(network_names(one).map(str::to_owned).collect()),
+                ("Networks", None) => network_name(one).unwrap_or_default().into(),
                 ("Mounts", None) => joined(one.mounts.iter().map(mount_name).collect()),
                 ("Labels", None) => {
                     joined(one.spec.labels.iter().map(|(name, value)| format!("{name}={value}")).collect())
@@ -128,14 +128,17 @@ impl Row {
     }
 }
 
-/// The networks that it is in; as docker has it, also where that is the host's or none.
-fn network_names(one: &Inspect) -> impl Iterator<Item = &str> {
-    let mode = match one.spec.network_mode() {
+/// The network that it is in, or is to be in; as docker has it, also where that is the host's or none.
+fn network_name(one: &Inspect) -> Option<&str> {
+    match one.spec.network_mode() {
         NetworkMode::Host => Some("host"),
         NetworkMode::None => Some("none"),
-        NetworkMode::Bridge | NetworkMode::Named(_) => None,
-    };
-    mode.into_iter().chain(one.networks.iter().map(|network| network.network.as_str()))
+        NetworkMode::Bridge => Some("bridge"),
+        mode @ NetworkMode::Named(name) if mode.container().is_none() => {
+            Some(one.networks.first().map_or(name, |network| network.network.as_str()))
+        }
+        NetworkMode::Named(_) => None,
+    }
 }
 
 /// The commonest of docker's names for what `inspect` shows, so that scripts go on.
@@ -292,7 +295,7 @@ impl Filter {
             Self::Ancestor(ancestor) => ancestor.is_of(one),
             // Another attempt may follow or run: then the code is the last one's.
             Self::Exited(code) => one.exit_code == Some(*code) && matches!(one.state, "exited" | "failed"),
-            Self::Network(name) => network_names(one).any(|network| network == name),
+            Self::Network(name) => network_name(one) == Some(name),
             Self::Volume(name) => one.mounts.iter().any(|mount| mount_name(mount) == *name || mount.target == *name),
             Self::Health(status) => {
                 one.health.as_ref().map_or("none", |health| health.status.as_str()) == status.as_str()
@@ -325,8 +328,10 @@ impl Ancestor {
     }
 
     fn is_of(&self, one: &Inspect) -> bool {
-        let begins = |digits| one.image_digest.strip_prefix("sha256:").is_some_and(|hex| hex.starts_with(digits));
-        self.digest.as_ref() == Some(&one.image_digest)
+        let digest = one.image_digest.as_deref();
+        let hex = digest.and_then(|digest| digest.strip_prefix("sha256:"));
+        let begins = |digits| hex.is_some_and(|hex| hex.starts_with(digits));
+        (digest.is_some() && self.digest.as_deref() == digest)
             || self.digits().is_some_and(begins)
             || Reference::parse(&one.image).is_ok_and(|image| image.is_meant_by(&self.text))
     }
@@ -362,9 +367,9 @@ fn ports(one: &Inspect) -> Value {
     Value::Object(ports)
 }
 
-/// Whether it waits for its next attempt.
+/// Whether it waits for its next attempt, or that is being built.
 fn restarts(one: &Inspect) -> bool {
-    one.state == "initializing" && one.outcome.is_some()
+    one.state == "initializing" && (one.outcome.is_some() || !one.earlier_attempts.is_empty())
 }
 
 /// Docker's words.
@@ -383,7 +388,9 @@ fn status(one: &Inspect, now: DateTime<Utc>) -> String {
     match one.state {
         "pending" => "Creating".to_owned(),
         "initializing" if restarts(one) => {
-            format!("Restarting ({}) {} ago", output::or_dash(one.exit_code), since(one.finished_at))
+            let last = one.outcome.as_ref().or(one.earlier_attempts.last().map(|last| &last.outcome));
+            let (code, finished_at) = (last.map(|last| last.exit_code), last.and_then(|last| last.finished_at));
+            format!("Restarting ({}) {} ago", output::or_dash(code), since(finished_at))
         }
         "initializing" => "Created".to_owned(),
         "running" => format!("Up {}{}", since(one.started_at), health(one)),

@@ -13,6 +13,7 @@ use crate::failure::{Failure, Result, say};
 use crate::flag_values as values;
 use crate::lifecycle::container;
 use crate::session::Session;
+use crate::streams::Patient;
 
 /// Output that is gathered before it is written.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -29,7 +30,7 @@ pub async fn logs(session: &Session, args: &LogsArgs) -> Result<i32> {
         cursor: None,
     };
     let mut records = session.runtime.log_records(&id, &options).await?;
-    let mut printer = Printer::new(args.timestamps);
+    let mut printer = Printer::new(args.timestamps)?;
     loop {
         let record = match records.next().now_or_never() {
             Some(record) => record,
@@ -53,21 +54,21 @@ pub async fn logs(session: &Session, args: &LogsArgs) -> Result<i32> {
 
 /// Writes records to standard output and error.
 struct Printer {
-    stdout: BufWriter<io::Stdout>,
-    stderr: BufWriter<io::Stderr>,
+    stdout: BufWriter<Patient>,
+    stderr: BufWriter<Patient>,
     timestamps: bool,
     /// Of stdout and stderr: the last record was the beginning of a line.
     within: [bool; 2],
 }
 
 impl Printer {
-    fn new(timestamps: bool) -> Self {
-        Self {
-            stdout: BufWriter::with_capacity(BUFFER_BYTES, io::stdout()),
-            stderr: BufWriter::with_capacity(BUFFER_BYTES, io::stderr()),
+    fn new(timestamps: bool) -> Result<Self> {
+        Ok(Self {
+            stdout: BufWriter::with_capacity(BUFFER_BYTES, Patient::own(io::stdout())?),
+            stderr: BufWriter::with_capacity(BUFFER_BYTES, Patient::own(io::stderr())?),
             timestamps,
             within: [false; 2],
-        }
+        })
     }
 
     fn record(&mut self, record: &LogRecord) -> Result<()> {

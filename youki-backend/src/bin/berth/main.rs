@@ -134,6 +134,7 @@ async fn dispatch(global: GlobalArgs, command: Command) -> Result<i32> {
     match &command {
         Command::Start(args) => lifecycle::start(&session, args).await,
         Command::Stop(args) => lifecycle::stop(&session, args).await,
+        Command::Restart(args) => lifecycle::restart(&session, args).await,
         Command::Kill(args) => lifecycle::kill(&session, args).await,
         Command::Pause(args) => lifecycle::pause(&session, args).await,
         Command::Unpause(args) => lifecycle::unpause(&session, args).await,
@@ -245,6 +246,10 @@ fn report_usage(error: &clap::Error) -> i32 {
             if let Some(flag) = command.as_ref().and_then(|command| docker_habits::not_built(error, command)) {
                 Failure::unsupported(flag).print();
                 return if passes_codes { status } else { 1 };
+            }
+            if let Some((name, instead)) = docker_habits::command_not_built(error, command.as_deref()) {
+                Failure::unsupported(format_args!("docker's {name}")).with_hint(instead).print();
+                return 1;
             }
             let (mut message, tip) = usage_message(&error.to_string());
             // What Rust says of a number.

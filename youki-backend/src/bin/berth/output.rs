@@ -6,14 +6,14 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::failure::{Failure, Result};
+use crate::streams::Patient;
 
 /// Spaces between two columns, as docker's.
 const GAP: usize = 3;
 
 /// Writes to standard output at once.
 pub fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| stdout_failed(&error))
+    Patient::own(io::stdout())?.write_all(text.as_bytes()).map_err(|error| stdout_failed(&error))
 }
 
 /// The same with a newline.

@@ -2,18 +2,15 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal};
-use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use registry::{LayerPhase, PullEvent};
+use runtime_core::{LayerPhase, Progress, PullEvent};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
 use crate::failure::eprint_line;
 use crate::output::decimal_size;
 
-/// Time for the last event to be shown, after which a pull counts as going on.
-const PATIENCE: Duration = Duration::from_millis(50);
 /// Digits of a digest that tell the layers of an image apart.
 const SHORT_DIGEST: usize = 12;
 const LAYER_TEMPLATE: &str = "{prefix}: {msg:7} [{wide_bar}] {bytes:>10}/{total_bytes:10} {bytes_per_sec:12}";
@@ -35,11 +32,6 @@ pub enum Show {
 pub struct Shown(JoinHandle<()>);
 
 impl Shown {
-    /// Whether the pull is over, well or not, or was not needed.
-    pub async fn is_over(&mut self) -> bool {
-        tokio::time::timeout(PATIENCE, &mut self.0).await.is_ok()
-    }
-
     /// Waits until all is shown. The sender must be gone.
     pub async fn finish(self) {
         // A bar that could not be drawn is nothing to end for.
@@ -65,13 +57,13 @@ pub fn pull(show: Show) -> (UnboundedSender<PullEvent>, Shown) {
 }
 
 /// A bar for a restore or a verification (`verb`), on a terminal.
-pub fn volume(name: &str, verb: &'static str, wanted: bool) -> volumes_s3::Progress {
+pub fn volume(name: &str, verb: &'static str, wanted: bool) -> Progress {
     if !wanted || !io::stderr().is_terminal() {
-        return volumes_s3::Progress::default();
+        return Progress::default();
     }
     let bar = ProgressBar::new(0).with_style(style(VOLUME_TEMPLATE)).with_prefix(name.to_owned());
     bar.set_message(verb);
-    volumes_s3::Progress::new(move |done, total| {
+    Progress::new(move |done, total| {
         bar.set_length(total);
         bar.set_position(done);
         if done >= total {
@@ -167,14 +159,5 @@ mod tests {
         for template in [LAYER_TEMPLATE, VOLUME_TEMPLATE] {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
-    }
-
-    #[tokio::test]
-    async fn a_pull_is_over_when_its_sender_is_gone() {
-        let (sender, mut shown) = pull(Show::Nothing);
-        sender.send(PullEvent::Done { digest: "sha256:0".into() }).unwrap();
-        assert!(!shown.is_over().await);
-        drop(sender);
-        assert!(shown.is_over().await);
     }
 }

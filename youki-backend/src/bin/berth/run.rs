@@ -35,7 +35,11 @@ pub async fn create(config: Config, as_json: bool, args: &RunArgs) -> Result<i32
     }
     let wanted = Wanted::from_flags(args)?;
     let session = Session::open(config, as_json).await?;
-    wanted.create(&session).await.map_err(|failure| args.naming_its_flag(failure))?;
+    let mut signals = Signals::listen_to_ending()?;
+    let created = wanted.create(&session, &mut signals).await;
+    if let Some(status) = created.map_err(|failure| args.naming_its_flag(failure))? {
+        return Ok(status);
+    }
     print_id(&session, &wanted.id)?;
     Ok(0)
 }
@@ -48,10 +52,11 @@ pub async fn apply(config: Config, as_json: bool, args: &ApplyArgs) -> Result<i3
     let options = CreateOptions { auth, ..CreateOptions::default() };
     let wanted = Wanted { id, spec: spec_file::read(&args.file)?, options, quiet: false, cidfile: None };
     let session = Session::open(config, as_json).await?;
-    wanted.create(&session).await?;
-    session.runtime.start(&wanted.id).await?;
-    print_id(&session, &wanted.id)?;
-    Ok(0)
+    let mut signals = Signals::listen_to_ending()?;
+    if let Some(status) = wanted.create(&session, &mut signals).await? {
+        return Ok(status);
+    }
+    wanted.start(&session, &mut signals, Failure::from).await
 }
 
 /// `berth run`
@@ -62,16 +67,13 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
         return Err(Failure::usage("standard input is no terminal: leave --tty out"));
     }
     let session = Session::open(config, as_json).await?;
-    if args.detach {
-        wanted.create(&session).await.map_err(|failure| args.naming_its_flag(failure))?;
-        session.runtime.start(&wanted.id).await.map_err(with_exec_status)?;
-        print_id(&session, &wanted.id)?;
-        return Ok(0);
-    }
-    let mut signals = Signals::listen()?;
-    let made = wanted.create_or_give_up(&session, &mut signals).await;
-    if let Some(status) = made.map_err(|failure| args.naming_its_flag(failure))? {
+    let mut signals = if args.detach { Signals::listen_to_ending() } else { Signals::listen() }?;
+    let created = wanted.create(&session, &mut signals).await;
+    if let Some(status) = created.map_err(|failure| args.naming_its_flag(failure))? {
         return Ok(status);
+    }
+    if args.detach {
+        return wanted.start(&session, &mut signals, with_exec_status).await;
     }
     let connected = attach::Wanted { input: wanted.spec.stdin, tty: wanted.spec.tty };
     let mut watched = session.runtime.watch(&wanted.id).await?;
@@ -81,10 +83,7 @@ pub async fn run(config: Config, as_json: bool, args: &RunArgs) -> Result<i32> {
         // It runs on, and what it leaves stays.
         Ok(Left::Detached) => return Ok(0),
         // Whoever starts it may never come to an end.
-        Ok(Left::Starting(number)) => {
-            say(&format!("{}: left while it was starting: see `berth ps -a`", wanted.id));
-            return Ok(128 + number);
-        }
+        Ok(Left::Starting(number)) => return Ok(wanted.left_starting(number)),
         Ok(Left::Ended(code)) => Ok(code),
         // As a program in a pipeline ends.
         Ok(Left::Unread) => {
@@ -155,6 +154,29 @@ impl Wanted {
         self.cidfile.iter().for_each(|file| file.is_kept.set(true));
     }
 
+    /// Starts it for nobody who waits for its end.
+    async fn start(
+        &self,
+        session: &Session,
+        signals: &mut Signals,
+        failed: impl FnOnce(Error) -> Failure,
+    ) -> Result<i32> {
+        tokio::select! {
+            biased;
+            // Its program may never come to be executed, as on a mount that hangs.
+            number = signals.next_ending() => return Ok(self.left_starting(number)),
+            started = session.runtime.start(&self.id) => started.map_err(failed)?,
+        }
+        print_id(session, &self.id)?;
+        Ok(0)
+    }
+
+    /// The exit code of who leaves by a signal while it starts.
+    fn left_starting(&self, number: i32) -> i32 {
+        say(&format!("{}: left while it was starting: see `berth ps -a`", self.id));
+        128 + number
+    }
+
     fn show(&self, session: &Session) -> Show {
         if session.json || self.quiet { Show::Nothing } else { Show::Bars }
     }
@@ -170,43 +192,32 @@ impl Wanted {
         }
     }
 
-    async fn create(&self, session: &Session) -> Result<()> {
-        let (sender, shown) = progress::pull(self.show(session));
-        let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
-        let created = session.runtime.create(&self.id, &self.spec, options).await;
-        shown.finish().await;
-        created?;
-        self.created(session);
-        Ok(())
-    }
-
-    /// The same, unless a signal asks to end before: then the exit code, and nothing is left, or nothing that the next
+    /// Creates it, unless a signal asks to end before: then the exit code, and nothing is left, or nothing that the next
     /// command does not undo.
-    async fn create_or_give_up(&self, session: &Session, signals: &mut Signals) -> Result<Option<i32>> {
-        let (sender, mut shown) = progress::pull(self.show(session));
+    async fn create(&self, session: &Session, signals: &mut Signals) -> Result<Option<i32>> {
+        let (sender, shown) = progress::pull(self.show(session));
         let options = CreateOptions { progress: Some(sender), ..self.options.clone() };
         let mut creating = std::pin::pin!(session.runtime.create(&self.id, &self.spec, options));
         let number = tokio::select! {
+            biased;
+            number = signals.next_ending() => number,
             created = &mut creating => {
                 shown.finish().await;
                 created?;
                 self.created(session);
                 return Ok(None);
             }
-            number = signals.next_ending() => number,
         };
-        // A pull may be left at any point, and can be long; what follows it has to be undone.
-        if !shown.is_over().await {
-            return Ok(Some(128 + number));
-        }
-        // It may be long, too: a volume is waited for, or restored. Then the next command undoes what is left here.
+        // What is not pulled, or waited for, may be long: a volume is restored. Then the next command undoes what is left here.
         self.options.called_off.cancel();
         let undo = async {
-            match creating.await.map_err(Failure::from) {
-                Err(failure) if failure.code() == "volume.called_off" => return Ok(()),
-                created => created?,
+            match creating.await {
+                Err(Error::CalledOff { .. }) => {}
+                created => {
+                    created?;
+                    warn_of_volumes(session.runtime.remove(&self.id, true).await?);
+                }
             }
-            warn_of_volumes(session.runtime.remove(&self.id, true).await?);
             session.runtime.deletions().await;
             Ok::<(), Failure>(())
         };
@@ -232,12 +243,12 @@ fn print_id(session: &Session, id: &ContainerId) -> Result<()> {
     output::print_line(&id.to_string())
 }
 
-/// A program that cannot be executed is the container's failure, not Berth's: 127 or 126, as a shell's.
+/// A program that is not executed is the container's failure, not Berth's: 127 or 126, as a shell's.
 pub fn with_exec_status(error: Error) -> Failure {
+    let status = error.program_exit_code().and_then(|code| u8::try_from(code).ok());
     let failure = Failure::from(error);
-    match failure.code() {
-        "exec.not_found" => failure.with_status(127),
-        "exec.not_executable" | "exec.workdir" => failure.with_status(126),
-        _ => failure,
+    match status {
+        Some(status) => failure.with_status(status),
+        None => failure,
     }
 }

@@ -282,7 +282,9 @@ impl RunArgs {
         resources.pids = self.pids_limit.map(values::pids_limit).transpose()?;
         resources.cpu_shares = self.cpu_shares.filter(|shares| *shares != 0);
         resources.cpuset = self.cpuset_cpus.clone().filter(|list| !list.is_empty());
-        spec.shm_size = self.shm_size.as_deref().map(|text| values::memory("--shm-size", text)).transpose()?;
+        // 0 stands for the default, as with docker.
+        let shm_size = self.shm_size.as_deref().map(|text| values::memory("--shm-size", text)).transpose()?;
+        spec.shm_size = shm_size.filter(|size| size.as_u64() > 0);
         spec.rlimits = self.ulimit.iter().map(|text| values::ulimit(text)).collect::<Result<_>>()?;
         Ok(())
     }
@@ -407,6 +409,14 @@ mod tests {
         assert_eq!((spec.extra_hosts, spec.dns), (vec!["db:1.2.3.4".to_owned()], vec!["9.9.9.9".to_owned()]));
         let targets: Vec<&str> = spec.storage.iter().map(StorageSpec::target).collect();
         assert_eq!(targets, ["/data", "/t"]);
+    }
+
+    #[test]
+    fn a_size_of_nothing_is_the_default() {
+        for flag in ["--shm-size 0", "-m 0"] {
+            let spec = args(&format!("{flag} img")).spec().unwrap();
+            assert_eq!((spec.shm_size, spec.resources.memory), (None, None), "{flag}");
+        }
     }
 
     #[test]

@@ -6,10 +6,11 @@ use runtime_core::ContainerId;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
-use youki_backend::{Config, YoukiRuntime};
+use youki_backend::{Config, Error, YoukiRuntime};
 
 use crate::cli::GlobalArgs;
 use crate::failure::{self, Failure, Kind, Result, USAGE_STATUS};
@@ -82,6 +83,19 @@ pub fn configure(global: &GlobalArgs) -> Result<Config> {
         "BERTH_LOG" => global.log_level.clone(),
         _ => None,
     };
+    // A script's variable that is not set must not mean the root of everybody.
+    for (flag, value) in [
+        ("--root", &global.root),
+        ("--run-dir", &global.run_dir),
+        ("--cgroup-parent", &global.cgroup_parent),
+        ("--bridge", &global.bridge),
+        ("--subnet", &global.subnet),
+        ("--log-level", &global.log_level),
+    ] {
+        if value.as_deref() == Some("") {
+            return Err(Failure::usage(format!("{flag} \"\": it is empty: leave it out, or name one")));
+        }
+    }
     let mut config = Config::load_from(global.config.as_deref(), |variable| match flag(variable) {
         // An empty one takes the place of what the environment has, and is none itself.
         Some(value) => Ok(Some(value).filter(|value| !value.is_empty())),
@@ -94,16 +108,12 @@ pub fn configure(global: &GlobalArgs) -> Result<Config> {
 }
 
 fn log_to_stderr(level: &str) -> Result<()> {
-    // A filter takes any word for the name of a part of the program.
-    if !level.contains(['=', ',']) && level.parse::<tracing::metadata::LevelFilter>().is_err() {
-        return Err(Failure::usage(format!("--log-level {level:?}: no level, and no filter such as registry=debug")));
-    }
     // Whoever asks for more wants to see when, and where from.
     let is_plain = matches!(level, "off" | "error" | "warn");
     let filter = if level == "warn" { format!("{level},{OTHERS_WARNINGS}") } else { level.to_owned() };
-    let filter = EnvFilter::builder()
-        .parse(filter)
-        .map_err(|error| Failure::usage(format!("--log-level {level:?}: {error}")))?;
+    let what = || format!("log level {level:?}");
+    let invalid = |error: ParseError| Error::Configuration { what: what(), reason: error.to_string() };
+    let filter = EnvFilter::builder().parse(filter).map_err(invalid)?;
     // What standard error does not take is lost; to tell that there, too, would end this process in the middle of its work.
     let subscriber =
         tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter).with_writer(std::io::stderr);

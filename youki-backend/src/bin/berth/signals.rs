@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::failure::{Failure, Result};
 
-/// All that can be caught and are not the process's own business, as docker's `--sig-proxy`; WINCH beside them.
-const FORWARDED: [i32; 16] = [
+/// All that can be caught and are not the process's own business, as docker's `--sig-proxy`; WINCH beside them. TTIN and TTOU are
+/// the terminal's word to this process.
+const FORWARDED: [i32; 14] = [
     libc::SIGHUP,
     libc::SIGINT,
     libc::SIGQUIT,
@@ -20,8 +22,6 @@ const FORWARDED: [i32; 16] = [
     libc::SIGTERM,
     libc::SIGCONT,
     libc::SIGTSTP,
-    libc::SIGTTIN,
-    libc::SIGTTOU,
     libc::SIGVTALRM,
     libc::SIGPROF,
     libc::SIGIO,
@@ -34,6 +34,9 @@ const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTE
 
 /// Signals that follow each other within that are meant as one.
 pub const TWO_FOR_ONE: Duration = Duration::from_millis(300);
+
+/// What [`ignored`] told before the first was listened to.
+static IGNORED: OnceLock<u64> = OnceLock::new();
 
 /// Listens to them from the time it is made.
 #[derive(Debug)]
@@ -50,9 +53,11 @@ impl Signals {
         Self::to(numbers)
     }
 
-    /// The same for those alone that ask to end.
+    /// The same for those alone that ask to end; but what was ignored when the command began stays so, by `nohup`, or `trap` in a
+    /// script.
     pub fn listen_to_ending() -> Result<Self> {
-        Self::to(ENDING.to_vec())
+        let ignored = *IGNORED.get_or_init(ignored);
+        Self::to(ENDING.into_iter().filter(|number| ignored & (1 << (number - 1)) == 0).collect())
     }
 
     fn to(numbers: Vec<i32>) -> Result<Self> {
@@ -100,4 +105,11 @@ impl Signals {
 /// Whether who sends it wants the command to end.
 pub fn asks_to_end(number: i32) -> bool {
     ENDING.contains(&number)
+}
+
+/// The signals that this process ignores, a bit for each (proc_pid_status(5), SigIgn).
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }

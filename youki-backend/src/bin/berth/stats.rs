@@ -1,11 +1,11 @@
 //! `stats`: what containers use, once or again each second.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use runtime_core::{ContainerId, ContainerStats, DetailedStats};
+use futures_util::future::{join_all, try_join_all};
+use runtime_core::{ContainerId, ContainerStats, DetailedStats, StatsSnapshot};
 use serde::Serialize;
 use youki_backend::Error;
 
@@ -37,69 +37,81 @@ struct Line {
 /// `berth stats`
 pub async fn stats(session: &Session, args: &StatsArgs) -> Result<i32> {
     let named = args.names.iter().map(|name| container(name)).collect::<Result<Vec<_>>>()?;
-    let mut before = HashMap::new();
-    for reading in read(session, args, &named, &before).await? {
-        before.insert(reading.id, reading.basic);
-    }
+    let mut before = basics(&read(session, args, &named).await?);
     tokio::time::sleep(FIRST_INTERVAL).await;
-    let redraw = !args.no_stream && io::stdout().is_terminal();
+    if args.no_stream {
+        let again = match named[..] {
+            // Whoever did not answer the first time is not waited for, and told, a second time.
+            [] => of_those_that_have_stats(session, before.keys()).await?,
+            _ => read(session, args, &named).await?,
+        };
+        let lines = lines(again, &before);
+        match session.json {
+            true => output::print_json(&lines)?,
+            false => output::print(&table(&lines))?,
+        }
+        return Ok(0);
+    }
+    let clear = if io::stdout().is_terminal() { CLEAR } else { "" };
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
-        let lines = read(session, args, &named, &before).await?;
-        match (session.json, args.no_stream) {
-            (true, true) => output::print_json(&lines)?,
-            (true, false) => lines.iter().try_for_each(output::print_json_line)?,
-            (false, _) => {
-                let clear = if redraw { CLEAR } else { "" };
-                output::print(&format!("{clear}{}", table(&lines)))?;
-            }
+        let again = read(session, args, &named).await?;
+        let basics = basics(&again);
+        let lines = lines(again, &before);
+        match session.json {
+            true => lines.iter().try_for_each(output::print_json_line)?,
+            false => output::print(&format!("{clear}{}", table(&lines)))?,
         }
-        if args.no_stream {
-            return Ok(0);
-        }
-        before = lines.into_iter().map(|line| (line.id, line.basic)).collect();
+        before = basics;
     }
 }
 
 /// A reading of each container that is wanted. One that was not named and is gone meanwhile is left out.
-async fn read(
+async fn read(session: &Session, args: &StatsArgs, named: &[ContainerId]) -> Result<Vec<StatsSnapshot>> {
+    Ok(match (named, args.all) {
+        ([], false) => session.runtime.stats_all().await?,
+        ([], true) => {
+            let all = session.runtime.inspect_all().await?;
+            let ids: Vec<ContainerId> = all.into_iter().filter_map(|one| one.id.parse().ok()).collect();
+            of_those_that_have_stats(session, &ids).await?
+        }
+        _ => try_join_all(named.iter().map(|id| session.runtime.stats_snapshot(id))).await?,
+    })
+}
+
+/// Ended ones too.
+async fn of_those_that_have_stats(
     session: &Session,
-    args: &StatsArgs,
-    named: &[ContainerId],
-    before: &HashMap<String, ContainerStats>,
-) -> Result<Vec<Line>> {
-    let wanted = if named.is_empty() { all(session, args.all).await? } else { named.to_vec() };
-    let lines = join_all(wanted.iter().map(|id| read_one(session, id, before))).await;
+    ids: impl IntoIterator<Item = &ContainerId>,
+) -> Result<Vec<StatsSnapshot>> {
     let mut read = Vec::new();
-    for line in lines {
-        match line {
-            Err(Error::NoSuchContainer { .. } | Error::NotRunning { .. }) if named.is_empty() => {}
+    for snapshot in join_all(ids.into_iter().map(|id| session.runtime.stats_snapshot(id))).await {
+        match snapshot {
+            Err(Error::NoSuchContainer { .. } | Error::NotRunning { .. }) => {}
             other => read.push(other?),
         }
     }
     Ok(read)
 }
 
-async fn all(session: &Session, ended_too: bool) -> Result<Vec<ContainerId>> {
-    let all = session.runtime.inspect_all().await?;
-    let wanted = all.into_iter().filter(|one| ended_too || matches!(one.state, "running" | "paused" | "stopping"));
-    Ok(wanted.filter_map(|one| one.id.parse().ok()).collect())
+/// What the next reading is compared with.
+fn basics(readings: &[StatsSnapshot]) -> BTreeMap<ContainerId, ContainerStats> {
+    readings.iter().map(|reading| (reading.id.clone(), reading.basic.clone())).collect()
 }
 
-async fn read_one(
-    session: &Session,
-    id: &ContainerId,
-    before: &HashMap<String, ContainerStats>,
-) -> std::result::Result<Line, Error> {
-    let basic = session.runtime.stats(id).await?;
-    let detailed = session.runtime.detailed_stats(id).await?;
-    let id = id.to_string();
+fn lines(snapshots: Vec<StatsSnapshot>, before: &BTreeMap<ContainerId, ContainerStats>) -> Vec<Line> {
+    snapshots.into_iter().map(|snapshot| line(snapshot, before)).collect()
+}
+
+fn line(snapshot: StatsSnapshot, before: &BTreeMap<ContainerId, ContainerStats>) -> Line {
+    let StatsSnapshot { id, basic, detailed } = snapshot;
     // The numbers of an ended container are its last ones: their time stands still.
     let previous = before.get(&id).filter(|previous| previous.timestamp < basic.timestamp);
     let cpu_percent = previous.map(|previous| ContainerStats::calculate_cpu_percent(previous, &basic));
-    Ok(Line { id, memory_percent: basic.memory_percent(), cpu_percent, basic, detailed })
+    let id = id.to_string();
+    Line { id, memory_percent: basic.memory_percent(), cpu_percent, basic, detailed }
 }
 
 fn table(lines: &[Line]) -> String {

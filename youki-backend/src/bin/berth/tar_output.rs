@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::failure::{Failure, Result};
-use crate::streams;
+use crate::streams::{self, Patient};
 
 /// One output. What stood at its path stays until [`finish`](Self::finish); dropped before, nothing is left of it.
 pub struct TarOutput {
@@ -41,8 +41,8 @@ impl TarOutput {
     }
 
     /// A writer of its own into it.
-    pub fn writer(&self) -> Result<BufWriter<File>> {
-        Ok(BufWriter::new(streams::own(&self.file)?.into()))
+    pub fn writer(&self) -> Result<BufWriter<Patient>> {
+        Ok(BufWriter::new(Patient::own(&self.file)?))
     }
 
     /// Everything is written: the file takes its place, and is on the disk.

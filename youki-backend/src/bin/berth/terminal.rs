@@ -1,10 +1,8 @@
 //! The command's own terminal, lent to a process in a container: raw, and as large there as here.
 
-use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::OwnedFd;
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -12,7 +10,7 @@ use tokio::task::JoinHandle;
 use youki_backend::TerminalSize;
 
 use crate::failure::{Failure, Result};
-use crate::streams;
+use crate::streams::Patient;
 
 /// Ctrl-P Ctrl-Q: leave the container running, as with docker.
 const DETACH: [u8; 2] = [0x10, 0x11];
@@ -25,6 +23,17 @@ pub fn own_size() -> TerminalSize {
     }
 }
 
+/// What becomes of what is typed here while the terminal is a container's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Typed {
+    /// It stays here.
+    Kept,
+    /// All of it is typed there.
+    PassedOn,
+    /// The same, but for the keys by which its user leaves.
+    PassedOnUntilLeft,
+}
+
 /// Our terminal while it is a container's: until this is dropped.
 #[derive(Debug)]
 pub struct Lent {
@@ -34,9 +43,8 @@ pub struct Lent {
 }
 
 impl Lent {
-    /// Keeps `there`, a terminal in a container, as large as ours. With `input`, what is typed here is typed there; that
-    /// goes on until the command ends.
-    pub fn to(there: OwnedFd, input: bool) -> Result<Self> {
+    /// Keeps `there`, a terminal in a container, as large as ours. What is `typed` is passed on until the command ends.
+    pub fn to(there: OwnedFd, typed: Typed) -> Result<Self> {
         let failed = |error: io::Error| Failure::io("using", "the terminal", &error);
         let resized = there.try_clone().map_err(failed)?;
         let _ = own_size().set(&resized);
@@ -47,13 +55,14 @@ impl Lent {
             }
         });
         let (mut detached, mut raw) = (None, None);
-        if input {
+        if typed != Typed::Kept {
             let is_terminal = io::stdin().is_terminal();
             raw = if is_terminal { Some(Raw::enter().map_err(failed)?) } else { None };
             let (sender, receiver) = oneshot::channel();
-            let typed = File::from(streams::own(io::stdin())?);
+            let from = Patient::own(io::stdin())?;
+            let keys = is_terminal && typed == Typed::PassedOnUntilLeft;
             tokio::task::spawn_blocking(move || {
-                if type_in(typed, File::from(there), is_terminal) {
+                if type_in(from, there.into(), keys) {
                     let _ = sender.send(());
                 }
             });
@@ -82,7 +91,7 @@ impl Drop for Lent {
 }
 
 /// Passes on what is typed until there is no more. Whether the last of it was [`DETACH`], which is not passed on.
-fn type_in(mut from: File, mut to: File, keys: bool) -> bool {
+fn type_in(mut from: Patient, mut to: Patient, keys: bool) -> bool {
     let mut chunk = [0; 4096];
     let mut held = false;
     while let Ok(count @ 1..) = from.read(&mut chunk) {
@@ -104,15 +113,8 @@ fn type_in(mut from: File, mut to: File, keys: bool) -> bool {
                 }
             }
         }
-        let mut rest = &out[..];
-        while !rest.is_empty() {
-            match to.write(rest) {
-                Ok(count) => rest = &rest[count..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let _ = poll(&mut [PollFd::new(&to, PollFlags::OUT)], None);
-                }
-                Err(_) => return false,
-            }
+        if to.write_all(&out).is_err() {
+            return false;
         }
         if leave {
             return true;
@@ -144,27 +146,45 @@ impl Drop for Raw {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::streams;
 
     #[test]
     fn detach_keys_are_held_back_and_all_else_is_typed() {
-        for (typed, arrives, detaches) in [
-            (&b"abc"[..], &b"abc"[..], false),
-            (b"a\x10\x11b", b"a", true),
-            (b"\x10x", b"\x10x", false),
-            (b"\x10\x10\x11", b"\x10", true),
-            (b"\x11\x10", b"\x11", false),
+        for (typed, keys, arrives, detaches) in [
+            (&b"abc"[..], true, &b"abc"[..], false),
+            (b"a\x10\x11b", true, b"a", true),
+            (b"\x10x", true, b"\x10x", false),
+            (b"\x10\x10\x11", true, b"\x10", true),
+            (b"\x11\x10", true, b"\x11", false),
+            (b"\x10\x11b\x10", false, b"\x10\x11b\x10", false),
         ] {
             let ((from, mut typing), (mut read, to)) = (pair(), pair());
             typing.write_all(typed).unwrap();
             drop(typing);
-            assert_eq!(type_in(from, to, true), detaches, "{typed:?}");
+            assert_eq!(type_in(from, to, keys), detaches, "{typed:?}");
             let mut arrived = Vec::new();
             read.read_to_end(&mut arrived).unwrap();
             assert_eq!(arrived, arrives, "{typed:?}");
         }
     }
 
-    fn pair() -> (File, File) {
+    /// Somebody else who has the terminal, too, may have made it so.
+    #[test]
+    fn what_is_typed_is_waited_for_where_standard_input_does_not_block() {
+        let ((from, mut typing), (mut read, to)) = (pair(), pair());
+        rustix::io::ioctl_fionbio(&from, true).unwrap();
+        let passing = std::thread::spawn(move || type_in(from, to, true));
+        let mut arrived = [0; 1];
+        for key in *b"ab" {
+            typing.write_all(&[key]).unwrap();
+            read.read_exact(&mut arrived).expect("it is passed on");
+            assert_eq!(arrived, [key]);
+        }
+        drop(typing);
+        assert!(!passing.join().unwrap());
+    }
+
+    fn pair() -> (Patient, Patient) {
         let (reader, writer) = streams::pipe().unwrap();
         (reader.into(), writer.into())
     }

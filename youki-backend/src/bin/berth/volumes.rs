@@ -1,8 +1,7 @@
 //! `volume …`
 
-use runtime_core::{PruneResult, VolumeStatus};
+use runtime_core::{Change, DiffEntry, HistoryPruned, PruneResult, RestoreOptions, VolumeStatus};
 use serde_json::json;
-use volumes_s3::{Change, HistoryPruned, RestoreOptions};
 
 use crate::cli::{
     VolumeClaimArgs, VolumeDiffArgs, VolumeHistoryArgs, VolumeLsArgs, VolumeNamesArgs, VolumePruneArgs,
@@ -37,8 +36,7 @@ pub async fn inspect(session: &Session, args: &VolumeNamesArgs) -> Result<i32> {
 
 /// `berth volume sync`
 pub async fn sync(session: &Session, args: &VolumeNamesArgs) -> Result<i32> {
-    let volumes = session.runtime.volumes();
-    let (synced, status) = session.each(&args.names, async |name| volumes.sync(name).await).await;
+    let (synced, status) = session.each(&args.names, async |name| session.runtime.sync_volume(name).await).await;
     if session.runtime.config().s3.is_none() && !synced.is_empty() {
         warn("no bucket is configured: the volumes stay on this host");
     }
@@ -123,7 +121,7 @@ pub async fn diff(session: &Session, args: &VolumeDiffArgs) -> Result<i32> {
         output::print_json(&changes)?;
         return Ok(0);
     }
-    let line = |change: &volumes_s3::DiffEntry| {
+    let line = |change: &DiffEntry| {
         let letter = match change.change {
             Change::Added => 'A',
             Change::Removed => 'D',

@@ -9,11 +9,11 @@ use std::fs::File;
 use std::io::{Read, Seek};
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
-use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::load::{INSTRUCTION_BYTES, MAX_INSTRUCTIONS};
 use super::profile::{Action, Arg, Compare, Profile, Rule, Target};
 use crate::error::{Error, Result};
+use crate::memfd;
 
 /// Numbers of the newest system calls, the same on every architecture that runs Linux containers.
 const NEW_CALLS: [(&str, u32); 21] = [
@@ -111,8 +111,7 @@ fn add(
 
 /// The filter as libseccomp writes it. (Handing over memory instead needs libseccomp 2.6.)
 fn export(context: &ScmpFilterContext) -> Result<Vec<u8>> {
-    let memory =
-        memfd_create("berth-seccomp", MemfdFlags::CLOEXEC).map_err(|e| Error::io("making", "a memfd")(e.into()))?;
+    let memory = memfd::create(c"berth-seccomp").map_err(|error| Error::io("making", "a memfd")(error.into()))?;
     context
         .export_bpf(&memory)
         .map_err(|error| Error::Seccomp { what: "compiling the filter".to_owned(), source: Some(Box::new(error)) })?;

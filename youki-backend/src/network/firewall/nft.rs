@@ -5,8 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, memfd_create};
-
+use crate::memfd;
 use crate::process::ProcessName;
 
 /// How long it may take. It runs under the lock on all ports, so that one that hangs would hold up every start and stop on
@@ -26,7 +25,7 @@ pub(super) fn run(command: &mut Command, input: &str, patience: Duration) -> io:
     stdin.rewind()?;
     let mut stderr = memory()?;
     let mut child = command.stdin(stdin).stdout(Stdio::null()).stderr(stderr.try_clone()?).spawn()?;
-    let process = i32::try_from(child.id()).ok().and_then(ProcessName::of);
+    let process = i32::try_from(child.id()).ok().and_then(|pid| ProcessName::of(pid).ok().flatten());
     let has_ended = |patience| process.is_none_or(|process| process.wait_for_end(patience));
     if !has_ended(patience) {
         child.kill()?;
@@ -46,7 +45,7 @@ pub(super) fn run(command: &mut Command, input: &str, patience: Duration) -> io:
 }
 
 fn memory() -> io::Result<File> {
-    Ok(memfd_create("berth-nft", MemfdFlags::CLOEXEC)?.into())
+    Ok(memfd::create(c"berth-nft")?.into())
 }
 
 #[cfg(test)]

@@ -19,14 +19,13 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{
-    CWD, FileType, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, fstat, memfd_create, openat,
-};
+use rustix::fs::{CWD, FileType, Mode, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, fstat, openat};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::bundle::{CapabilitySets, Rlimit};
 use crate::cgroup::{self, CgroupPaths};
+use crate::memfd;
 use crate::supervisor::launch::{self, Launch, Program};
 use crate::supervisor::wire::{ExecRequest, ExecStep};
 
@@ -382,12 +381,7 @@ fn null_device() -> io::Result<OwnedFd> {
         fcntl_setfl(&own, OFlags::RDWR)?;
         return Ok(own);
     }
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // A host may want to be told that nobody executes it (vm.memfd_noexec); a kernel before 6.3 does not know that.
-    let empty = match memfd_create(c"null", flags | MemfdFlags::NOEXEC_SEAL) {
-        Err(Errno::INVAL) => memfd_create(c"null", flags)?,
-        other => other?,
-    };
+    let empty = memfd::create(c"null")?;
     fcntl_add_seals(&empty, SealFlags::GROW | SealFlags::SEAL)?;
     Ok(empty)
 }

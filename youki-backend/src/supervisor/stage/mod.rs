@@ -34,6 +34,7 @@ use super::resident::{
 };
 use super::wire::{MAX_FRAME_BYTES, Reply};
 use crate::error::{Error, Result};
+use crate::memfd;
 pub(crate) use build::LIBCONTAINER_ID;
 pub(crate) use plan::{CreatePlan, FillPlan, RESIDENT_ARGUMENT};
 pub(crate) use rootfs::Overlay;
@@ -299,8 +300,8 @@ fn become_resident(
 
 /// The plan in a file that has no name, dies with the supervisor, and cannot be changed: others get it to read.
 fn keep(plan: &CreatePlan) -> io::Result<OwnedFd> {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-    let mut file = fs::File::from(memfd_create("berth-plan", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+    let mut file = fs::File::from(memfd::create(c"berth-plan")?);
     file.write_all(&serde_json::to_vec(plan)?)?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(file.into())

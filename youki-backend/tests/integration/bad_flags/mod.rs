@@ -18,7 +18,7 @@ fn operands<'a>(command: &str, image: &'a str, container: &'a str) -> Vec<&'a st
         "" => vec!["ps"],
         "run" | "create" => vec![image, "true"],
         "exec" => vec![container, "true"],
-        "stop" | "kill" | "update" | "inspect" | "logs" | "export" => vec![container],
+        "stop" | "restart" | "kill" | "update" | "inspect" | "logs" | "export" => vec![container],
         "pull" | "push" | "save" | "image inspect" => vec![image],
         "volume restore" | "volume verify" => vec!["data"],
         "network create" => vec!["never"],

@@ -30,7 +30,7 @@ pub const ROWS: &[(&str, &[(&str, Value)])] = &[
             ("--s3-endpoint", BadSetting("ftp://x", "endpoint \"ftp://x\"")),
             ("--s3-prefix", BadSetting("a\nb", "prefix \"a\\nb\"")),
             ("--s3-region", BadSetting("a b", "region \"a b\"")),
-            ("--log-level", Bad("loud")),
+            ("--log-level", BadSetting("loud", "log level \"loud\"")),
             ("--config", Refused("/no/such/file")),
         ],
     ),
@@ -86,6 +86,7 @@ pub const ROWS: &[(&str, &[(&str, Value)])] = &[
     ),
     ("apply", &[("--file", Refused("/no/such/file")), ("--name", Bad("../x")), ("--creds", Bad("nobody"))]),
     ("stop", &[("--time", Bad("soon")), ("--signal", Bad("BOGUS"))]),
+    ("restart", &[("--time", Bad("soon")), ("--signal", Bad("BOGUS"))]),
     ("shutdown", &[("--timeout", Bad("soon"))]),
     ("kill", &[("--signal", Bad("BOGUS"))]),
     (

@@ -1,6 +1,8 @@
 //! A backend that breaks one promise: Berth, with something between it and the suite.
 
+use std::io::{Read, Write};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,106 +10,49 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use runtime_core::spec::ResourcesSpec;
 use runtime_core::{
-    AgentError, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary, DetailedStats,
-    Event, EventStream, EventsOptions, ExecEvent, ExecEventStream, ExecInput, ExecOptions, ImageInfo, LogEntry,
-    LogRecord, LogRecordStream, LogsOptions, PruneResult, PullPolicy, RegistryAuth, Result, Runtime, ServiceSpec,
-    TopEntry, VolumeStatus, WaitOutcome,
+    AgentError, AttachStream, ContainerId, ContainerInspectDetails, ContainerState, ContainerStats, ContainerSummary,
+    CopyInOptions, DetailedStats, DiffEntry, EventStream, EventsOptions, ExecEvent, ExecEventStream, ExecInput,
+    ExecOptions, HistoryEntry, HistoryPruned, HistoryStep, ImageDetails, ImageInfo, LogEntry, LogRecordStream,
+    LogsOptions, Progress, PruneResult, PullEventStream, PullPolicy, RegistryAuth, RestoreOptions, RestoreReport,
+    Result, Runtime, ServiceSpec, StatsSnapshot, StatsStream, TopEntry, VerifyReport, VolumeStatus, WaitOutcome,
 };
 use tokio::sync::Notify;
 
-/// What is done to what goes to the backend, and to what comes back. By default nothing.
-#[derive(Clone, Copy, Default)]
-pub struct Spoils {
-    pub spec: Option<fn(&mut ServiceSpec)>,
-    pub changes: Option<fn(&mut ResourcesSpec)>,
-    pub policy: Option<PullPolicy>,
-    pub auth: Option<fn(&mut Option<RegistryAuth>)>,
-    pub exec: Option<fn(&mut ExecOptions)>,
-    pub logs_options: Option<fn(&mut LogsOptions)>,
-    pub events_options: Option<fn(&mut EventsOptions)>,
-    pub error: Option<fn(AgentError) -> AgentError>,
-    pub outcome: Option<fn(&mut WaitOutcome)>,
-    pub state: Option<fn(&mut ContainerState)>,
-    pub details: Option<fn(&mut ContainerInspectDetails)>,
-    pub stats: Option<fn(&mut ContainerStats)>,
-    pub detailed: Option<fn(&mut DetailedStats)>,
-    pub logs: Option<fn(Vec<LogEntry>) -> Vec<LogEntry>>,
-    pub record: Option<fn(&mut LogRecord)>,
-    pub event: Option<fn(Event) -> Option<Event>>,
-    pub image: Option<fn(&mut ImageInfo)>,
-    pub top: Option<fn(&mut TopEntry)>,
-    pub volume: Option<fn(&mut VolumeStatus)>,
-    pub output: Option<fn(&mut String)>,
-    pub exec_event: Option<fn(ExecEvent) -> ExecEvent>,
-    pub act: Option<Act>,
-}
-
-/// What is done otherwise altogether.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Act {
-    /// `pull_image` asks for what is here.
-    AsksAgain,
-    /// A pull that was begun counts as done.
-    BelievesInBegunPulls,
-    /// Of two pulls at once one fails.
-    PullsOneAtATime,
-    /// A removal by digest takes one name only.
-    RemovesOneName,
-    /// A removal takes every image of the repository.
-    RemovesTheRepository,
-    /// A prune ends the pulls in flight.
-    AbortsPulls,
-    /// An image by digest is sought by name alone.
-    IgnoresDigests,
-    /// A start returns before anything runs.
-    StartsLater,
-    /// A further attempt has a root of its own.
-    StartsAfresh,
-    /// A stop sends its signal and is done.
-    StopsWithASignal,
-    /// What is told of an address is not always the same.
-    ForgetsAddresses,
-    /// An exec whose caller has gone runs on.
-    LeavesExecs,
-    /// An exec is root's.
-    ExecsAsRoot,
-    /// The exit code of a signal is its number.
-    ExecsWithoutSignals,
-    /// `exec_stream` gives what there is at the end.
-    BuffersExecs,
-    /// All containers have one address.
-    SharesAddresses,
-    /// The pid is that of this process, whatever runs.
-    TellsItsOwnPid,
-    /// A second pause is an error.
-    PausesOnce,
-    PausesNothing,
-    UnpausesNothing,
-    SyncsNothing,
-    /// What was stopped is started.
-    RestartsWhatWasStopped,
-}
+use super::further::{self, Sink};
+use super::spoils::{Act, Spoils};
 
 pub struct Broken {
-    runtime: Arc<dyn Runtime>,
+    pub(super) runtime: Arc<dyn Runtime>,
     image: String,
-    spoils: Spoils,
+    pub(super) spoils: Spoils,
     /// What an [`Act`] has to remember.
     seen: Mutex<Vec<String>>,
+    /// How volumes were.
+    pub(super) held: Mutex<Vec<VolumeStatus>>,
+    /// What is copied later.
+    pub(super) late: Mutex<Option<Box<dyn Read + Send>>>,
     aborted: Notify,
 }
 
 impl Broken {
     pub fn new(runtime: Arc<dyn Runtime>, image: &str, spoils: Spoils) -> Self {
-        Self { runtime, image: image.to_owned(), spoils, seen: Mutex::default(), aborted: Notify::new() }
+        Self {
+            runtime,
+            image: image.to_owned(),
+            spoils,
+            seen: Mutex::default(),
+            held: Mutex::default(),
+            late: Mutex::default(),
+            aborted: Notify::new(),
+        }
     }
 
-    fn acts(&self, act: Act) -> bool {
+    pub(super) fn acts(&self, act: Act) -> bool {
         self.spoils.act == Some(act)
     }
 
     /// Whether `name` was not seen before.
-    fn is_new(&self, name: &str) -> bool {
+    pub(super) fn is_new(&self, name: &str) -> bool {
         let mut seen = self.seen.lock().unwrap();
         let is_new = !seen.iter().any(|one| one == name);
         seen.push(name.to_owned());
@@ -119,7 +64,7 @@ impl Broken {
     }
 }
 
-fn spoiled<T>(mut value: T, spoil: Option<fn(&mut T)>) -> T {
+pub(super) fn spoiled<T>(mut value: T, spoil: Option<fn(&mut T)>) -> T {
     if let Some(spoil) = spoil {
         spoil(&mut value);
     }
@@ -134,6 +79,9 @@ impl Runtime for Broken {
     }
 
     async fn pull_image_with_policy(&self, image: &str, policy: PullPolicy, auth: Option<&RegistryAuth>) -> Result<()> {
+        if self.acts(Act::WritesThroughLinks) {
+            further::write_to_the_host();
+        }
         let is_new = self.is_new(image);
         if self.acts(Act::BelievesInBegunPulls) && !is_new {
             return Ok(());
@@ -159,12 +107,24 @@ impl Runtime for Broken {
     }
 
     async fn create_container(&self, id: &ContainerId, spec: &ServiceSpec) -> Result<()> {
+        if self.spoils.refuses.is_some_and(|refuses| refuses(spec)) {
+            return Err(AgentError::InvalidSpec("no backend has this".to_owned()));
+        }
         let mut spec = spoiled(spec.clone(), self.spoils.spec);
         spec.image.pull_policy = self.spoils.policy.unwrap_or(spec.image.pull_policy);
-        self.or_spoiled(self.runtime.create_container(id, &spec).await)
+        let created = tokio::select! {
+            created = self.runtime.create_container(id, &spec) => created,
+            () = self.aborted.notified() => {
+                Err(AgentError::CreateFailed { id: id.to_string(), reason: "a prune came first".to_owned() })
+            }
+        };
+        self.or_spoiled(created)
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<()> {
+        if self.acts(Act::ExitsUnsynced) {
+            self.holds_volumes().await?;
+        }
         if self.acts(Act::StartsLater) {
             let (runtime, id) = (self.runtime.clone(), id.clone());
             tokio::spawn(async move {
@@ -187,6 +147,9 @@ impl Runtime for Broken {
     async fn stop_container(&self, id: &ContainerId, timeout: Duration) -> Result<()> {
         if self.acts(Act::StopsWithASignal) {
             return self.runtime.kill_container(id, Some("USR1")).await;
+        }
+        if self.acts(Act::StopsUnsynced) {
+            self.holds_volumes().await?;
         }
         let stopped = self.or_spoiled(self.runtime.stop_container(id, timeout).await);
         if self.acts(Act::RestartsWhatWasStopped) {
@@ -218,6 +181,9 @@ impl Runtime for Broken {
             let (runtime, id, command) = (self.runtime.clone(), id.clone(), command.to_vec());
             let exec = tokio::spawn(async move { runtime.exec(&id, &command).await });
             return exec.await.map_err(|error| AgentError::Internal(error.to_string()))?;
+        }
+        if self.acts(Act::UnpausesForExecs) {
+            self.runtime.unpause(id).await?;
         }
         if self.acts(Act::ExecsAsRoot) {
             let options = ExecOptions { user: Some("0".to_owned()), ..ExecOptions::default() };
@@ -282,12 +248,16 @@ impl Runtime for Broken {
     }
 
     async fn get_container_port_override(&self, id: &ContainerId) -> Result<Option<u16>> {
-        self.runtime.get_container_port_override(id).await
+        let port = self.runtime.get_container_port_override(id).await?;
+        Ok(if self.acts(Act::GivesOnePort) { port.map(|_| 1) } else { port })
     }
 
     async fn sync_container_volumes(&self, id: &ContainerId) -> Result<()> {
         if self.acts(Act::SyncsNothing) {
             return Ok(());
+        }
+        if self.acts(Act::SyncsAll) {
+            return self.syncs_all(id).await;
         }
         self.runtime.sync_container_volumes(id).await
     }
@@ -312,6 +282,11 @@ impl Runtime for Broken {
             }
             return Ok(());
         }
+        if self.acts(Act::RemovesUsers) {
+            for user in self.runtime.list_containers().await?.into_iter().filter(|one| one.image == image) {
+                self.runtime.remove_container(&user.id).await?;
+            }
+        }
         self.runtime.remove_image(image, force).await
     }
 
@@ -319,7 +294,10 @@ impl Runtime for Broken {
         if self.acts(Act::AbortsPulls) {
             self.aborted.notify_waiters();
         }
-        self.runtime.prune_images().await
+        if self.acts(Act::PrunesNothing) {
+            return Ok(PruneResult::default());
+        }
+        Ok(spoiled(self.runtime.prune_images().await?, self.spoils.pruned))
     }
 
     async fn kill_container(&self, id: &ContainerId, signal: Option<&str>) -> Result<()> {
@@ -398,6 +376,123 @@ impl Runtime for Broken {
     }
 
     async fn volume_status(&self, name: &str) -> Result<VolumeStatus> {
-        Ok(spoiled(self.runtime.volume_status(name).await?, self.spoils.volume))
+        let status = match self.held(name) {
+            Some(held) => held,
+            None => self.runtime.volume_status(name).await?,
+        };
+        Ok(spoiled(status, self.spoils.volume))
+    }
+
+    async fn stats_all(&self) -> Result<Vec<StatsSnapshot>> {
+        self.stats_of_all().await
+    }
+
+    async fn stats_stream(&self, id: &ContainerId, interval: Duration) -> Result<StatsStream> {
+        self.stats_as_they_come(id, interval).await
+    }
+
+    async fn attach(&self, id: &ContainerId, input: Option<ExecInput>) -> Result<AttachStream> {
+        self.attached(id, input).await
+    }
+
+    async fn copy_out(&self, id: &ContainerId, path: &Path, follow: bool, out: Box<dyn Write + Send>) -> Result<()> {
+        self.copies(id).await?;
+        self.runtime.copy_out(id, path, follow != self.acts(Act::FollowsLinksOtherwise), out).await
+    }
+
+    async fn copy_in(
+        &self,
+        id: &ContainerId,
+        dir: &Path,
+        tar: Box<dyn Read + Send>,
+        options: &CopyInOptions,
+    ) -> Result<()> {
+        if self.acts(Act::CopiesAfterwards) {
+            return self.copies_afterwards(id, dir, tar, options).await;
+        }
+        self.calls(&id.to_string())?;
+        self.copies(id).await?;
+        match self.acts(Act::CopiesNothing) {
+            true => Ok(()),
+            false => self.runtime.copy_in(id, dir, tar, &spoiled(options.clone(), self.spoils.copied)).await,
+        }
+    }
+
+    async fn export(&self, id: &ContainerId, mut out: Box<dyn Write + Send>) -> Result<()> {
+        let Some(spoil) = self.spoils.tar else { return self.runtime.export(id, out).await };
+        let sink = Sink::default();
+        self.runtime.export(id, Box::new(sink.clone())).await?;
+        out.write_all(&spoil(sink.taken())).map_err(|error| AgentError::Internal(error.to_string()))
+    }
+
+    async fn pull_image_stream(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        auth: Option<&RegistryAuth>,
+    ) -> Result<PullEventStream> {
+        let events = self.runtime.pull_image_stream(image, self.spoils.policy.unwrap_or(policy), auth).await?;
+        Ok(self.pull_events(events))
+    }
+
+    async fn push_image(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<String> {
+        match self.acts(Act::PushesInName) {
+            true => Ok("sha256:?".to_owned()),
+            false => self.runtime.push_image(reference, auth).await,
+        }
+    }
+
+    async fn save_images(&self, images: &[String], out: Box<dyn Write + Send>) -> Result<()> {
+        self.runtime.save_images(images, out).await
+    }
+
+    async fn load_images(&self, path: &Path) -> Result<Vec<ImageInfo>> {
+        self.calls(&path.to_string_lossy())?;
+        let loaded = match self.runtime.load_images(path).await {
+            Err(_) if self.acts(Act::LoadsAnything) => Vec::new(),
+            loaded => loaded?,
+        };
+        Ok(loaded.into_iter().map(|image| spoiled(image, self.spoils.image)).collect())
+    }
+
+    async fn image_history(&self, image: &str) -> Result<Vec<HistoryStep>> {
+        Ok(spoiled(self.runtime.image_history(image).await?, self.spoils.steps))
+    }
+
+    async fn inspect_image(&self, image: &str) -> Result<ImageDetails> {
+        Ok(spoiled(self.runtime.inspect_image(image).await?, self.spoils.inspected))
+    }
+
+    async fn volume_history(&self, name: &str, all: bool) -> Result<Vec<HistoryEntry>> {
+        Ok(spoiled(self.runtime.volume_history(name, all).await?, self.spoils.history))
+    }
+
+    async fn restore_volume(&self, name: &str, options: &RestoreOptions) -> Result<RestoreReport> {
+        self.calls(name)?;
+        self.runtime.restore_volume(name, &spoiled(options.clone(), self.spoils.restore)).await
+    }
+
+    async fn diff_volume(&self, name: &str, old: u64, new: u64) -> Result<Vec<DiffEntry>> {
+        Ok(spoiled(self.runtime.diff_volume(name, old, new).await?, self.spoils.changed))
+    }
+
+    async fn verify_volume(&self, name: &str, generation: Option<u64>, progress: Progress) -> Result<VerifyReport> {
+        match self.acts(Act::VerifiesNothing) {
+            true => Ok(VerifyReport::default()),
+            false => Ok(spoiled(self.runtime.verify_volume(name, generation, progress).await?, self.spoils.verified)),
+        }
+    }
+
+    async fn prune_volumes(&self) -> Result<PruneResult> {
+        Ok(spoiled(self.runtime.prune_volumes().await?, self.spoils.pruned))
+    }
+
+    async fn prune_volume_history(&self, name: &str) -> Result<HistoryPruned> {
+        Ok(spoiled(self.runtime.prune_volume_history(name).await?, self.spoils.history_pruned))
+    }
+
+    async fn claim_volume(&self, name: &str, take_over: bool, progress: Progress) -> Result<VolumeStatus> {
+        self.calls(name)?;
+        Ok(spoiled(self.runtime.claim_volume(name, take_over, progress).await?, self.spoils.volume))
     }
 }

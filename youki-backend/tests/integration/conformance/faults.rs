@@ -1,29 +1,39 @@
 //! Which promise each fault breaks, and the checks that must find it.
 
+mod further;
+mod storage;
+mod usage;
+
 use std::time::Duration;
 
-use chrono::TimeDelta;
-use runtime_core::spec::{
-    ByteSize, HealthCheck, HealthSpec, NetworkMode, RestartKind, RlimitSpec, SeccompSpec, StorageSpec,
-};
+use runtime_core::spec::{HealthCheck, HealthSpec, NetworkMode, PortMapping, PortProtocol, RestartKind, SeccompSpec};
 use runtime_core::{
-    AgentError, ContainerInspectDetails, EventKind, EventsOptions, ExecEvent, ExecOptions, HealthDetail, LogSource,
-    LogStream, LogsOptions, PullPolicy, ServiceSpec,
+    AgentError, ContainerInspectDetails, Event, EventKind, EventsOptions, ExecEvent, ExecOptions, HealthDetail,
+    LogSource, LogStream, LogsOptions, PullPolicy, RegistryAuth, RegistryAuthType, ServiceSpec,
 };
 
-use super::broken::{Act, Spoils};
+use super::spoils::{Act, Spoils};
 
 /// Checks, and what breaks their promise.
 pub fn faults() -> Vec<(&'static [&'static str], Spoils)> {
     [
+        // First: in a machine that is emulated, which is where some of them can be tried, the others come only in part.
+        usage::of_cgroups(),
         of_processes(),
-        of_limits(),
-        of_storage(),
+        usage::of_limits(),
+        usage::of_detailed_stats(),
+        storage::of_mounts(),
+        storage::of_volumes(),
         of_networks(),
         of_images(),
         of_logs(),
         of_execs(),
         of_supervision(),
+        further::of_streams(),
+        further::of_files(),
+        further::of_images(),
+        further::of_fields(),
+        further::of_histories(),
         of_the_rest(),
     ]
     .concat()
@@ -31,6 +41,10 @@ pub fn faults() -> Vec<(&'static [&'static str], Spoils)> {
 
 fn spec(spoil: fn(&mut ServiceSpec)) -> Spoils {
     Spoils { spec: Some(spoil), ..Spoils::default() }
+}
+
+fn refuses(what: fn(&ServiceSpec) -> bool) -> Spoils {
+    Spoils { refuses: Some(what), ..Spoils::default() }
 }
 
 fn act(act: Act) -> Spoils {
@@ -61,9 +75,12 @@ fn of_processes() -> Faults {
             &["settings.agents_env"],
             spec(|spec| spec.env.values_mut().for_each(|value| *value = value.replace("$E:", "$E"))),
         ),
-        (&["settings.secrets"], spec(|spec| spec.env.clear())),
+        (&["settings.secrets", "settings.secret"], spec(|spec| spec.env.clear())),
+        (&["settings.secret"], refuses(|spec| spec.env.values().any(|value| value.starts_with("$S:")))),
         (&["isolation.devices"], spec(|spec| spec.devices.clear())),
         (&["isolation.devices"], spec(|spec| spec.devices.iter_mut().for_each(|device| device.write = true))),
+        (&["isolation.device_read"], spec(|spec| spec.devices.clear())),
+        (&["isolation.device_read"], spec(|spec| spec.devices.iter_mut().for_each(|device| device.read = true))),
         (&["isolation.exec"], act(Act::ExecsAsRoot)),
         (&["terminal.tty"], spec(|spec| spec.tty = false)),
         (&["terminal.stdin"], spec(|spec| spec.stdin = false)),
@@ -82,137 +99,14 @@ fn of_processes() -> Faults {
         (&["configured.workdir"], spec(|spec| spec.command.workdir = Some("/".to_owned()))),
         (&["configured.user"], spec(|spec| spec.user = Some("0".to_owned()))),
         (&["configured.stop_signal"], spec(|spec| spec.stop_signal = Some("TERM".to_owned()))),
-        (&["configured.volume"], spec(|spec| spec.storage.push(kept("/srv/volume")))),
+        (&["configured.volume"], spec(|spec| spec.storage.push(storage::kept("/srv/volume")))),
         (&["command.matrix"], spec(|spec| spec.command.args = None)),
         (&["process.pid"], act(Act::TellsItsOwnPid)),
     ]
 }
 
-/// A volume that outlives its container.
-fn kept(target: &str) -> StorageSpec {
-    let (name, target) = ("conformance-fault".to_owned(), target.to_owned());
-    StorageSpec::Named { name, target, readonly: false, tier: None, size: None, take_over: false }
-}
-
-fn of_limits() -> Faults {
-    let mut faults: Faults = vec![
-        (&["limits.cpu"], spec(|spec| spec.resources.cpu = None)),
-        (&["limits.cpu_shares"], spec(|spec| spec.resources.cpu_shares = None)),
-        (
-            &["limits.memory", "stats.limit", "stats_detailed.oom_kills", "outcome.oom"],
-            spec(|spec| spec.resources.memory = None),
-        ),
-        (&["limits.swap"], spec(|spec| spec.resources.swap = None)),
-        (&["limits.shm"], spec(|spec| spec.shm_size = None)),
-        (
-            &["limits.core"],
-            spec(|spec| {
-                spec.rlimits.insert("core".to_owned(), RlimitSpec { soft: 512, hard: 512 });
-            }),
-        ),
-        (&["settings.pids"], spec(|spec| spec.resources.pids = None)),
-        (
-            &["limits.update_rest"],
-            Spoils { changes: Some(|changes| changes.memory = Some(ByteSize::new(128 << 20))), ..Spoils::default() },
-        ),
-        (&["update.memory"], Spoils { changes: Some(|changes| changes.memory = None), ..Spoils::default() }),
-        // Nanoseconds.
-        (&["stats.cpu_percent"], Spoils { stats: Some(|stats| stats.cpu_usage_usec *= 1000), ..Spoils::default() }),
-        (
-            &["stats.cpu", "stats.running"],
-            Spoils { stats: Some(|stats| stats.cpu_usage_usec = 0), ..Spoils::default() },
-        ),
-        (&["stats.memory"], Spoils { stats: Some(|stats| stats.memory_bytes = 1 << 20), ..Spoils::default() }),
-        (
-            &["stats_detailed.oom_kills"],
-            Spoils { detailed: Some(|stats| stats.memory.oom_kills = Some(0)), ..Spoils::default() },
-        ),
-        (
-            &["stats_detailed.disk"],
-            Spoils { detailed: Some(|stats| stats.disk.writable_bytes = Some(0)), ..Spoils::default() },
-        ),
-        (
-            &["stats_detailed.limits"],
-            Spoils { detailed: Some(|stats| stats.memory.limit_bytes = Some(0)), ..Spoils::default() },
-        ),
-        (
-            &["stats_detailed.after_exit"],
-            Spoils {
-                detailed: Some(|stats| {
-                    if stats.pids.current == Some(0) || stats.pids.current.is_none() {
-                        stats.cpu.usage_usec = None
-                    }
-                }),
-                ..Spoils::default()
-            },
-        ),
-        (
-            &["outcome.oom"],
-            Spoils { outcome: Some(|outcome| outcome.reason = runtime_core::WaitReason::Signal), ..Spoils::default() },
-        ),
-        (
-            &["outcome.oom_of_child"],
-            Spoils {
-                outcome: Some(|outcome| outcome.reason = runtime_core::WaitReason::OomKilled),
-                ..Spoils::default()
-            },
-        ),
-        (
-            &["outcome.finished_at"],
-            Spoils { outcome: Some(|outcome| outcome.finished_at = Some(chrono::Utc::now())), ..Spoils::default() },
-        ),
-        (&["outcome.inspect"], Spoils { details: Some(|details| details.exit_code = None), ..Spoils::default() }),
-        // It goes down.
-        (
-            &["stats.after_exit"],
-            Spoils {
-                stats: Some(|stats| stats.cpu_usage_usec = u64::MAX - stats.timestamp.timestamp_micros() as u64),
-                ..Spoils::default()
-            },
-        ),
-    ];
-    // Of one CPU nobody can be kept off the others.
-    if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
-        faults.push((&["limits.cpuset"], spec(|spec| spec.resources.cpuset = None)));
-    }
-    faults
-}
-
-fn each_storage(spec: &mut ServiceSpec, instead: fn(&StorageSpec) -> Option<StorageSpec>) {
-    spec.storage = spec.storage.iter().filter_map(instead).collect();
-}
-
-fn anonymous(storage: &StorageSpec) -> Option<StorageSpec> {
-    Some(StorageSpec::Anonymous { target: storage.target().to_owned() })
-}
-
-fn tmpfs(storage: &StorageSpec) -> Option<StorageSpec> {
-    Some(StorageSpec::Tmpfs { target: storage.target().to_owned(), size: None, mode: None })
-}
-
-fn writable(storage: &StorageSpec) -> Option<StorageSpec> {
-    let mut storage = storage.clone();
-    if let StorageSpec::Bind { readonly, .. } | StorageSpec::Named { readonly, .. } = &mut storage {
-        *readonly = false;
-    }
-    Some(storage)
-}
-
-fn of_storage() -> Faults {
-    vec![
-        (&["storage.tmpfs", "storage.tmpfs_mode"], spec(|spec| each_storage(spec, tmpfs))),
-        (&["storage.bind", "storage.bind_missing"], spec(|spec| each_storage(spec, anonymous))),
-        (&["storage.bind_read_only", "volumes.read_only"], spec(|spec| each_storage(spec, writable))),
-        (&["storage.anonymous", "storage.filled", "volumes.filled"], spec(|spec| each_storage(spec, tmpfs))),
-        (&["storage.anonymous_dies"], spec(|spec| each_storage(spec, |storage| Some(kept(storage.target()))))),
-        (&["storage.s3"], spec(|spec| each_storage(spec, |_| None))),
-        (
-            &["volumes.stays", "volumes.shared", "volumes.sync", "volumes.status"],
-            spec(|spec| each_storage(spec, anonymous)),
-        ),
-        (&["volumes.sync"], act(Act::SyncsNothing)),
-        (&["volumes.status"], Spoils { volume: Some(|status| status.size_bytes = Some(0)), ..Spoils::default() }),
-    ]
+fn each_port(spec: &mut ServiceSpec, spoil: fn(&mut PortMapping)) {
+    spec.port_mappings.iter_mut().for_each(spoil);
 }
 
 fn of_networks() -> Faults {
@@ -239,8 +133,24 @@ fn of_networks() -> Faults {
             },
         ),
         (&["ports.ephemeral", "ports.freed", "ports.conflict"], spec(|spec| spec.port_mappings.clear())),
+        (&["ports.udp"], spec(|spec| each_port(spec, |port| port.protocol = PortProtocol::Tcp))),
+        (
+            &["ports.udp"],
+            Spoils {
+                spec: Some(|spec| each_port(spec, |port| port.protocol = PortProtocol::Tcp)),
+                details: Some(|details| details.ports.iter_mut().for_each(|port| port.protocol = PortProtocol::Udp)),
+                ..Spoils::default()
+            },
+        ),
+        (&["ports.host_ip"], spec(|spec| each_port(spec, |port| port.host_ip = None))),
+        (&["ports.host_ip"], spec(|spec| each_port(spec, |port| port.host_ip = Some("127.0.0.1".to_owned())))),
         (&["network.distinct"], act(Act::SharesAddresses)),
     ]
+}
+
+fn stranger() -> RegistryAuth {
+    let (username, password) = ("x".to_owned(), "y".to_owned());
+    RegistryAuth { username, password, auth_type: RegistryAuthType::Basic }
 }
 
 fn of_images() -> Faults {
@@ -248,7 +158,21 @@ fn of_images() -> Faults {
     vec![
         (&["pull.if_not_present", "pull.never"], policy(PullPolicy::Always)),
         (&["pull.if_not_present"], act(Act::AsksAgain)),
-        (&["pull.never", "pull.always"], policy(PullPolicy::IfNotPresent)),
+        (&["pull.never", "pull.always", "pull.at_create"], policy(PullPolicy::IfNotPresent)),
+        (
+            &["pull.at_create"],
+            spec(|spec| {
+                if spec.image.pull_policy == PullPolicy::IfNotPresent {
+                    spec.image.pull_policy = PullPolicy::Never;
+                }
+            }),
+        ),
+        (&["pull.platform"], spec(|spec| spec.platform = None)),
+        // What no store has.
+        (
+            &["pull.anonymous"],
+            Spoils { auth: Some(|auth| *auth = auth.take().or_else(|| Some(stranger()))), ..Spoils::default() },
+        ),
         (&["pull.credentials", "pull.token"], Spoils { auth: Some(|auth| *auth = None), ..Spoils::default() }),
         (&["pull.listed"], Spoils { image: Some(|image| image.digest = None), ..Spoils::default() }),
         (
@@ -275,6 +199,11 @@ fn of_images() -> Faults {
         (&["images.remove_digest"], act(Act::RemovesOneName)),
         (&["images.shared_layer"], act(Act::RemovesTheRepository)),
         (&["prune.beside_pull"], act(Act::AbortsPulls)),
+        (
+            &["prune.unused"],
+            Spoils { pruned: Some(|pruned| pruned.deleted = vec!["?".to_owned()]), ..Spoils::default() },
+        ),
+        (&["prune.unused"], Spoils { pruned: Some(|pruned| pruned.space_reclaimed = 0), ..Spoils::default() }),
         (&["images.list"], Spoils { image: Some(|image| image.reference.clear()), ..Spoils::default() }),
     ]
 }
@@ -283,6 +212,14 @@ fn of_logs() -> Faults {
     let logs = |spoil| Spoils { logs: Some(spoil), ..Spoils::default() };
     let options = |spoil: fn(&mut LogsOptions)| Spoils { logs_options: Some(spoil), ..Spoils::default() };
     vec![
+        (&["logs.non_blocking"], refuses(|spec| spec.logs.mode.is_some())),
+        (
+            &["logs.non_blocking"],
+            logs(|mut logs| {
+                logs.pop();
+                logs
+            }),
+        ),
         (&["logs.max_size"], spec(|spec| spec.logs.max_size_bytes = None)),
         (
             &["logs.joined"],
@@ -307,8 +244,10 @@ fn of_logs() -> Faults {
             &["logs.first_byte"],
             Spoils {
                 logs: Some(|mut logs| {
-                    let late = |entry: &&mut runtime_core::LogEntry| entry.message.starts_with("begun");
-                    logs.iter_mut().filter(late).for_each(|entry| entry.timestamp += TimeDelta::seconds(2));
+                    let begun = logs.iter().position(|entry| entry.message.starts_with("begun"));
+                    if let Some(newline) = begun.and_then(|index| logs.get(index + 1)).map(|next| next.timestamp) {
+                        logs.iter_mut().filter(|e| e.message.starts_with("begun")).for_each(|e| e.timestamp = newline);
+                    }
                     logs
                 }),
                 ..Spoils::default()
@@ -454,33 +393,20 @@ fn of_supervision() -> Faults {
 }
 
 fn of_the_rest() -> Faults {
+    let events = |spoil: fn(Event) -> Option<Event>| Spoils { event: Some(spoil), ..Spoils::default() };
     let options = |spoil: fn(&mut EventsOptions)| Spoils { events_options: Some(spoil), ..Spoils::default() };
     vec![
         (&["pause.freezes"], act(Act::PausesNothing)),
         (&["pause.freezes"], act(Act::UnpausesNothing)),
+        (&["pause.exec"], act(Act::UnpausesForExecs)),
         (&["top.pids"], Spoils { top: Some(|entry| entry.command.clear()), ..Spoils::default() }),
         (&["top.pids"], Spoils { top: Some(|entry| entry.pid = 1), ..Spoils::default() }),
-        (
-            &["events.order"],
-            Spoils {
-                event: Some(|event| Some(event).filter(|event| event.kind != EventKind::Start)),
-                ..Spoils::default()
-            },
-        ),
-        (
-            &["events.oom"],
-            Spoils {
-                event: Some(|event| Some(event).filter(|event| event.kind != EventKind::Oom)),
-                ..Spoils::default()
-            },
-        ),
-        (
-            &["events.attempts"],
-            Spoils {
-                event: Some(|event| Some(runtime_core::Event { attempt: Some(1), ..event })),
-                ..Spoils::default()
-            },
-        ),
+        (&["events.order"], events(|event| Some(event).filter(|event| event.kind != EventKind::Start))),
+        (&["events.oom"], events(|event| Some(event).filter(|event| event.kind != EventKind::Oom))),
+        (&["events.health"], events(|event| Some(event).filter(|event| event.kind != EventKind::Health))),
+        (&["events.pull"], events(|event| Some(event).filter(|event| event.kind != EventKind::Pull))),
+        (&["events.volume"], events(|event| Some(event).filter(|event| event.kind != EventKind::Volume))),
+        (&["events.attempts"], events(|event| Some(Event { attempt: Some(1), ..event }))),
         (&["events.after"], options(|options| options.after = None)),
         (&["events.follow"], options(|options| options.follow = false)),
         (
@@ -500,7 +426,7 @@ fn of_the_rest() -> Faults {
             },
         ),
         (
-            &["stop.stopping", "state.transitions"],
+            &["stop.stopping", "state.transitions", "state.pending"],
             Spoils { state: Some(|state| *state = runtime_core::ContainerState::Running), ..Spoils::default() },
         ),
         (&["pause.repeats"], act(Act::PausesOnce)),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
+use youki_backend::YoukiRuntime;
 
 use super::case::start_on;
 use super::lanes::{self, Api, Plan};
@@ -76,7 +77,7 @@ pub fn serve() -> ExitCode {
     let root = std::env::var(ROOT_VARIABLE).unwrap_or_default();
     let root: Root = serde_json::from_str(&root).expect("a root as JSON");
     let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("tokio");
-    let opened = tokio.block_on(root.open());
+    let opened = tokio.block_on(YoukiRuntime::open(root.config()));
     let mut answers = std::io::stdout();
     let mut answer = |text: &Answer| {
         writeln!(answers, "{}", serde_json::to_string(text).expect("a result as JSON")).expect("writing an answer");
@@ -92,12 +93,12 @@ pub fn serve() -> ExitCode {
     answer(&Ok(Value::Null));
     for line in std::io::stdin().lock().lines() {
         let request: Request = serde_json::from_str(&line.expect("reading a request")).expect("a request as JSON");
-        answer(&tokio.block_on(respond(&*runtime, request)));
+        answer(&tokio.block_on(respond(&runtime, request)));
     }
     ExitCode::SUCCESS
 }
 
-async fn respond(runtime: &dyn Runtime, request: Request) -> Answer {
+async fn respond(runtime: &YoukiRuntime, request: Request) -> Answer {
     match request {
         Request::Lane { plan } => {
             let tally = lanes::work(&Api(runtime), &plan).await?;

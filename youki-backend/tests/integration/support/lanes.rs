@@ -1,17 +1,24 @@
 //! A lane of operations on a root that others work on, too: by the trait, or by the `berth` command. Each outcome is
 //! judged at once; what must add up over all lanes is counted.
 
+mod hands;
+
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use runtime_core::spec::{CommandSpec, NetworkMode, NetworkSpec};
-use runtime_core::{AgentError, ContainerId, Runtime, ServiceSpec};
+use runtime_core::ContainerId;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 
-use super::berth::{Said, berth};
-use super::case::{IDLE, words};
-use super::root::Root;
+use super::case::{IDLE, shortly};
+pub use hands::{Api, Commands, Hands, Outcome, Wanted};
+
+/// A volume that containers of all lanes have.
+pub const VOLUME: &str = "shared";
+/// The network that a third of the containers are on.
+pub const NETWORK: &str = "bridge";
 
 /// What a lane is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,6 +27,12 @@ pub struct Plan {
     pub seed: u64,
     pub operations: u32,
     pub image: String,
+    /// Pruned wherever no container has it.
+    pub other: String,
+    /// An archive of that one.
+    pub archive: PathBuf,
+    /// Of the lane's own network.
+    pub subnet: String,
     /// Runs all the time, and is only executed in.
     pub steady: ContainerId,
     /// All lanes create, start, stop and remove these.
@@ -36,29 +49,19 @@ pub struct Tally {
     pub lines: u64,
     /// Tags that it made and left.
     pub tags: BTreeSet<String>,
+    /// Containers that wrote a line to the shared volume.
+    pub wrote: BTreeSet<String>,
+    /// Answers that it had through a published port.
+    pub answers: u64,
+    /// What it has set its limit of the steady container to, last.
+    pub limit: Option<(Limit, u64)>,
 }
 
-/// What came of an operation: text, or a stable code and a message.
-pub type Outcome = Result<String, (String, String)>;
-
-/// Who does them.
-#[async_trait]
-pub trait Hands: Sync {
-    async fn create(&self, id: &ContainerId, image: &str, script: &str) -> Outcome;
-    async fn start(&self, id: &ContainerId) -> Outcome;
-    async fn stop(&self, id: &ContainerId) -> Outcome;
-    async fn remove(&self, id: &ContainerId) -> Outcome;
-    /// The exit code.
-    async fn wait(&self, id: &ContainerId) -> Outcome;
-    async fn logs(&self, id: &ContainerId) -> Outcome;
-    /// Exit code, a blank, standard output.
-    async fn exec(&self, id: &ContainerId, script: &str) -> Outcome;
-    /// The names of all, a line each.
-    async fn list(&self) -> Outcome;
-    /// The state.
-    async fn inspect(&self, id: &ContainerId) -> Outcome;
-    async fn tag(&self, source: &str, target: &str) -> Outcome;
-    async fn untag(&self, name: &str) -> Outcome;
+/// A limit that every other lane sets again and again, and none of the rest may take back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Limit {
+    Memory,
+    Pids,
 }
 
 /// Does what `plan` says; the first outcome that cannot be ends it.
@@ -83,8 +86,11 @@ impl Lane<'_> {
     async fn step(&mut self) -> Result<(), String> {
         let (hands, plan) = (self.hands, self.plan);
         let shared = &plan.shared[self.random(plan.shared.len())];
-        match self.random(12) {
-            0 => self.whole_run().await,
+        match self.random(19) {
+            0 => {
+                let network = (self.random(3) == 0).then_some(NETWORK);
+                self.whole_run(network).await
+            }
             1 | 2 => {
                 let said = self.judge("exec", hands.exec(&plan.steady, "echo x >> /lines; echo said").await, &[])?;
                 self.tally.lines += 1;
@@ -112,28 +118,95 @@ impl Lane<'_> {
                 None => Ok(()),
             },
             8 => {
-                let created = hands.create(shared, &plan.image, IDLE).await;
+                let wanted = Wanted {
+                    image: plan.image.clone(),
+                    script: IDLE.to_owned(),
+                    network: (self.random(3) == 0).then(|| NETWORK.to_owned()),
+                    volume: (self.random(3) == 0).then(|| VOLUME.to_owned()),
+                };
+                let created = hands.create(shared, &wanted).await;
                 self.tally.created += u64::from(created.is_ok());
                 self.judge("create", created, &["container.exists"]).map(drop)
             }
             9 => self.judge("start", hands.start(shared).await, &["container.not_found"]).map(drop),
             10 => self.judge("stop", hands.stop(shared).await, &["container.not_found"]).map(drop),
-            _ => {
+            11 | 12 => {
                 let removed = hands.remove(shared).await;
                 self.tally.removed += u64::from(removed.is_ok());
                 self.judge("remove", removed, &["container.not_found"]).map(drop)
             }
+            13 => {
+                let image = if self.random(2) == 0 { &plan.image } else { &plan.other };
+                self.judge("pull", hands.pull(image).await, &[]).map(drop)
+            }
+            14 => self.judge("prune", hands.prune().await, &[]).map(drop),
+            15 => {
+                self.own += 1;
+                let number = u64::from(plan.lane * 1000 + self.own);
+                let (limit, value) = match plan.lane % 2 {
+                    0 => (Limit::Memory, (1 << 30) + (number << 12)),
+                    _ => (Limit::Pids, 1000 + number),
+                };
+                self.judge("update", hands.update(&plan.steady, limit, value).await, &[])?;
+                self.tally.limit = Some((limit, value));
+                Ok(())
+            }
+            16 => self.judge("load", hands.load(&plan.archive).await, &[]).map(drop),
+            17 => self.paused_and_killed().await,
+            _ => self.on_a_network_of_its_own().await,
         }
     }
 
-    /// Of a container that is the lane's own.
-    async fn whole_run(&mut self) -> Result<(), String> {
+    /// A container that is the lane's own does nothing while it is paused, and ends by what kills it.
+    async fn paused_and_killed(&mut self) -> Result<(), String> {
+        self.own += 1;
+        let (hands, plan) = (self.hands, self.plan);
+        let id = ContainerId::new(format!("killed-{}-{}", plan.lane, self.own), 0);
+        let (network, volume) = (None, None);
+        let wanted = Wanted { image: plan.image.clone(), script: IDLE.to_owned(), network, volume };
+        self.judge("create", hands.create(&id, &wanted).await, &[])?;
+        self.tally.created += 1;
+        self.judge("start", hands.start(&id).await, &[])?;
+        self.judge("pause", hands.pause(&id).await, &[])?;
+        if let Ok(said) = hands.exec(&id, "echo said").await
+            && said.starts_with('0')
+        {
+            return Err(format!("an exec while it is paused: {said}"));
+        }
+        self.judge("unpause", hands.unpause(&id).await, &[])?;
+        self.judge("kill", hands.kill(&id).await, &[])?;
+        let ended = self.judge("wait", hands.wait(&id).await, &[])?;
+        expect("wait", ended.trim(), "137")?;
+        self.judge("remove", hands.remove(&id).await, &[])?;
+        self.tally.removed += 1;
+        Ok(())
+    }
+
+    /// Of a container that is the lane's own. One on a network answers through its port: were that, or its address,
+    /// another's as well, another might.
+    async fn whole_run(&mut self, network: Option<&str>) -> Result<(), String> {
         self.own += 1;
         let (hands, code) = (self.hands, self.own % 250);
         let id = ContainerId::new(format!("own-{}-{}", self.plan.lane, self.own), 0);
-        self.judge("create", hands.create(&id, &self.plan.image, &format!("echo {id}; exit {code}")).await, &[])?;
+        let image = if self.random(3) == 0 { &self.plan.other } else { &self.plan.image };
+        let volume = (self.random(3) == 0).then(|| VOLUME.to_owned());
+        let mut script = format!("echo {id}; exit {code}");
+        if network.is_some() {
+            script = format!("echo {id} | nc -l -p 80; {script}");
+        }
+        if volume.is_some() {
+            script = format!("echo {id} >> /data/lines; {script}");
+            self.tally.wrote.insert(id.to_string());
+        }
+        let wanted = Wanted { image: image.clone(), script, network: network.map(str::to_owned), volume };
+        self.judge("create", hands.create(&id, &wanted).await, &[])?;
         self.tally.created += 1;
         self.judge("start", hands.start(&id).await, &[])?;
+        if network.is_some() {
+            let port = self.judge("port", hands.port(&id).await, &[])?;
+            expect("an answer", &answer_at(&port).await?, &format!("{id}\n"))?;
+            self.tally.answers += 1;
+        }
         let ended = self.judge("wait", hands.wait(&id).await, &[])?;
         expect("wait", ended.trim(), &code.to_string())?;
         let logged = self.judge("logs", hands.logs(&id).await, &[])?;
@@ -141,6 +214,22 @@ impl Lane<'_> {
         self.judge("remove", hands.remove(&id).await, &[])?;
         self.tally.removed += 1;
         Ok(())
+    }
+
+    async fn on_a_network_of_its_own(&mut self) -> Result<(), String> {
+        let (hands, name) = (self.hands, format!("lane-{}", self.plan.lane));
+        self.judge("network create", hands.make_network(&name, &self.plan.subnet).await, &[])?;
+        self.whole_run(Some(&name)).await?;
+        let begin = Instant::now();
+        loop {
+            match hands.remove_network(&name).await {
+                // The last interface goes with the end of its namespace.
+                Err((code, _)) if code == "network.in_use" && begin.elapsed() < shortly() => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                removed => return self.judge("network rm", removed, &[]).map(drop),
+            }
+        }
     }
 
     /// Ok, or an error that the others' work explains.
@@ -164,154 +253,18 @@ fn expect(what: &str, found: &str, wanted: &str) -> Result<(), String> {
     if found == wanted { Ok(()) } else { Err(format!("{what}: {found:?} in place of {wanted:?}")) }
 }
 
-/// By the trait, in this process.
-pub struct Api<'a>(pub &'a dyn Runtime);
-
-fn of_api<T>(result: Result<T, AgentError>, text: impl FnOnce(T) -> String) -> Outcome {
-    let code = |error: &AgentError| match error {
-        AgentError::NotFound { .. } => "container.not_found".to_owned(),
-        other => other.code().to_owned(),
-    };
-    result.map(text).map_err(|error| (code(&error), error.to_string()))
-}
-
-fn nothing(_: ()) -> String {
-    String::new()
-}
-
-#[async_trait]
-impl Hands for Api<'_> {
-    async fn create(&self, id: &ContainerId, image: &str, script: &str) -> Outcome {
-        let mut spec = ServiceSpec::new(image);
-        spec.command = CommandSpec { args: Some(words(&["sh", "-c", script])), ..CommandSpec::default() };
-        spec.network = NetworkSpec { mode: NetworkMode::None, ..NetworkSpec::default() };
-        of_api(self.0.create_container(id, &spec).await, nothing)
-    }
-
-    async fn start(&self, id: &ContainerId) -> Outcome {
-        of_api(self.0.start_container(id).await, nothing)
-    }
-
-    async fn stop(&self, id: &ContainerId) -> Outcome {
-        of_api(self.0.stop_container(id, Duration::from_secs(10)).await, nothing)
-    }
-
-    async fn remove(&self, id: &ContainerId) -> Outcome {
-        of_api(self.0.remove_container(id).await, nothing)
-    }
-
-    async fn wait(&self, id: &ContainerId) -> Outcome {
-        of_api(self.0.wait_container(id).await, |code| code.to_string())
-    }
-
-    async fn logs(&self, id: &ContainerId) -> Outcome {
-        of_api(self.0.get_logs(id).await, |entries| entries.into_iter().map(|entry| entry.message + "\n").collect())
-    }
-
-    async fn exec(&self, id: &ContainerId, script: &str) -> Outcome {
-        of_api(self.0.exec(id, &words(&["sh", "-c", script])).await, |(code, stdout, _)| format!("{code} {stdout}"))
-    }
-
-    async fn list(&self) -> Outcome {
-        of_api(self.0.list_containers().await, |all| all.into_iter().map(|one| format!("{}\n", one.id)).collect())
-    }
-
-    async fn inspect(&self, id: &ContainerId) -> Outcome {
-        of_api(self.0.container_state(id).await, |state| format!("{state:?}").to_lowercase())
-    }
-
-    async fn tag(&self, source: &str, target: &str) -> Outcome {
-        of_api(self.0.tag_image(source, target).await, nothing)
-    }
-
-    async fn untag(&self, name: &str) -> Outcome {
-        of_api(self.0.remove_image(name, false).await, nothing)
-    }
-}
-
-/// By a `berth` command for each.
-pub struct Commands {
-    pub root: Root,
-}
-
-impl Commands {
-    async fn run(&self, args: &[&str]) -> Said {
-        berth(&self.root, &[&["--json"], args].concat()).await
-    }
-
-    async fn outcome(&self, args: &[&str], text: impl FnOnce(serde_json::Value) -> Option<String>) -> Outcome {
-        let said = self.run(args).await;
-        if said.code == 0 {
-            let value = serde_json::from_str(&said.stdout).unwrap_or_default();
-            return text(value).ok_or_else(|| (String::new(), format!("{args:?}: {said:?}")));
+/// What whoever listens behind a port of the host has to say, once he does.
+async fn answer_at(port: &str) -> Result<String, String> {
+    let begin = Instant::now();
+    let mut last = String::new();
+    while begin.elapsed() < shortly() {
+        let mut said = String::new();
+        let ask = async { TcpStream::connect(format!("127.0.0.1:{port}")).await?.read_to_string(&mut said).await };
+        match tokio::time::timeout(shortly(), ask).await {
+            Ok(Ok(1..)) => return Ok(said),
+            other => last = format!("{other:?}"),
         }
-        let error: serde_json::Value =
-            said.stderr.lines().rev().find_map(|line| serde_json::from_str(line).ok()).unwrap_or_default();
-        let code = error["error"]["code"].as_str().unwrap_or_default().to_owned();
-        Err((code, format!("{args:?}: {said:?}")))
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-
-    async fn done(&self, args: &[&str]) -> Outcome {
-        self.outcome(args, |_| Some(String::new())).await
-    }
-}
-
-#[async_trait]
-impl Hands for Commands {
-    async fn create(&self, id: &ContainerId, image: &str, script: &str) -> Outcome {
-        self.done(&["create", "--network", "none", "--name", &id.service, image, "sh", "-c", script]).await
-    }
-
-    async fn start(&self, id: &ContainerId) -> Outcome {
-        self.done(&["start", &id.service]).await
-    }
-
-    async fn stop(&self, id: &ContainerId) -> Outcome {
-        self.done(&["stop", &id.service]).await
-    }
-
-    async fn remove(&self, id: &ContainerId) -> Outcome {
-        let args = ["rm", "-f", &id.service];
-        let said = self.run(&args).await;
-        // One that is not there is no error to `rm -f`: what it prints tells.
-        match (said.code, said.stdout.trim()) {
-            (0, "" | "[]") => Err(("container.not_found".into(), String::new())),
-            (0, _) => Ok(String::new()),
-            _ => Err((String::new(), format!("{args:?}: {said:?}"))),
-        }
-    }
-
-    async fn wait(&self, id: &ContainerId) -> Outcome {
-        self.outcome(&["wait", &id.service], |ended| Some(ended[0]["exit_code"].as_i64()?.to_string())).await
-    }
-
-    async fn logs(&self, id: &ContainerId) -> Outcome {
-        let said = berth(&self.root, &["logs", &id.service]).await;
-        if said.code == 0 { Ok(said.stdout) } else { Err((String::new(), format!("logs {id}: {said:?}"))) }
-    }
-
-    async fn exec(&self, id: &ContainerId, script: &str) -> Outcome {
-        let said = berth(&self.root, &["exec", &id.service, "sh", "-c", script]).await;
-        Ok(format!("{} {}", said.code, said.stdout))
-    }
-
-    async fn list(&self) -> Outcome {
-        let names = |all: serde_json::Value| {
-            let names = all.as_array()?.iter().map(|one| Some(format!("{}\n", one["id"].as_str()?)));
-            names.collect()
-        };
-        self.outcome(&["ps", "-a"], names).await
-    }
-
-    async fn inspect(&self, id: &ContainerId) -> Outcome {
-        self.outcome(&["inspect", &id.service], |all| Some(all[0]["state"].as_str()?.to_owned())).await
-    }
-
-    async fn tag(&self, source: &str, target: &str) -> Outcome {
-        self.done(&["tag", source, target]).await
-    }
-
-    async fn untag(&self, name: &str) -> Outcome {
-        self.done(&["rmi", name]).await
-    }
+    Err(format!("no answer at port {port:?}: {last}"))
 }

@@ -14,6 +14,7 @@ pub mod servers;
 pub mod share;
 pub mod switch;
 pub mod terminal;
+pub mod token_service;
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -55,7 +56,7 @@ pub struct Shared {
 
 static SUITE: OnceLock<Suite> = OnceLock::new();
 
-/// Settles what the AWS and docker credential chains of this process and its children find.
+/// Settles what the AWS and docker credential chains of this process and its children find, and what signals do to them.
 pub fn set_environment() {
     let settings = [
         ("AWS_ACCESS_KEY_ID", servers::S3_ACCESS_KEY),
@@ -75,6 +76,11 @@ pub fn set_environment() {
         unsafe { std::env::set_var("DOCKER_CONFIG", "/nonexistent/no-credentials") };
         // SAFETY: as above.
         unsafe { std::env::remove_var("REGISTRY_AUTH_FILE") };
+    }
+    // Who starts the suite in the background may have it ignore these, and so all that it starts.
+    for number in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: no handler is installed.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
     }
 }
 

@@ -85,6 +85,9 @@ pub struct PruneArgs {
     /// Do not ask
     #[arg(short, long)]
     pub force: bool,
+    /// All that no container uses, as docker's: that is what goes anyway
+    #[arg(short, long)]
+    pub all: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -17,6 +17,7 @@ fn memory_has_dockers_units() {
         ("1KB", 1024),
         ("512m", 512 << 20),
         ("512MiB", 512 << 20),
+        ("512 mi", 512 << 20),
         ("1.5g", 3 << 29),
         ("2G", 2 << 30),
         ("1t", 1 << 40),
@@ -24,7 +25,7 @@ fn memory_has_dockers_units() {
     ] {
         assert_eq!(memory("-m", text).unwrap().as_u64(), bytes, "{text}");
     }
-    for bad in ["", "m", "-1", "1x", "1 mm", "1ib", "99999999999t", "1..5m", "1e3", "NaN"] {
+    for bad in ["", "m", "-1", "1x", "1 mm", "1ib", "5mbbb", "5miib", "5mbib", "99999999999t", "1..5m", "1e3", "NaN"] {
         assert_eq!(status(&memory("-m", bad).unwrap_err()), ("usage", Some(2)), "{bad}");
     }
 }

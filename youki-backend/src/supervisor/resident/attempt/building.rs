@@ -84,7 +84,7 @@ impl Attempt {
         self.build_by = None;
         // Its appearance is what tells a created container from an abandoned one; by its content the init is found if
         // this process is lost.
-        let init = ProcessName::of(self.init_pid).unwrap_or_default();
+        let init = ProcessName::of(self.init_pid).ok().flatten().unwrap_or_default();
         if let Err(error) = fs::write(self.config.container_dir.join("created"), init.to_string()) {
             return self.abandon(&format!("writing its mark: {error}"));
         }

@@ -124,7 +124,7 @@ impl Attempt {
             Request::Stop { signal, timeout_ms } => self.stop(slot, signal, Duration::from_millis(timeout_ms)),
             Request::Wait { attempt } => self.tell_end(slot, attempt),
             Request::Exec(request) => self.exec(slot, &request),
-            Request::Attach => self.attach(slot),
+            Request::Attach { input } => self.attach(slot, input),
             Request::SetRestart(policy) => {
                 let reply = self.set_restart_policy(policy);
                 self.reply(slot, &reply);

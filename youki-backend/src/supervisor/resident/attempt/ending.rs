@@ -107,7 +107,7 @@ impl Attempt {
         }
         let record = ExitRecord {
             attempt: self.config.attempt,
-            supervisor: ProcessName::of(std::process::id() as i32).map(|name| name.to_string()),
+            supervisor: ProcessName::own().map(|name| name.to_string()),
             outcome: WaitOutcome {
                 exit_code: code,
                 reason,

@@ -264,6 +264,11 @@ impl Attempt {
             None if stop.kill_at <= now => self.kill_all(),
             Some(killed) if killed + KILL_PATIENCE <= now => {
                 let pids = self.cgroup.pids().unwrap_or_default();
+                if pids.is_empty() {
+                    // It is us who are late: that they have ended is the next that we hear.
+                    stop.killed_at = Some(now);
+                    return;
+                }
                 let connections = std::mem::take(&mut stop.connections);
                 // Asked again, it is killed again.
                 self.stopping = None;

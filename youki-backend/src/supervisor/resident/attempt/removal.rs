@@ -4,7 +4,6 @@
 //! A supervisor that is killed on the way leaves a container that has ended: whoever finds it removes it.
 
 use std::fs;
-use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -35,8 +34,8 @@ impl Attempt {
         }
         self.note(remove_dir(&plan.run_dir));
         let taken = match trash::take(&plan.trash, &self.config.container_dir) {
-            // The directory that it goes to may need room for the name. Without its record it is gone as well.
-            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            // Without its record it is gone as well.
+            Err(error) if trash::is_no_place(&error) => {
                 unmount_root(&self.config.container_dir);
                 let _ = fs::remove_file(self.config.container_dir.join("container.json"));
                 self.note(remove_dir(&self.config.container_dir));
@@ -48,7 +47,9 @@ impl Attempt {
             }
             Ok(taken) => taken,
         };
-        self.tell(Event::now(EventKind::Remove));
+        if !self.config.container_dir.join("container.json").exists() {
+            self.tell(Event::now(EventKind::Remove));
+        }
         lock.remove();
         // Who connected before the socket was gone: taken in, then answered.
         for _ in 0..2 {

@@ -176,7 +176,7 @@ impl Attempt {
         self.waits_for_its_log() && self.attachments.iter().flatten().any(|client| !client.pending[stream].is_empty())
     }
 
-    pub(super) fn attach(&mut self, slot: usize) {
+    pub(super) fn attach(&mut self, slot: usize, input: bool) {
         let Some(connection) = self.connections[slot].as_mut() else { return };
         let (Some(stdout), Some(stderr)) = (connection.descriptors.pop_front(), connection.descriptors.pop_front())
         else {
@@ -201,7 +201,7 @@ impl Attempt {
             // For what is typed, and for its size. Everybody may have one.
             return connection.send_with(&Reply::Ok, terminal);
         }
-        match (self.stdin.take(), &mut self.connections[slot]) {
+        match (self.stdin.take_if(|_| input), &mut self.connections[slot]) {
             // The client holds the only copy from now on: its end of input is the container's.
             (Some(stdin), Some(connection)) => {
                 let _ = rustix::io::ioctl_fionbio(&stdin, false);

@@ -4,10 +4,11 @@
 //! places of both and their flags.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::memfd;
 use crate::supervisor::resident::exec::check;
 
 /// What both sides see beside the bytes.
@@ -37,10 +38,7 @@ impl Ring {
     pub fn new(bytes: usize) -> io::Result<Self> {
         let page = rustix::param::page_size();
         let capacity = bytes.max(1).next_multiple_of(page);
-        // SAFETY: the name is a C string, the flag an integer.
-        let file = unsafe { libc::memfd_create(c"berth-log".as_ptr(), libc::MFD_CLOEXEC) };
-        // SAFETY: just made, and nobody else's.
-        let file = unsafe { OwnedFd::from_raw_fd(check(file)?) };
+        let file = memfd::create(c"berth-log")?;
         // SAFETY: takes integers.
         check(unsafe { libc::ftruncate(file.as_raw_fd(), (page + capacity) as libc::off_t) })?;
         // SAFETY: a mapping at a place of the kernel's choice, which is only a reservation yet.

@@ -18,6 +18,8 @@ use crate::supervisor::resident::exec::check;
 /// microseconds, once the writer is on a CPU. Meanwhile the container's pipe takes what it writes, up to 100 MB/s. A ring
 /// from which nothing is taken is waited for once.
 const GRACE: Duration = Duration::from_millis(10);
+/// After so long without room it is looked whether there still is a writer.
+const LOOK: Duration = Duration::from_millis(100);
 /// Written at a time, about: room is made in such steps.
 const STEP_BYTES: usize = 64 << 10;
 
@@ -115,9 +117,10 @@ impl Buffered {
     pub fn settle(&mut self) -> bool {
         let until = self.patient_until.unwrap_or_else(Instant::now);
         while !self.queue.is_settled() {
+            self.reap_writer();
             self.have_writer();
             self.attend();
-            if !self.wait_for_room(until) {
+            if !self.wait_for_room(until.min(Instant::now() + LOOK)) && Instant::now() >= until {
                 return self.queue.is_settled();
             }
         }
@@ -127,13 +130,9 @@ impl Buffered {
     pub fn close(&mut self, until: Instant) {
         self.may_wait(Some(until));
         self.settle();
-        if self.writer == 0 {
-            return;
-        }
         let _ = rustix::net::shutdown(&self.sockets[0], rustix::net::Shutdown::Write);
         let mut pause = Duration::from_micros(50);
-        // SAFETY: asks of a child of ours, by a number that it has until this reaps it; no status is asked for.
-        while unsafe { libc::waitpid(self.writer, std::ptr::null_mut(), libc::WNOHANG) } == 0 {
+        while !self.reap_writer() {
             if Instant::now() >= until {
                 let left = payload_bytes(self.queue.ring.contents()) + self.queue.dropped();
                 if left > 0 {
@@ -144,7 +143,6 @@ impl Buffered {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         }
-        self.writer = 0;
     }
 
     pub fn release(&mut self) {
@@ -156,6 +154,15 @@ impl Buffered {
         if self.queue.ring.take_sleep() {
             notify(&self.sockets[0]);
         }
+    }
+
+    /// Whether there is no writer any more. Where nobody else reaps, this finds it dead.
+    fn reap_writer(&mut self) -> bool {
+        // SAFETY: asks of a child of ours, by a number that it has until this reaps it; no status is asked for.
+        if self.writer != 0 && unsafe { libc::waitpid(self.writer, std::ptr::null_mut(), libc::WNOHANG) } != 0 {
+            self.writer = 0;
+        }
+        self.writer == 0
     }
 
     fn have_writer(&mut self) {
