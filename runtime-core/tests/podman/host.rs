@@ -6,6 +6,8 @@ use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub const IMAGE: &str = "localhost/conformance:1";
 /// Name, uid and gid of a user of the image.
@@ -94,11 +96,15 @@ impl Host {
         &self.directory
     }
 
-    /// The network namespaces that podman has given a name and not taken it back.
-    pub fn named_namespaces(&self) -> Vec<String> {
-        let listed = within(&self.directory).arg("ls").arg(NAMED_NAMESPACES).output().unwrap();
-        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
-        String::from_utf8_lossy(&listed.stdout).lines().map(str::to_owned).collect()
+    /// Waits for each podman whose caller has gone: until the network namespaces that it has named have no name any more.
+    /// Some podman may never be done; what it leaves goes with the mount namespace.
+    fn wait_for_namespaces(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut list = within(&self.directory);
+        list.arg("ls").arg(NAMED_NAMESPACES);
+        while list.output().is_ok_and(|listed| !listed.stdout.is_empty()) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// A root filesystem that holds busybox under all its names.
@@ -198,6 +204,7 @@ impl Drop for Host {
         // Its processes are gone by then, and with it go bridge and rules.
         let namespace = namespace(&self.directory);
         let removed = self.podman().args(["rm", "--all", "--force", "--time", "0"]).output();
+        self.wait_for_namespaces();
         if let Err(error) = removed.and_then(|_| fs::remove_dir_all(&self.directory)) {
             eprintln!("{}: {error}", self.directory.display());
         }
