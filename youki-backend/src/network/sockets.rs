@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use procfs::process::Process;
 use runtime_core::spec::PortProtocol;
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind as bind_socket, connect_unspec, getsockname, listen, socket_with,
@@ -106,18 +107,18 @@ fn address(text: &str) -> Option<(IpAddr, u16)> {
     Some((ip, port))
 }
 
+/// The oldest of those that have the socket: what a process has just forked has all its sockets until it executes a program.
 fn process_of(inode: u64) -> Option<String> {
     let wanted = format!("socket:[{inode}]");
-    for entry in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let descriptors = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
-        let has = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str());
-        if descriptors.into_iter().any(has) {
-            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            return Some(format!("process {pid} ({})", name.trim()));
-        }
-    }
-    None
+    let has = |pid: &i32| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let mut targets = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+        targets.any(|target| target.as_os_str() == wanted.as_str())
+    };
+    let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let holders = pids.filter(has).filter_map(|pid| Process::new(pid).and_then(|process| process.stat()).ok());
+    let oldest = holders.min_by_key(|stat| stat.starttime)?;
+    Some(format!("process {} ({})", oldest.pid, oldest.comm))
 }
 
 #[cfg(test)]
