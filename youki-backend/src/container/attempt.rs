@@ -257,7 +257,7 @@ fn write_etc([hosts, hostname, resolv_conf]: &[std::path::PathBuf; 3], record: &
     };
     write(hosts, network::hosts_file(&record.id, &record.spec, &name, lease)?)?;
     write(hostname, format!("{name}\n"))?;
-    write(resolv_conf, network::resolv_conf(&record.spec)?)
+    write(resolv_conf, network::resolv_conf(&record.spec, lease)?)
 }
 
 /// Appended to by the supervisor and its helpers; begun anew once it is full.

@@ -43,19 +43,31 @@ pub(crate) fn hosts_file(
     hosts(&spec.extra_hosts, hostname, &names, lease, host.as_deref())
 }
 
+/// Which of the host's name servers a container can ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// All of them: the network is the host's.
+    All,
+    /// Those beyond the host, of IPv4 alone or of IPv6 too.
+    Beyond { v6: bool },
+}
+
 /// Of `/etc/resolv.conf`: the spec's `dns` and `dns_search`, and the host's for whichever of them is empty. Blocks to
 /// read the host's.
 ///
 /// # Errors
 /// [`Error::InvalidSpec`] for a name server that is no address, [`Error::Io`].
-pub(crate) fn resolv_conf(spec: &ServiceSpec) -> Result<String> {
+pub(crate) fn resolv_conf(spec: &ServiceSpec, lease: Option<&Lease>) -> Result<String> {
     let host = read_host_file(Path::new(HOST_RESOLV_CONF))?.unwrap_or_default();
     let systemd = match only_loopback(&host) {
         true => read_host_file(Path::new(SYSTEMD_RESOLV_CONF))?,
         false => None,
     };
-    let own_network = *spec.network_mode() != NetworkMode::Host;
-    resolv(&spec.dns, &spec.dns_search, own_network, &host, systemd.as_deref())
+    let reach = match spec.network_mode() {
+        NetworkMode::Host => Reach::All,
+        _ => Reach::Beyond { v6: lease.is_some_and(|lease| lease.v6.is_some()) },
+    };
+    resolv(&spec.dns, &spec.dns_search, reach, &host, systemd.as_deref())
 }
 
 fn read_host_file(path: &Path) -> Result<Option<String>> {
@@ -118,13 +130,7 @@ fn hosts(
     Ok(text)
 }
 
-fn resolv(
-    servers: &[String],
-    search: &[String],
-    own_network: bool,
-    host: &str,
-    systemd: Option<&str>,
-) -> Result<String> {
+fn resolv(servers: &[String], search: &[String], reach: Reach, host: &str, systemd: Option<&str>) -> Result<String> {
     let mut text = String::new();
     for server in servers {
         let address: IpAddr =
@@ -137,11 +143,11 @@ fn resolv(
         }
     }
     // With the host's network its loopback servers can be reached, also the stub that knows more than they do.
-    let from_host = if own_network { systemd.unwrap_or(host) } else { host };
+    let from_host = if reach == Reach::All { host } else { systemd.unwrap_or(host) };
     if servers.is_empty() {
-        let usable = nameservers(from_host).filter(|server| !own_network || reachable(server));
+        let usable = nameservers(from_host).filter(|server| reach.has(server));
         let count = usable.map(|server| writeln!(text, "nameserver {server}")).count();
-        if count == 0 && own_network {
+        if count == 0 && reach != Reach::All {
             tracing::warn!("the host's resolv.conf names no server that a container can reach: names will not resolve");
         }
     }
@@ -172,9 +178,18 @@ fn nameservers(text: &str) -> impl Iterator<Item = &str> {
     directives(text).filter(|(key, _)| *key == "nameserver").map(|(_, server)| server)
 }
 
-/// Whether a container with IPv4 only reaches it.
-fn reachable(server: &str) -> bool {
-    server.parse::<Ipv4Addr>().is_ok_and(|ip| !ip.is_loopback() && !ip.is_unspecified())
+impl Reach {
+    fn has(self, server: &str) -> bool {
+        match (self, server.parse::<IpAddr>()) {
+            (Self::All, _) => true,
+            (Self::Beyond { .. }, Ok(IpAddr::V4(ip))) => !ip.is_loopback() && !ip.is_unspecified(),
+            // Link-local: it is on one of the host's links.
+            (Self::Beyond { v6 }, Ok(IpAddr::V6(ip))) => {
+                v6 && !ip.is_loopback() && !ip.is_unspecified() && !ip.is_unicast_link_local()
+            }
+            (Self::Beyond { .. }, Err(_)) => false,
+        }
+    }
 }
 
 fn only_loopback(text: &str) -> bool {
@@ -235,25 +250,27 @@ mod tests {
     #[test]
     fn name_servers_on_the_hosts_loopback_are_replaced() {
         let stub = "# by systemd\nnameserver 127.0.0.53\noptions edns0 trust-ad\nsearch lan\n";
-        let real = "nameserver 192.168.1.1\nnameserver fe80::1%eth0\nsearch home lan\n";
+        let real = "nameserver 192.168.1.1\nnameserver fe80::1%eth0\nnameserver fe80::1\nnameserver fd00::1\nsearch home lan\n";
+        let (beyond, both) = (Reach::Beyond { v6: false }, Reach::Beyond { v6: true });
         assert!(only_loopback(stub) && !only_loopback(real));
-        for (servers, search, own_network, systemd, want) in [
-            (&[][..], &[][..], true, Some(real), "nameserver 192.168.1.1\nsearch home lan\n"),
-            (&[], &[], true, None, "search lan\noptions edns0 trust-ad\n"),
-            (&[], &[], false, Some(real), "nameserver 127.0.0.53\nsearch lan\noptions edns0 trust-ad\n"),
+        for (servers, search, reach, systemd, want) in [
+            (&[][..], &[][..], beyond, Some(real), "nameserver 192.168.1.1\nsearch home lan\n"),
+            (&[], &[], both, Some(real), "nameserver 192.168.1.1\nnameserver fd00::1\nsearch home lan\n"),
+            (&[], &[], beyond, None, "search lan\noptions edns0 trust-ad\n"),
+            (&[], &[], Reach::All, Some(real), "nameserver 127.0.0.53\nsearch lan\noptions edns0 trust-ad\n"),
             (
                 &["9.9.9.9", "fd00::53"],
                 &["a", "b"],
-                true,
+                beyond,
                 Some(real),
                 "nameserver 9.9.9.9\nnameserver fd00::53\nsearch a b\n",
             ),
-            (&["9.9.9.9"], &["."], true, Some(real), "nameserver 9.9.9.9\n"),
+            (&["9.9.9.9"], &["."], beyond, Some(real), "nameserver 9.9.9.9\n"),
         ] {
-            let text = resolv(&own(servers), &own(search), own_network, stub, systemd).unwrap();
-            assert_eq!(text, want, "{servers:?} {search:?} {own_network}");
+            let text = resolv(&own(servers), &own(search), reach, stub, systemd).unwrap();
+            assert_eq!(text, want, "{servers:?} {search:?} {reach:?}");
         }
-        assert_eq!(resolv(&own(&["dns.google"]), &[], true, "", None).unwrap_err().code(), "spec.invalid");
-        assert_eq!(resolv(&[], &own(&["a\nnameserver 6.6.6.6"]), true, "", None).unwrap_err().code(), "spec.invalid");
+        assert_eq!(resolv(&own(&["dns.google"]), &[], beyond, "", None).unwrap_err().code(), "spec.invalid");
+        assert_eq!(resolv(&[], &own(&["a\nnameserver 6.6.6.6"]), beyond, "", None).unwrap_err().code(), "spec.invalid");
     }
 }
