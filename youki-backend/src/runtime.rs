@@ -26,9 +26,7 @@ use volumes_s3::VolumeStore;
 
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
-use crate::container::{
-    Changes, CreateOptions, ExecRequest, Inspect, Observed, RunningExec, Terminal, TerminalSize, Watched,
-};
+use crate::container::{Changes, CreateOptions, ExecRequest, Inspect, RunningExec, Terminal, TerminalSize, Watched};
 use crate::driven;
 use crate::error::{Error, Result};
 use crate::files::PathKind;
@@ -38,7 +36,6 @@ use crate::logs::RecordStream;
 use crate::network::{NetworkInfo, NetworkOptions, Networks};
 use crate::record::{AttemptKey, ImageRecord};
 use crate::supervisor::spawn::Spawner;
-use crate::supervisor::wire::Phase;
 use crate::trash::Trash;
 
 /// Berth's runtime on one root. Cheap to clone; all clones are one.
@@ -192,17 +189,7 @@ impl YoukiRuntime {
     /// # Errors
     /// [`Error::NoSuchContainer`], [`Error::StillRunning`], and what failed while all the rest was freed.
     pub async fn remove(&self, id: &ContainerId, force: bool) -> Result<Vec<(String, volumes_s3::Error)>> {
-        if !force {
-            let container = self.0.container(id)?;
-            let observed = self.0.observe(&container).await?;
-            match &observed {
-                Observed::Ended(_) => {}
-                // Created and not started: nothing of the user's runs.
-                Observed::Supervised(status) if status.phase == Phase::Created => {}
-                _ => return Err(Error::StillRunning { id: id.to_string(), state: observed.state().word() }),
-            }
-        }
-        self.0.remove(id).await
+        self.0.remove(id, force).await
     }
 
     /// Waits until the files of containers are deleted that this process removed: a removal returns before. What a
@@ -237,7 +224,7 @@ impl YoukiRuntime {
     }
 
     /// What [`inspect`](Self::inspect) tells of all, by id. One of which nothing can be told, since its record is damaged or its supervisor does not
-    /// answer (15 s), is left out, and told of by `tracing`.
+    /// answer (30 s), is left out, and told of by `tracing`.
     ///
     /// # Errors
     /// Those of reading the root.
@@ -543,9 +530,19 @@ impl Inner {
 
     async fn sync_volumes(&self, id: &ContainerId) -> Result<()> {
         let container = self.container(id)?;
-        let writable = container.record.mounts.iter().filter(|mount| !mount.readonly);
-        let names: BTreeSet<&String> = writable.filter_map(|mount| mount.name.as_ref()).collect();
-        let syncs = names.into_iter().map(|name| async move {
+        let named = |readonly| {
+            let mounts = container.record.mounts.iter().filter(move |mount| mount.readonly == readonly);
+            mounts.filter_map(|mount| mount.name.clone())
+        };
+        let mut names: BTreeSet<String> = named(false).collect();
+        // What it only reads another container of this host may write, or have written.
+        let only_read: Vec<String> = named(true).collect();
+        if !only_read.is_empty() {
+            let written = self.volumes.written().await?;
+            names.extend(only_read.iter().filter(|name| written.contains(name)).cloned());
+            names.extend(self.volumes.owing_of(only_read).await?);
+        }
+        let syncs = names.iter().map(|name| async move {
             self.sync_volume(name).await.map(drop).map_err(|source| Error::of_volume(name, source))
         });
         // Each is tried, whatever becomes of the others.

@@ -8,30 +8,35 @@ use std::time::{Duration, Instant};
 
 use runtime_core::{ContainerId, Event, EventKind};
 
-use super::Container;
 use super::exit::Settling;
+use super::{Container, Observed};
 use crate::driven::{self, Caller};
 use crate::error::{Error, Result};
 use crate::layout::ContainerPaths;
 use crate::process::ProcessName;
 use crate::record::{ExitRecord, NetworkRecord};
 use crate::runtime::Inner;
-use crate::supervisor::wire::{Reply, Request};
+use crate::supervisor::wire::{Phase, Reply, Request};
 use crate::trash::{self, Discarded, Trash};
 
 /// How long a directory is emptied anew that somebody writes to: a keeper writes once for a check.
 const WRITERS_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Inner {
-    /// Kills `id` if it runs, and frees all of it. Goes on to its end when the future is dropped.
-    /// Tells which of its named volumes are not durable yet.
-    pub(crate) async fn remove(self: &Arc<Self>, id: &ContainerId) -> Result<Vec<(String, volumes_s3::Error)>> {
+    /// Frees all of `id`, which is killed if it runs; without `force` it is refused then. Goes on to its end when the future
+    /// is dropped. Tells which of its named volumes are not durable yet.
+    pub(crate) async fn remove(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        force: bool,
+    ) -> Result<Vec<(String, volumes_s3::Error)>> {
         match self.container(id) {
+            Err(error) if !force => Err(error),
             Err(Error::Corrupt { .. }) => {
                 let (inner, id) = (self.clone(), id.clone());
                 driven::to_the_end(|caller| async move { inner.remove_unreadable(&id, &caller).await }).await
             }
-            other => self.remove_this(other?).await,
+            other => self.remove_this(other?, force).await,
         }
     }
 
@@ -39,14 +44,16 @@ impl Inner {
     pub(super) async fn remove_this(
         self: &Arc<Self>,
         container: Container,
+        force: bool,
     ) -> Result<Vec<(String, volumes_s3::Error)>> {
         let inner = self.clone();
-        driven::to_the_end(|caller| async move { inner.remove_to_the_end(container, &caller).await }).await
+        driven::to_the_end(|caller| async move { inner.remove_to_the_end(container, force, &caller).await }).await
     }
 
     pub(super) async fn remove_to_the_end(
         &self,
         container: Container,
+        force: bool,
         caller: &Caller,
     ) -> Result<Vec<(String, volumes_s3::Error)>> {
         let id = &container.record.id;
@@ -55,7 +62,12 @@ impl Inner {
             Ok(Some(_)) => Settling::Left,
             _ => Settling::Joined,
         };
-        let ended = self.end(&container, libc::SIGKILL, Duration::ZERO, Some(caller)).await;
+        let ended = if force {
+            self.end(&container, libc::SIGKILL, Duration::ZERO, Some(caller)).await
+        } else {
+            refuse_running(id, &self.observe(&container).await?)?;
+            Ok(())
+        };
         let (lock, container) = match self.lock(&container).await {
             // With its end it was removed.
             Err(Error::NoSuchContainer { .. }) if container.record.spec.remove_on_exit => {
@@ -68,6 +80,10 @@ impl Inner {
         };
         if caller.is_gone() {
             return Err(Error::CalledOff { id: id.to_string() });
+        }
+        if !force {
+            // Somebody may have started it while the lock was waited for.
+            refuse_running(id, &self.observe_locked(&container, &lock).await?)?;
         }
         caller.begin();
         if matches!(&ended, Err(error) if error.is_without_answer())
@@ -82,9 +98,7 @@ impl Inner {
         if let Some(mut connection) = self.supervisor(&container).await? {
             let kill = Request::Stop { signal: libc::SIGKILL, timeout_ms: 0 };
             match connection.ask(&kill).await.map_err(Error::supervisor(id))? {
-                Some(Reply::Error(what)) => {
-                    return Err(Error::Supervisor { id: id.to_string(), what, source: None });
-                }
+                Some(Reply::Error(what)) => return Err(self.not_ended(&container, what)),
                 Some(Reply::Exited(exit)) => unrecorded = self.record_of(&container, &exit).ok().flatten(),
                 _ => {}
             }
@@ -211,6 +225,16 @@ impl Inner {
         self.trash.deleted().await;
         let again = self.end_volumes(container, undone, patience).await.into_iter().filter(of_disk);
         again.map(|(name, source)| Error::of_volume(&name, source)).collect()
+    }
+}
+
+/// Refuses what is removed only by force.
+fn refuse_running(id: &ContainerId, observed: &Observed) -> Result<()> {
+    match observed {
+        Observed::Ended(_) => Ok(()),
+        // Created and not started: nothing of the user's runs.
+        Observed::Supervised(status) if status.phase == Phase::Created => Ok(()),
+        _ => Err(Error::StillRunning { id: id.to_string(), state: observed.state().word() }),
     }
 }
 

@@ -119,23 +119,26 @@ impl Inner {
                 .map_err(Error::supervisor(&container.record.id))?
             {
                 Some(Reply::Exited(_)) => return Ok(()),
-                Some(Reply::Error(what)) if what.starts_with("processes ") => {
-                    let cgroup = self.hierarchy.container_dirs(&container.record.cgroup_path);
-                    let pids = cgroup.pids().unwrap_or_default();
+                Some(Reply::Error(what)) => match self.not_ended(&container, what) {
                     // They have gone in this moment, of which its supervisor hears now.
-                    if pids.is_empty() && !std::mem::replace(&mut were_gone, true) {
-                        continue;
+                    Error::StopTimedOut { pids, .. } if pids.is_empty() && !std::mem::replace(&mut were_gone, true) => {
                     }
-                    let id = container.record.id.to_string();
-                    return Err(Error::StopTimedOut { id, pids, waited: KILL_PATIENCE });
-                }
-                Some(Reply::Error(what)) => {
-                    return Err(Error::Supervisor { id: container.record.id.to_string(), what, source: None });
-                }
+                    error => return Err(error),
+                },
                 // It ended in between: the record tells.
                 _ => {}
             }
         }
+    }
+
+    /// What a supervisor says who could not end its container.
+    pub(super) fn not_ended(&self, container: &Container, what: String) -> Error {
+        let id = container.record.id.to_string();
+        if !what.starts_with("processes ") {
+            return Error::Supervisor { id, what, source: None };
+        }
+        let pids = self.hierarchy.container_dirs(&container.record.cgroup_path).pids().unwrap_or_default();
+        Error::StopTimedOut { id, pids, waited: KILL_PATIENCE }
     }
 
     /// Whether somebody is about to start one that has ended, and waits for its volumes: then there is a file where its

@@ -30,7 +30,7 @@ impl Inner {
             Err(error) => return Err(error),
             Ok(container) => {
                 drop(lock);
-                return self.remove_to_the_end(container, caller).await;
+                return self.remove_to_the_end(container, true, caller).await;
             }
         }
         if let Ok(mut connection) = Connection::open(&paths.socket).await {

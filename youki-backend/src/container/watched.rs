@@ -108,7 +108,7 @@ impl Watched {
             self.inner.wait_for_supervisor(&self.container, &record).await?;
         }
         let mut owed = match self.is_there() {
-            true => self.inner.remove_this(self.container.clone()).await.or_else(|error| match error {
+            true => self.inner.remove_this(self.container.clone(), true).await.or_else(|error| match error {
                 Error::NoSuchContainer { .. } => Ok(Vec::new()),
                 other => Err(other),
             })?,
