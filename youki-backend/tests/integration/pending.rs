@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime_core::spec::{NetworkMode, ResourcesSpec};
-use runtime_core::{AgentError, ContainerState, Runtime, ServiceSpec};
+use runtime_core::{AgentError, ContainerId, ContainerState, Runtime, ServiceSpec};
 use rustix::process::Signal;
+use tokio::task::JoinHandle;
 use youki_backend::{CreateOptions, YoukiRuntime};
 
 use crate::support::Case;
@@ -15,6 +16,7 @@ use crate::support::berth::{berth, command};
 use crate::support::case::{IDLE, eventually, soon, start_on, words};
 use crate::support::image::Image;
 use crate::support::process::signal;
+use crate::support::root::Root;
 use crate::support::share::Share;
 use crate::support::switch::Switch;
 use crate::volumes::{exec_ok, spec, with_volume};
@@ -29,6 +31,7 @@ crate::tests![
     a_command_that_is_told_to_end_while_it_pulls_undoes_that,
     a_signal_that_a_command_is_to_ignore_calls_nothing_off,
     a_stop_beside_a_start_is_obeyed,
+    a_removal_without_force_beside_a_start_kills_nothing,
     what_a_removal_that_was_cut_off_left_is_not_taken_on,
 ];
 
@@ -225,43 +228,65 @@ async fn a_signal_that_a_command_is_to_ignore_calls_nothing_off(case: Case) {
     let root = case.root("root");
     let (switch, spec) = of_a_slow_registry(&case).await;
     let dir = root.dir.join("containers/web-rep-0");
-    let berth = command(&root);
-    let mut shell = tokio::process::Command::new("sh");
-    shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(berth.as_std().get_program());
-    shell.args(berth.as_std().get_args()).args(["create", "--name", "web", "--network", "none", &spec.image.name]);
-    shell.envs(berth.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let mut child = shell.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap();
-    eventually("it is on record", || async { dir.join("container.json").exists() }).await;
-    signal(child.id().unwrap(), Signal::HUP);
-    switch.slow(LET_GO);
-    assert!(soon("its end", child.wait()).await.unwrap().success());
-    assert!(dir.exists());
-    self::berth(&root, &["rm", "web"]).await.succeeded();
+    for verb in ["create", "run"] {
+        switch.slow(HELD_BACK);
+        let berth = command(&root);
+        let mut shell = tokio::process::Command::new("sh");
+        shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(berth.as_std().get_program());
+        shell.args(berth.as_std().get_args());
+        shell.args([verb, "--name", "web", "--network", "none", &spec.image.name, "true"]);
+        shell.envs(berth.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut child = shell.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+        eventually("it is on record", || async { dir.join("container.json").exists() }).await;
+        signal(child.id().unwrap(), Signal::HUP);
+        switch.slow(LET_GO);
+        assert!(soon("its end", child.wait()).await.unwrap().success(), "{verb}");
+        assert!(dir.exists(), "{verb}");
+        self::berth(&root, &["rm", "web"]).await.succeeded();
+        // For the next to pull it anew.
+        self::berth(&root, &["rmi", &spec.image.name]).await.succeeded();
+    }
+}
+
+/// A container that has ended, whose start waits for a volume until the switch lets it go.
+struct SlowStart {
+    root: Root,
+    runtime: Arc<dyn Runtime>,
+    id: ContainerId,
+    switch: Switch,
+    starting: JoinHandle<runtime_core::Result<()>>,
+}
+
+impl SlowStart {
+    async fn new(case: &Case) -> Self {
+        let (root, switch) = case.root_with_switch("root", "p").await;
+        let elsewhere = case.root_with_s3("elsewhere", "p").await.open().await.unwrap();
+        let runtime = root.open().await.unwrap();
+        let id = with_volume(case, &runtime).await;
+        runtime.stop_container(&id, Duration::ZERO).await.unwrap();
+        // What a start has to restore.
+        let there = case.id_on(&elsewhere);
+        start_on(&*elsewhere, &there, &spec(case, IDLE).await).await.unwrap();
+        exec_ok(&elsewhere, &there, "head -c 1000000 /dev/urandom > /data/file").await;
+        elsewhere.stop_container(&there, Duration::ZERO).await.unwrap();
+        switch.slow(HELD_BACK);
+        let starting = tokio::spawn({
+            let (runtime, id) = (runtime.clone(), id.clone());
+            async move { runtime.start_container(&id).await }
+        });
+        // By it the keeper is called: there is no socket yet.
+        let is_rung = || {
+            let mut sockets = std::fs::read_dir(root.run_dir.join("sockets")).unwrap().flatten();
+            sockets.any(|socket| socket.file_type().is_ok_and(|kind| kind.is_file()))
+        };
+        eventually("the start waits for its volume", || async { is_rung() }).await;
+        assert!(matches!(runtime.container_state(&id).await.unwrap(), ContainerState::Exited { .. }));
+        Self { root, runtime, id, switch, starting }
+    }
 }
 
 async fn a_stop_beside_a_start_is_obeyed(case: Case) {
-    let (root, switch) = case.root_with_switch("root", "p").await;
-    let elsewhere = case.root_with_s3("elsewhere", "p").await.open().await.unwrap();
-    let runtime = root.open().await.unwrap();
-    let id = with_volume(&case, &runtime).await;
-    runtime.stop_container(&id, Duration::ZERO).await.unwrap();
-    // What a start has to restore.
-    let there = case.id_on(&elsewhere);
-    start_on(&*elsewhere, &there, &spec(&case, IDLE).await).await.unwrap();
-    exec_ok(&elsewhere, &there, "head -c 1000000 /dev/urandom > /data/file").await;
-    elsewhere.stop_container(&there, Duration::ZERO).await.unwrap();
-    switch.slow(HELD_BACK);
-    let starting = tokio::spawn({
-        let (runtime, id) = (runtime.clone(), id.clone());
-        async move { runtime.start_container(&id).await }
-    });
-    // By it the keeper is called: there is no socket yet.
-    let is_rung = || {
-        let mut sockets = std::fs::read_dir(root.run_dir.join("sockets")).unwrap().flatten();
-        sockets.any(|socket| socket.file_type().is_ok_and(|kind| kind.is_file()))
-    };
-    eventually("the start waits for its volume", || async { is_rung() }).await;
-    assert!(matches!(runtime.container_state(&id).await.unwrap(), ContainerState::Exited { .. }));
+    let SlowStart { root: _root, runtime, id, switch, starting } = SlowStart::new(&case).await;
     let stopping = tokio::spawn({
         let (runtime, id) = (runtime.clone(), id.clone());
         async move { runtime.stop_container(&id, Duration::ZERO).await }
@@ -272,6 +297,22 @@ async fn a_stop_beside_a_start_is_obeyed(case: Case) {
     soon("the start", starting).await.unwrap().unwrap();
     soon("the stop", stopping).await.unwrap().unwrap();
     assert!(matches!(runtime.container_state(&id).await.unwrap(), ContainerState::Exited { .. }));
+}
+
+async fn a_removal_without_force_beside_a_start_kills_nothing(case: Case) {
+    let SlowStart { root, runtime, id, switch, starting } = SlowStart::new(&case).await;
+    let other = YoukiRuntime::open(root.config()).await.unwrap();
+    let removing = tokio::spawn({
+        let id = id.clone();
+        async move { other.remove(&id, false).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!starting.is_finished() && !removing.is_finished());
+    switch.slow(LET_GO);
+    soon("the start", starting).await.unwrap().unwrap();
+    let error = soon("the removal", removing).await.unwrap().unwrap_err();
+    assert_eq!(error.code(), "container.running", "{error}");
+    assert_eq!(runtime.container_state(&id).await.unwrap(), ContainerState::Running);
 }
 
 async fn what_a_removal_that_was_cut_off_left_is_not_taken_on(case: Case) {

@@ -35,7 +35,7 @@ const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTE
 /// Signals that follow each other within that are meant as one.
 pub const TWO_FOR_ONE: Duration = Duration::from_millis(300);
 
-/// What [`ignored`] told before the first was listened to.
+/// What [`ignored`] told before the first was listened to: what a command is to ignore by `nohup`, or `trap` in a script.
 static IGNORED: OnceLock<u64> = OnceLock::new();
 
 /// Listens to them from the time it is made.
@@ -53,14 +53,13 @@ impl Signals {
         Self::to(numbers)
     }
 
-    /// The same for those alone that ask to end; but what was ignored when the command began stays so, by `nohup`, or `trap` in a
-    /// script.
+    /// The same for those alone that ask to end; but what was ignored when the command began stays so.
     pub fn listen_to_ending() -> Result<Self> {
-        let ignored = *IGNORED.get_or_init(ignored);
-        Self::to(ENDING.into_iter().filter(|number| ignored & (1 << (number - 1)) == 0).collect())
+        Self::to(ENDING.into_iter().filter(|number| !was_ignored(*number)).collect())
     }
 
     fn to(numbers: Vec<i32>) -> Result<Self> {
+        IGNORED.get_or_init(ignored);
         let listen = |number| Ok((number, signal(SignalKind::from_raw(number))?));
         let signals = numbers.into_iter().map(listen).collect::<std::io::Result<_>>();
         signals.map(Self).map_err(|error| Failure::io("listening for", "signals", &error))
@@ -79,11 +78,12 @@ impl Signals {
         .await
     }
 
-    /// The next one that asks to end. Cancel-safe; others that come meanwhile are lost.
+    /// The next one that asks to end, and was not ignored when the command began. Cancel-safe; others that come meanwhile are
+    /// lost.
     pub async fn next_ending(&mut self) -> i32 {
         loop {
             let number = self.next().await;
-            if asks_to_end(number) {
+            if asks_to_end(number) && !was_ignored(number) {
                 return number;
             }
         }
@@ -105,6 +105,10 @@ impl Signals {
 /// Whether who sends it wants the command to end.
 pub fn asks_to_end(number: i32) -> bool {
     ENDING.contains(&number)
+}
+
+fn was_ignored(number: i32) -> bool {
+    IGNORED.get_or_init(ignored) & (1 << (number - 1)) != 0
 }
 
 /// The signals that this process ignores, a bit for each (proc_pid_status(5), SigIgn).
