@@ -116,14 +116,24 @@ impl LogFiles {
         kept
     }
 
+    /// Begins the next file. Of those before it so many stay as there may be beside it, and no more bytes than they may have
+    /// together: a line may be longer than a file.
     fn rotate(&mut self) {
         self.number += 1;
         self.open_current();
-        let mut numbers = numbers(&self.settings.dir);
-        numbers.sort_unstable();
-        let surplus = numbers.len().saturating_sub(self.settings.max_files.max(1));
-        for number in &numbers[..surplus] {
-            let _ = std::fs::remove_file(self.settings.dir.join(format!("{number}.log")));
+        let mut older = numbers(&self.settings.dir);
+        older.retain(|number| *number != self.number);
+        older.sort_unstable();
+        let beside = self.settings.max_files.max(1) - 1;
+        let mut left_bytes = self.settings.max_bytes.saturating_mul(beside as u64);
+        let path = |number: &u64| self.settings.dir.join(format!("{number}.log"));
+        let mut fits = |number: &u64| {
+            let bytes = std::fs::metadata(path(number)).map_or(0, |metadata| metadata.len());
+            left_bytes.checked_sub(bytes).inspect(|left| left_bytes = *left).is_some()
+        };
+        let kept = older.iter().rev().take(beside).take_while(|number| fits(number)).count();
+        for number in &older[..older.len() - kept] {
+            let _ = std::fs::remove_file(path(number));
         }
     }
 }
@@ -184,6 +194,22 @@ mod tests {
         let lines = lines(dir.path());
         assert_eq!(lines.last().unwrap(), "F line 99");
         assert!(lines.len() < 20);
+    }
+
+    #[test]
+    fn lines_longer_than_a_file_keep_no_more_than_all_files_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogFiles::open(settings(dir.path(), 100, 10));
+        let long = "x".repeat(300);
+        for number in 0..20 {
+            log.write(&line(&format!("{number} {long}")));
+            let sizes = numbers(dir.path())
+                .into_iter()
+                .map(|number| std::fs::metadata(dir.path().join(format!("{number}.log"))).unwrap().len());
+            let (bytes, one) = (sizes.sum::<u64>(), line(&long).len() as u64 + 3);
+            assert!(bytes <= 10 * 100 + one, "{bytes} after line {number}");
+        }
+        assert!(lines(dir.path()).last().unwrap().starts_with("F 19 "));
     }
 
     #[test]
