@@ -101,7 +101,7 @@ impl S3 {
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        let status = error.raw_response().map(|response| response.status().as_u16());
+        let status = status_of(&error);
         let s3_code = error.code().unwrap_or_default().to_owned();
         let location = self.location.clone();
         let target = format!("bucket {} at {}", self.bucket, self.endpoint);
@@ -223,6 +223,8 @@ impl S3 {
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) if is_missing(&error) => return Ok(None),
+            // The object has become so short that nothing of the range is there (RFC 9110, 15.5.17).
+            Err(error) if status_of(&error) == Some(416) => return Ok(Some(Bytes::new())),
             Err(error) => return Err(self.error(format!("GET {key}"), error)),
         };
         let expected = response.content_length().and_then(|length| usize::try_from(length).ok());
@@ -247,8 +249,11 @@ impl S3 {
 
 /// 404 for a key; a missing bucket says so in its code. HEAD has no body, hence no code.
 fn is_missing<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
-    let status = error.raw_response().map(|response| response.status().as_u16());
-    status == Some(404) && error.code() != Some("NoSuchBucket")
+    status_of(error) == Some(404) && error.code() != Some("NoSuchBucket")
+}
+
+fn status_of<E>(error: &SdkError<E>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
 }
 
 /// What S3 answered, in its own words: the SDK's error has them as Rust shows values.
@@ -368,7 +373,7 @@ impl ObjectStore for S3 {
         let put = async {
             match self.put_request(key, body).if_none_match("*").send().await {
                 Ok(_) => Ok(Put::Created),
-                Err(error) => match error.raw_response().map(|response| response.status().as_u16()) {
+                Err(error) => match status_of(&error) {
                     Some(409 | 412) => Ok(Put::Exists),
                     _ => Err(self.error(operation.clone(), error)),
                 },
@@ -434,11 +439,11 @@ impl ObjectStore for S3 {
         self.small(&operation, || async {
             match self.client.head_bucket().bucket(&self.bucket).send().await {
                 Ok(_) => Ok(()),
-                Err(error) if error.raw_response().is_some_and(|raw| raw.status().as_u16() == 404) => {
+                Err(error) if status_of(&error) == Some(404) => {
                     Err(Error::BucketMissing { bucket: self.bucket.clone(), endpoint: self.endpoint.clone() })
                 }
                 // An answer to HEAD has no body, hence no reason.
-                Err(error) if error.raw_response().is_some_and(|raw| matches!(raw.status().as_u16(), 401 | 403)) => {
+                Err(error) if matches!(status_of(&error), Some(401 | 403)) => {
                     let request = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1);
                     request.send().await.map(drop).map_err(|error| self.error(operation.clone(), error))
                 }

@@ -10,6 +10,7 @@ use crate::support::servers::S3_BUCKET;
 crate::tests![
     diff_tells_what_changed,
     verify_finds_what_is_damaged,
+    of_a_pack_that_is_cut_short_the_rest_is_damaged_and_who_goes_back_may,
     claim_takes_over_by_hand,
     a_sync_of_an_idle_volume_keeps_no_claim,
     an_older_generation_restored_in_place_is_published,
@@ -60,21 +61,7 @@ async fn verify_finds_what_is_damaged(case: Case) {
     let said = berth(&root, &["volume", "verify", "data"]).await.succeeded();
     assert!(said.starts_with("2 generations, ") && said.ends_with(": whole\n"), "{said}");
     // One bit on the server's disk.
-    let s3 = case.suite.s3().await;
-    let prefix = format!("{}/data/packs/", root.s3.as_ref().unwrap().prefix);
-    let listed = s3.client.list_objects_v2().bucket(S3_BUCKET).prefix(prefix).send().await.unwrap();
-    let wanted = b"of the second";
-    let mut damaged = 0;
-    for key in listed.contents().iter().filter_map(|object| object.key()) {
-        let object = s3.client.get_object().bucket(S3_BUCKET).key(key).send().await.unwrap();
-        let mut body = object.body.collect().await.unwrap().to_vec();
-        if let Some(at) = body.windows(wanted.len()).position(|window| window == wanted) {
-            body[at] ^= 1;
-            s3.client.put_object().bucket(S3_BUCKET).key(key).body(ByteStream::from(body)).send().await.unwrap();
-            damaged += 1;
-        }
-    }
-    assert_eq!(damaged, 1);
+    damage(&case, &root, b"of the second", |pack, at| pack[at] ^= 1).await;
     let newest = generations(&root).await.pop().unwrap();
     let said = berth(&root, &["volume", "verify", "data"]).await;
     assert!(said.code == 1 && said.stdout.ends_with(": damaged\n"), "{said:?}");
@@ -83,6 +70,40 @@ async fn verify_finds_what_is_damaged(case: Case) {
     let said = berth(&root, &["volume", "verify", "data", "--generation", &newest, "--json"]).await;
     let report: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
     assert!(said.code == 1 && report["damaged"][0]["path"] == "second", "{said:?}");
+}
+
+async fn of_a_pack_that_is_cut_short_the_rest_is_damaged_and_who_goes_back_may(case: Case) {
+    let root = root(&case, "root").await;
+    run(&case, &root, "echo of the first > /data/first").await;
+    run(&case, &root, "echo of the second > /data/second").await;
+    // A server refuses a range that begins behind the end.
+    damage(&case, &root, b"of the second", |pack, _| pack.truncate(1)).await;
+    let numbers = generations(&root).await;
+    let said = berth(&root, &["volume", "verify", "data"]).await;
+    assert!(said.code == 1 && said.stdout.ends_with(": damaged\n"), "{said:?}");
+    assert!(said.stderr.contains(&format!("generation {}: ", numbers[1])), "{said:?}");
+    let first = berth(&root, &["volume", "verify", "data", "--generation", &numbers[0]]).await.succeeded();
+    assert!(first.ends_with(": whole\n"), "{first}");
+    berth(&root, &["volume", "restore", "data", "--generation", &numbers[0]]).await.succeeded();
+    assert_eq!(run(&case, &root, "ls /data; cat /data/first").await, "first\nof the first\n");
+}
+
+/// Does so to the one pack of the volume that holds `text`, which is told with the place of it.
+async fn damage(case: &Case, root: &Root, text: &[u8], spoil: impl Fn(&mut Vec<u8>, usize)) {
+    let s3 = case.suite.s3().await;
+    let prefix = format!("{}/data/packs/", root.s3.as_ref().unwrap().prefix);
+    let listed = s3.client.list_objects_v2().bucket(S3_BUCKET).prefix(prefix).send().await.unwrap();
+    let mut damaged = 0;
+    for key in listed.contents().iter().filter_map(|object| object.key()) {
+        let object = s3.client.get_object().bucket(S3_BUCKET).key(key).send().await.unwrap();
+        let mut body = object.body.collect().await.unwrap().to_vec();
+        if let Some(at) = body.windows(text.len()).position(|window| window == text) {
+            spoil(&mut body, at);
+            s3.client.put_object().bucket(S3_BUCKET).key(key).body(ByteStream::from(body)).send().await.unwrap();
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 1);
 }
 
 async fn claim_takes_over_by_hand(case: Case) {
