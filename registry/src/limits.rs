@@ -22,6 +22,10 @@ pub const MAX_BLOB_BYTES: u64 = 64 << 30;
 pub const MAX_LAYER_BYTES: u64 = 256 << 30;
 /// Entries of one layer; the largest real ones (package trees) hold about a million.
 pub const MAX_LAYER_ENTRIES: u64 = 10_000_000;
+/// Bytes of paths that are held while a layer is unpacked, for each entry that it may have; real ones have as many on average.
+pub const MEAN_PATH_BYTES: u64 = 64;
+/// Bytes of such paths that any layer may have.
+pub const LEAST_NOTED_BYTES: u64 = 1 << 20;
 /// Unpacked bytes for each transferred byte. DEFLATE cannot exceed 1,032, and files of zeros reach it.
 pub const MAX_RATIO: u64 = 1_100;
 /// Bytes of output below which [`MAX_RATIO`] is not looked at: small files of zeros compress without bound in zstd.
@@ -89,5 +93,10 @@ impl Limits {
     #[must_use]
     pub fn no_progress(&self) -> Duration {
         Duration::from_secs(self.no_progress_seconds.max(1))
+    }
+
+    /// Bytes of the paths that are held while a layer is unpacked.
+    pub(crate) fn noted_bytes(&self) -> u64 {
+        self.layer_entries.saturating_mul(MEAN_PATH_BYTES).max(LEAST_NOTED_BYTES)
     }
 }

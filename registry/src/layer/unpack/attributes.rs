@@ -31,6 +31,7 @@ impl Unpacker<'_> {
             set_fd_xattr(handle, name, value, real)?;
         }
         let mode = (entry.mode & 0o6000 != 0).then_some(entry.mode);
+        self.note(real)?;
         self.directories.insert(real.to_vec(), Completion { mtime: entry.mtime, mode, default_acl });
         Ok(())
     }

@@ -109,6 +109,7 @@ pub(crate) fn unpack<R: BufRead>(
         handles: BTreeMap::new(),
         directories: BTreeMap::new(),
         whiteouts: BTreeSet::new(),
+        noted_bytes: 0,
         is_root: rustix::process::geteuid().is_root() && rustix::process::getegid().is_root(),
         out: Unpacked::default(),
     };
@@ -146,6 +147,8 @@ struct Unpacker<'a> {
     directories: BTreeMap<Vec<u8>, Completion>,
     /// Paths that are removed from the layers below.
     whiteouts: BTreeSet<Vec<u8>>,
+    /// Bytes of all the paths that were noted in these and in what the layer says of itself.
+    noted_bytes: u64,
     /// Whether this process creates files as 0:0.
     is_root: bool,
     out: Unpacked,
@@ -247,8 +250,25 @@ impl Unpacker<'_> {
         self.directory_attributes(root.as_fd(), b"", entry)
     }
 
+    /// Counts a path that is held until the layer is whole.
+    fn note(&mut self, path: &[u8]) -> Result<()> {
+        self.noted_bytes += path.len() as u64;
+        let limit = self.limits.noted_bytes();
+        if self.noted_bytes > limit {
+            return Err(UnpackError::Limit {
+                what: "the paths of its directories and whiteouts",
+                limit,
+                unit: "bytes",
+            });
+        }
+        Ok(())
+    }
+
     /// Notes a removal; it is made at the end, because it acts on the layers below only, wherever it stands.
     fn whiteout(&mut self, parent: &[u8], name: &[u8], hidden: &[u8], path: &[u8]) -> Result<()> {
+        // As the archive writes it, and as it is.
+        self.note(path)?;
+        self.note(path)?;
         if name == b".wh..wh..opq" {
             self.out.removals.insert((parent.to_vec(), true));
             if !self.out.unsettled {

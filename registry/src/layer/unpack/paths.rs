@@ -69,7 +69,10 @@ impl Unpacker<'_> {
             at = dir::join(&at, name);
             let c_name = dir::c(name).on(&at)?;
             match rustix::fs::mkdirat(current.as_fd(), c_name.as_c_str(), Mode::from_raw_mode(0o755)) {
-                Ok(()) => _ = self.out.implied.insert(at.clone()),
+                Ok(()) => {
+                    self.note(&at)?;
+                    self.out.implied.insert(at.clone());
+                }
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error).on(&at),
             }

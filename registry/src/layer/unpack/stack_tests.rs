@@ -434,6 +434,20 @@ proptest! {
     }
 }
 
+/// Few bytes of an archive, many of memory: names of PAX headers compress to nothing.
+#[test]
+fn paths_that_are_held_are_bounded() {
+    let base = tempfile::tempdir().unwrap();
+    rustix::process::umask(Mode::empty());
+    let deep = vec!["d".repeat(250); 15].join("/");
+    let items: Vec<Item> = (0..200).map(|number| Item::Whiteout(format!("{deep}/{number}"))).collect();
+    let archive = archive(&items);
+    let limits = Limits { layer_entries: 1_000, ..Limits::default() };
+    let root = dir::open_root(base.path()).unwrap();
+    let error = unpack(&mut TarReader::new(archive.as_slice()), root, &limits, None).unwrap_err();
+    assert_eq!(error.to_string(), "the paths of its directories and whiteouts exceed 1048576 bytes");
+}
+
 #[test]
 fn facts_that_layers_take_from_below() {
     use Item::{Dir, File, Link, Symlink, Whiteout};
