@@ -301,6 +301,10 @@ fn decode_parts_at(reader: &mut Reader<'_>, packs: &PackTable, lists: Lists, out
             }
             _ => return Err(reader.error("an unknown kind of part")),
         });
+        // Of parts that are nothing a few bytes could claim any number.
+        if parts.last().is_some_and(|part| part.covers() == 0) {
+            return Err(reader.error("a part without a byte"));
+        }
     }
     Ok(parts)
 }

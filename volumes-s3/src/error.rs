@@ -283,8 +283,8 @@ pub enum Error {
         /// The volume.
         name: String,
     },
-    /// A thread of ours ended before its work.
-    #[error("{operation}: the worker ended early")]
+    /// It was broken off before its end, as by the end of a thread.
+    #[error("{operation} was broken off")]
     Interrupted {
         /// What it was doing.
         operation: &'static str,

@@ -38,6 +38,9 @@ const LIST_FROM: usize = 1024;
 const LIST_MASK: u8 = 0xff;
 /// It is not ended before it has this many parts.
 const LIST_MIN: usize = 64;
+/// Most bytes that the paths of directories, and of the first names of files with several, may have together: who restores
+/// holds them all, and who scans those names.
+const HELD_PATH_BYTES: usize = 256 << 20;
 
 /// What a scan found.
 #[derive(Debug, Clone)]
@@ -182,6 +185,16 @@ fn compare(
     };
     let mut row = next(&mut rows)?;
     let mut names: HashMap<u64, Vec<u8>> = HashMap::new();
+    let mut held_bytes = 0;
+    let mut hold = |path: &[u8]| {
+        held_bytes += path.len();
+        if held_bytes > HELD_PATH_BYTES {
+            let what =
+                format!("directories and linked files whose paths have more than {HELD_PATH_BYTES} bytes together");
+            return Err(Error::Unsupported { what });
+        }
+        Ok(())
+    };
     walk(tree, |found| {
         while row.as_ref().is_some_and(|row| tree_order(&row.entry.path, found.path).is_lt()) {
             row = next(&mut rows)?;
@@ -191,10 +204,14 @@ fn compare(
             seen = row.take().filter(|row| same_device && is_same(row, found));
             row = next(&mut rows)?;
         }
+        if found.is_directory() {
+            hold(found.path)?;
+        }
         let mut first_name = None;
         if found.stat.st_nlink > 1 && !found.is_directory() {
             first_name = names.get(&found.stat.st_ino).cloned();
             if first_name.is_none() {
+                hold(found.path)?;
                 names.insert(found.stat.st_ino, found.path.to_vec());
             }
         }
@@ -440,7 +457,11 @@ pub(crate) fn decode_list(bytes: &[u8]) -> Result<Vec<Part>> {
     packs.decode(&mut reader)?;
     let parts = decode_parts(&mut reader, &packs, Lists::InChunks)?;
     let nested = parts.iter().any(|part| matches!(part, Part::List { .. }));
-    if nested || !reader.is_empty() { Err(reader.error("it holds more than parts")) } else { Ok(parts) }
+    if nested || parts.len() > LIST_FROM || !reader.is_empty() {
+        Err(reader.error("it holds more than parts"))
+    } else {
+        Ok(parts)
+    }
 }
 
 /// The bytes of a chunk that holds parts.

@@ -77,6 +77,10 @@ impl RecordWriter {
         put_int(&mut self.scratch, seen.ctime.seconds);
         put_uint(&mut self.scratch, seen.ctime.nanoseconds.into());
         seen.entry.encode(&mut self.scratch, &self.previous, &mut self.packs, Lists::Inline);
+        if self.scratch.len() > FRAME_LIMIT as usize {
+            let path = crate::walk::display(&seen.entry.path);
+            return Err(Error::Unsupported { what: format!("{}: a file of so many parts", path.display()) });
+        }
         self.previous.clone_from(&seen.entry.path);
         if self.packs.ids.len() > self.known {
             let mut names = vec![TAG_PACKS];
@@ -174,8 +178,19 @@ impl RecordReader {
         &self.path
     }
 
-    /// The next row.
+    /// The next row. A record that is damaged is removed: whoever tries again reads every file.
     pub(crate) fn next(&mut self) -> Result<Option<Seen>> {
+        match self.row() {
+            Err(Error::Corrupt { what, detail }) => {
+                tracing::warn!(%what, %detail, "scan record not usable, it is removed");
+                let _ = std::fs::remove_file(&self.path);
+                Err(Error::Interrupted { operation: "going by a scan record that was damaged" })
+            }
+            row => row,
+        }
+    }
+
+    fn row(&mut self) -> Result<Option<Seen>> {
         loop {
             if !self.read_frame()? {
                 return Ok(None);

@@ -121,3 +121,23 @@ async fn a_path_beyond_the_limit_is_named_by_its_beginning_and_the_rest_is_kept_
     host.store.remove("v", false, true).await.unwrap();
     assert!(!data.exists() && host.store.list().await.unwrap().is_empty());
 }
+
+/// Who restores, or looks for further names of a file, holds their paths.
+#[tokio::test]
+async fn long_paths_of_many_linked_files_are_refused_and_kept_here() {
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    let data = host.acquire().await.unwrap().path;
+    let deepest = make(&data, LEVELS);
+    for number in 0..4_500 {
+        let (file, other) = (format!("a{number}"), format!("b{number}"));
+        write(&deepest, &file, "");
+        linkat(&deepest, &file, &deepest, &other, AtFlags::empty()).unwrap();
+    }
+    let error = host.store.sync("v").await.unwrap_err();
+    assert!(error.code() == "volume.unsupported" && error.to_string().contains("268435456 bytes"), "{error}");
+    check(&data, LEVELS);
+    host.store.remove("v", false, true).await.unwrap_err(); // it is in use
+    host.store.release("v", "web").await.unwrap();
+    host.store.remove("v", false, true).await.unwrap();
+}

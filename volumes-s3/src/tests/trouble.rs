@@ -273,3 +273,24 @@ async fn a_restore_that_was_killed_before_its_state_was_written_is_no_change_mad
     two.write("by hand").await;
     assert_eq!(code(two.acquire().await), "volume.conflict");
 }
+
+#[tokio::test]
+async fn a_damaged_scan_record_costs_a_try_and_no_more() {
+    let memory = Arc::new(Memory::default());
+    let host = Host::new("one", &memory).await;
+    let data = host.acquire().await.unwrap().path;
+    fs::write(data.join("file"), "first").unwrap();
+    host.store.sync("v").await.unwrap();
+    let scan = data.with_file_name("scan");
+    let mut bytes = fs::read(&scan).unwrap();
+    bytes[4] = 0xff; // what the first frame is
+    fs::write(&scan, bytes).unwrap();
+    fs::write(data.join("file"), "second").unwrap();
+    assert_eq!(code(host.store.sync("v").await), "volume.interrupted");
+    assert!(!scan.exists());
+    host.store.sync("v").await.unwrap();
+    let other = Host::new("two", &memory).await;
+    host.store.release("v", "web").await.unwrap();
+    let restored = other.acquire().await.unwrap().path;
+    assert_eq!(fs::read_to_string(restored.join("file")).unwrap(), "second");
+}
