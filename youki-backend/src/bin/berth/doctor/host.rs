@@ -100,10 +100,12 @@ fn controllers(
         .flat_map(|fields| fields[3].split(',').map(str::to_owned).collect::<Vec<_>>())
         .filter(|option| CONTROLLERS_V1.contains(&option.as_str()) || ["cpuset", "blkio"].contains(&option.as_str()))
         .collect();
-    if !v1.is_empty() {
+    let v2 = mounts().find(|fields| fields[2] == "cgroup2").map(|fields| PathBuf::from(fields[1]));
+    // As the runtime chooses: a host may have another one of v1 alone beside v2.
+    let limits = |option: &String| ["pids", "memory", "devices"].contains(&option.as_str());
+    if v1.iter().any(limits) || v2.is_none() && !v1.is_empty() {
         return ("v1", v1, &CONTROLLERS_V1);
     }
-    let v2 = mounts().find(|fields| fields[2] == "cgroup2").map(|fields| PathBuf::from(fields[1]));
     let have = v2.and_then(|dir| read(&dir.join("cgroup.controllers"))).unwrap_or_default();
     ("v2", have.split_whitespace().map(str::to_owned).collect(), &CONTROLLERS_V2)
 }
@@ -245,6 +247,8 @@ mod tests {
         };
         let (version, have, need) = controllers(v2, read);
         assert_eq!((version, have.len(), need), ("v2", 4, &CONTROLLERS_V2[..]));
+        let beside = format!("{v2}cgroup /sys/fs/cgroup/freezer cgroup rw,freezer 0 0\n");
+        assert_eq!(controllers(&beside, read).0, "v2");
         assert_eq!(controllers("", |_| None).1, Vec::<String>::new());
     }
 
