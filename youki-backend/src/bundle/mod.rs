@@ -174,7 +174,9 @@ pub(crate) fn build(input: &BundleInput<'_>) -> Result<Bundle> {
     let args = command::args(image, spec)?;
     let sysctls = sysctls::sort(&spec.sysctls, shares_network)?;
     let config = image.config().as_ref();
-    let user = spec.user.clone().or_else(|| config.and_then(|c| c.user().clone())).filter(|user| !user.is_empty());
+    // An empty one is none: who means root says so.
+    let given = |user: Option<String>| user.filter(|user| !user.is_empty());
+    let user = given(spec.user.clone()).or_else(|| given(config.and_then(|c| c.user().clone())));
     let process = ProcessPlan {
         user,
         capabilities: capabilities::sets(&spec.capabilities, &spec.drop_capabilities, spec.privileged)?,

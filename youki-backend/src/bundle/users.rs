@@ -43,11 +43,11 @@ pub(crate) struct Identity {
 /// stands alone. For numbers alone a file that cannot be used counts as empty. Blocks on the filesystem.
 ///
 /// # Errors
-/// [`Error::UnknownUser`] for an unknown name; [`Error::InvalidSpec`] for a number that is too large, or a broken line of
-/// that user; [`Error::Io`] and [`Error::Corrupt`] when a file cannot be read within its limit.
+/// [`Error::UnknownUser`] for an unknown name; [`Error::InvalidSpec`] for a group alone, a number that is too large, or a
+/// broken line of that user; [`Error::Io`] and [`Error::Corrupt`] when a file cannot be read within its limit.
 pub(crate) fn resolve(root: BorrowedFd<'_>, user: Option<&str>) -> Result<Identity> {
     let text = user.unwrap_or_default();
-    let (user, group) = text.split_once(':').unwrap_or((text, ""));
+    let (user, group) = parts(text)?;
     let by_number = |text: &str| text.is_empty() || id(text).is_ok_and(|number| number.is_some());
     let needs_files = !by_number(user) || !by_number(group);
     let lines = |path| match read(root, path) {
@@ -63,6 +63,14 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, user: Option<&str>) -> Result<Identi
 /// The home directory for `HOME` of a process that has none: the passwd line's, else `/`.
 pub(crate) fn home(identity: &Identity) -> &str {
     identity.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/")
+}
+
+/// User and group of a text. A group alone, or the colon, is nobody: docker takes it for root.
+fn parts(text: &str) -> Result<(&str, &str)> {
+    match text.split_once(':').unwrap_or((text, "")) {
+        ("", _) if !text.is_empty() => Err(Error::invalid("user", format!("{text:?} names no user"))),
+        parts => Ok(parts),
+    }
 }
 
 /// Resolves without touching a file.
@@ -226,7 +234,7 @@ noline
 ";
 
     fn who(user: &str) -> Result<(u32, u32, Vec<u32>, Option<String>)> {
-        let (user, group) = user.split_once(':').unwrap_or((user, ""));
+        let (user, group) = parts(user)?;
         identity(user, group, PASSWD, GROUP).map(|i| (i.uid, i.gid, i.groups, i.home))
     }
 
@@ -243,7 +251,6 @@ noline
             ("app:50", (1000, 50, vec![50], home("/home/app"))),
             ("app:4000", (1000, 4000, vec![4000], home("/home/app"))),
             ("app:", (1000, 1001, vec![10, 50, 1001], home("/home/app"))),
-            (":data", (0, 50, vec![50], home("/root"))),
             ("minimal", (7, 8, vec![8], home(""))),
             ("4242", (4242, 0, vec![0], None)),
             ("4242:4343", (4242, 4343, vec![4343], None)),
@@ -270,6 +277,8 @@ noline
             "nogid",
             "short",
             "app:broken",
+            ":",
+            ":data",
             "0:4294967295",
             "app:-1",
             "# comment",

@@ -177,7 +177,8 @@ impl Inner {
         let root = format!("/proc/{init}/root");
         let root = openat(CWD, &root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| Error::io("opening", root)(error.into()))?;
-        let user = request.options.user.as_deref().or(process.user.as_deref());
+        let own = request.options.user.as_deref().filter(|user| !user.is_empty());
+        let user = own.or(process.user.as_deref());
         let identity = users::resolve(root.as_fd(), user)?;
         for (name, value) in &request.options.env {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {

@@ -1,8 +1,10 @@
 //! Who a container runs as: the image's user and the spec's, by name and by number, never root by accident.
 
-use runtime_core::ContainerState;
+use futures_util::StreamExt;
+use runtime_core::{ContainerState, ExecEvent, ExecOptions};
 
 use crate::support::Case;
+use crate::support::case::{IDLE, words};
 use crate::support::image::Image;
 
 crate::tests![
@@ -51,10 +53,21 @@ async fn the_images_user_and_the_specs_instead_of_it(case: Case) {
     assert_eq!(case.run(&spec).await.succeeded(), ["app"]);
     spec.user = Some("nobody".into());
     assert_eq!(case.run(&spec).await.succeeded(), ["nobody"]);
+    // As by `-u "$UNSET"`.
+    spec.user = Some(String::new());
+    assert_eq!(case.run(&spec).await.succeeded(), ["app"]);
+    spec.command = case.script(IDLE).await.command;
+    let id = case.start(&spec).await;
+    let options = ExecOptions { user: Some(String::new()), ..ExecOptions::default() };
+    let said = case.runtime.exec_with(&id, &words(&["id", "-un"]), &options, None).await.unwrap();
+    let said: Vec<_> = said.collect().await;
+    assert!(said.iter().any(|event| matches!(event, ExecEvent::Stdout(text) if text == "app\n")), "{said:?}");
 }
 
 async fn an_unknown_name_or_a_number_too_large_is_an_error_and_never_root(case: Case) {
-    for user in ["nosuch", "app:nosuch", "nosuch:app", "4294967296", "99999999999999999999", "-1", "0:4294967296"] {
+    for user in
+        [":", ":app", "nosuch", "app:nosuch", "nosuch:app", "4294967296", "99999999999999999999", "-1", "0:4294967296"]
+    {
         let mut spec = case.script("id -u").await;
         spec.user = Some(user.into());
         let id = case.id();
