@@ -4,8 +4,11 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::support::Case;
 use crate::support::berth::{command, command_but_for, said};
+use crate::support::image::Image;
 
 crate::tests![
     a_name_or_a_command_that_cannot_be_is_a_usage_error,
@@ -29,6 +32,7 @@ crate::tests![
     a_restart_is_a_stop_and_a_start,
     a_spec_is_applied_from_json_as_from_yaml,
     a_key_twice_or_a_tag_in_a_spec_is_refused,
+    what_an_image_says_moves_no_terminal,
     with_json_all_that_is_said_is_json,
     a_limit_of_the_file_holds,
 ];
@@ -499,6 +503,17 @@ async fn a_key_twice_or_a_tag_in_a_spec_is_refused(case: Case) {
         let said = case.berth_with(&["apply", "-f", "-", "--name", "tagged"], spec.as_bytes()).await;
         assert!(said.code == 2 && said.stderr.contains(&format!("{field}: it has a tag")), "{spec}: {said:?}");
     }
+    // To scan them would take minutes.
+    let deep = format!("image: {}", "[".repeat(100_000));
+    let said = case.berth_with(&["apply", "-f", "-", "--name", "deep"], deep.as_bytes()).await;
+    assert!(said.code == 2 && said.stderr.contains("brackets stand open"), "{said:?}");
+}
+
+async fn what_an_image_says_moves_no_terminal(case: Case) {
+    let image = case.push("hostile", &Image::busybox().with("Entrypoint", json!(["\u{1b}]0;title\u{7}"]))).await;
+    let said = case.berth(&["run", "--rm", "--network", "none", &image]).await;
+    assert!(said.code == 127 && said.stderr.contains("\\u{1b}]0;title"), "{said:?}");
+    assert!(!said.stderr.contains(['\u{1b}', '\u{7}']), "{said:?}");
 }
 
 async fn with_json_all_that_is_said_is_json(case: Case) {

@@ -206,9 +206,11 @@ pub fn in_form(kind: Kind, text: &str) -> String {
     }
 }
 
-/// A line to standard error; there is nobody to tell that it cannot be written.
+/// A line to standard error; there is nobody to tell that it cannot be written. An image, say, has put characters into it
+/// that a terminal would obey.
 pub fn eprint_line(text: &str) {
-    let line = format!("{text}\n");
+    let harmless = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
+    let line = text.chars().map(harmless).collect::<String>() + "\n";
     let _ = match Patient::own(io::stderr()) {
         Ok(mut stderr) => stderr.write_all(line.as_bytes()),
         // No descriptor is free.

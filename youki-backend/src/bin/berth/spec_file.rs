@@ -16,6 +16,8 @@ use crate::failure::{Failure, Result};
 
 /// Longest spec that is read; one of a thousand variables has some 100 KiB.
 const MAX_SPEC_BYTES: u64 = 4 << 20;
+/// Brackets within brackets that are read: to scan them costs the square of their number.
+const MAX_BRACKETS: usize = 1_000;
 
 /// Reads a spec from a file, or from standard input. JSON is YAML, too, in which a variant with a value is a map.
 pub fn read(path: &Path) -> Result<ServiceSpec> {
@@ -33,6 +35,9 @@ pub fn read(path: &Path) -> Result<ServiceSpec> {
         invalid(format!("line {line} is not UTF-8"))
     })?;
     let text = text.trim_start_matches('\u{feff}').trim_start();
+    if brackets_within_brackets(text) > MAX_BRACKETS {
+        return Err(invalid(format!("more than {MAX_BRACKETS} brackets stand open in one another")));
+    }
     // One with a key twice is left to YAML, which refuses it.
     if text.starts_with('{') && serde_json::from_str::<EachKeyOnce>(text).is_ok() {
         // YAML would take a null where a text is due for the word.
@@ -48,6 +53,21 @@ pub fn read(path: &Path) -> Result<ServiceSpec> {
         Some((field, reason)) => Err(Error::InvalidSpec { field, reason: reason.to_owned() }.into()),
         None => Ok(spec),
     }
+}
+
+/// How many brackets are open at most, in texts or not.
+fn brackets_within_brackets(text: &str) -> usize {
+    let mut deepest = 0;
+    text.bytes().fold(0_usize, |open, byte| {
+        let open = match byte {
+            b'[' | b'{' => open + 1,
+            b']' | b'}' => open.saturating_sub(1),
+            _ => open,
+        };
+        deepest = deepest.max(open);
+        open
+    });
+    deepest
 }
 
 /// Where YAML has left out a tag, such as `!vault`, that says that what follows is not what is meant.
