@@ -34,7 +34,7 @@ const SHORT: &str = "conformance,cgroup_v2,limits,outcomes,isolation";
 
 /// How long the machine may take, boot and all; emulated, the whole suite takes a good part of it.
 const FULL_TIME_LIMIT: Duration = Duration::from_secs(90 * 60);
-const SHORT_TIME_LIMIT: Duration = Duration::from_secs(12 * 60);
+const SHORT_TIME_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// How much slower an emulated processor is taken to be. The suite's `BERTH_TEST_SLOWNESS`: it stretches its patience
 /// and cuts its repetitions by it.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use runtime_core::conformance::{self, Backend, ConfiguredImage, EchoImage, Options, User};
+use runtime_core::conformance::{self, Backend, ConfiguredImage, EchoImage, Options, Report, User};
 use runtime_core::{AgentError, Runtime, Secret, SecretsProvider};
 use serde_json::json;
 use youki_backend::{Config, YoukiRuntime};
@@ -20,7 +20,7 @@ use spoils::Spoils;
 
 use crate::support::case::{Case, shortly};
 use crate::support::image::{Image, LayerBuilder};
-use crate::support::pace::{patience, repetitions};
+use crate::support::pace::{is_slow, patience, repetitions};
 use crate::support::root::Root;
 
 crate::tests![berth_keeps_the_contract, each_broken_promise_is_found];
@@ -190,12 +190,26 @@ async fn berth_keeps_the_contract(case: Case) {
     let options = Options { check_timeout: patience(2 * usual.check_timeout), patience: shortly(), ..usual };
     let report = conformance::run(backend.clone(), &options).await;
     println!("{report}");
-    assert!(report.is_ok(), "{report}");
+    let failed = if is_slow() { failed_again(&backend, &report, &options).await } else { report.failed().count() };
+    assert!(failed == 0 && report.passed().count() > 0, "{report}");
     let unlike = report.unsupported_unlike(&berth_has_not());
     assert!(unlike.is_empty(), "{}", unlike.join("\n"));
     for image in backend.runtime().list_images().await.unwrap() {
         backend.runtime().remove_image(&image.reference, true).await.unwrap();
     }
+}
+
+/// How many of the checks that failed fail when they are asked alone: where a machine stands still at times, a promise that
+/// is not kept is one that is not kept twice.
+async fn failed_again(backend: &Arc<Berth>, report: &Report, options: &Options) -> usize {
+    let mut failed = 0;
+    for check in report.failed() {
+        let alone = Options { prefix: "again".to_owned(), only: Some(check.name.clone()), ..options.clone() };
+        let again = conformance::run(backend.clone(), &alone).await;
+        println!("{} asked again:\n{again}", check.name);
+        failed += usize::from(again.failed().any(|found| found.name == check.name));
+    }
+    failed
 }
 
 /// Each promise is broken in turn by something between Berth and the suite, which must notice.

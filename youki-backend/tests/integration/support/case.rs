@@ -47,7 +47,7 @@ macro_rules! tests {
 pub struct Case {
     pub suite: &'static Suite,
     pub runtime: Arc<dyn Runtime>,
-    name: &'static str,
+    name: Arc<str>,
     made: Arc<Mutex<Vec<(Maker, ContainerId)>>>,
     count: Arc<AtomicU32>,
 }
@@ -67,28 +67,42 @@ pub struct Finished {
     pub stderr: Vec<String>,
 }
 
-/// A trial that runs `test` on the shared root and then removes what it made.
+/// Tests that failed so far: topic and name.
+static FAILED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// The tests that failed so far.
+pub fn failed() -> Vec<String> {
+    FAILED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+}
+
+/// A trial that runs `test` on the shared root and then removes what it made. Of one that has failed before it is another
+/// try, which takes nothing on from that.
 pub fn trial(module: &'static str, name: &'static str, test: fn(Case) -> BoxedTest) -> Trial {
     let topic = module.rsplit("::").next().unwrap_or(module);
-    Trial::test(format!("{topic}::{name}"), move || {
-        let suite = Suite::get();
-        suite.tokio.block_on(async {
-            let case = Case {
-                suite,
-                runtime: suite.shared().await.runtime.clone(),
-                name,
-                made: Arc::default(),
-                count: Arc::default(),
-            };
-            let run = tokio::time::timeout(time_limit(), test(case.clone()));
-            let result = AssertUnwindSafe(run).catch_unwind().await;
-            let removed = case.remove_all().await;
-            match result {
-                Ok(Ok(())) => removed.map_err(Failed::from),
-                Ok(Err(_)) => Err(format!("not done after {:?}", time_limit()).into()),
-                Err(panic) => Err(panic_text(&*panic).into()),
-            }
-        })
+    let whole = format!("{topic}::{name}");
+    Trial::test(whole.clone(), move || {
+        let name = if failed().contains(&whole) { format!("{name}_again") } else { name.to_owned() };
+        let result = run(name, test);
+        if result.is_err() {
+            FAILED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(whole);
+        }
+        result
+    })
+}
+
+fn run(name: String, test: fn(Case) -> BoxedTest) -> Result<(), Failed> {
+    let suite = Suite::get();
+    suite.tokio.block_on(async {
+        let runtime = suite.shared().await.runtime.clone();
+        let case = Case { suite, runtime, name: name.into(), made: Arc::default(), count: Arc::default() };
+        let run = tokio::time::timeout(time_limit(), test(case.clone()));
+        let result = AssertUnwindSafe(run).catch_unwind().await;
+        let removed = case.remove_all().await;
+        match result {
+            Ok(Ok(())) => removed.map_err(Failed::from),
+            Ok(Err(_)) => Err(format!("not done after {:?}", time_limit()).into()),
+            Err(panic) => Err(panic_text(&*panic).into()),
+        }
     })
 }
 

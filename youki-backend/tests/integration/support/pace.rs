@@ -16,6 +16,11 @@ pub fn repetitions(number: usize, least: usize) -> usize {
     (number / slowness() as usize).max(least.min(number))
 }
 
+/// Whether this machine stands still at times for longer than any patience, as an emulated one does.
+pub fn is_slow() -> bool {
+    slowness() > 1
+}
+
 fn slowness() -> u32 {
     static SLOWNESS: OnceLock<u32> = OnceLock::new();
     *SLOWNESS.get_or_init(|| match std::env::var(SLOWNESS_VARIABLE) {
